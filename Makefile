@@ -1,0 +1,70 @@
+# Every command of the project. `make help` lists them.
+PYTHON     ?= python3
+PROFILE    ?= default
+DATA       ?= auto
+DATA_DIR   ?=
+MODELS_DIR ?= models
+MODELS     ?=
+GRPC_PORT  ?= 8500
+REST_PORT  ?= 8501
+GATEWAY_PORT ?= 8080
+
+BIN  := .venv/bin
+DONE := .venv/.installed
+TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
+
+.DELETE_ON_ERROR:
+.PHONY: help install train-all serve test test-slow lint typecheck bench wheel lock protos clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+install: $(DONE) ## make .venv with everything; a second run does nothing
+
+$(DONE): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "bookserve needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: run make PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment: install its venv package first (Debian: apt-get install python3-venv)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+train-all: install ## train and export every model into MODELS_DIR
+	$(BIN)/bookserve train-all $(TRAIN_OPTIONS) $(MODELS)
+
+serve: install ## model server and gateway on loopback; trains first when MODELS_DIR is empty
+	$(BIN)/bookserve serve $(TRAIN_OPTIONS) --grpc-port=$(GRPC_PORT) --rest-port=$(REST_PORT) --gateway-port=$(GATEWAY_PORT)
+
+test: install lint typecheck ## lint, types and the fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install ## accuracy and endurance checks
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy cannot follow an editable install that maps folders to a namespace, so it sees the packages through links.
+typecheck: install
+	@mkdir -p .typecheck/bookserve
+	@for room in training export serving clients; do ln -sfn ../../$$room .typecheck/bookserve/$$room; done
+	$(BIN)/mypy -p bookserve.training -p bookserve.export -p bookserve.serving -p bookserve.clients
+
+bench: install ## the benchmarks; prints tables
+	$(BIN)/python -m bookserve.serving.bench --models-dir=$(MODELS_DIR)
+
+wheel: install ## build the wheel and the source distribution into dist/
+	rm -rf build dist
+	$(BIN)/uv build --quiet
+
+lock: ## pin every dependency with its hashes
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --extra serving --extra clients --extra training --extra dev -o requirements.lock pyproject.toml
+
+protos: install ## regenerate the message modules of serving/wire
+	$(BIN)/python serving/wire/generate.py
+
+clean: ## remove what was built, not what was trained
+	rm -rf .venv .typecheck .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

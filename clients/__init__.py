@@ -1,0 +1,1 @@
+"""Clients: Python clients and the command line."""

@@ -1,0 +1,59 @@
+"""The command `bookserve`: one table of subcommands, each loaded from its own room only when it is asked for.
+
+So `bookserve predict` never imports TensorFlow, and a command whose extra is not installed says which one it needs.
+"""
+
+import importlib
+import sys
+
+import click
+
+# command -> (module and attribute of the click command, the extra that brings what it imports, one line of help)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "train": ("bookserve.training.commands:train", "training", "Train one model into a run folder."),
+    "export": ("bookserve.export.commands:export", "training", "Publish a run as the next version of its model."),
+    "train-all": ("bookserve.training.commands:train_all", "training", "Train and export every model."),
+    "models": ("bookserve.export.commands:models", "clients", "List and show what the model store holds."),
+    "model-server": ("bookserve.serving.server.main:main", "serving", "Serve models over gRPC and REST."),
+    "gateway": ("bookserve.serving.gateway.main:main", "serving", "Serve the domain API and the web page."),
+    "serve": ("bookserve.serving.serve:main", "serving", "Model server and gateway together, on loopback."),
+    "predict": ("bookserve.clients.predict:main", "clients", "Ask for one prediction."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a subcommand's module only when that subcommand runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_text) for name, (_, _, help_text) in COMMANDS.items()])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        target, extra, _ = COMMANDS[cmd_name]
+        module_name, attribute = target.split(":")
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("bookserve"):
+                raise
+            raise click.ClickException(
+                f"'bookserve {cmd_name}' needs the package '{error.name}': pip install 'bookserve[{extra}]'"
+            ) from error
+        command = getattr(module, attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bookserve")
+def main() -> None:
+    """The case studies of 'TensorFlow for Deep Learning', from data to a served prediction."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

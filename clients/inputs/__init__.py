@@ -1,0 +1,1 @@
+"""From what a person has (a picture, a board, a molecule) to the tensors of a contract."""

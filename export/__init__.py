@@ -1,0 +1,1 @@
+"""Export: from a run folder to an immutable numbered version in the model store."""

@@ -1,0 +1,1 @@
+"""Serving: the wire protocol, the model server and the gateway."""

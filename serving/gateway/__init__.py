@@ -1,0 +1,1 @@
+"""The gateway: the domain API of every model, and the web page."""

@@ -1,0 +1,1 @@
+"""Engines: what runs one loaded version of a model."""

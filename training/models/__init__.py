@@ -1,0 +1,1 @@
+"""One module a model of the book, each with the same skeleton."""

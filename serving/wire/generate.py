@@ -6,11 +6,10 @@ generated. Needs grpcio-tools (extra `dev`).
 
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
-
-import grpc_tools
-from grpc_tools import protoc
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = Path("bookserve/serving/wire")
@@ -35,10 +34,11 @@ def generate(destination: Path) -> list[Path]:
             shutil.copy(proto, sources)
         output = Path(scratch, "output")
         output.mkdir()
-        includes = [f"-I{Path(scratch, 'sources')}", f"-I{Path(grpc_tools.__file__).parent / '_proto'}"]
         targets = [f"--python_out={output}", f"--pyi_out={output}"]
         names = sorted(str(PACKAGE / proto.name) for proto in sources.glob("*.proto"))
-        if protoc.main(["protoc", *includes, *targets, *names]) != 0:
+        # A process of its own: protoc and TensorFlow do not live in one.
+        command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{Path(scratch, 'sources')}", *targets, *names]
+        if subprocess.run(command).returncode != 0:
             raise RuntimeError("protoc failed: its message is above")
         written = []
         for module in sorted((output / PACKAGE).iterdir()):

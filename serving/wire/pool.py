@@ -6,6 +6,6 @@ that name in the default pool; the generated modules of this folder register her
 
 from google.protobuf import any_pb2, descriptor_pool, wrappers_pb2
 
-POOL = descriptor_pool.DescriptorPool()  # type: ignore[no-untyped-call]
+POOL = descriptor_pool.DescriptorPool()
 for _module in (any_pb2, wrappers_pb2):
     POOL.AddSerializedFile(_module.DESCRIPTOR.serialized_pb)

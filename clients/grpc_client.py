@@ -1,0 +1,278 @@
+"""Asks a model server over gRPC: ours, or TensorFlow Serving. Blocking (`GrpcClient`) and asyncio (`AsyncGrpcClient`).
+
+Calls go by their raw method paths with the messages of `serving.wire`, so neither TensorFlow nor generated stubs are
+needed. Every call has a deadline. Both clients may be shared by threads (tasks) and are meant to be kept: a channel
+carries any number of calls and reconnects by itself.
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from bookserve.clients import errors
+from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature, TensorInfo, VersionStatus
+from bookserve.serving.wire import tensors
+from bookserve.serving.wire.tensorflow_pb2 import SignatureDef
+from bookserve.serving.wire.tensorflow_pb2 import TensorInfo as WireTensorInfo
+from bookserve.serving.wire.tensorflow_serving_pb2 import (
+    GetModelMetadataRequest,
+    GetModelMetadataResponse,
+    GetModelStatusRequest,
+    GetModelStatusResponse,
+    ModelSpec,
+    ModelVersionStatus,
+    PredictRequest,
+    PredictResponse,
+    SignatureDefMap,
+)
+
+DEFAULT_TARGET = "127.0.0.1:8500"
+DEFAULT_TIMEOUT = 10.0  # seconds
+
+_PREDICT = "/tensorflow.serving.PredictionService/Predict"
+_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
+_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # gRPC's own ceiling is two minutes, far too long to notice that a model server is back.
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    # A model server is reached directly: a proxy of the environment would get requests meant for loopback.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class GrpcClient:
+    """The blocking client.
+
+    Takes a target such as "127.0.0.1:8500" (with `credentials` for TLS), or a `channel` of the caller's, which then
+    stays the caller's to close. Use it as a context manager, or call `close`.
+
+    Every method raises a `PredictError`: NotFound for an unknown model or version, InvalidArgument for wrong tensors or
+    an unknown label, DeadlineExceeded after `timeout` seconds, Unavailable when nobody answers, BadAnswer for an answer
+    that breaks the protocol.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        channel: grpc.Channel | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self.target = target
+        self._owned = channel is None
+        if channel is not None:
+            self._channel = channel
+        elif credentials is not None:
+            self._channel = grpc.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        self._predict, self._metadata, self._status = _methods(self._channel)
+
+    def predict(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        signature: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Prediction:
+        """Runs `inputs` (arrays of the signature's shapes and dtypes) through the newest version, or the one named.
+
+        `timeout` is in seconds. ValueError when both `version` and `label` are given.
+        """
+        request = _predict_request(model, inputs, version, label, signature)
+        return _prediction(model, self._call(self._predict, request, timeout))
+
+    def metadata(
+        self, model: str, *, version: int | None = None, label: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> ModelMetadata:
+        """The signatures of the newest version, or of the one named."""
+        request = _metadata_request(model, version, label)
+        return _model_metadata(model, self._call(self._metadata, request, timeout))
+
+    def status(self, model: str, *, timeout: float = DEFAULT_TIMEOUT) -> list[VersionStatus]:
+        """Every version that the server tracks, newest first, with its state."""
+        request = GetModelStatusRequest(model_spec=ModelSpec(name=model))
+        return _version_statuses(self._call(self._status, request, timeout))
+
+    def close(self) -> None:
+        """Closes the channel if this client opened it."""
+        if self._owned:
+            self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Any, timeout: float) -> Any:
+        try:
+            return method(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
+
+
+class AsyncGrpcClient:
+    """The asyncio client: the same methods and errors as `GrpcClient`, to be awaited.
+
+    Make it inside a running event loop. Use it as an asynchronous context manager, or await `close`.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        channel: grpc.aio.Channel | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self.target = target
+        self._owned = channel is None
+        if channel is not None:
+            self._channel = channel
+        elif credentials is not None:
+            self._channel = grpc.aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        self._predict, self._metadata, self._status = _methods(self._channel)
+
+    async def predict(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        signature: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Prediction:
+        """As `GrpcClient.predict`."""
+        request = _predict_request(model, inputs, version, label, signature)
+        return _prediction(model, await self._call(self._predict, request, timeout))
+
+    async def metadata(
+        self, model: str, *, version: int | None = None, label: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> ModelMetadata:
+        """As `GrpcClient.metadata`."""
+        request = _metadata_request(model, version, label)
+        return _model_metadata(model, await self._call(self._metadata, request, timeout))
+
+    async def status(self, model: str, *, timeout: float = DEFAULT_TIMEOUT) -> list[VersionStatus]:
+        """As `GrpcClient.status`."""
+        request = GetModelStatusRequest(model_spec=ModelSpec(name=model))
+        return _version_statuses(await self._call(self._status, request, timeout))
+
+    async def close(self) -> None:
+        """Closes the channel if this client opened it."""
+        if self._owned:
+            await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, method: Any, request: Any, timeout: float) -> Any:
+        try:
+            return await method(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
+
+
+def _methods(channel: Any) -> tuple[Any, Any, Any]:
+    """Predict, GetModelMetadata and GetModelStatus as callables of a blocking or an asyncio channel."""
+    return (
+        channel.unary_unary(_PREDICT, PredictRequest.SerializeToString, PredictResponse.FromString),
+        channel.unary_unary(_METADATA, GetModelMetadataRequest.SerializeToString, GetModelMetadataResponse.FromString),
+        channel.unary_unary(_STATUS, GetModelStatusRequest.SerializeToString, GetModelStatusResponse.FromString),
+    )
+
+
+def _model_spec(model: str, version: int | None, label: str | None) -> ModelSpec:
+    if version is not None and label is not None:
+        raise ValueError(f"give a version ({version}) or a label ({label!r}), not both")
+    spec = ModelSpec(name=model)
+    if version is not None:
+        spec.version.value = version
+    elif label is not None:
+        spec.version_label = label
+    return spec
+
+
+def _predict_request(
+    model: str, inputs: Mapping[str, Array], version: int | None, label: str | None, signature: str | None
+) -> PredictRequest:
+    request = PredictRequest(model_spec=_model_spec(model, version, label))
+    if signature is not None:
+        request.model_spec.signature_name = signature
+    for name, array in inputs.items():
+        request.inputs[name].CopyFrom(tensors.to_proto(array))
+    return request
+
+
+def _metadata_request(model: str, version: int | None, label: str | None) -> GetModelMetadataRequest:
+    return GetModelMetadataRequest(model_spec=_model_spec(model, version, label), metadata_field=["signature_def"])
+
+
+def _prediction(model: str, response: PredictResponse) -> Prediction:
+    try:
+        outputs = {name: tensors.to_array(proto) for name, proto in response.outputs.items()}
+    except tensors.TensorError as error:
+        raise errors.BadAnswer(f"the model server answered a malformed tensor: {error}") from error
+    return Prediction(model=model, version=response.model_spec.version.value, outputs=outputs)
+
+
+def _model_metadata(model: str, response: GetModelMetadataResponse) -> ModelMetadata:
+    if "signature_def" not in response.metadata:
+        raise errors.BadAnswer(f"the model server answered no signatures for {model!r}")
+    signatures = SignatureDefMap()
+    if not response.metadata["signature_def"].Unpack(signatures):
+        raise errors.BadAnswer(f"the model server answered something other than signatures for {model!r}")
+    return ModelMetadata(
+        model=model,
+        version=response.model_spec.version.value,
+        signatures={name: _signature(definition) for name, definition in signatures.signature_def.items()},
+    )
+
+
+def _signature(definition: SignatureDef) -> Signature:
+    return Signature(
+        inputs={name: _tensor_info(info) for name, info in definition.inputs.items()},
+        outputs={name: _tensor_info(info) for name, info in definition.outputs.items()},
+    )
+
+
+def _tensor_info(info: WireTensorInfo) -> TensorInfo:
+    try:
+        dtype = tensors.numpy_type(info.dtype).name
+    except tensors.TensorError:
+        dtype = tensors.type_name(info.dtype)
+    if info.tensor_shape.unknown_rank:
+        return TensorInfo(dtype, None)
+    return TensorInfo(dtype, tuple(dim.size if dim.size >= 0 else None for dim in info.tensor_shape.dim))
+
+
+def _version_statuses(response: GetModelStatusResponse) -> list[VersionStatus]:
+    statuses = [
+        VersionStatus(
+            version=status.version,
+            state=ModelVersionStatus.State.Name(status.state),
+            error=status.status.error_message,
+        )
+        for status in response.model_version_status
+    ]
+    return sorted(statuses, key=lambda status: status.version, reverse=True)

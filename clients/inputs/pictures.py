@@ -1,0 +1,217 @@
+"""From a picture that a person has to the tensor that a picture model takes.
+
+A digit photographed, scanned or drawn in a paint program looks nothing like MNIST's 28x28 fields. `digit` does to it
+what NIST and the authors of MNIST did to their scans (http://yann.lecun.com/exdb/mnist/): the digit is fitted into
+20x20 pixels with its aspect ratio kept and grey levels from the anti-aliasing, then placed into 28x28 so that its
+centre of mass is the field's centre.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+Pixels = npt.NDArray[np.uint8]
+_Grey = npt.NDArray[np.float32]  # (height, width), grey levels 0..255, or ink 0..1
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp")
+MAX_BYTES = 16 << 20
+MAX_PIXELS = 20_000_000
+
+FIELD = 28  # pixels, MNIST's width and height
+DIGIT = 20  # pixels, what the longer side of the digit is fitted to
+WORKING_SIDE = 1600  # pixels; larger pictures are shrunk to this before the digit is looked for
+
+_BLACK = 10  # grey levels; MNIST's border is black but for the few digits that reach into it
+_MIN_CONTRAST = 12.0  # grey levels; a picture whose ink differs less from its background is empty
+_MIN_OVER_NOISE = 4.0  # times the background's own roughness
+_INK = 0.25  # of full ink; darker pixels than this span the digit's bounding box
+
+# A warning of the decoder (a decompression bomb, damaged metadata) is a reason to refuse the picture. The filter is
+# process-wide and set once, because warnings.catch_warnings is not safe between threads.
+warnings.filterwarnings("error", module=r"PIL(\.|$)")
+
+# What Pillow's decoders raise on damaged files.
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    Warning,
+)
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used; the message says why and what would do."""
+
+
+class PictureFormatError(PictureError):
+    """No picture, or one of a format that is not allowed."""
+
+
+class PictureTooLarge(PictureError):
+    """More bytes or pixels than allowed; nothing was decoded."""
+
+
+class PictureDamaged(PictureError):
+    """A picture whose file is truncated or broken."""
+
+
+class PictureEmpty(PictureError):
+    """A picture without ink: nothing in it stands out from the background."""
+
+
+def digit(picture: bytes | Path) -> Pixels:
+    """Turns the picture of one digit into MNIST's form: uint8 [28,28], a white digit on black.
+
+    `picture` is a PNG, JPEG, WebP or BMP: its bytes or its file. Turned by its EXIF orientation, transparency laid over
+    white, dark digits on light grounds (told by the border) inverted, uneven and grey grounds removed, contrast
+    stretched. A picture that has MNIST's form already comes back unchanged; so does its negative, inverted.
+
+    Raises PictureFormatError, PictureTooLarge, PictureDamaged or PictureEmpty; OSError when a file cannot be read.
+    """
+    image = _decode(_read(picture) if isinstance(picture, Path) else picture)
+    if image.size == (FIELD, FIELD):
+        field = np.asarray(_over(image, 255).convert("L"))
+        for candidate in (field, 255 - field):
+            if _is_mnist(candidate):
+                return candidate.copy()
+    image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
+    try:
+        ink = _ink(_grey(_over(image, 255)))
+    except PictureEmpty:
+        if not image.has_transparency_data:
+            raise
+        ink = _ink(_grey(_over(image, 0)))  # white on transparent
+    return _place(_fit(_crop(ink)))
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def _decode(content: bytes) -> Image.Image:
+    if len(content) > MAX_BYTES:
+        raise PictureTooLarge(f"the picture has more than {MAX_BYTES >> 20} MiB: save it smaller")
+    if not content:
+        raise PictureFormatError("the picture has no bytes")
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureTooLarge(f"the picture has more than {MAX_PIXELS // 1_000_000} million pixels") from error
+    except _DECODER_ERRORS as error:
+        allowed = ", ".join(FORMATS)
+        raise PictureFormatError(f"this is no readable picture: give one of {allowed}") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise PictureTooLarge(
+            f"the picture has {width} x {height} pixels, at most {MAX_PIXELS // 1_000_000} million are taken:"
+            " save it smaller"
+        )
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except _DECODER_ERRORS as error:
+        raise PictureDamaged(f"the {image.format} picture is truncated or damaged: save it again") from error
+
+
+def _over(image: Image.Image, ground: int) -> Image.Image:
+    """The picture without transparency, laid over a ground of this grey level."""
+    if not image.has_transparency_data:
+        return image
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, (ground, ground, ground, 255)), layer)
+
+
+def _grey(image: Image.Image) -> _Grey:
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, which convert("L") would clip
+        return np.asarray(image, dtype=np.float32) / np.float32(257.0)
+    return np.asarray(image.convert("L"), dtype=np.float32)
+
+
+def _is_mnist(field: Pixels) -> bool:
+    border = np.concatenate([field[0], field[-1], field[:, 0], field[:, -1]])
+    corners = field[[0, 0, -1, -1], [0, -1, 0, -1]]
+    return bool(corners.max() <= _BLACK and np.mean(border <= _BLACK) >= 0.9 and field.max() >= 128)
+
+
+def _ink(grey: _Grey) -> _Grey:
+    """How much each pixel is ink: 0 on the background, 1 on full strokes. PictureEmpty when there is none."""
+    difference = grey - _background(grey)
+    border = difference[_border_mask(difference.shape)]
+    roughness = 1.4826 * float(np.median(np.abs(border - np.median(border))))
+    darker, lighter = np.clip(-difference, 0, None), np.clip(difference, 0, None)
+    # Squares, so that a few strokes outweigh a wide faint shade.
+    ink = darker if float(np.square(darker).sum()) >= float(np.square(lighter).sum()) else lighter
+    peak = float(ink.max())
+    if peak < max(_MIN_CONTRAST, _MIN_OVER_NOISE * roughness):
+        raise PictureEmpty("the picture is empty: draw or photograph one digit that stands out from the background")
+    full = float(np.percentile(ink[ink > 0.5 * peak], 75))
+    floor = min(max(3.0 * roughness, 0.04 * full), 0.5 * full)
+    stretched: _Grey = np.clip((ink - floor) / (full - floor), 0.0, 1.0).astype(np.float32)
+    return stretched
+
+
+def _border_mask(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """True on a ring along the edges, a fiftieth of the shorter side wide, at least one pixel."""
+    width = max(1, min(shape) // 50)
+    mask = np.ones(shape, dtype=np.bool_)
+    mask[width:-width, width:-width] = False
+    return mask
+
+
+def _background(grey: _Grey) -> Any:
+    """The ground's grey level at every pixel: a plane through the border, so that light from one side does no harm."""
+    rows, columns = np.nonzero(_border_mask(grey.shape))
+    levels = grey[rows, columns]
+    terms = np.stack([np.ones(len(rows)), rows / grey.shape[0], columns / grey.shape[1]], axis=1)
+    keep = np.abs(levels - np.median(levels)) <= max(8.0, 3.0 * float(np.median(np.abs(levels - np.median(levels)))))
+    plane = np.linalg.lstsq(terms[keep], levels[keep], rcond=None)[0].astype(np.float32)
+    down = np.arange(grey.shape[0], dtype=np.float32)[:, None] / grey.shape[0]
+    across = np.arange(grey.shape[1], dtype=np.float32)[None, :] / grey.shape[1]
+    return plane[0] + plane[1] * down + plane[2] * across
+
+
+def _crop(ink: _Grey) -> _Grey:
+    rows = np.flatnonzero((ink > _INK).any(axis=1))
+    columns = np.flatnonzero((ink > _INK).any(axis=0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _fit(ink: _Grey) -> _Grey:
+    """Scales the digit so that its longer side is DIGIT pixels, with its strokes at full ink."""
+    height, width = ink.shape
+    scale = DIGIT / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = np.clip(np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC)), 0.0, 1.0)
+    # A stroke thinner than a pixel of the field fades in scaling; a pen's strokes are full ink in MNIST.
+    strokes: _Grey = np.clip(small / max(float(np.percentile(small[small > 0.05], 90)), 0.05), 0.0, 1.0)
+    return strokes
+
+
+def _place(ink: _Grey) -> Pixels:
+    """Puts the digit into the field with its centre of mass at the centre, moved by whole pixels."""
+    height, width = ink.shape
+    total = float(ink.sum())
+    row = float((ink.sum(axis=1) * np.arange(height)).sum()) / total
+    column = float((ink.sum(axis=0) * np.arange(width)).sum()) / total
+    top = min(max(round(FIELD / 2 - row), 0), FIELD - height)
+    left = min(max(round(FIELD / 2 - column), 0), FIELD - width)
+    field = np.zeros((FIELD, FIELD), dtype=np.uint8)
+    field[top : top + height, left : left + width] = np.rint(ink * 255.0)
+    return field

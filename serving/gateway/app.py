@@ -1,0 +1,162 @@
+"""The gateway's Flask application: the models' routes, the page, the probes, and what holds for every request.
+
+`create_app` takes its settings and the client to the model server, so tests inject both.
+"""
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import flask
+import structlog
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+
+from bookserve.export.contracts import CONTRACTS
+from bookserve.serving.gateway import mnist, models_api, openapi
+from bookserve.serving.gateway.answers import json_response
+from bookserve.serving.gateway.config import GatewayConfig
+from bookserve.serving.gateway.model_server import Backend, ModelServer
+from bookserve.serving.gateway.problems import Problem
+from bookserve.serving.gateway.store import Store
+
+# Every model's file of this folder: its path, its routes and its part of the OpenAPI document.
+MODELS = (mnist,)
+
+_PAGE = Path(__file__).parent / "page"
+_PAGE_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+}
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self';"
+        " form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+_log = structlog.get_logger()
+
+
+def create_app(config: GatewayConfig, backend: Backend, draining: Callable[[], bool] = lambda: False) -> Flask:
+    """Builds the application around a client to the model server.
+
+    `draining` tells whether the process is about to stop: the gateway is unready then, and closes its connections.
+    """
+    app = Flask("bookserve.gateway", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = config.limits.body_bytes
+    app.config["MAX_FORM_PARTS"] = config.limits.form_parts
+    app.config["MAX_FORM_MEMORY_SIZE"] = config.limits.form_field_bytes
+    models = ModelServer(backend, config.model_server, config.model_seconds)
+    store = Store(config.models_dir) if config.models_dir else None
+    for module in MODELS:
+        app.register_blueprint(module.routes(models, config.limits))
+    app.register_blueprint(models_api.routes(models, store))
+    _add_probes(app, models, draining)
+    _add_page(app)
+    interface = openapi.document({module.PATH: module.openapi(config.limits) for module in MODELS})
+
+    @app.get("/openapi.json")
+    def show_openapi() -> Response:
+        return json_response(interface)
+
+    _add_logging_and_headers(app, draining)
+    _add_error_handlers(app, config)
+    return app
+
+
+def _add_probes(app: Flask, models: ModelServer, draining: Callable[[], bool]) -> None:
+    @app.get("/healthz")
+    def healthz() -> Response:
+        return json_response({"status": "ok"})
+
+    @app.get("/readyz")
+    def readyz() -> Response:
+        if draining():
+            raise Problem(503, "the gateway is stopping")
+        readiness = {name: models.readiness(contract) for name, contract in CONTRACTS.items()}
+        faults = [state.reason for state in readiness.values() if not (state.ready or state.absent)]
+        if not faults and all(state.absent for state in readiness.values()):
+            faults = [state.reason for state in readiness.values()]
+        if faults:
+            raise Problem(503, "; ".join(dict.fromkeys(faults)))
+        versions = {name: state.version for name, state in readiness.items() if state.ready}
+        return json_response({"status": "ready", "models": versions})
+
+
+def _add_page(app: Flask) -> None:
+    files = {path.name: path.read_bytes() for path in _PAGE.iterdir() if path.suffix in _PAGE_TYPES}
+
+    @app.get("/")
+    @app.get("/page/<name>")
+    def page(name: str = "index.html") -> Response:
+        if name not in files:
+            raise Problem(404, "the page has no such file")
+        return Response(files[name], content_type=_PAGE_TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"})
+
+
+def _add_logging_and_headers(app: Flask, draining: Callable[[], bool]) -> None:
+    @app.before_request
+    def start() -> None:
+        asked = request.headers.get("X-Request-ID", "")
+        g.request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        g.started = time.perf_counter()
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers["X-Request-ID"] = g.request_id
+        if draining():
+            response.headers["Connection"] = "close"
+        _log.info(
+            "request",
+            request_id=g.request_id,
+            method=request.method,
+            path=request.path[:200],
+            status=response.status_code,
+            milliseconds=round(1000 * (time.perf_counter() - g.started), 2),
+        )
+        return response
+
+
+def _add_error_handlers(app: Flask, config: GatewayConfig) -> None:
+    @app.errorhandler(Problem)
+    def problem(error: Problem) -> Response:
+        if error.status >= 500:
+            _log.warning("problem", request_id=g.request_id, status=error.status, detail=error.detail)
+        return error.response(g.request_id)
+
+    @app.errorhandler(RequestEntityTooLarge)
+    def too_large(_: RequestEntityTooLarge) -> Response:
+        limits = config.limits
+        return Problem(
+            413,
+            f"a body may have {limits.body_bytes} bytes, a form {limits.form_parts} parts"
+            f" and {limits.form_field_bytes} bytes of fields: send less at a time",
+        ).response(g.request_id)
+
+    @app.errorhandler(HTTPException)
+    def http_exception(error: HTTPException) -> Response:
+        status = error.code or 500
+        if 300 <= status < 400:
+            return flask.make_response(error.get_response())
+        headers, text = {}, {404: "there is nothing here; GET /openapi.json lists what there is"}.get(status)
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            allowed = ", ".join(sorted(error.valid_methods))
+            headers, text = {"Allow": allowed}, f"{request.method} does not work here; {allowed} does"
+        return Problem(status, text or str(error.description), headers=headers).response(g.request_id)
+
+    @app.errorhandler(Exception)
+    def fault(error: Exception) -> Response:
+        _log.error("fault", request_id=g.request_id, exc_info=error)
+        return Problem(500, "a fault of the gateway: its log says more under this request's id").response(g.request_id)

@@ -1,0 +1,175 @@
+"""From granian to the WSGI application: bodies are read on the event loop, the application runs on threads.
+
+A body is read under a size limit and a deadline before a thread is taken, so clients that send slowly cost a coroutine
+each and no thread; and the number of requests that run or wait is bounded. What is refused here is a problem document,
+as everywhere.
+"""
+
+import asyncio
+import io
+import sys
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import structlog
+
+from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.problems import Problem
+
+_log = structlog.get_logger()
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+_Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
+
+
+class _Headers(Protocol):
+    def items(self) -> list[tuple[str, str]]: ...
+    def get(self, key: str, default: Any = None) -> Any: ...
+
+
+class _Scope(Protocol):
+    proto: str
+    http_version: str
+    server: str
+    client: str
+    scheme: str
+    method: str
+    path: str
+    query_string: str
+
+    @property
+    def headers(self) -> _Headers: ...
+
+
+class _Exchange(Protocol):
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None: ...
+
+
+class Bridge:
+    """The RSGI application that granian calls, around a WSGI application."""
+
+    def __init__(self, app: WsgiApp, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+        self._threads = ThreadPoolExecutor(limits.concurrent, thread_name_prefix="gateway")
+        self._running = 0
+        self._draining = threading.Event()
+
+    def drain(self) -> None:
+        """From now on the gateway is unready, and every answer closes its connection."""
+        self._draining.set()
+
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._draining.is_set()
+
+    def close(self) -> None:
+        """Ends the threads, after the requests that they are answering."""
+        self._threads.shutdown()
+
+    async def __rsgi__(self, scope: _Scope, exchange: _Exchange) -> None:
+        """Answers one request."""
+        try:
+            status, headers, body = await self._answer(scope, exchange)
+        except Problem as problem:
+            status, headers, body = _refusal(problem)
+        except Exception as error:
+            _log.error("fault", exc_info=error)
+            status, headers, body = _refusal(Problem(500, "a fault of the gateway: its log says more"))
+        # HTTP/1 writes names in lower case as well; HTTP/2 needs it.
+        exchange.response_bytes(status, [(name.lower(), value) for name, value in headers], body)
+
+    async def _answer(self, scope: _Scope, exchange: _Exchange) -> _Answer:
+        if scope.proto != "http":
+            raise Problem(400, "the gateway speaks plain HTTP: no WebSocket")
+        body = await self._body(scope, exchange)
+        if self._running >= self._limits.concurrent + self._limits.waiting:
+            raise Problem(503, "the gateway is full: try again", headers={"Retry-After": "1"})
+        self._running += 1
+        try:
+            environ = _environ(scope, body)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._call, environ)
+        finally:
+            self._running -= 1
+
+    async def _body(self, scope: _Scope, exchange: _Exchange) -> bytes:
+        limit = self._limits.body_bytes
+        declared = scope.headers.get("content-length", "0")
+        if not declared.isdigit():
+            raise Problem(400, "Content-Length is no number")
+        if int(declared) > limit:
+            raise _too_large(limit)
+        if declared == "0" and "transfer-encoding" not in [name for name, _ in scope.headers.items()]:
+            return b""
+        pieces, size = [], 0
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                async for piece in exchange:
+                    size += len(piece)
+                    if size > limit:
+                        raise _too_large(limit)
+                    pieces.append(piece)
+        except TimeoutError:
+            seconds = self._limits.body_seconds
+            raise Problem(408, f"the body did not arrive within {seconds:g} s (--body-seconds)") from None
+        return b"".join(pieces)
+
+    def _call(self, environ: dict[str, Any]) -> _Answer:
+        started: list[tuple[int, list[tuple[str, str]]]] = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
+            started[:] = [(int(status.split(" ", 1)[0]), headers)]
+
+        pieces = self._app(environ, start_response)
+        try:
+            body = b"".join(pieces)
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
+        return (*started[0], body)
+
+
+def _refusal(problem: Problem) -> _Answer:
+    request_id = uuid.uuid4().hex
+    _log.info("refused", request_id=request_id, status=problem.status, detail=problem.detail)
+    response = problem.response(request_id)
+    # The rest of the body is not read, so the connection cannot carry another request.
+    return problem.status, [*response.headers.items(), ("Connection", "close")], response.get_data()
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, f"a body may have {limit} bytes (--max-body-bytes): send less at a time")
+
+
+def _environ(scope: _Scope, body: bytes) -> dict[str, Any]:
+    """The WSGI environment (PEP 3333) of a request whose body is read."""
+    host, _, port = scope.server.rpartition(":")
+    environ = {
+        "REQUEST_METHOD": scope.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": scope.path.encode().decode("latin-1"),  # granian has decoded the percent signs
+        "QUERY_STRING": scope.query_string,
+        "SERVER_NAME": host,
+        "SERVER_PORT": port,
+        "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
+        "REMOTE_ADDR": scope.client.rpartition(":")[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.scheme,
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+    for name, value in scope.headers.items():
+        key = name.upper().replace("-", "_")
+        if "_" in name:
+            continue  # X_Request_ID must not pass for X-Request-ID
+        environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value
+    environ["CONTENT_LENGTH"] = str(len(body))
+    return environ

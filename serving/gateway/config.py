@@ -1,0 +1,29 @@
+"""The gateway's settings and limits, each with its default; `bookserve gateway` has a flag for each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may cost. Past a limit the gateway answers 400, 408, 413 or 503 and does no work."""
+
+    body_bytes: int = 16 << 20
+    body_seconds: float = 30.0  # from the first byte of a request's body to its last
+    form_parts: int = 64  # multipart parts, files and fields together
+    form_field_bytes: int = 64 << 10  # all multipart fields that are no files
+    items: int = 32  # pictures, texts, boards … a request
+    json_bytes: int = 1 << 20  # of a JSON body
+    json_depth: int = 8  # nested lists and objects
+    concurrent: int = 32  # requests being answered at once; each has a thread
+    waiting: int = 128  # requests beyond these; more are refused with 503
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """How one gateway runs."""
+
+    model_server: str = "127.0.0.1:8500"
+    model_seconds: float = 10.0  # the deadline of a call to the model server
+    models_dir: Path | None = None  # the model store, for metrics and report pictures
+    limits: Limits = Limits()

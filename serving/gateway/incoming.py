@@ -1,0 +1,119 @@
+"""What every model's routes read from a request: the version or label asked for, a JSON body, uploaded files.
+
+Anything that is not as it should be is a `Problem` that names it.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from flask import Request
+
+from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.problems import Problem, bad_value, shown
+
+MAX_LABEL = 64  # characters
+MAX_VERSION = 2**63 - 1
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Opening brackets become 1, closing ones -1 (as a signed byte), everything else is deleted.
+_BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[{]}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which version of a model a request wants: a number, a label, or neither for the newest."""
+
+    version: int | None = None
+    label: str | None = None
+
+
+def choice(request: Request) -> Choice:
+    """Reads `?version=3` or `?label=canary`."""
+    for name in request.args:
+        if name not in ("version", "label"):
+            raise bad_value(f"?{name[:40]}", "version or label as the only parameters", shown(name), "?version=3")
+    version, label = request.args.get("version"), request.args.get("label")
+    if version is not None and label is not None:
+        raise bad_value("?version", "a version or a label", "both", "?version=3")
+    if version is not None:
+        if not (version.isascii() and version.isdigit() and len(version) <= 19 and 0 < int(version) <= MAX_VERSION):
+            raise bad_value("?version", "a whole number from 1", shown(version), "?version=3")
+        return Choice(version=int(version))
+    if label is not None and not (0 < len(label) <= MAX_LABEL and label.isprintable()):
+        raise bad_value("?label", f"1 to {MAX_LABEL} printable characters", shown(label), "?label=stable")
+    return Choice(label=label)
+
+
+def read_json(request: Request, limits: Limits, example: object) -> dict[str, Any]:
+    """The JSON object of a body; NaN, duplicate text after it, and deep nesting are refused."""
+    body = request.get_data(cache=False)
+    if not body:
+        raise bad_value("body", "a JSON object", "nothing", example)
+    if len(body) > limits.json_bytes:
+        raise Problem(413, f"a JSON body may have {limits.json_bytes} bytes, this one has {len(body)}")
+    if _depth(body) > limits.json_depth:
+        raise bad_value("body", f"JSON nested at most {limits.json_depth} deep", "deeper JSON", example)
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        given = f"text that is no JSON at line {error.lineno} column {error.colno}"
+        raise bad_value("body", "a JSON object", given, example) from error
+    if not isinstance(content, dict):
+        raise bad_value("body", "a JSON object", shown(content), example)
+    return content
+
+
+def only_field(body: dict[str, Any], name: str, example: object) -> Any:
+    """The value of the one field that a body has."""
+    for other in body:
+        if other != name:
+            raise bad_value(other[:40], f"{name!r} as the only field", shown(other), example)
+    if name not in body:
+        raise bad_value(name, "this field", "nothing", example)
+    return body[name]
+
+
+def read_files(request: Request, name: str, limits: Limits, example: object) -> list[bytes]:
+    """The uploaded files of a multipart form whose field is `name`, in order."""
+    files = request.files
+    for other in [*request.form, *files]:
+        if other != name:
+            raise bad_value(other[:40], f"{name!r} as the only form field", shown(other), example)
+    if request.form:
+        raise bad_value(name, "a file", "a text field", example)
+    uploads = [upload.read() for upload in files.getlist(name)]
+    if not uploads:
+        raise bad_value(name, "at least one file", "none", example)
+    if len(uploads) > limits.items:
+        raise Problem(413, f"at most {limits.items} files a request are taken, got {len(uploads)}", field=name)
+    return uploads
+
+
+def media_type(request: Request) -> str:
+    """The body's media type, in lower case and without parameters. A compressed body is a 415."""
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Problem(415, "compressed bodies are not taken: send it without Content-Encoding")
+    return request.mimetype
+
+
+def unsupported(given: str, taken: tuple[str, ...], example: object) -> Problem:
+    """A 415 that names the media types that are taken."""
+    return Problem(
+        415,
+        f"Content-Type: expected one of {', '.join(taken)}, got {given[:80] or 'none'}",
+        field="Content-Type",
+        expected=" or ".join(taken),
+        given=given[:80] or "none",
+        example=example,
+    )
+
+
+def _depth(body: bytes) -> int:
+    """How deep lists and objects nest, told before anything is parsed; brackets in strings do not count."""
+    brackets = np.frombuffer(_STRING.sub(b"", body).translate(_BRACKETS, _NOT_BRACKETS), dtype=np.int8)
+    return int(np.cumsum(brackets, dtype=np.int64).max(initial=0))

@@ -1,0 +1,173 @@
+"""`bookserve gateway`: the domain API and the web page, in one process, until SIGTERM or SIGINT.
+
+Granian serves, embedded in this process, so that nothing can be left behind. On a signal the gateway first says that it
+is unready and goes on answering for `--drain-seconds`, then takes no more connections, answers what is in flight and
+exits with 0. A second signal ends it at once.
+"""
+
+import asyncio
+import errno
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import click
+import structlog
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+
+from bookserve.clients.grpc_client import GrpcClient
+from bookserve.serving.gateway import logs
+from bookserve.serving.gateway.app import create_app
+from bookserve.serving.gateway.bridge import Bridge
+from bookserve.serving.gateway.config import GatewayConfig, Limits
+
+_BACKLOG = 1024
+_HEADER_MILLISECONDS = 10_000
+_POLL_SECONDS = 0.01
+
+_log = structlog.get_logger()
+
+
+@click.command()
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--bind", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--model-server", default="127.0.0.1:8500", show_default=True, metavar="HOST:PORT", help="The model server's gRPC."
+)
+@click.option("--model-seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 600))
+@click.option(
+    "--models-dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The model store, to show metrics and report pictures.",
+)
+@click.option("--max-body-bytes", default=Limits.body_bytes, show_default=True, type=click.IntRange(1024))
+@click.option("--max-json-bytes", default=Limits.json_bytes, show_default=True, type=click.IntRange(1024))
+@click.option("--max-json-depth", default=Limits.json_depth, show_default=True, type=click.IntRange(4, 1000))
+@click.option("--max-form-parts", default=Limits.form_parts, show_default=True, type=click.IntRange(1))
+@click.option("--max-form-field-bytes", default=Limits.form_field_bytes, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--max-items", default=Limits.items, show_default=True, type=click.IntRange(1), help="Pictures a request."
+)
+@click.option("--body-seconds", default=Limits.body_seconds, show_default=True, type=click.FloatRange(0.1))
+@click.option("--concurrent", default=Limits.concurrent, show_default=True, type=click.IntRange(1, 512))
+@click.option("--waiting", default=Limits.waiting, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--drain-seconds",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 300),
+    help="How long to go on answering, unready, after a signal.",
+)
+def main(
+    port: int,
+    bind: str,
+    model_server: str,
+    model_seconds: float,
+    models_dir: Path | None,
+    max_body_bytes: int,
+    max_json_bytes: int,
+    max_json_depth: int,
+    max_form_parts: int,
+    max_form_field_bytes: int,
+    max_items: int,
+    body_seconds: float,
+    concurrent: int,
+    waiting: int,
+    drain_seconds: float,
+) -> None:
+    """Serve the domain API and the web page, in front of a model server."""
+    logs.configure()
+    limits = Limits(
+        body_bytes=max_body_bytes,
+        body_seconds=body_seconds,
+        form_parts=max_form_parts,
+        form_field_bytes=max_form_field_bytes,
+        items=max_items,
+        json_bytes=max_json_bytes,
+        json_depth=max_json_depth,
+        concurrent=concurrent,
+        waiting=waiting,
+    )
+    config = GatewayConfig(model_server=model_server, model_seconds=model_seconds, models_dir=models_dir, limits=limits)
+    with _reserve(bind, port) as reserved, GrpcClient(model_server) as backend:
+        asyncio.run(_serve(config, backend, bind, reserved.getsockname()[1], drain_seconds))
+
+
+def _reserve(bind: str, port: int) -> socket.socket:
+    """A bound socket that does not listen: it finds a free port for 0, and notices one that is taken.
+
+    Granian binds its own socket beside it with SO_REUSEPORT, which shares a port only with a socket that also has it.
+    """
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:  # without SO_REUSEPORT: fails when anyone listens
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((bind, port))
+            port = probe.getsockname()[1]
+        reserved = socket.socket(family, socket.SOCK_STREAM)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((bind, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise click.ClickException(f"port {port} of {bind} is taken: choose another with --port") from error
+        raise click.ClickException(f"cannot listen on {bind} port {port}: {error.strerror or error}") from error
+    return reserved
+
+
+async def _serve(config: GatewayConfig, backend: GrpcClient, bind: str, port: int, drain_seconds: float) -> None:
+    bridge: Bridge
+    app = create_app(config, backend, draining=lambda: bridge.draining())
+    bridge = Bridge(app, config.limits)
+    server = Server(
+        bridge,
+        address=bind,
+        port=port,
+        interface=Interfaces.RSGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=_BACKLOG,
+        backpressure=_BACKLOG,
+        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_MILLISECONDS),
+        log_enabled=False,
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            _log.warning("killed", reason="a second signal")
+            sys.exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    serving = loop.create_task(server.serve())
+    await _until_listening(bind, port, serving)
+    host = f"[{bind}]" if ":" in bind else bind
+    click.echo(f"gateway ready on http://{host}:{port} (model server {config.model_server})")
+    stopped = loop.create_task(stop.wait())
+    await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done():
+        _log.info("draining", seconds=drain_seconds)
+        bridge.drain()
+        await asyncio.sleep(drain_seconds)
+        server.stop()  # type: ignore[no-untyped-call]
+    await serving
+    bridge.close()
+    _log.info("stopped")
+
+
+async def _until_listening(bind: str, port: int, serving: "asyncio.Task[None]") -> None:
+    while not serving.done():
+        try:
+            _, writer = await asyncio.open_connection(bind, port)
+        except OSError:
+            await asyncio.sleep(_POLL_SECONDS)
+        else:
+            writer.close()
+            return
+    await serving

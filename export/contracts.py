@@ -14,12 +14,14 @@ class Tensor:
     """One named input or output.
 
     `dtype` is numpy's name of the type ("uint8", "float32", "int64"). `shape` is the full shape with None for the free
-    dimensions; the first one is always the batch.
+    dimensions; the first one is always the batch. `ranks` is set on an output of class numbers: it names the float
+    output whose last axis the numbers point into, so that two engines may differ on them where that output is tied.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    ranks: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ MNIST = Contract(
     model="mnist",
     version=1,
     inputs=(Tensor("images", "uint8", (None, 28, 28)),),  # white digit on black, as the data set has it
-    outputs=(Tensor("probabilities", "float32", (None, 10)), Tensor("classes", "int64", (None,))),
+    outputs=(
+        Tensor("probabilities", "float32", (None, 10)),
+        Tensor("classes", "int64", (None,), ranks="probabilities"),
+    ),
     labels=tuple("0123456789"),
 )
 

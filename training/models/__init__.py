@@ -1,1 +1,13 @@
-"""One module a model of the book, each with the same skeleton."""
+"""One module a model of the book, each with the same skeleton.
+
+`Config` and `PROFILES` (the numbers), `load_data`, `build_model`, `train`, `evaluate`, and `serving_model`, which wraps
+the trained network so that it takes and gives exactly the tensors of the model's contract.
+"""
+
+MODELS: dict[str, str] = {
+    "mnist": "bookserve.training.models.mnist",
+}
+"""Model -> its module, in the order in which `train-all` trains them. Modules are imported only when they run."""
+
+PROFILES: tuple[str, ...] = ("smoke", "default", "full")
+"""smoke proves the road in seconds, default is a good model in minutes, full aims for the headline figures."""

@@ -1,0 +1,56 @@
+"""The model card of a version, `assets.extra/report/card.md`: what it is, how good it is, how to ask it."""
+
+import json
+from pathlib import Path
+
+from bookserve.export.contracts import SIGNATURE, Tensor
+from bookserve.export.run_files import Run
+
+# model -> what it is for and where its answers end
+PURPOSE: dict[str, tuple[str, str]] = {
+    "mnist": (
+        "Reads one handwritten digit: LeNet-5 of chapter 6.",
+        "It knows only digits: white on black, 28 x 28, centred, about 20 pixels high. It gives any other picture one "
+        "of the ten digits too, often with a high probability. Rotated, cut or touching digits are read badly.",
+    ),
+}
+
+
+def write(path: Path, run: Run, parity: dict[str, float]) -> None:
+    """Write the card and refer to the pictures that lie beside it."""
+    contract = run.contract
+    purpose, limits = PURPOSE[contract.model]
+    lines = [f"# {contract.model}", "", purpose, "", "## Data", ""]
+    if run.data.source == "real":
+        lines.append(f"The data set `{run.data.name}`, SHA-256 `{run.data.sha256}`.")
+    else:
+        lines.append(
+            f"**A sample ({run.data.name}), not the real data set**: the figures below say nothing about the real one. "
+            f"SHA-256 `{run.data.sha256}`."
+        )
+    lines += ["", "## Figures", "", *_metrics(run), ""]
+    lines.append(f"Trained with the profile `{run.profile}`, seed {run.seed}, on {run.made_with['devices']}.")
+    worst = max(parity.values(), default=0.0)
+    lines += ["", f"SavedModel and ONNX graph agree: the largest difference on test rows is {worst:.1g}.", ""]
+    for picture in sorted(path.parent.glob("*.png")):
+        lines += [f"![{picture.stem}]({picture.name})", ""]
+    lines += ["## Limits", "", limits, "", "## How to ask", "", f"Signature `{SIGNATURE}`:", ""]
+    lines += ["| tensor | type | shape |", "|---|---|---|"]
+    lines += [_row("in", tensor) for tensor in contract.inputs] + [_row("out", tensor) for tensor in contract.outputs]
+    lines += ["", "```", f"bookserve predict {contract.model} --help", "```", "", "## Numbers of the training", ""]
+    lines += ["```json", json.dumps(run.config, indent=2), "```", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _metrics(run: Run) -> list[str]:
+    names = list(dict.fromkeys(name for figures in run.metrics.values() for name in figures))
+    lines = ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for split, figures in run.metrics.items():
+        cells = [f"{figures[name]:.6g}" if name in figures else "" for name in names]
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _row(direction: str, tensor: Tensor) -> str:
+    shape = ", ".join("n" if size is None else str(size) for size in tensor.shape)
+    return f"| {direction} `{tensor.name}` | {tensor.dtype} | [{shape}] |"

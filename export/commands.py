@@ -1,0 +1,119 @@
+"""The commands `bookserve export` and `bookserve models`. They only parse, call and print."""
+
+from pathlib import Path
+
+import click
+
+from bookserve.export import manifest as manifests
+from bookserve.export import run_files
+from bookserve.export.contracts import CONTRACTS
+from bookserve.export.errors import ExportError, StoreError
+from bookserve.export.manifest import Manifest
+from bookserve.export.quiet import quiet_start
+from bookserve.export.store import ModelStore
+
+models_dir_option = click.option(
+    "--models-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="The model store.",
+)
+runs_dir_option = click.option(
+    "--runs-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where trainings leave their run folders.",
+)
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(CONTRACTS)))
+@click.option(
+    "--run",
+    "run_folder",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The run folder to publish; by default the newest complete one.",
+)
+@models_dir_option
+@runs_dir_option
+def export(name: str, run_folder: Path | None, models_dir: Path, runs_dir: Path) -> None:
+    """Publish a run as the next version of its model."""
+    try:
+        publish_run(name, run_folder or run_files.latest(runs_dir, name), models_dir)
+    except ExportError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def publish_run(name: str, run_folder: Path, models_dir: Path) -> Manifest:
+    """Publish one run and say where it lies.
+
+    Raises:
+        ExportError: the run is not complete, or its graphs do not agree with the contract or with each other.
+    """
+    run = run_files.read(run_folder, name)
+    with quiet_start():
+        from bookserve.export.publish import publish
+    try:
+        return publish(run, ModelStore(models_dir), click.echo)
+    except StoreError as error:
+        raise ExportError(str(error)) from error
+
+
+@click.group()
+def models() -> None:
+    """List and show what the model store holds."""
+
+
+@models.command("list")
+@models_dir_option
+def list_models(models_dir: Path) -> None:
+    """One line for every version of every model."""
+    store = ModelStore(models_dir)
+    rows = [("MODEL", "VERSION", "PROFILE", "DATA", "TEST", "CREATED")]
+    for model in store.models():
+        for version in store.versions(model):
+            try:
+                found = store.manifest(model, version)
+            except StoreError as error:
+                rows.append((model, str(version), "?", "?", "?", "?"))
+                click.echo(f"warning: {error}", err=True)
+                continue
+            rows.append((model, str(version), found.profile, found.data.source, _figures(found), found.created))
+    if len(rows) == 1:
+        raise click.ClickException(f"{store.root} holds no model: 'bookserve train-all' makes them")
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@models.command()
+@click.argument("name")
+@click.argument("version", type=click.IntRange(min=1), required=False)
+@models_dir_option
+def show(name: str, version: int | None, models_dir: Path) -> None:
+    """Everything known of one version, by default the newest; fails when a file of it is missing or changed."""
+    store = ModelStore(models_dir)
+    try:
+        folder = store.path(name, version)
+        found = store.manifest(name, version)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{name} version {found.version}, contract {found.contract}, in {folder}")
+    click.echo(f"created   {found.created}, profile {found.profile}, seed {found.seed}")
+    click.echo(f"data      {found.data.source}: {found.data.name}, SHA-256 {found.data.sha256}")
+    for split, figures in found.metrics.items():
+        click.echo(f"{split:<9} " + "  ".join(f"{figure} {value:.6g}" for figure, value in figures.items()))
+    click.echo("parity    " + "  ".join(f"{output} {value:.2g}" for output, value in found.parity.items()))
+    click.echo("made with " + "  ".join(f"{library} {number}" for library, number in found.made_with.items()))
+    changed = manifests.changed_files(folder, found)
+    if changed:
+        raise click.ClickException(f"{len(changed)} files are missing or changed: {', '.join(changed)}")
+    click.echo(f"files     {len(found.files)}, all as published")
+
+
+def _figures(found: Manifest) -> str:
+    test = found.metrics.get("test", {})
+    return "  ".join(f"{name} {value:.4g}" for name, value in test.items() if name not in ("rows", "loss"))

@@ -1,0 +1,61 @@
+"""The ONNX graph of a version: the same signature for our own model server, which carries no TensorFlow."""
+
+import logging
+from pathlib import Path
+
+import onnx
+import tf2onnx
+
+from bookserve.export.contracts import Contract
+from bookserve.export.errors import ExportError
+from bookserve.export.savedmodel import Servable
+
+LOCATION = "assets.extra/model.onnx"  # inside the version folder
+OPSET = 18
+
+
+def convert(servable: Servable, contract: Contract, path: Path) -> None:
+    """Write the ONNX graph: inputs and outputs named, typed and ordered as in the contract, free dimensions free.
+
+    Raises:
+        ExportError: an operation of the network has no ONNX form, or the result does not keep the contract.
+    """
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    try:
+        graph, _ = tf2onnx.convert.from_function(servable.serve, input_signature=servable.specs, opset=OPSET)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise ExportError(f"{contract.model} cannot be converted to ONNX: {error}") from error
+    _order_outputs(graph, contract)
+    _name_free_dimensions(graph, contract)
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"{contract.model} uses an operation that ONNX has not: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(graph, path)
+
+
+def _order_outputs(graph: onnx.ModelProto, contract: Contract) -> None:
+    """tf2onnx sorts outputs by name; the contract's order is the one that callers see."""
+    made = {output.name: output for output in graph.graph.output}
+    wanted = [tensor.name for tensor in contract.outputs]
+    if set(made) != set(wanted) or [value.name for value in graph.graph.input] != [t.name for t in contract.inputs]:
+        raise ExportError(
+            f"the ONNX graph of {contract.model} has the inputs {[value.name for value in graph.graph.input]} and the "
+            f"outputs {sorted(made)}, the contract {contract.id} has {[t.name for t in contract.inputs]} and {wanted}"
+        )
+    ordered = [made[name] for name in wanted]
+    del graph.graph.output[:]
+    graph.graph.output.extend(ordered)
+
+
+def _name_free_dimensions(graph: onnx.ModelProto, contract: Contract) -> None:
+    """Call the batch "n" instead of tf2onnx's running numbers, and write down the contract's fixed sizes."""
+    values = [*graph.graph.input, *graph.graph.output]
+    for value, tensor in zip(values, [*contract.inputs, *contract.outputs], strict=True):
+        dimensions = value.type.tensor_type.shape.dim
+        for number, (dimension, size) in enumerate(zip(dimensions, tensor.shape, strict=True)):
+            if size is not None:
+                dimension.dim_value = size
+            else:
+                dimension.dim_param = "n" if number == 0 else f"{tensor.name}_{number}"

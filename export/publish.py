@@ -1,0 +1,67 @@
+"""From a complete run to the next version in the model store."""
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from bookserve.export import card, manifest, onnx_graph, parity, savedmodel, warmup
+from bookserve.export.errors import ExportError
+from bookserve.export.manifest import Manifest
+from bookserve.export.run_files import Run
+from bookserve.export.store import ModelStore
+
+PARITY_ROWS = 256
+_LIBRARIES = ("tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx", "bookserve")
+
+
+def publish(run: Run, store: ModelStore, say: Callable[[str], None]) -> Manifest:
+    """Write both graphs, prove them equal, publish them with warm-up, report and manifest; `say` takes a line a step.
+
+    Raises:
+        ExportError: the run is damaged, its network breaks the contract, or the graphs disagree. Nothing is published.
+    """
+    contract = run.contract
+    rows = run.examples()
+    try:
+        with store.staging(contract.model) as folder:
+            extra = folder / "assets.extra"
+            say(f"{contract.model}: SavedModel and ONNX graph")
+            servable = savedmodel.load(run.network, contract)
+            savedmodel.save(servable, folder)
+            extra.mkdir()
+            onnx_graph.convert(servable, contract, folder / onnx_graph.LOCATION)
+            differences = parity.check(folder, contract, {name: array[:PARITY_ROWS] for name, array in rows.items()})
+            warmup.write(folder / warmup.LOCATION, contract.model, rows)
+            _copy_pictures(run.report, extra / "report")
+            card.write(extra / "report" / "card.md", run, differences)
+            files = manifest.digests(folder)
+            made_with = run.made_with | {name: installed_version(name) for name in _LIBRARIES}
+
+            def describe(number: int) -> Manifest:
+                return Manifest(
+                    model=contract.model,
+                    version=number,
+                    created=datetime.now(UTC).isoformat(timespec="seconds"),
+                    contract=contract.id,
+                    data=run.data,
+                    profile=run.profile,
+                    seed=run.seed,
+                    metrics=run.metrics,
+                    parity=differences,
+                    files=files,
+                    made_with=made_with,
+                )
+
+            published = store.publish(contract.model, folder, describe)
+    except OSError as error:
+        raise ExportError(f"cannot write to {store.root}: {error.strerror or error}") from error
+    say(f"{contract.model}: published as {store.path(contract.model, published.version)}")
+    return published
+
+
+def _copy_pictures(source: Path, target: Path) -> None:
+    target.mkdir()
+    for picture in sorted(source.glob("*.png")):
+        shutil.copyfile(picture, target / picture.name)

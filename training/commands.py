@@ -1,0 +1,124 @@
+"""The commands `bookserve train` and `bookserve train-all`. They only parse, call and print."""
+
+import logging
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from bookserve.export.commands import models_dir_option, publish_run, runs_dir_option
+from bookserve.export.errors import ExportError
+from bookserve.export.quiet import quiet_start
+from bookserve.training.datasets.files import CHOICES, Choice, DataError, DataRequest
+from bookserve.training.errors import TrainingError
+from bookserve.training.models import MODELS, PROFILES
+
+profile_option = click.option(
+    "--profile",
+    type=click.Choice(PROFILES),
+    default="default",
+    show_default=True,
+    help="smoke: seconds; default: a good model in minutes; full: the headline figures.",
+)
+data_option = click.option(
+    "--data",
+    type=click.Choice(CHOICES),
+    default="auto",
+    show_default=True,
+    help="auto: the real data, else the sample; real: fail without the real data; sample: what needs no network.",
+)
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    envvar="DATA_DIR",
+    default=None,
+    help="A folder with the data files, looked into first.  [env: DATA_DIR]",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Same seed, same figures."
+)
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(MODELS)))
+@profile_option
+@data_option
+@data_dir_option
+@runs_dir_option
+@seed_option
+def train(name: str, profile: str, data: Choice, data_dir: Path | None, runs_dir: Path, seed: int) -> None:
+    """Train one model into a run folder."""
+    with quiet_start():
+        from bookserve.training.run import train_model
+    console = _console()
+    try:
+        result = train_model(name, profile, DataRequest(data, data_dir), runs_dir, seed, console)
+    except (DataError, TrainingError) as error:
+        raise click.ClickException(str(error)) from error
+    metric = result.headline.metric
+    click.echo(f"{name}: test {metric} {result.metrics['test'][metric]:.4f} in {result.seconds:.0f} s, {result.folder}")
+
+
+@click.command("train-all")
+@click.argument("names", metavar="[MODELS]...", nargs=-1, type=click.Choice(list(MODELS)))
+@profile_option
+@data_option
+@data_dir_option
+@models_dir_option
+@runs_dir_option
+@seed_option
+def train_all(
+    names: tuple[str, ...],
+    profile: str,
+    data: Choice,
+    data_dir: Path | None,
+    models_dir: Path,
+    runs_dir: Path,
+    seed: int,
+) -> None:
+    """Train and export every model, or those that are named; one that fails does not stop the others."""
+    with quiet_start():
+        from bookserve.training.run import train_model
+    console = _console()
+    table = Table("model", "data", "test figure", "the book's", "minutes", "version")
+    failures = {}
+    for name in (model for model in MODELS if not names or model in names):
+        began = time.monotonic()
+        try:
+            result = train_model(name, profile, DataRequest(data, data_dir), runs_dir, seed, console)
+            published = publish_run(name, result.folder, models_dir)
+        except (DataError, TrainingError, ExportError) as error:
+            failures[name] = str(error)
+            click.echo(f"{name}: {error}", err=True)
+            table.add_row(name, "", "failed", "", _minutes(began), "")
+            continue
+        metric, book = result.headline.metric, result.headline.book
+        table.add_row(
+            name,
+            result.origin.source,
+            f"{metric} {result.metrics['test'][metric]:.4f}",
+            "" if book is None else f"{book:.4g}",
+            _minutes(began),
+            str(published.version),
+        )
+    console.print(table)
+    if failures:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
+        raise click.ClickException(f"{len(failures)} of {table.row_count} models failed:{reasons}")
+
+
+def _minutes(began: float) -> str:
+    return f"{(time.monotonic() - began) / 60:.1f}"
+
+
+def _console() -> Console:
+    """The terminal, with the project's own warnings on standard error."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
+    )
+    return Console()

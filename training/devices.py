@@ -1,0 +1,26 @@
+"""Which devices train: every GPU of this host if there is one, else the CPU; found without a flag."""
+
+import tensorflow as tf
+
+
+def strategy() -> tf.distribute.Strategy:
+    """The default strategy for CPU or one GPU; with more GPUs, one replica on each with gradients summed over all.
+
+    The batch size of a model's `Config` is always the global one: Keras splits it over the replicas and divides the
+    loss by it.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if len(gpus) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def describe() -> str:
+    """The devices in words, for the run's record: "CPU", "1 GPU (NVIDIA ...)", "8 GPUs (NVIDIA ...)"."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "CPU"
+    names = sorted({str(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")) for gpu in gpus})
+    return f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} ({', '.join(names)})"

@@ -1,0 +1,189 @@
+"""LeNet-5 on MNIST (chapter 6): 28 x 28 images to ten digits.
+
+Source: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition" (1998), in the book's
+form: rectified units, max pooling, dropout. Unlike the book's code the training rows are shuffled, the validation rows
+are drawn at random, and the batch is free in the graph.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bookserve.export.contracts import MNIST
+from bookserve.training import plots
+from bookserve.training.datasets import mnist
+from bookserve.training.datasets.files import DataRequest
+from bookserve.training.headline import Headline
+
+CONTRACT = MNIST
+HEADLINE = Headline(metric="accuracy", book=0.993)  # chapter 6's script "should achieve a test error of 0.7%"
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of one training; "chapter 6" marks those of the book."""
+
+    epochs: int
+    train_rows: int | None = None  # rows to train on, None for all
+    batch: int = 128  # rows a step, over all devices (chapter 6 uses 64)
+    filters_1: int = 32  # 5 x 5 filters of the first layer (chapter 6)
+    filters_2: int = 64  # 5 x 5 filters of the second layer (chapter 6)
+    kernel: int = 5  # side of a filter (chapter 6)
+    hidden: int = 512  # units of the fully connected layer (chapter 6)
+    dropout: float = 0.5  # share of hidden units dropped in a step (chapter 6)
+    learning_rate: float = 2e-3  # the peak of the schedule (chapter 6: 0.01 with momentum; here Adam)
+    warmup: float = 0.15  # share of the steps in which the rate rises; it then falls to 0 along a cosine
+    weight_decay: float = 1e-3  # pull of every weight towards 0 (chapter 6: 5e-4 on the dense layers, inside the loss)
+    rotation: float = 0.0  # largest turn of a training image, degrees
+    zoom: float = 0.0  # largest change of its size, share
+    shift: float = 0.0  # largest shift, pixels
+    elastic: float = 0.0  # strength of the elastic bending (Simard et al. 2003), pixels
+    patience: int = 10  # epochs without a better validation loss before the training stops
+
+
+PROFILES: dict[str, Config] = {
+    "smoke": Config(epochs=1, train_rows=12_000, batch=64),
+    "default": Config(epochs=7),
+    "full": Config(epochs=40, rotation=12.0, zoom=0.12, shift=2.0, elastic=1.5, patience=15),
+}
+
+
+def load_data(config: Config, request: DataRequest, seed: int) -> mnist.Digits:
+    """MNIST, or the drawn digits that stand in for it."""
+    return mnist.load(request, seed, config.train_rows)
+
+
+def build_model(config: Config) -> keras.Model:
+    """LeNet-5, untrained: uint8 images [n, 28, 28] in, float32 logits [n, 10] out."""
+    layers = keras.layers
+    images = keras.Input((mnist.SIDE, mnist.SIDE), dtype="uint8", name="images")
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(images)
+    x = layers.Reshape((mnist.SIDE, mnist.SIDE, 1))(x)  # (n, 28, 28, 1)
+    x = layers.Conv2D(config.filters_1, config.kernel, padding="same", activation="relu")(x)
+    x = layers.MaxPooling2D()(x)  # (n, 14, 14, 32)
+    x = layers.Conv2D(config.filters_2, config.kernel, padding="same", activation="relu")(x)
+    x = layers.MaxPooling2D()(x)  # (n, 7, 7, 64)
+    x = layers.Flatten()(x)
+    x = layers.Dense(config.hidden, activation="relu")(x)
+    x = layers.Dropout(config.dropout)(x)
+    return keras.Model(images, layers.Dense(mnist.CLASSES, name="logits")(x), name="lenet5")
+
+
+def train(
+    model: keras.Model,
+    data: mnist.Digits,
+    config: Config,
+    seed: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> dict[str, list[float]]:
+    """Train in place; the weights of the epoch with the best validation loss are kept. Returns figure -> epochs."""
+    steps = config.epochs * (len(data.train.labels) // config.batch)
+    warmup = int(steps * config.warmup)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
+    )
+    model.compile(
+        optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=config.patience, restore_best_weights=True)
+    history = model.fit(
+        training_batches(data.train, config, seed),
+        epochs=config.epochs,
+        validation_data=_batches(data.valid),
+        callbacks=[*callbacks, stopping],
+        shuffle=False,
+        verbose=0,
+    )
+    return dict(history.history)
+
+
+def evaluate(model: keras.Model, data: mnist.Digits, report: Path) -> dict[str, dict[str, float]]:
+    """Split -> figure -> value, for all three splits; draws the confusion matrix of the test rows into `report`."""
+    metrics = {}
+    predicted = np.zeros(0, np.int64)
+    for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        logits = model.predict(_batches(split), verbose=0)  # (n, 10)
+        predicted = logits.argmax(axis=1)
+        losses = keras.losses.sparse_categorical_crossentropy(split.labels, logits, from_logits=True)
+        metrics[name] = {
+            "accuracy": float((predicted == split.labels).mean()),
+            "loss": float(np.mean(losses)),
+            "rows": float(len(split.labels)),
+        }
+    plots.confusion_matrix(data.test.labels, predicted, MNIST.labels, report / "confusion.png")
+    return metrics
+
+
+def serving_model(model: keras.Model) -> keras.Model:
+    """The trained network behind the contract: `images` in, `probabilities` and `classes` out."""
+    images = keras.Input((mnist.SIDE, mnist.SIDE), dtype="uint8", name="images")
+    probabilities = keras.layers.Softmax()(model(images, training=False))  # (n, 10)
+    best = keras.ops.top_k(probabilities, k=1)[1][:, 0]  # (n,); Keras's argmax has no ONNX form
+    classes = keras.ops.cast(best, "int64")
+    return keras.Model(images, {"probabilities": probabilities, "classes": classes}, name="mnist")
+
+
+def training_batches(split: mnist.Split, config: Config, seed: int) -> tf.data.Dataset:
+    """Shuffled anew each epoch: uint8 [batch, 28, 28] and int64 [batch]; the last short batch is left out."""
+    rows = len(split.labels)
+    dataset = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
+    dataset = dataset.shuffle(rows, seed=seed).batch(config.batch, drop_remainder=True)
+    if config.rotation or config.zoom or config.shift or config.elastic:
+        seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+        dataset = tf.data.Dataset.zip((dataset, seeds)).map(
+            lambda batch, draw: (_distort(batch[0], config, draw), batch[1]), num_parallel_calls=2
+        )
+    return dataset.prefetch(2)
+
+
+def _batches(split: mnist.Split) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices((split.images, split.labels)).batch(EVALUATION_BATCH).prefetch(2)
+
+
+def _distort(images: Any, config: Config, seed: Any) -> Any:
+    """Turn, zoom, shift and bend each image of a batch on its own: uint8 [n, 28, 28] in and out.
+
+    Every pixel is read from where the inverse distortion puts it, with bilinear interpolation; outside is black.
+    """
+    n, side = tf.shape(images)[0], mnist.SIDE
+    seeds = tf.random.split(tf.cast(seed, tf.int32), 4)
+    angle = tf.random.stateless_uniform([n, 1, 1], seeds[0], -1, 1) * (config.rotation * np.pi / 180)
+    zoom = 1 + tf.random.stateless_uniform([n, 1, 1, 2], seeds[1], -1, 1) * config.zoom
+    shift = tf.random.stateless_uniform([n, 1, 1, 2], seeds[2], -1, 1) * config.shift
+    # a coarse field of random pulls, made smooth by enlarging it
+    pulls = tf.image.resize(tf.random.stateless_normal([n, 5, 5, 2], seeds[3]), [side, side], "bicubic")
+    line = tf.range(side, dtype=tf.float32) - (side - 1) / 2
+    rows, columns = tf.meshgrid(line, line, indexing="ij")  # (28, 28) each
+    turned = tf.stack(
+        [tf.cos(angle) * rows - tf.sin(angle) * columns, tf.sin(angle) * rows + tf.cos(angle) * columns], axis=-1
+    )  # (n, 28, 28, 2)
+    places = turned * zoom + shift + pulls * config.elastic + (side - 1) / 2
+    return _read(tf.cast(images, tf.float32), places)
+
+
+def _read(images: Any, places: Any) -> Any:
+    """Bilinear reading of float32 [n, 28, 28] at the fractional (row, column) places [n, 28, 28, 2]: uint8."""
+    padded = tf.pad(images, [[0, 0], [1, 1], [1, 1]])  # black frame: whatever lies outside reads as 0
+    places = tf.clip_by_value(places + 1.0, 0.0, mnist.SIDE + 0.999)
+    corner = tf.cast(tf.floor(places), tf.int32)
+    share = places - tf.floor(places)
+    row, column = corner[..., 0], corner[..., 1]
+    down, right = share[..., 0], share[..., 1]
+    width = mnist.SIDE + 2
+    flat = tf.reshape(padded, [tf.shape(images)[0], width * width])
+    # (n, 28, 28) flat positions in each padded image
+
+    def at(down_by: int, right_by: int) -> Any:
+        return tf.gather(flat, (row + down_by) * width + column + right_by, batch_dims=1)
+
+    top = at(0, 0) * (1 - right) + at(0, 1) * right
+    bottom = at(1, 0) * (1 - right) + at(1, 1) * right
+    return tf.cast(tf.round(top * (1 - down) + bottom * down), tf.uint8)

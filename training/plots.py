@@ -1,0 +1,56 @@
+"""The pictures of a report: training curves and confusion matrix, as PNG."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+DPI = 120
+
+matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
+
+
+def curves(history: Mapping[str, Sequence[float]], path: Path) -> None:
+    """One panel a figure of `history` (epoch -> value), each with its `val_` twin where there is one."""
+    names = [name for name in history if not name.startswith("val_")]
+    figure = Figure(figsize=(4.5 * max(1, len(names)), 3.4), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
+    for panel, name in zip(panels, names, strict=False):
+        epochs = np.arange(1, len(history[name]) + 1)
+        panel.plot(epochs, history[name], marker=".", label="training")
+        if f"val_{name}" in history:
+            panel.plot(epochs, history[f"val_{name}"], marker=".", label="validation")
+        panel.set(xlabel="epoch", title=name.replace("_", " "))
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.legend()
+    figure.savefig(path)
+
+
+def confusion_matrix(
+    labels: npt.NDArray[Any], predicted: npt.NDArray[Any], names: Sequence[str], path: Path
+) -> npt.NDArray[np.int64]:
+    """Draw how often each class was taken for each, and return the counts: int64 [true, predicted].
+
+    `labels` and `predicted` are integer class numbers [n]; `names` are the classes in order.
+    """
+    counts = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+    side = 2.0 + 0.45 * len(names)
+    figure = Figure(figsize=(side, side), dpi=DPI, layout="constrained")
+    panel = figure.subplots()
+    panel.grid(False)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(counts.shape):
+        if counts[row, column]:
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            panel.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
+    panel.set_xticks(range(len(names)), names)
+    panel.set_yticks(range(len(names)), names)
+    panel.set(xlabel="predicted", ylabel="true", title="test rows")
+    figure.savefig(path)
+    return counts

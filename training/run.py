@@ -1,0 +1,161 @@
+"""One run: from a model's name and profile to a complete run folder.
+
+Sets the seed, finds the devices, loads the data, trains, evaluates, draws and writes. Everything that differs between
+the models is in `training/models/<name>.py`; everything that does not is here.
+"""
+
+import dataclasses
+import importlib
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from rich.console import Console
+
+from bookserve.export.contracts import Contract
+from bookserve.training import devices, plots, run_folder
+from bookserve.training.callbacks import ProgressBar, StopOnNan
+from bookserve.training.datasets.files import DataRequest, Origin
+from bookserve.training.errors import TrainingError
+from bookserve.training.headline import Headline
+from bookserve.training.models import MODELS
+
+EXAMPLE_ROWS = 512
+
+
+class Data(Protocol):
+    """What every model's `load_data` returns, whatever else it holds."""
+
+    @property
+    def origin(self) -> Origin:
+        """Where the rows came from."""
+
+    @property
+    def examples(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Test rows as the contract's inputs."""
+
+
+class BookModel(Protocol):
+    """The skeleton of a module in `training/models/`."""
+
+    CONTRACT: Contract
+    HEADLINE: Headline
+    PROFILES: Mapping[str, Any]
+
+    def load_data(self, config: Any, request: DataRequest, seed: int) -> Data:
+        """The splits of the data set, real or sample."""
+
+    def build_model(self, config: Any) -> keras.Model:
+        """The untrained network."""
+
+    def train(
+        self, model: keras.Model, data: Any, config: Any, seed: int, callbacks: Sequence[keras.callbacks.Callback]
+    ) -> dict[str, list[float]]:
+        """Train in place; figure -> value of each epoch."""
+
+    def evaluate(self, model: keras.Model, data: Any, report: Path) -> dict[str, dict[str, float]]:
+        """Split -> figure -> value; pictures into `report`."""
+
+    def serving_model(self, model: keras.Model) -> keras.Model:
+        """The network behind its contract."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A complete run: its folder, its figures and how long it took."""
+
+    folder: Path
+    metrics: dict[str, dict[str, float]]
+    headline: Headline
+    origin: Origin
+    seconds: float
+
+
+def book_model(name: str) -> BookModel:
+    """The module of a model of `MODELS`."""
+    return cast(BookModel, importlib.import_module(MODELS[name]))
+
+
+def train_model(name: str, profile: str, request: DataRequest, runs_dir: Path, seed: int, console: Console) -> Result:
+    """Train the model `name` of `MODELS` and return its run, complete on disk.
+
+    The same seed gives the same figures on the same machine.
+
+    Raises:
+        DataError: the data is damaged or cannot be had.
+        TrainingError: the loss is not finite any more, or the run folder cannot be written.
+    """
+    model_module = book_model(name)
+    config = model_module.PROFILES[profile]
+    began, clock = datetime.now(UTC), time.monotonic()
+    make_repeatable(seed)
+    data = model_module.load_data(config, request, seed)
+    try:
+        folder = run_folder.create(runs_dir, name)
+        run_folder.write_json(
+            folder / "config.json",
+            {
+                "model": name,
+                "contract": model_module.CONTRACT.id,
+                "profile": profile,
+                "seed": seed,
+                "config": dataclasses.asdict(config),
+                "data": dataclasses.asdict(data.origin),
+                "started": began.isoformat(timespec="seconds"),
+                "devices": devices.describe(),
+                "made_with": versions(),
+            },
+        )
+        metrics = _fit(name, model_module, config, data, folder, seed, console)
+        final = run_folder.finish(folder)
+    except OSError as error:
+        raise TrainingError(f"cannot write the run of {name} below {runs_dir}: {error.strerror or error}") from error
+    return Result(final, metrics, model_module.HEADLINE, data.origin, time.monotonic() - clock)
+
+
+def make_repeatable(seed: int) -> None:
+    """Seed Python, numpy and TensorFlow, forget earlier models, and have TensorFlow use only repeatable kernels."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def versions() -> dict[str, str]:
+    """The libraries that made a run, with their versions."""
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _fit(
+    name: str, model_module: BookModel, config: Any, data: Data, folder: Path, seed: int, console: Console
+) -> dict[str, dict[str, float]]:
+    """Everything between the head of the run folder and its completion; returns the metrics."""
+    report = folder / "report"
+    report.mkdir()
+    with devices.strategy().scope():
+        model = model_module.build_model(config)
+        bar = ProgressBar(console, name)
+        board = keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)
+        try:
+            history = model_module.train(model, data, config, seed, [StopOnNan(), bar, board])
+        finally:
+            bar.close()
+        metrics = model_module.evaluate(model, data, report)
+    run_folder.write_history(folder / "history.csv", history)
+    plots.curves(history, report / "curves.png")
+    model_module.serving_model(model).save(folder / "model.keras")
+    run_folder.write_examples(folder / "examples.npz", data.examples, EXAMPLE_ROWS)
+    run_folder.write_json(folder / "metrics.json", metrics)
+    return metrics

@@ -1,0 +1,100 @@
+"""ONNX Runtime as the engine of a version that carries an ONNX graph."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnxruntime
+
+from bookserve.serving.server.errors import failed_precondition, invalid_argument
+from bookserve.serving.server.signatures import (
+    DEFAULT_SIGNATURE,
+    PREDICT_METHOD,
+    Signature,
+    from_proto,
+    read_saved_model,
+)
+from bookserve.serving.wire import tensorflow_pb2
+from bookserve.serving.wire.tensors import Array
+
+# ONNX Runtime's names of the types that TensorFlow Serving's protocol can carry.
+_DATA_TYPES: dict[str, tensorflow_pb2.DataType] = {
+    "tensor(float)": tensorflow_pb2.DT_FLOAT,
+    "tensor(double)": tensorflow_pb2.DT_DOUBLE,
+    "tensor(float16)": tensorflow_pb2.DT_HALF,
+    "tensor(int8)": tensorflow_pb2.DT_INT8,
+    "tensor(int16)": tensorflow_pb2.DT_INT16,
+    "tensor(int32)": tensorflow_pb2.DT_INT32,
+    "tensor(int64)": tensorflow_pb2.DT_INT64,
+    "tensor(uint8)": tensorflow_pb2.DT_UINT8,
+    "tensor(uint16)": tensorflow_pb2.DT_UINT16,
+    "tensor(uint32)": tensorflow_pb2.DT_UINT32,
+    "tensor(uint64)": tensorflow_pb2.DT_UINT64,
+    "tensor(bool)": tensorflow_pb2.DT_BOOL,
+    "tensor(string)": tensorflow_pb2.DT_STRING,
+}
+_ERROR_LEVEL = 3
+
+
+class OnnxEngine:
+    """A version run by ONNX Runtime, on the GPU when the installed package can use one."""
+
+    name = "onnx"
+
+    def __init__(self, graph: Path, saved_model: Path, threads: int) -> None:
+        """Loads `graph`; `saved_model`, where it exists, tells the signature as TensorFlow Serving would show it.
+
+        Raises ServingError (FAILED_PRECONDITION) when the graph does not load or the two disagree.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERROR_LEVEL
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(graph), options, providers=onnxruntime.get_available_providers()
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+            raise failed_precondition(f"{graph} does not load: {error}") from error
+        own = self._signature_def(graph)
+        self.signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = {DEFAULT_SIGNATURE: own}
+        if saved_model.is_file():
+            self.signature_defs = read_saved_model(saved_model)
+            declared = self.signature_defs.get(DEFAULT_SIGNATURE)
+            if declared is None or not _agree(declared, own):
+                raise failed_precondition(
+                    f"{graph} does not have the inputs and outputs of '{DEFAULT_SIGNATURE}' in {saved_model.name}:"
+                    " export the version again"
+                )
+        self.signatures: Mapping[str, Signature] = {
+            DEFAULT_SIGNATURE: from_proto(DEFAULT_SIGNATURE, self.signature_defs[DEFAULT_SIGNATURE])
+        }
+
+    def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """See Engine.run."""
+        try:
+            return self._session.run(list(outputs), inputs)  # type: ignore[no-any-return]
+        except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument as error:
+            raise invalid_argument(str(error)) from error
+
+    def _signature_def(self, graph: Path) -> tensorflow_pb2.SignatureDef:
+        definition = tensorflow_pb2.SignatureDef(method_name=PREDICT_METHOD)
+        for nodes, infos in (
+            (self._session.get_inputs(), definition.inputs),
+            (self._session.get_outputs(), definition.outputs),
+        ):
+            for node in nodes:
+                if node.type not in _DATA_TYPES:
+                    raise failed_precondition(f"{graph}: '{node.name}' is a {node.type}, which cannot be served")
+                info = infos[node.name]
+                info.name = node.name
+                info.dtype = _DATA_TYPES[node.type]
+                for size in node.shape:
+                    info.tensor_shape.dim.add().size = size if isinstance(size, int) else -1
+        return definition
+
+
+def _agree(declared: tensorflow_pb2.SignatureDef, own: tensorflow_pb2.SignatureDef) -> bool:
+    return all(
+        {alias: info.dtype for alias, info in theirs.items()} == {alias: info.dtype for alias, info in ours.items()}
+        for theirs, ours in ((declared.inputs, own.inputs), (declared.outputs, own.outputs))
+    )

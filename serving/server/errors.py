@@ -1,0 +1,61 @@
+"""The one error of the model server and the table that maps its codes to gRPC and HTTP.
+
+A `ServingError` carries a canonical status code and a message that is meant for the client. Any other exception is a
+fault of the server: the transports answer INTERNAL without detail and log it.
+"""
+
+from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire.tensorflow_error_pb2 import Code
+
+# Canonical code -> HTTP status, as TensorFlow Serving maps them (model_servers/http_server.cc).
+HTTP_STATUS: dict[Code, int] = {
+    tensorflow_error_pb2.OK: 200,
+    tensorflow_error_pb2.CANCELLED: 499,
+    tensorflow_error_pb2.UNKNOWN: 500,
+    tensorflow_error_pb2.INVALID_ARGUMENT: 400,
+    tensorflow_error_pb2.DEADLINE_EXCEEDED: 504,
+    tensorflow_error_pb2.NOT_FOUND: 404,
+    tensorflow_error_pb2.ALREADY_EXISTS: 409,
+    tensorflow_error_pb2.PERMISSION_DENIED: 403,
+    tensorflow_error_pb2.RESOURCE_EXHAUSTED: 429,
+    tensorflow_error_pb2.FAILED_PRECONDITION: 400,
+    tensorflow_error_pb2.ABORTED: 409,
+    tensorflow_error_pb2.OUT_OF_RANGE: 400,
+    tensorflow_error_pb2.UNIMPLEMENTED: 501,
+    tensorflow_error_pb2.INTERNAL: 500,
+    tensorflow_error_pb2.UNAVAILABLE: 503,
+    tensorflow_error_pb2.DATA_LOSS: 500,
+    tensorflow_error_pb2.UNAUTHENTICATED: 401,
+}
+
+
+class ServingError(Exception):
+    """A request, a model or a setting that cannot be served, with the status that the client gets."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{Code.Name(self.code)}: {self.message}"
+
+
+def invalid_argument(message: str) -> ServingError:
+    """The client sent something that can never be served."""
+    return ServingError(tensorflow_error_pb2.INVALID_ARGUMENT, message)
+
+
+def not_found(message: str) -> ServingError:
+    """The model, version or label does not exist here."""
+    return ServingError(tensorflow_error_pb2.NOT_FOUND, message)
+
+
+def failed_precondition(message: str) -> ServingError:
+    """The request is well formed, but the model or the server is not in a state to serve it."""
+    return ServingError(tensorflow_error_pb2.FAILED_PRECONDITION, message)
+
+
+def unavailable(message: str) -> ServingError:
+    """The server cannot serve now; the client may try again."""
+    return ServingError(tensorflow_error_pb2.UNAVAILABLE, message)

@@ -1,0 +1,134 @@
+"""The flags of the model server: tensorflow_model_server's names, defaults and syntax, and a few of our own.
+
+Only `--name=value` is understood, and `--name` alone for a boolean, as there. Flags that cannot apply to this server
+are accepted, checked for their type, and reported.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def _flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The values that the server acts on."""
+
+    port: int = _flag(8500, "TCP port of gRPC; 0 turns it off")
+    rest_api_port: int = _flag(0, "TCP port of REST; 0 turns it off")
+    bind_address: str = _flag("0.0.0.0", "address to listen on, such as 127.0.0.1")
+    grpc_socket_path: str = _flag("", "also listen for gRPC on this UNIX socket")
+    model_name: str = _flag("default", "name of the one model (without --model_config_file)")
+    model_base_path: str = _flag("", "folder of the version folders of the one model")
+    model_config_file: str = _flag("", "text ModelServerConfig file with the models to serve")
+    model_config_file_poll_wait_seconds: int = _flag(0, "seconds between two looks at that file; 0 reads it once")
+    file_system_poll_wait_seconds: float = _flag(1, "seconds between two looks for new versions; 0 looks once")
+    max_num_load_retries: int = _flag(5, "retries after a version failed to load")
+    load_retry_interval_micros: int = _flag(60_000_000, "microseconds between two of them")
+    num_load_threads: int = _flag(4, "versions that load at the same time")
+    tensorflow_intra_op_parallelism: int = _flag(0, "threads that one batch may use; 0 means one")
+    enable_serialization_as_tensor_content: bool = _flag(False, "gRPC answers as tensor_content, not typed fields")
+    max_request_bytes: int = _flag(64 << 20, "largest request, over gRPC and REST, also after decompression")
+    max_queued_requests: int = _flag(2000, "requests that may wait for one model; more are refused")
+    drain_seconds: float = _flag(10.0, "after SIGTERM or SIGINT: how long requests under way may take")
+    drain_quiet_seconds: float = _flag(0.5, "after SIGTERM or SIGINT: how long without a new request ends the drain")
+    version: bool = _flag(False, "print the versions and exit")
+    help: bool = _flag(False, "print this and exit")
+
+
+# Flags of tensorflow_model_server that change nothing here, with their type.
+WITHOUT_EFFECT: dict[str, type] = {
+    "rest_api_num_threads": int,
+    "rest_api_timeout_in_ms": int,
+    "rest_api_enable_cors_support": bool,
+    "enable_batching": bool,
+    "batching_parameters_file": str,
+    "enable_per_model_batching_parameters": bool,
+    "allow_version_labels_for_unavailable_models": bool,
+    "num_unload_threads": int,
+    "flush_filesystem_caches": bool,
+    "tensorflow_session_parallelism": int,
+    "tensorflow_inter_op_parallelism": int,
+    "tensorflow_session_config_file": str,
+    "use_alts_credentials": bool,
+    "ssl_config_file": str,
+    "platform_config_file": str,
+    "per_process_gpu_memory_fraction": float,
+    "saved_model_tags": str,
+    "grpc_channel_arguments": str,
+    "grpc_max_threads": int,
+    "enable_model_warmup": bool,
+    "num_request_iterations_for_warmup": int,
+    "monitoring_config_file": str,
+    "remove_unused_fields_from_bundle_metagraph": bool,
+    "prefer_tflite_model": bool,
+    "num_tflite_pools": int,
+    "num_tflite_interpreters_per_pool": int,
+    "enable_signature_method_name_check": bool,
+    "xla_cpu_compilation_enabled": bool,
+    "xla_gpu_compilation_enabled": bool,
+    "enable_profiler": bool,
+    "thread_pool_factory_config_file": str,
+    "mixed_precision": str,
+    "skip_initialize_tpu": bool,
+    "enable_grpc_healthcheck_service": bool,
+}
+# These ask for protection: serving on without it, with a warning in a log, would be worse than not serving.
+_REFUSED = ("ssl_config_file", "use_alts_credentials")
+
+
+class FlagError(ValueError):
+    """A flag whose value cannot be read, or that asks for what this server cannot do."""
+
+
+def parse(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
+    """The flags of a command line, and what the user should be told about it.
+
+    Raises FlagError for a value of the wrong type and for a flag that may not be ignored.
+    """
+    known = {flag.name: flag.type for flag in fields(Flags)}
+    values: dict[str, Any] = {}
+    warnings = []
+    for argument in arguments:
+        name, equals, text = argument.removeprefix("--").removeprefix("-").partition("=")
+        if argument.startswith("-") and name in known:
+            kind = known[name]
+            assert isinstance(kind, type)
+            values[name] = _value(name, kind, text if equals else None)
+        elif argument.startswith("-") and name in WITHOUT_EFFECT:
+            value = _value(name, WITHOUT_EFFECT[name], text if equals else None)
+            if name in _REFUSED and value:
+                raise FlagError(f"--{name} is not supported: put a proxy that speaks TLS in front of this server")
+            warnings.append(f"--{name} has no effect on this server")
+        else:
+            warnings.append(f"unknown argument: {argument}")
+    return Flags(**values), warnings
+
+
+def _value(name: str, kind: type, text: str | None) -> Any:
+    if kind is bool:
+        if text is None or text.lower() in ("true", "1"):
+            return True
+        if text.lower() in ("false", "0"):
+            return False
+        raise FlagError(f"--{name}={text}: expected true or false")
+    if text is None:
+        raise FlagError(f"--{name} needs a value: --{name}=VALUE (a space does not do)")
+    try:
+        return kind(text)
+    except ValueError:
+        raise FlagError(f"--{name}={text}: expected {'a number' if kind is float else 'a whole number'}") from None
+
+
+def usage() -> str:
+    """The help text."""
+    lines = ["usage: bookserve model-server --flag=value ...", ""]
+    for flag in fields(Flags):
+        lines.append(f"    --{flag.name}={str(flag.default).lower() if flag.type is bool else flag.default}")
+        lines.append(f"        {flag.metadata['help']}")
+    lines += ["", "tensorflow_model_server's other flags are accepted without effect:", ""]
+    lines += [f"    --{name}" for name in WITHOUT_EFFECT if name not in _REFUSED]
+    return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""TensorFlow Serving's gRPC services over the inference core: decode, call, encode.
+
+`handlers` is what `http2.py` dispatches on. Predict answers from a callback, without a coroutine a call.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from bookserve.serving.server import inference
+from bookserve.serving.server.errors import ServingError, invalid_argument
+from bookserve.serving.server.http2 import GrpcCall, Handler
+from bookserve.serving.server.inference import Prediction
+from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.signatures import find_signature
+from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+from bookserve.serving.wire.tensors import TensorError, to_array, to_proto
+
+log = logging.getLogger(__name__)
+
+Request = TypeVar("Request", bound=Message)
+
+
+def handlers(manager: ModelManager, *, tensor_content: bool) -> dict[bytes, Handler]:
+    """The handler of each method path; `tensor_content` answers packed bytes instead of typed fields."""
+    services: dict[str, Handler] = {
+        "PredictionService/Predict": _predict(manager, tensor_content),
+        "PredictionService/GetModelMetadata": _unary(
+            messages.GetModelMetadataRequest, lambda request: inference.metadata(manager, request)
+        ),
+        "ModelService/GetModelStatus": _unary(
+            messages.GetModelStatusRequest, lambda request: inference.status(manager, request)
+        ),
+    }
+    return {f"/tensorflow.serving.{path}".encode(): handler for path, handler in services.items()}
+
+
+def _unary(request_type: type[Request], answer: Callable[[Request], Message]) -> Handler:
+    def handle(call: GrpcCall, data: bytes) -> None:
+        try:
+            call.reply(answer(_parse(request_type, data)).SerializeToString())
+        except ServingError as error:
+            call.fail(error.code, error.message)
+
+    return handle
+
+
+def _predict(manager: ModelManager, tensor_content: bool) -> Handler:
+    def handle(call: GrpcCall, data: bytes) -> None:
+        def done(result: Prediction | ServingError) -> None:
+            if not call.open:
+                return
+            if isinstance(result, ServingError):
+                call.fail(result.code, result.message)
+                return
+            try:
+                call.reply(_encode(result, tensor_content))
+            except Exception:
+                log.exception("fault while encoding an answer of %s", result.model)
+                call.fail(tensorflow_error_pb2.INTERNAL, "internal error")
+
+        try:
+            request = _parse(messages.PredictRequest, data)
+            if not request.HasField("model_spec"):
+                raise invalid_argument("Missing ModelSpec")
+            servable = inference.find(manager, request.model_spec)
+            signature = find_signature(servable.engine.signatures, request.model_spec.signature_name)
+            inputs = {}
+            for alias, proto in request.inputs.items():
+                try:
+                    inputs[alias] = to_array(proto)
+                except TensorError as error:
+                    raise invalid_argument(f"tensor parsing error: {alias}: {error}") from error
+            inference.predict(servable, signature, inputs, list(request.output_filter), call, done)
+        except ServingError as error:
+            call.fail(error.code, error.message)
+
+    return handle
+
+
+def _parse(request_type: type[Request], data: bytes) -> Request:
+    try:
+        return request_type.FromString(data)
+    except DecodeError:
+        name = request_type.DESCRIPTOR.full_name
+        raise ServingError(tensorflow_error_pb2.INVALID_ARGUMENT, f"the message is no {name}") from None
+
+
+def _encode(prediction: Prediction, tensor_content: bool) -> bytes:
+    response = messages.PredictResponse()
+    spec = response.model_spec
+    spec.name = prediction.model
+    spec.version.value = prediction.version
+    spec.signature_name = prediction.signature
+    for alias, array in prediction.outputs.items():
+        response.outputs[alias].CopyFrom(to_proto(array, as_content=tensor_content))
+    return response.SerializeToString()

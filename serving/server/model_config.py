@@ -1,0 +1,102 @@
+"""Which models to serve: from flags, or from a text ModelServerConfig file as TensorFlow Serving reads it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from bookserve.serving.server.errors import invalid_argument
+from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+
+
+@dataclass(frozen=True)
+class Latest:
+    """Serve the highest `count` versions."""
+
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class All:
+    """Serve every version."""
+
+
+@dataclass(frozen=True)
+class Specific:
+    """Serve these versions."""
+
+    versions: frozenset[int]
+
+
+Policy = Latest | All | Specific
+
+
+@dataclass(frozen=True)
+class ModelSetting:
+    """One model to serve: where its version folders are, which of them to load, and their labels."""
+
+    name: str
+    base_path: Path
+    policy: Policy = Latest()
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_config_file(path: Path) -> list[ModelSetting]:
+    """The models of a text ModelServerConfig.
+
+    Raises ServingError (INVALID_ARGUMENT) that names the file and the line when it cannot be read or parsed, and with
+    TensorFlow Serving's words for each rule that it breaks.
+    """
+    try:
+        config = text_format.Parse(path.read_text(), messages.ModelServerConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise invalid_argument(f"Invalid protobuf file: '{path}': {error}") from error
+    return from_message(config)
+
+
+def from_message(config: messages.ModelServerConfig) -> list[ModelSetting]:
+    """The models of a ModelServerConfig message.
+
+    Raises ServingError (INVALID_ARGUMENT) for each rule that it breaks.
+    """
+    if config.WhichOneof("config") == "custom_model_config":
+        raise invalid_argument("custom_model_config is not supported: use model_config_list")
+    settings: dict[str, ModelSetting] = {}
+    for model in config.model_config_list.config:
+        if model.name in settings:
+            raise invalid_argument(f"Illegal to list model {model.name} multiple times in config list")
+        settings[model.name] = _setting(model)
+    return list(settings.values())
+
+
+def _setting(model: messages.ModelConfig) -> ModelSetting:
+    if not model.name:
+        raise invalid_argument("a model of the config has no name")
+    if not model.base_path.startswith("/"):
+        raise invalid_argument(
+            f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
+        )
+    platform, model_type = model.model_platform, model.model_type
+    if platform and model_type:
+        raise invalid_argument(
+            "Illegal setting both ModelServerConfig::model_type (deprecated) and ModelServerConfig::model_platform,"
+            f" model name is {model.name}"
+        )
+    if not platform and not model_type:
+        raise invalid_argument(
+            "Illegal setting neither ModelServerConfig::model_type (deprecated) nor ModelServerConfig::model_platform,"
+            f" model name is {model.name}"
+        )
+    if platform not in ("", "tensorflow") or model_type == messages.OTHER:
+        raise invalid_argument(f"Model {model.name} requests unsupported platform {platform or 'OTHER'}")
+    policy = model.model_version_policy
+    chosen: Policy = Latest()
+    match policy.WhichOneof("policy_choice"):
+        case "latest":
+            chosen = Latest(policy.latest.num_versions or 1)
+        case "all":
+            chosen = All()
+        case "specific":
+            chosen = Specific(frozenset(policy.specific.versions))
+    return ModelSetting(model.name, Path(model.base_path), chosen, dict(model.version_labels))

@@ -1,0 +1,179 @@
+"""TensorFlow Serving's REST API over the inference core: route, decode, call, encode."""
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from bookserve.serving.server import inference
+from bookserve.serving.server.errors import HTTP_STATUS, ServingError, invalid_argument, not_found
+from bookserve.serving.server.http1 import HttpExchange
+from bookserve.serving.server.inference import Prediction
+from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.signatures import DEFAULT_SIGNATURE
+from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+from bookserve.serving.wire.json_tensors import (
+    JsonError,
+    parse,
+    read_inputs,
+    read_instances,
+    write_columns,
+    write_rows,
+)
+
+log = logging.getLogger(__name__)
+
+_MODEL = rb"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
+_POST = re.compile(_MODEL + rb":(predict)", re.IGNORECASE)
+_GET = re.compile(_MODEL + rb"(/metadata)?", re.IGNORECASE)
+_MAX_VERSION = 2**63 - 1
+
+
+def error_body(message: str) -> bytes:
+    """The body of every error: TensorFlow Serving's JSON object with the one key `error`."""
+    return b'{\n    "error": ' + json.dumps(message).encode() + b"\n}"
+
+
+class RestApi:
+    """Answers the requests of all REST connections; `draining` turns readiness off."""
+
+    def __init__(self, manager: ModelManager) -> None:
+        self.draining = False
+        self._manager = manager
+
+    def handle(self, exchange: HttpExchange) -> None:
+        """Answers one request, now or from a callback."""
+        try:
+            if exchange.method == b"POST" and (match := _POST.fullmatch(exchange.path)) and match[4] == b"predict":
+                self._predict(exchange, _spec(match))
+            elif exchange.method == b"GET":
+                self._get(exchange)
+            else:
+                raise _malformed(exchange)
+        except ServingError as error:
+            _fail(exchange, error)
+
+    def _get(self, exchange: HttpExchange) -> None:
+        path = exchange.path
+        if path == b"/healthz":
+            exchange.respond(200, b"ok\n", b"text/plain")
+        elif path == b"/readyz":
+            self._readiness(exchange)
+        elif path == b"/v1/models":
+            exchange.respond(200, _json({"models": [{"name": name} for name in self._manager.names]}))
+        elif (match := _GET.fullmatch(path)) and match[4]:
+            spec = _spec(match)
+            request = messages.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
+            exchange.respond(200, _metadata_json(inference.metadata(self._manager, request)))
+        elif match:
+            status = inference.status(self._manager, messages.GetModelStatusRequest(model_spec=_spec(match)))
+            exchange.respond(200, _json(_fields(status)))
+        elif path.lower().startswith(b"/v1/"):
+            raise _malformed(exchange)
+        else:
+            raise not_found(f"nothing is served at {path.decode('utf-8', 'replace')}: the models are under /v1/models")
+
+    def _readiness(self, exchange: HttpExchange) -> None:
+        if self.draining:
+            exchange.respond(503, b"draining\n", b"text/plain")
+        elif not self._manager.ready:
+            exchange.respond(503, b"loading\n", b"text/plain")
+        else:
+            exchange.respond(200, b"ready\n", b"text/plain")
+
+    def _predict(self, exchange: HttpExchange, spec: messages.ModelSpec) -> None:
+        try:
+            body = parse(exchange.body)
+            if not isinstance(body, dict):
+                raise JsonError(f"JSON Value: {json.dumps(body)[:256]} Is not object")
+            signature_name = body.get("signature_name", "")
+            if not isinstance(signature_name, str):
+                raise JsonError("not formatted correctly. 'signature_name' key must be a string value.")
+            servable = inference.find(self._manager, spec)
+            signature = servable.engine.signatures.get(signature_name or DEFAULT_SIGNATURE)
+            if signature is None:
+                raise invalid_argument(f'Serving signature name: "{signature_name}" not found in signature def')
+            in_rows = "instances" in body
+            if in_rows and "inputs" in body:
+                raise JsonError("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ")
+            if not in_rows and "inputs" not in body:
+                raise JsonError("Missing 'inputs' or 'instances' key")
+            dtypes = {alias: spec.dtype for alias, spec in signature.inputs.items()}
+            booleans = b"true" in exchange.body or b"false" in exchange.body
+            if in_rows:
+                inputs = read_instances(body["instances"], dtypes, booleans)
+            else:
+                inputs = read_inputs(body["inputs"], dtypes, booleans)
+        except JsonError as error:
+            raise invalid_argument(str(error)) from error
+        write = write_rows if in_rows else write_columns
+        inference.predict(servable, signature, inputs, [], exchange, _answer(exchange, write))
+
+
+def _answer(exchange: HttpExchange, write: Callable[..., bytes]) -> inference.Done:
+    def done(result: Prediction | ServingError) -> None:
+        if not exchange.open:
+            return
+        if isinstance(result, ServingError):
+            _fail(exchange, result)
+            return
+        try:
+            exchange.respond(200, write(result.outputs))
+        except JsonError as error:
+            _fail(exchange, invalid_argument(str(error)))
+        except Exception:
+            log.exception("fault while encoding an answer of %s", result.model)
+            _fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
+
+    return done
+
+
+def _fail(exchange: HttpExchange, error: ServingError) -> None:
+    headers = ((b"Retry-After", b"1"),) if error.code == tensorflow_error_pb2.RESOURCE_EXHAUSTED else ()
+    exchange.respond(HTTP_STATUS[error.code], error_body(error.message), headers=headers)
+
+
+def _malformed(exchange: HttpExchange) -> ServingError:
+    method, path = (text.decode("utf-8", "replace") for text in (exchange.method, exchange.path))
+    return invalid_argument(f"Malformed request: {method} {path}")
+
+
+def _spec(match: re.Match[bytes]) -> messages.ModelSpec:
+    spec = messages.ModelSpec(name=unquote(match[1].decode("utf-8", "replace")))
+    if match[2]:
+        number = int(match[2])
+        if number > _MAX_VERSION:
+            raise invalid_argument(f"Failed to convert version: {number} to numeric.")
+        spec.version.value = number
+    elif match[3]:
+        spec.version_label = unquote(match[3].decode("utf-8", "replace"))
+    return spec
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    """A message as TensorFlow Serving prints it: the names of the .proto file, and every default."""
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def _metadata_json(response: messages.GetModelMetadataResponse) -> bytes:
+    signatures = messages.SignatureDefMap()
+    response.metadata["signature_def"].Unpack(signatures)
+    spec = response.model_spec
+    return _json(
+        {
+            "model_spec": {"name": spec.name, "signature_name": "", "version": str(spec.version.value)},
+            "metadata": {"signature_def": _fields(signatures)},
+        }
+    )

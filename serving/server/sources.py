@@ -1,0 +1,42 @@
+"""Which versions of a model are on disk, and which of them its policy wants served."""
+
+import logging
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from bookserve.serving.server.model_config import All, Latest, Policy, Specific
+
+log = logging.getLogger(__name__)
+
+_MAX_VERSION = 2**63 - 1
+
+
+def versions_on_disk(base_path: Path) -> dict[int, Path]:
+    """The version folders below `base_path` by number; a name that is no positive integer is none (`7.tmp`, `card.md`).
+
+    Raises OSError when the folder cannot be listed.
+    """
+    versions: dict[int, Path] = {}
+    with os.scandir(base_path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not (entry.name.isascii() and entry.name.isdigit() and entry.is_dir()):
+                continue
+            number = int(entry.name)
+            if number > _MAX_VERSION:
+                continue
+            if number in versions:
+                log.warning("%s and %s are the same version: the second is used", versions[number], entry.path)
+            versions[number] = Path(entry.path)
+    return versions
+
+
+def wanted(policy: Policy, available: Collection[int]) -> set[int]:
+    """The versions that the policy wants served, out of those on disk."""
+    match policy:
+        case Latest(count):
+            return set(sorted(available)[-count:])
+        case All():
+            return set(available)
+        case Specific(versions):
+            return set(versions & set(available))

@@ -31,7 +31,7 @@ WORKING_SIDE = 1600  # pixels; larger pictures are shrunk to this before the dig
 
 _BLACK = 10  # grey levels; MNIST's border is black but for the few digits that reach into it
 _MIN_CONTRAST = 12.0  # grey levels; a picture whose ink differs less from its background is empty
-_MIN_OVER_NOISE = 4.0  # times the background's own roughness
+_MIN_OVER_NOISE = 6.0  # times the background's own roughness
 _INK = 0.25  # of full ink; darker pixels than this span the digit's bounding box
 
 # A warning of the decoder (a decompression bomb, damaged metadata) is a reason to refuse the picture. The filter is

@@ -168,8 +168,8 @@ def _environ(scope: _Scope, body: bytes) -> dict[str, Any]:
     }
     for name, value in scope.headers.items():
         key = name.upper().replace("-", "_")
-        if "_" in name:
-            continue  # X_Request_ID must not pass for X-Request-ID
-        environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value
+        # X_Request_ID must not pass for X-Request-ID, and the body has no transfer encoding any more.
+        if "_" not in name and key != "TRANSFER_ENCODING":
+            environ[key if key == "CONTENT_TYPE" else f"HTTP_{key}"] = value
     environ["CONTENT_LENGTH"] = str(len(body))
     return environ

@@ -1,0 +1,139 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bookserve.clients import errors
+from bookserve.export.contracts import CONTRACTS
+from bookserve.serving import gateway
+from bookserve.serving.gateway.app import create_app
+from bookserve.serving.gateway.config import GatewayConfig, Limits
+from bookserve.serving.gateway.problems import MEDIA_TYPE
+
+PAGE = Path(gateway.__file__).parent / "page"
+
+
+def _problem(response, status):
+    assert response.status_code == status, response.text
+    assert response.content_type == MEDIA_TYPE
+    return response.get_json(force=True)
+
+
+def test_health_asks_nobody(client, backend) -> None:
+    backend.fail_metadata = errors.Unavailable("x")
+    assert client.get("/healthz").get_json() == {"status": "ok"}
+    assert backend.metadata_calls == 0
+
+
+def test_ready_when_a_model_keeps_its_contract(client) -> None:
+    assert client.get("/readyz").get_json() == {"status": "ready", "models": {"mnist": 3}}
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (errors.Unavailable("x"), "make serve"),
+        (errors.NotFound("x"), "no version of mnist"),
+        (errors.DeadlineExceeded("x"), "in time"),
+    ],
+)
+def test_unready_with_the_reason(client, backend, error, text) -> None:
+    backend.fail_metadata = error
+    assert text in _problem(client.get("/readyz"), 503)["detail"]
+
+
+def test_unready_while_draining_and_connections_close(backend) -> None:
+    client = create_app(GatewayConfig(), backend, draining=lambda: True).test_client()
+    assert "stopping" in _problem(client.get("/readyz"), 503)["detail"]
+    response = client.get("/healthz")
+    assert response.status_code == 200
+    assert response.headers["Connection"] == "close"
+
+
+def test_an_unexpected_exception_is_a_500_without_detail(client, backend) -> None:
+    backend.fail = RuntimeError("/secret/path")
+    response = client.post("/api/v1/mnist", json={"pixels": [[0] * 28] * 28})
+    assert "secret" not in response.text
+    assert _problem(response, 500)["request_id"] == response.headers["X-Request-ID"]
+
+
+def test_unknown_paths_and_methods_are_problems(client) -> None:
+    assert "openapi.json" in _problem(client.get("/nope"), 404)["detail"]
+    response = client.get("/api/v1/mnist")
+    assert "POST" in _problem(response, 405)["detail"]
+    assert "POST" in response.headers["Allow"]
+
+
+def test_request_ids_are_taken_only_when_harmless(client) -> None:
+    assert client.get("/healthz", headers={"X-Request-ID": "a-1"}).headers["X-Request-ID"] == "a-1"
+    for bad in ("a b", "x" * 65, "<script>", ""):
+        assert re.fullmatch(
+            "[0-9a-f]{32}", client.get("/healthz", headers={"X-Request-ID": bad}).headers["X-Request-ID"]
+        )
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/nope", "/openapi.json", "/page/app.js", "/api/v1/models"])
+def test_every_answer_has_the_security_headers(client, path) -> None:
+    headers = client.get(path).headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_the_page_is_whole_and_loads_nothing_foreign(client) -> None:
+    pages = {"/": client.get("/").text}
+    for path in PAGE.iterdir():
+        response = client.get(f"/page/{path.name}")
+        assert response.status_code == 200
+        assert response.data == path.read_bytes()
+        pages[path.name] = response.text
+    for name, text in pages.items():
+        assert not re.search(r"https?:|//[a-z]", re.sub(r"^\s*//.*$|\s//\s.*$", "", text, flags=re.M)), name
+        assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(|\son[a-z]+=|style=|<style", text), (
+            name
+        )
+    wanted = re.findall(r'(?:src|href)="(/[^"]*)"', pages["/"])
+    for imported in re.findall(r'from "\./([^"]+)"', "".join(pages.values())):
+        wanted.append(f"/page/{imported}")
+    for path in wanted:
+        assert client.get(path).status_code == 200, path
+    ids = set(re.findall(r'id="([^"]+)"', pages["/"]))
+    assert set(re.findall(r'element\("([^"]+)"\)', "".join(pages.values()))) <= ids
+
+
+def test_types_of_the_page(client) -> None:
+    types = {path: client.get(path).content_type for path in ("/", "/page/style.css", "/page/app.js")}
+    assert [kind.split(";")[0] for kind in types.values()] == ["text/html", "text/css", "text/javascript"]
+
+
+@pytest.mark.parametrize("name", ["nope.js", "..%2fapp.py", "%2e%2e/app.py", "../app.py"])
+def test_the_page_has_no_other_files(client, name) -> None:
+    _problem(client.get(f"/page/{name}"), 404)
+
+
+def test_openapi_covers_every_route_and_every_reference_resolves(client) -> None:
+    document = client.get("/openapi.json").get_json()
+    routes = {
+        re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+        for rule in client.application.url_map.iter_rules()
+        if not rule.rule.startswith("/page/") and rule.rule not in ("/", "/openapi.json") and "report" not in rule.rule
+    }
+    assert set(document["paths"]) == routes
+    assert {f"/api/v1/{name}" for name in CONTRACTS} <= routes
+    for reference in re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document)):
+        assert reference in document["components"]["schemas"]
+    operations = [operation for item in document["paths"].values() for operation in item.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
+    for operation in operations:
+        assert "200" in operation["responses"]
+
+
+def test_openapi_states_the_limits_that_hold(backend) -> None:
+    client = create_app(GatewayConfig(limits=Limits(items=5)), backend).test_client()
+    content = client.get("/openapi.json").get_json()["paths"]["/api/v1/mnist"]["post"]["requestBody"]["content"]
+    assert content["multipart/form-data"]["schema"]["properties"]["file"]["maxItems"] == 5
+    example = content["application/json"]["example"]
+    assert client.post("/api/v1/mnist", json=example).status_code == 200
+    assert client.post("/api/v1/mnist", json={"pixels": [example["pixels"]] * 6}).status_code == 413

@@ -6,11 +6,15 @@ told to go elsewhere, requests under way and those that still arrive are answere
 """
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import logging
 import os
 import signal
+import socket
+import struct
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -36,6 +40,7 @@ _SWITCH_SECONDS = 5e-5
 _SWEEP_SECONDS = 1.0
 _BACKLOG = 1024
 _DRAIN_STEP_SECONDS = 0.02
+_SO_ATTACH_FILTER = 26  # Linux's socket(7); Python has no name for it
 
 
 class ModelServer:
@@ -159,32 +164,23 @@ class ModelServer:
             last = now
 
     async def drain(self) -> None:
-        """Answers what was accepted and what still arrives, until it is quiet or the time is up, then closes."""
+        """Answers what was accepted and what still arrives, then closes; at the latest after --drain_seconds."""
         flags, loop = self._flags, self._loop
-        end = loop.time() + flags.drain_seconds
+        start = loop.time()
+        end = start + flags.drain_seconds
         self._rest.draining = True
-        quiet_since = loop.time()
-        requests = -1
-        while loop.time() < min(end, quiet_since + flags.drain_quiet_seconds):
-            for connection in self._connections():
-                connection.drain()  # also those that were opened meanwhile
-            seen = sum(connection.requests for connection in self._connections())
-            if seen != requests or not self._idle():
-                requests, quiet_since = seen, loop.time()
-            await asyncio.sleep(_DRAIN_STEP_SECONDS)
-        for listener in self._listeners:
-            listener.close()
-        while loop.time() < end and not self._idle():
-            await asyncio.sleep(_DRAIN_STEP_SECONDS)
+        await self._until_quiet(start + flags.drain_seconds / 2)
+        await self._stop_listening()
+        await self._until_quiet(end)
         for connection in self._connections():
             if connection.idle:
                 connection.close()
         while loop.time() < end and self._connections():
             await asyncio.sleep(_DRAIN_STEP_SECONDS)  # for answers that the clients have yet to read
-        unanswered = self._connections()
-        if unanswered:
-            log.warning("%d connections are dropped after --drain_seconds=%g", len(unanswered), flags.drain_seconds)
-        for connection in unanswered:
+        left = self._connections()
+        if left:
+            log.warning("%d connections are dropped after --drain_seconds=%g", len(left), flags.drain_seconds)
+        for connection in left:
             connection.abort()
         if flags.grpc_socket_path:
             Path(flags.grpc_socket_path).unlink(missing_ok=True)
@@ -192,11 +188,43 @@ class ModelServer:
             task.cancel()
         await self._manager.close()
 
+    async def _until_quiet(self, end: float) -> None:
+        """Tells every connection to drain; returns when for --drain_quiet_seconds nothing was asked or is under way."""
+        quiet_since = self._loop.time()
+        requests = -1
+        while self._loop.time() < min(end, quiet_since + self._flags.drain_quiet_seconds):
+            for connection in self._connections():
+                connection.drain()  # also those that were opened meanwhile
+            seen = sum(connection.requests for connection in self._connections())
+            if seen != requests or not all(connection.idle for connection in self._connections()):
+                requests, quiet_since = seen, self._loop.time()
+            await asyncio.sleep(_DRAIN_STEP_SECONDS)
+
+    async def _stop_listening(self) -> None:
+        """Closes the listeners without resetting a connection that a client has already made.
+
+        The kernel resets what waits to be accepted when a listener closes. So the listeners first drop new handshakes
+        (a client repeats its own after a second, and is refused then), and what waits is accepted meanwhile.
+        """
+        for listener in self._listeners:
+            for endpoint in listener.sockets:
+                _drop_new_handshakes(endpoint.fileno())
+        await asyncio.sleep(_DRAIN_STEP_SECONDS)
+        for listener in self._listeners:
+            listener.close()
+
     def _connections(self) -> list[GrpcConnection | HttpConnection]:
         return [*self._grpc_connections, *self._http_connections]
 
-    def _idle(self) -> bool:
-        return all(connection.idle for connection in self._connections())
+
+def _drop_new_handshakes(descriptor: int) -> None:
+    """Attaches a packet filter that drops everything to a listening socket, where there are such filters (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one instruction: return 0 bytes
+    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(drop_all))
+    with socket.socket(fileno=os.dup(descriptor)) as endpoint, contextlib.suppress(OSError):
+        endpoint.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 async def _serve(flags: Flags) -> int:

@@ -1,0 +1,119 @@
+"""Real model servers on loopback, and small ONNX models made on the spot."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_scale_model(base: Path, version: int, factor: float, *, width: int | None = 3) -> Path:
+    """`y = factor * x` for x float32 [n, width], written as TensorFlow Serving's bare version folder, atomically."""
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        "scale",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width or "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", width or "w"])],
+        [numpy_helper.from_array(np.float32(factor), "factor")],
+    )
+    return write_graph(base, version, graph)
+
+
+def write_graph(base: Path, version: int, graph: onnx.GraphProto) -> Path:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    scratch = base / f"{version}.tmp"
+    scratch.mkdir(parents=True)
+    onnx.save(model, scratch / "model.onnx")
+    return scratch.rename(base / str(version))
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    grpc_port: int
+    rest_port: int
+    log: Path
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.rest_port}"
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 20.0) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+StartServer = Callable[..., Server]
+
+
+@contextmanager
+def server_starter(folder: Path) -> Iterator[StartServer]:
+    """A function that starts model servers with flags; all that still run at the end are killed."""
+    servers: list[Server] = []
+
+    def start(*flags: str, wait: bool = True) -> Server:
+        grpc_port, rest_port = free_port(), free_port()
+        log = folder / f"server-{len(servers)}.log"
+        arguments = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", "--bind_address=127.0.0.1", *flags]
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bookserve.clients.command_line", "model-server", *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=os.environ | {"PYTHONWARNINGS": "error"},
+            )
+        server = Server(process, grpc_port, rest_port, log)
+        servers.append(server)
+        if wait:
+
+            def up() -> bool:
+                assert process.poll() is None, log.read_text()
+                return answers(f"{server.url}/readyz")
+
+            wait_until(up, "the server is ready")
+        return server
+
+    try:
+        yield start
+    finally:
+        for server in servers:
+            if server.process.poll() is None:
+                server.process.kill()
+                server.process.wait()

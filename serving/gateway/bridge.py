@@ -21,6 +21,10 @@ from bookserve.serving.gateway.problems import Problem
 
 _log = structlog.get_logger()
 
+# A chunk costs the same whatever its size, so beyond the first ones they must carry something.
+_FREE_PIECES = 2048
+_PIECE_BYTES = 128  # on average
+
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
 
@@ -113,6 +117,8 @@ class Bridge:
                     if size > limit:
                         raise _too_large(limit)
                     pieces.append(piece)
+                    if len(pieces) > _FREE_PIECES and size < _PIECE_BYTES * len(pieces):
+                        raise Problem(400, "the body comes in needlessly small chunks: send it in larger ones")
         except TimeoutError:
             seconds = self._limits.body_seconds
             raise Problem(408, f"the body did not arrive within {seconds:g} s (--body-seconds)") from None

@@ -81,10 +81,8 @@ def _unary(method: Any, request: Any, response: Any) -> grpc.RpcMethodHandler:
     return grpc.unary_unary_rpc_method_handler(method, request.FromString, response.SerializeToString)
 
 
-@pytest.fixture(scope="module")
-def model_server() -> Iterator[FakeServer]:
-    fake = FakeServer()
-    fake.gate.set()
+def serve(fake: FakeServer, port: int = 0) -> grpc.Server:
+    """Starts the stand-in on a port of loopback."""
     server = grpc.server(futures.ThreadPoolExecutor(16))
     prediction = {
         "Predict": _unary(fake.predict, PredictRequest, PredictResponse),
@@ -97,8 +95,16 @@ def model_server() -> Iterator[FakeServer]:
             grpc.method_handlers_generic_handler("tensorflow.serving.ModelService", model),
         ]
     )
-    fake.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    fake.target = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+    fake.gate.set()
     server.start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def model_server() -> Iterator[FakeServer]:
+    fake = FakeServer()
+    server = serve(fake)
     yield fake
     fake.gate.set()
     server.stop(None).wait()
@@ -200,15 +206,22 @@ def test_a_picture_goes_all_the_way(gateway) -> None:
     assert client.model("mnist")["versions"][0]["state"] == "AVAILABLE"
 
 
-def test_it_starts_without_a_model_server(start) -> None:
-    gateway = start("--model-server=127.0.0.1:1")
+def test_it_starts_without_a_model_server_and_finds_it_when_it_comes(start) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+    gateway = start(f"--model-server=127.0.0.1:{port}")
     status, problem = _get(gateway, "/readyz")
     assert status == 503
-    assert "127.0.0.1:1" in problem["detail"]
+    assert f"127.0.0.1:{port}" in problem["detail"]
     assert "make serve" in problem["detail"]
     assert _post(gateway)[0] == 503
     assert _get(gateway, "/healthz") == (200, {"status": "ok"})
-    assert gateway.stop() == 0
+    server = serve(FakeServer(), port)
+    wait_until(lambda: _get(gateway, "/readyz")[0] == 200)
+    assert _post(gateway)[0] == 200
+    server.stop(None).wait()
+    wait_until(lambda: _get(gateway, "/readyz")[0] == 503)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -299,12 +312,12 @@ def test_many_small_chunks_are_no_trouble(gateway) -> None:
             b"POST /api/v1/mnist HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         try:
-            connection.sendall(head + chunk * 50_000 + b"0\r\n\r\n")
+            connection.sendall(head + chunk * 500_000 + b"0\r\n\r\n")
             answer = connection.recv(65536)
         except (BrokenPipeError, ConnectionResetError):
-            answer = b"HTTP/1.1 413 "
-    assert answer.split()[1] in (b"413", b"415", b"408")
-    assert time.monotonic() - started < 5
+            answer = b"HTTP/1.1 400 "
+    assert answer.split()[1] == b"400"
+    assert time.monotonic() - started < 3
     assert _get(gateway, "/healthz")[0] == 200
 
 

@@ -26,8 +26,8 @@ from bookserve.training.datasets.files import (
 SIDE = 28  # pixels
 CLASSES = 10
 VALID_ROWS = 5_000  # chapter 6 holds as many back, from the head; here they are drawn at random
-SAMPLE_TRAIN_ROWS = 24_000
-SAMPLE_TEST_ROWS = 4_000
+SAMPLE_TRAIN_ROWS = 12_000
+SAMPLE_TEST_ROWS = 2_000
 SAMPLE_SEED = 6  # the sample is one fixed data set: the seed of a run only shuffles and splits it
 
 HOME = "https://ossci-datasets.s3.amazonaws.com/mnist/"

@@ -50,7 +50,7 @@ class Config:
 PROFILES: dict[str, Config] = {
     "smoke": Config(epochs=1, train_rows=12_000, batch=64),
     "default": Config(epochs=7),
-    "full": Config(epochs=40, rotation=12.0, zoom=0.12, shift=2.0, elastic=1.5, patience=15),
+    "full": Config(epochs=32, rotation=10.0, zoom=0.1, shift=1.5, elastic=0.8, patience=12),
 }
 
 

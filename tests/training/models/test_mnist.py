@@ -1,0 +1,110 @@
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from bookserve.export.contracts import MNIST
+from bookserve.training import run
+from bookserve.training.datasets import digit_sample
+from bookserve.training.datasets.files import DataRequest, Origin
+from bookserve.training.datasets.mnist import Digits, Split
+from bookserve.training.models import mnist
+
+TINY = mnist.Config(epochs=6, batch=32, filters_1=8, filters_2=8, hidden=32, learning_rate=8e-3, dropout=0.2)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    images, labels = digit_sample.draw(640, seed=0)
+    splits = [Split(images[part], labels[part]) for part in (slice(0, 480), slice(480, 560), slice(560, 640))]
+    return Digits(*splits, origin=Origin("sample", "drawn digits", ""))
+
+
+def test_the_network_is_the_book_s() -> None:
+    model = mnist.build_model(mnist.PROFILES["default"])
+    assert model.input_shape == (None, 28, 28)
+    assert model.output_shape == (None, 10)
+    shapes = [tuple(variable.shape) for variable in model.trainable_variables]
+    assert shapes == [(5, 5, 1, 32), (32,), (5, 5, 32, 64), (64,), (3136, 512), (512,), (512, 10), (10,)]
+
+
+def test_training_learns_and_evaluation_agrees(digits: Digits, tmp_path: Path) -> None:
+    run.make_repeatable(0)
+    model = mnist.build_model(TINY)
+    before = mnist.evaluate(model, digits, tmp_path)
+    history = mnist.train(model, digits, TINY, seed=0, callbacks=[])
+    after = mnist.evaluate(model, digits, tmp_path)
+    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert after["train"]["loss"] < before["train"]["loss"] / 2
+    assert after["test"]["accuracy"] > 0.5
+    assert after["valid"]["loss"] == pytest.approx(min(history["val_loss"]), rel=1e-3)
+    assert after["test"]["rows"] == 80
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_serving_model_keeps_the_contract(digits: Digits) -> None:
+    model = mnist.build_model(TINY)
+    served = mnist.serving_model(model)
+    outputs = served(digits.test.images[:5])
+    assert set(outputs) == {tensor.name for tensor in MNIST.outputs}
+    probabilities, classes = outputs["probabilities"].numpy(), outputs["classes"].numpy()
+    logits = model(digits.test.images[:5], training=False).numpy()
+    np.testing.assert_allclose(probabilities, keras.ops.softmax(logits).numpy(), atol=1e-6)
+    np.testing.assert_array_equal(classes, logits.argmax(axis=1))
+    assert classes.dtype == np.int64
+
+
+def test_batches_are_shuffled_anew_each_epoch_and_the_same_for_a_seed(digits: Digits) -> None:
+    run.make_repeatable(0)
+    dataset = mnist.training_batches(digits.train, TINY, seed=1)
+    first, second = (np.concatenate([labels for _, labels in dataset.as_numpy_iterator()]) for _ in range(2))
+    again = np.concatenate([y for _, y in mnist.training_batches(digits.train, TINY, seed=1).as_numpy_iterator()])
+    assert sorted(first) == sorted(digits.train.labels)
+    assert (first != digits.train.labels).any()
+    assert (first != second).any()
+    np.testing.assert_array_equal(first, again)
+
+
+def test_distortion_changes_each_image_differently_and_keeps_it_a_digit(digits: Digits) -> None:
+    run.make_repeatable(0)
+    full = mnist.PROFILES["full"]
+    config = mnist.Config(epochs=1, batch=32, rotation=full.rotation, shift=full.shift, elastic=full.elastic)
+    one = Split(np.repeat(digits.train.images[:1], 32, axis=0), np.zeros(32, np.int64))
+    dataset = mnist.training_batches(one, config, seed=0)
+    first, second = (next(dataset.as_numpy_iterator())[0] for _ in range(2))
+    assert first.dtype == np.uint8
+    assert first.shape == (32, 28, 28)
+    assert len(np.unique(first.reshape(32, -1), axis=0)) == 32
+    mass = first.astype(float).sum(axis=(1, 2)) / one.images[0].sum()
+    assert (np.abs(mass - 1) < 0.4).all()
+    assert first.tolist() != second.tolist()
+
+
+def test_no_distortion_leaves_every_pixel(digits: Digits) -> None:
+    run.make_repeatable(0)
+    config = mnist.Config(epochs=1, batch=80, shift=1e-9)
+    images, labels = next(mnist.training_batches(digits.test, config, seed=0).as_numpy_iterator())
+    order = np.lexsort(images.reshape(80, -1).T)
+    expected = np.lexsort(digits.test.images.reshape(80, -1).T)
+    np.testing.assert_array_equal(images[order], digits.test.images[expected])
+    np.testing.assert_array_equal(labels[order], digits.test.labels[expected])
+
+
+def test_every_profile_has_its_numbers() -> None:
+    assert list(mnist.PROFILES) == ["smoke", "default", "full"]
+    smoke, default, full = mnist.PROFILES.values()
+    assert smoke.epochs < default.epochs < full.epochs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif("DATA_DIR" not in os.environ, reason="needs the real data in DATA_DIR")
+def test_default_reaches_99_2_percent_on_the_real_test_rows(tmp_path: Path) -> None:
+    config = mnist.PROFILES["default"]
+    data = mnist.load_data(config, DataRequest("real", Path(os.environ["DATA_DIR"])), seed=0)
+    run.make_repeatable(0)
+    model = mnist.build_model(config)
+    mnist.train(model, data, config, seed=0, callbacks=[])
+    assert mnist.evaluate(model, data, tmp_path)["test"]["accuracy"] >= 0.992

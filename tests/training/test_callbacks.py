@@ -1,0 +1,40 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from bookserve.training.callbacks import ProgressBar, StopOnNan
+from bookserve.training.errors import TrainingError
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops(loss: float) -> None:
+    with pytest.raises(TrainingError, match="in epoch 3"):
+        StopOnNan().on_epoch_end(2, {"loss": loss})
+
+
+def test_a_finite_loss_goes_on() -> None:
+    StopOnNan().on_epoch_end(0, {"loss": 0.5})
+    StopOnNan().on_epoch_end(0, None)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_every_epoch_prints_one_line_of_figures(terminal: bool) -> None:
+    text = io.StringIO()
+    bar = ProgressBar(Console(file=text, force_terminal=terminal, width=60), "mnist")
+    bar.set_params({"epochs": 2, "steps": 3})
+    for epoch in range(2):
+        bar.on_epoch_begin(epoch)
+        for batch in range(3):
+            bar.on_train_batch_end(batch)
+        bar.on_epoch_end(epoch, {"loss": 0.25, "val_accuracy": 0.9875, "val_loss": 0.5})
+    assert "mnist epoch 1/2  loss 0.2500  val_accuracy 0.9875  val_loss 0.5000  0 s\n" in text.getvalue()
+    assert text.getvalue().count("val_accuracy") == 2
+
+
+def test_closing_twice_is_no_error() -> None:
+    bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True), "mnist")
+    bar.set_params({"epochs": 1, "steps": 3})
+    bar.on_epoch_begin(0)
+    bar.close()
+    bar.close()

@@ -1,0 +1,89 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bookserve.clients.command_line import main
+from bookserve.export.errors import ExportError
+from bookserve.training import commands
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_train_all_ends_with_a_table_and_fills_the_store(tmp_path: Path) -> None:
+    folders = ["--models-dir", tmp_path / "models", "--runs-dir", tmp_path / "runs"]
+    result = invoke("train-all", "--profile=smoke", "--data=sample", *folders)
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.output.splitlines() if line.startswith("│"))
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[0:2] == ["mnist", "sample"]
+    assert cells[2].startswith("accuracy 0.")
+    assert cells[3] == "0.993"
+    assert cells[5] == "1"
+    assert "\nmnist  1        smoke    sample  accuracy" in invoke("models", "list", *folders[:2]).output
+    assert "all as published" in invoke("models", "show", "mnist", *folders[:2]).output
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
+    runs, models = ["--runs-dir", tmp_path / "runs"], ["--models-dir", tmp_path / "models"]
+    trained = invoke("train", "mnist", "--profile=smoke", "--data=sample", "--seed=4", *runs)
+    assert trained.exit_code == 0, trained.output
+    assert "mnist: test accuracy 0." in trained.output
+    exported = invoke("export", "mnist", *runs, *models)
+    assert exported.exit_code == 0, exported.output
+    assert "seed 4" in invoke("models", "show", "mnist", "1", *models).output
+
+
+def test_a_failing_model_gives_a_message_and_a_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = invoke("train-all", "--data=real", "--data-dir", tmp_path / "nowhere", "--runs-dir", tmp_path)
+    assert result.exit_code == 1
+    assert f"mnist: DATA_DIR {tmp_path}/nowhere is not a folder" in result.output
+    assert "1 of 1 models failed" in result.output
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_a_model_that_cannot_be_published_is_a_failure_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ExportError("the graphs differ")
+
+    monkeypatch.setattr(commands, "publish_run", refuse)
+    result = invoke("train-all", "mnist", "--profile=smoke", "--data=sample", "--runs-dir", tmp_path)
+    assert result.exit_code == 1
+    assert "mnist: the graphs differ" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "listed"),
+    [
+        (["train", "mnits"], "'mnist'"),
+        (["train-all", "mnits"], "'mnist'"),
+        (["train", "mnist", "--profile=quick"], "'smoke', 'default', 'full'"),
+        (["train", "mnist", "--data=fake"], "'auto', 'real', 'sample'"),
+    ],
+)
+def test_a_wrong_word_lists_the_right_ones(arguments: list[str], listed: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert listed in result.output
+
+
+def test_data_dir_is_read_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "elsewhere"))
+    result = invoke("train", "mnist", "--data=real", "--runs-dir", tmp_path)
+    assert result.exit_code == 1
+    assert "elsewhere is not a folder" in result.output
+
+
+def test_help_does_not_import_tensorflow() -> None:
+    code = (
+        "import sys; from bookserve.training.commands import train; import bookserve.export.commands;"
+        "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,0 +1,60 @@
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from bookserve.training import devices
+
+
+def test_without_a_gpu_the_default_strategy_trains() -> None:
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("this host has a GPU")
+    assert devices.describe() == "CPU"
+    assert devices.strategy().num_replicas_in_sync == 1
+
+
+@pytest.mark.parametrize(("gpus", "replicas", "words"), [(1, 1, "1 GPU (A)"), (2, 2, "2 GPUs (A, B)")])
+def test_every_gpu_of_the_host_is_used(monkeypatch: pytest.MonkeyPatch, gpus: int, replicas: int, words: str) -> None:
+    found = [tf.config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU") for number in range(gpus)]
+    grown = []
+
+    class Mirrored:
+        num_replicas_in_sync = gpus
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: found)
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, _: grown.append(gpu))
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", Mirrored)
+    names = iter("AB")
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _: {"device_name": next(names)})
+    assert devices.strategy().num_replicas_in_sync == replicas
+    assert grown == found
+    assert devices.describe() == words
+
+
+SPLIT = """
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from bookserve.training import run
+from bookserve.training.datasets import digit_sample
+from bookserve.training.datasets.mnist import Digits, Split
+from bookserve.training.models import mnist
+config = mnist.Config(epochs=1, batch=32, filters_1=4, filters_2=4, hidden=8, dropout=0.0)
+split = Split(*digit_sample.draw(96, seed=0))
+data = Digits(split, split, split, None)
+losses = []
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    run.make_repeatable(0)
+    with strategy.scope():
+        model = mnist.build_model(config)
+        losses.append(mnist.train(model, data, config, 0, [])["val_loss"][0])
+assert abs(losses[0] - losses[1]) < 2e-3, losses  # rounding, which Adam enlarges
+print("replicas", strategy.num_replicas_in_sync)
+"""
+
+
+def test_two_replicas_train_as_one_does() -> None:
+    done = subprocess.run([sys.executable, "-c", SPLIT], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().endswith("replicas 2")

@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bookserve.training import plots
+
+
+def test_the_matrix_counts_true_rows_and_predicted_columns(tmp_path: Path) -> None:
+    counts = plots.confusion_matrix(
+        np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 2, 0]), ["a", "b", "c"], tmp_path / "confusion.png"
+    )
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+    assert _width(tmp_path / "confusion.png") > 300
+
+
+def test_curves_have_a_panel_a_figure(tmp_path: Path) -> None:
+    plots.curves({"loss": [1.0, 0.5], "val_loss": [1.1, 0.7]}, tmp_path / "one.png")
+    plots.curves({"loss": [1.0], "accuracy": [0.5], "val_accuracy": [0.4]}, tmp_path / "two.png")
+    assert _width(tmp_path / "two.png") == 2 * _width(tmp_path / "one.png")
+
+
+def _width(path: Path) -> int:
+    with Image.open(path) as image:
+        return image.width

@@ -92,11 +92,11 @@ def main(
         waiting=waiting,
     )
     config = GatewayConfig(model_server=model_server, model_seconds=model_seconds, models_dir=models_dir, limits=limits)
-    with _reserve(bind, port) as reserved, GrpcClient(model_server) as backend:
+    with reserve(bind, port) as reserved, GrpcClient(model_server) as backend:
         asyncio.run(_serve(config, backend, bind, reserved.getsockname()[1], drain_seconds))
 
 
-def _reserve(bind: str, port: int) -> socket.socket:
+def reserve(bind: str, port: int) -> socket.socket:
     """A bound socket that does not listen: it finds a free port for 0, and notices one that is taken.
 
     Granian binds its own socket beside it with SO_REUSEPORT, which shares a port only with a socket that also has it.

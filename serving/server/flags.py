@@ -25,6 +25,7 @@ class Flags:
     model_base_path: str = _flag("", "folder of the version folders of the one model")
     model_config_file: str = _flag("", "text ModelServerConfig file with the models to serve")
     model_config_file_poll_wait_seconds: int = _flag(0, "seconds between two looks at that file; 0 reads it once")
+    model_root: str = _flag("", "serve every model below this folder, also those that come later")
     file_system_poll_wait_seconds: float = _flag(1, "seconds between two looks for new versions; 0 looks once")
     max_num_load_retries: int = _flag(5, "retries after a version failed to load")
     load_retry_interval_micros: int = _flag(60_000_000, "microseconds between two of them")

@@ -37,6 +37,7 @@ _UINT32 = struct.Struct(">L")
 _SETTING = struct.Struct(">HL")
 _MESSAGE = struct.Struct(">BL")  # gRPC's prefix: compressed flag, length
 _DRAIN_PING = b"drain..."
+_LINGER_SECONDS = 1.0
 
 # What the peer assumes until our SETTINGS arrive, and we of it (RFC 9113, 6.5.2 and 6.9.2).
 _DEFAULT_WINDOW = 65_535
@@ -167,6 +168,7 @@ class GrpcConnection(asyncio.Protocol):
         self._block_flags = 0
         self._draining = False
         self._refusing = False  # after the last GOAWAY of a drain
+        self._closing = False  # nothing more is read or written
         self._write_paused = False
         self._control_budget = float(limits.control_frames_per_second)
         self._reset_budget = 10.0 * limits.resets_per_second
@@ -231,15 +233,18 @@ class GrpcConnection(asyncio.Protocol):
             return
         self._draining = True
         if not self._greeted:
-            self._transport.close()
-            return
+            return  # the preface may be on its way; it is answered with a GOAWAY
+        self._send_goaway()
+
+    def _send_goaway(self) -> None:
         # Two steps (RFC 9113, 6.8): calls that are on their way while the first GOAWAY travels are still served.
         self._transport.write(_goaway(_MAX_WINDOW, _NO_ERROR, b"draining") + _frame(_PING, 0, 0, _DRAIN_PING))
 
     def close(self) -> None:
-        """Closes the connection once the answers are written."""
-        self._transport.write(_goaway(self._last_stream, _NO_ERROR, b""))
-        self._transport.close()
+        """Closes the connection once the client has read its answers; calls that it starts now are not served."""
+        if not self._closing:
+            self._transport.write(_goaway(self._last_stream, _NO_ERROR, b""))
+            self._linger()
 
     def abort(self) -> None:
         """Drops the connection and what is under way on it."""
@@ -257,11 +262,28 @@ class GrpcConnection(asyncio.Protocol):
 
     def _close_when_drained(self) -> None:
         if self._refusing and not self._calls:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Closes our direction and leaves it to the client to close the connection, for a moment.
+
+        Closing a socket with unread input makes the kernel drop answers on their way, and there is always input: the
+        client's window updates. Streams above the GOAWAY's are safe: the client repeats them elsewhere.
+        """
+        if self._closing:
+            return
+        self._closing = True
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+            self._loop.call_later(_LINGER_SECONDS, self._transport.close)
+        else:
             self._transport.close()
 
     # Receiving
 
     def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
         if self._partial:
             self._partial += data
             if len(self._partial) < self._wanted:
@@ -294,8 +316,8 @@ class GrpcConnection(asyncio.Protocol):
             self._greeted = True
             position = len(PREFACE)
             if self._draining:
-                self._transport.close()
-        while end - position >= 9:
+                self._send_goaway()
+        while end - position >= 9 and not self._closing:
             high, low, kind, flags, stream_id = _FRAME.unpack_from(data, position)
             length = high << 8 | low
             if length > self.limits.max_frame_bytes:
@@ -504,7 +526,7 @@ class GrpcConnection(asyncio.Protocol):
         if flags & _ACK:
             if payload == _DRAIN_PING and self._draining:
                 self._refusing = True
-                self._transport.write(_goaway(self._last_stream, _NO_ERROR, b"draining"))
+                self._transport.write(_goaway(self._last_stream, _NO_ERROR, b"drained"))
                 self._close_when_drained()
             return
         self._spend_control()
@@ -619,6 +641,7 @@ class GrpcConnection(asyncio.Protocol):
     def _abandon(self, code: int, reason: str) -> None:
         log.info("closing a gRPC connection: %s", reason)
         self._transport.write(_goaway(self._last_stream, code, reason.encode()))
+        self._closing = True
         self._transport.close()
 
 

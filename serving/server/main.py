@@ -29,7 +29,7 @@ from bookserve.serving.server.flags import FlagError, Flags
 from bookserve.serving.server.http1 import Http1Limits, HttpConnection
 from bookserve.serving.server.http2 import GrpcConnection, Http2Limits
 from bookserve.serving.server.manager import LoadOptions, ModelManager
-from bookserve.serving.server.model_config import ModelSetting, read_config_file
+from bookserve.serving.server.model_config import ModelSetting, discover, read_config_file
 from bookserve.serving.wire import tensorflow_error_pb2
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,6 @@ class ModelServer:
         self._grpc_connections: set[GrpcConnection] = set()
         self._http_connections: set[HttpConnection] = set()
         self._listeners: list[asyncio.Server] = []
-        self._config_text = ""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -77,10 +76,16 @@ class ModelServer:
             raise invalid_argument(
                 "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
             )
-        await self._manager.apply(self._settings())
+        settings = self._settings()
+        await self._manager.apply(settings)
         self._manager.start_polling()
-        if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
-            self._start(self._follow_config_file())
+        poll_seconds = (
+            flags.model_config_file_poll_wait_seconds
+            if flags.model_config_file
+            else flags.file_system_poll_wait_seconds
+        )
+        if poll_seconds > 0 and (flags.model_config_file or flags.model_root):
+            self._start(self._follow_settings(settings, poll_seconds))
         gc.collect()
         gc.freeze()
         await self._listen()
@@ -89,10 +94,9 @@ class ModelServer:
     def _settings(self) -> list[ModelSetting]:
         flags = self._flags
         if flags.model_config_file:
-            path = Path(flags.model_config_file)
-            settings = read_config_file(path)
-            self._config_text = path.read_text()
-            return settings
+            return read_config_file(Path(flags.model_config_file))
+        if flags.model_root:
+            return discover(Path(flags.model_root).absolute())
         if not flags.model_base_path:
             raise invalid_argument(
                 "Both server_options.model_base_path and server_options.model_config_file are empty!"
@@ -141,15 +145,22 @@ class ModelServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _follow_config_file(self) -> None:
-        path = Path(self._flags.model_config_file)
+    async def _follow_settings(self, settings: list[ModelSetting], poll_seconds: float) -> None:
+        """Applies what changes in the config file or below the model root; a broken file changes nothing."""
+        complaint = ""
         while True:
-            await asyncio.sleep(self._flags.model_config_file_poll_wait_seconds)
+            await asyncio.sleep(poll_seconds)
             try:
-                if path.read_text() != self._config_text:
-                    await self._manager.apply(self._settings())
-            except (OSError, ServingError) as error:
-                log.error("Failed to read ModelServerConfig file: %s", error)
+                found = self._settings()
+            except ServingError as error:
+                if str(error) != complaint:
+                    complaint = str(error)
+                    log.error("Failed to read ModelServerConfig file: %s", error)
+                continue
+            complaint = ""
+            if found != settings:
+                settings = found
+                await self._manager.apply(settings)
 
     async def _sweep(self) -> None:
         """Once a second: time-outs and refilled allowances of every connection."""
@@ -175,8 +186,8 @@ class ModelServer:
         for connection in self._connections():
             if connection.idle:
                 connection.close()
-        while loop.time() < end and self._connections():
-            await asyncio.sleep(_DRAIN_STEP_SECONDS)  # for answers that the clients have yet to read
+        while loop.time() < end and self._connections():  # for answers that the clients have yet to read
+            await asyncio.sleep(_DRAIN_STEP_SECONDS)
         left = self._connections()
         if left:
             log.warning("%d connections are dropped after --drain_seconds=%g", len(left), flags.drain_seconds)

@@ -1,35 +1,14 @@
 """Which models to serve: from flags, or from a text ModelServerConfig file as TensorFlow Serving reads it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from google.protobuf import text_format
 
 from bookserve.serving.server.errors import invalid_argument
+from bookserve.serving.server.sources import All, Latest, Policy, Specific, versions_on_disk
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
-
-
-@dataclass(frozen=True)
-class Latest:
-    """Serve the highest `count` versions."""
-
-    count: int = 1
-
-
-@dataclass(frozen=True)
-class All:
-    """Serve every version."""
-
-
-@dataclass(frozen=True)
-class Specific:
-    """Serve these versions."""
-
-    versions: frozenset[int]
-
-
-Policy = Latest | All | Specific
 
 
 @dataclass(frozen=True)
@@ -38,7 +17,7 @@ class ModelSetting:
 
     name: str
     base_path: Path
-    policy: Policy = Latest()
+    policy: Policy = field(default_factory=Latest)
     labels: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -53,6 +32,23 @@ def read_config_file(path: Path) -> list[ModelSetting]:
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise invalid_argument(f"Invalid protobuf file: '{path}': {error}") from error
     return from_message(config)
+
+
+def discover(root: Path) -> list[ModelSetting]:
+    """Every model under a root: each folder that holds version folders, with its entry of `root/models.config` if any.
+
+    Base paths are the folders found, whatever the config file says, so that a store may be moved or mounted elsewhere.
+    Raises ServingError (INVALID_ARGUMENT) when the root cannot be listed or the config file is malformed.
+    """
+    config = root / "models.config"
+    configured = {setting.name: setting for setting in read_config_file(config)} if config.is_file() else {}
+    try:
+        folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and versions_on_disk(entry))
+    except OSError as error:
+        raise invalid_argument(f"--model_root={root} cannot be listed: {error.strerror}") from error
+    return [
+        replace(configured.get(folder.name, ModelSetting(folder.name, folder)), base_path=folder) for folder in folders
+    ]
 
 
 def from_message(config: messages.ModelServerConfig) -> list[ModelSetting]:

@@ -3,13 +3,34 @@
 import logging
 import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-
-from bookserve.serving.server.model_config import All, Latest, Policy, Specific
 
 log = logging.getLogger(__name__)
 
 _MAX_VERSION = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Latest:
+    """Serve the highest `count` versions."""
+
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class All:
+    """Serve every version."""
+
+
+@dataclass(frozen=True)
+class Specific:
+    """Serve these versions."""
+
+    versions: frozenset[int]
+
+
+Policy = Latest | All | Specific
 
 
 def versions_on_disk(base_path: Path) -> dict[int, Path]:

@@ -1,0 +1,153 @@
+"""`bookserve serve`: the model server and the gateway together on loopback, over one model store.
+
+What `make serve` runs. On an empty store the models are trained first. Both servers are processes of their own; Ctrl-C
+or SIGTERM drains the gateway, then the model server, and when one of them dies the other is stopped.
+"""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from signal import SIGINT, SIGTERM, signal
+
+import click
+
+_HOST = "127.0.0.1"
+_START_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+_POLL_SECONDS = 0.05
+
+
+class _Stopped(Exception):
+    """SIGTERM or Ctrl-C."""
+
+
+@click.command()
+@click.option("--models-dir", default=Path("models"), type=click.Path(path_type=Path), show_default=True)
+@click.option("--profile", default="default", show_default=True, help="Of the training, when the store is empty.")
+@click.option("--data", default="auto", show_default=True, help="For the training, when the store is empty.")
+@click.option("--data-dir", default=None, type=click.Path(path_type=Path), envvar="DATA_DIR")
+@click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--rest-port", default=8501, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--gateway-port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+def main(
+    models_dir: Path,
+    profile: str,
+    data: str,
+    data_dir: Path | None,
+    grpc_port: int,
+    rest_port: int,
+    gateway_port: int,
+) -> None:
+    """Model server and gateway together, on loopback; trains first when there are no models."""
+    signal(SIGTERM, _stop)
+    signal(SIGINT, _stop)
+    ports = {"--grpc-port": grpc_port, "--rest-port": rest_port, "--gateway-port": gateway_port}
+    _check_ports(ports)
+    servers: list[tuple[str, subprocess.Popen[bytes]]] = []
+    try:
+        if not any(models_dir.glob("*/[1-9]*/assets.extra/manifest.json")):
+            _train(models_dir, profile, data, data_dir)
+        server_flags = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", f"--bind_address={_HOST}"]
+        servers.append(("model server", _run("model-server", *server_flags, f"--model_root={models_dir.absolute()}")))
+        _wait_for(f"http://{_HOST}:{rest_port}/readyz", servers)
+        gateway_options = ["--port", str(gateway_port), "--model-server", f"{_HOST}:{grpc_port}"]
+        servers.append(("gateway", _run("gateway", *gateway_options, "--models-dir", str(models_dir))))
+        _wait_for(f"http://{_HOST}:{gateway_port}/healthz", servers)
+        click.echo(
+            f"\n  web page  http://{_HOST}:{gateway_port}/\n"
+            f"  REST      http://{_HOST}:{rest_port}/v1/models\n"
+            f"  gRPC      {_HOST}:{grpc_port}\n\n"
+            "Ctrl-C stops both."
+        )
+        while True:
+            _check_alive(servers)
+            time.sleep(_POLL_SECONDS)
+    except _Stopped:
+        click.echo("stopping: what was asked is answered first")
+    finally:
+        failed = [name for name, process in reversed(servers) if not _end(process)]
+    if failed:
+        raise click.ClickException(f"the {' and the '.join(failed)} did not stop cleanly: see the log above")
+
+
+def _stop(number: int, frame: object) -> None:
+    for both in (SIGTERM, SIGINT):
+        signal(both, lambda number, frame: None)  # once is enough: the drain has its own time limit
+    raise _Stopped
+
+
+def _check_ports(ports: dict[str, int]) -> None:
+    if len(set(ports.values())) < len(ports):
+        raise click.ClickException(f"{', '.join(ports)} must differ")
+    for option, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((_HOST, port))
+            except OSError as error:
+                name = option.removeprefix("--").replace("-", "_").upper()
+                raise click.ClickException(
+                    f"port {port} cannot be used ({error.strerror}): choose another with {option} (make serve {name}=…)"
+                ) from error
+
+
+def _train(models_dir: Path, profile: str, data: str, data_dir: Path | None) -> None:
+    click.echo(f"{models_dir} holds no models yet: training them first (profile {profile}, data {data})")
+    options = [f"--profile={profile}", f"--data={data}", f"--models-dir={models_dir}"]
+    if data_dir is not None:
+        options.append(f"--data-dir={data_dir}")
+    training = _run("train-all", *options)
+    try:
+        status = training.wait()
+    except _Stopped:
+        _end(training)
+        raise
+    if status:
+        raise click.ClickException("the training failed: its message is above")
+
+
+def _run(*arguments: str) -> subprocess.Popen[bytes]:
+    # A process group of its own: Ctrl-C reaches this process alone, which stops the others in order.
+    return subprocess.Popen(
+        [sys.executable, "-m", "bookserve.clients.command_line", *arguments], start_new_session=True
+    )
+
+
+def _wait_for(url: str, servers: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while not _answers(url):
+        _check_alive(servers)
+        if time.monotonic() > end:
+            raise click.ClickException(
+                f"the {servers[-1][0]} is not ready after {_START_SECONDS:g} s: see its log above"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def _check_alive(servers: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+    for name, process in servers:
+        if process.poll() is not None:
+            raise click.ClickException(f"the {name} ended with status {process.returncode}: its log is above")
+
+
+def _end(process: subprocess.Popen[bytes]) -> bool:
+    """Stops a process with SIGTERM, and with SIGKILL when that does not do; true unless it failed."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return process.returncode in (0, -SIGTERM)

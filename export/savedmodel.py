@@ -23,7 +23,7 @@ class Servable(tf.Module):  # type: ignore[misc]
             outputs = network(arguments if len(arguments) > 1 else inputs[0], training=False)
             return {tensor.name: tf.identity(outputs[tensor.name], name=tensor.name) for tensor in contract.outputs}
 
-        self.serve = tf.function(serve, input_signature=self.specs)
+        self.serve = tf.function(serve, input_signature=self.specs, autograph=False)
 
 
 def load(path: Path, contract: Contract) -> Servable:

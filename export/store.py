@@ -100,7 +100,7 @@ class ModelStore:
         Two publishers at once get two versions: who finds the number taken at the rename takes the next one.
         """
         while True:
-            version = max(self.versions(model), default=0) + 1
+            version = self._next_version(model)
             described = describe(version)
             (staged / manifest.LOCATION).write_text(described.to_json(), encoding="utf-8")
             _fsync_tree(staged)
@@ -145,6 +145,11 @@ class ModelStore:
                 "  }",
             ]
         return "\n".join([*lines, "}", ""])
+
+    def _next_version(self, model: str) -> int:
+        """One more than the highest number that anything in the model's folder bears, a version or not."""
+        names = [path.name for path in (self.root / model).iterdir()]
+        return max((int(name) for name in names if _VERSION.fullmatch(name)), default=0) + 1
 
     def _remove_leftovers(self, parent: Path) -> None:
         for lock_path in parent.glob(f"{_STAGING}*{_LOCK}"):

@@ -1,7 +1,15 @@
-import pytest
+from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from bookserve.export import run_files
+from bookserve.export.manifest import DataOrigin, Manifest
+from bookserve.export.run_files import Run
 from bookserve.training.datasets import mnist as mnist_data
+from bookserve.training.datasets.files import DataRequest
 from bookserve.training.models import mnist
+from bookserve.training.run import train_model
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -9,10 +17,38 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
 
+@pytest.fixture(scope="session")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with one complete run of MNIST: a small network on a few hundred drawn digits."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mnist_data, "SAMPLE_TRAIN_ROWS", 300)
+        patch.setattr(mnist_data, "SAMPLE_TEST_ROWS", 60)
+        tiny = mnist.Config(epochs=1, batch=32, filters_1=4, filters_2=8, hidden=16)
+        patch.setitem(mnist.PROFILES, "smoke", tiny)
+        train_model("mnist", "smoke", DataRequest("sample"), folder, 0, Console(quiet=True))
+    return folder
+
+
 @pytest.fixture
-def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The profile `smoke` on a few hundred drawn digits and a small network: a training of about a second."""
-    monkeypatch.setattr(mnist_data, "SAMPLE_TRAIN_ROWS", 300)
-    monkeypatch.setattr(mnist_data, "SAMPLE_TEST_ROWS", 60)
-    tiny = mnist.Config(epochs=2, batch=32, filters_1=4, filters_2=8, hidden=16)
-    monkeypatch.setitem(mnist.PROFILES, "smoke", tiny)
+def run(runs_dir: Path) -> Run:
+    """The one run of `runs_dir`."""
+    return run_files.read(run_files.latest(runs_dir, "mnist"), "mnist")
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    """A manifest that belongs to no files."""
+    return Manifest(
+        model="mnist",
+        version=1,
+        created="2026-01-02T03:04:05+00:00",
+        contract="mnist/1",
+        data=DataOrigin("sample", "drawn digits", "0" * 64),
+        profile="smoke",
+        seed=0,
+        metrics={"test": {"accuracy": 0.5, "loss": 1.5, "rows": 60.0}},
+        parity={"probabilities": 1e-7, "classes": 0.0},
+        files={},
+        made_with={"tensorflow": "2.21.0"},
+    )

@@ -1,0 +1,113 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bookserve.clients.command_line import main
+from bookserve.export import manifest as manifests
+from bookserve.export.manifest import Manifest
+from bookserve.export.store import ModelStore
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def store(tmp_path: Path, manifest: Manifest) -> ModelStore:
+    """Two versions whose only file is their graph."""
+    store = ModelStore(tmp_path / "models")
+    for _ in range(2):
+        with store.staging("mnist") as folder:
+            (folder / "assets.extra").mkdir()
+            (folder / "saved_model.pb").write_text("graph")
+            whole = replace(manifest, files=manifests.digests(folder))
+            store.publish("mnist", folder, lambda version, whole=whole: replace(whole, version=version))
+    return store
+
+
+def test_list_has_a_line_a_version(store: ModelStore) -> None:
+    lines = invoke("models", "list", "--models-dir", store.root).output.splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["mnist", str(version), "smoke", "sample", "accuracy", "0.5", "2026-01-02T03:04:05+00:00"] for version in (1, 2)
+    ]
+
+
+def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
+    result = invoke("models", "list", "--models-dir", tmp_path / "none")
+    assert result.exit_code == 1
+    assert "bookserve train-all" in result.output
+
+
+def test_list_shows_a_version_whose_manifest_is_damaged(store: ModelStore) -> None:
+    (store.path("mnist", 1) / manifests.LOCATION).write_text("{")
+    result = invoke("models", "list", "--models-dir", store.root)
+    assert result.exit_code == 0
+    assert "mnist  1        ?" in result.output
+    assert "warning:" in result.output
+
+
+def test_show_gives_the_newest_version_or_the_one_asked_for(store: ModelStore) -> None:
+    newest = invoke("models", "show", "mnist", "--models-dir", store.root)
+    assert newest.exit_code == 0
+    assert "mnist version 2, contract mnist/1" in newest.output
+    assert "files     1, all as published" in newest.output
+    assert "mnist version 1," in invoke("models", "show", "mnist", "1", "--models-dir", store.root).output
+
+
+def test_show_fails_for_a_changed_file(store: ModelStore) -> None:
+    (store.path("mnist") / "saved_model.pb").write_text("another")
+    result = invoke("models", "show", "mnist", "--models-dir", store.root)
+    assert result.exit_code == 1
+    assert "1 files are missing or changed: saved_model.pb" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "cifar"], "(models: mnist)"),
+        (["show", "mnist", "9"], "(versions: 1, 2)"),
+        (["show", "mnist", "0"], "x>=1"),
+    ],
+)
+def test_show_of_something_else_lists_what_there_is(store: ModelStore, arguments: list[str], message: str) -> None:
+    result = invoke("models", *arguments, "--models-dir", store.root)
+    assert result.exit_code != 0
+    assert message in result.output
+
+
+def test_export_of_an_unknown_model_lists_the_known() -> None:
+    result = invoke("export", "mnits")
+    assert result.exit_code == 2
+    assert "'mnist'" in result.output
+
+
+def test_export_without_a_run_says_how_to_make_one(tmp_path: Path) -> None:
+    result = invoke("export", "mnist", "--runs-dir", tmp_path, "--models-dir", tmp_path / "models")
+    assert result.exit_code == 1
+    assert "bookserve train mnist" in result.output
+    assert not (tmp_path / "models").exists()
+
+
+def test_export_of_a_broken_off_run_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "mnist" / "20260101-000000.unfinished"
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text(json.dumps({}))
+    result = invoke("export", "mnist", "--run", run, "--models-dir", tmp_path / "models")
+    assert result.exit_code == 1
+    assert "is not complete" in result.output
+
+
+def test_listing_imports_no_tensorflow(store: ModelStore) -> None:
+    code = (
+        "import sys; from bookserve.clients.command_line import main\n"
+        f"try: main(['models', 'list', '--models-dir', {str(store.root)!r}])\n"
+        "except SystemExit: sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'onnx')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0
+    assert "mnist" in done.stdout

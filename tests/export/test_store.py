@@ -1,0 +1,211 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+from bookserve.export.errors import StoreError
+from bookserve.export.manifest import Manifest
+from bookserve.export.store import ModelStore
+
+
+def publish(store: ModelStore, manifest: Manifest, model: str = "mnist", content: str = "graph") -> Manifest:
+    with store.staging(model) as folder:
+        (folder / "assets.extra").mkdir()
+        (folder / "saved_model.pb").write_text(content)
+        return store.publish(model, folder, lambda version: replace(manifest, model=model, version=version))
+
+
+def test_versions_count_up_and_carry_their_number(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path / "models")
+    assert [publish(store, manifest, content=text).version for text in "abc"] == [1, 2, 3]
+    assert store.versions("mnist") == [1, 2, 3]
+    assert store.manifest("mnist").version == 3
+    assert store.manifest("mnist", 2).version == 2
+    assert (store.path("mnist", 1) / "saved_model.pb").read_text() == "a"
+    assert sorted(path.name for path in (tmp_path / "models" / "mnist").iterdir()) == ["1", "2", "3"]
+
+
+def test_versions_are_ordered_by_number_and_other_names_are_none(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    for name in ("2", "10", "007", "0", "-3", "1.5", "notes", ".publishing-x"):
+        (tmp_path / "mnist" / name).mkdir(parents=True)
+    (tmp_path / "mnist" / "11").write_text("a file is no version")
+    assert store.versions("mnist") == [2, 10]
+    assert store.path("mnist").name == "10"
+
+
+def test_a_number_taken_by_something_else_is_passed_over(tmp_path: Path, manifest: Manifest) -> None:
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "1").write_text("a file in the way")
+    assert publish(ModelStore(tmp_path), manifest).version == 2
+
+
+def test_what_is_not_there_is_named_with_what_is(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    with pytest.raises(StoreError, match=r"no model 'mnist' \(models: none\)"):
+        store.path("mnist")
+    publish(store, manifest)
+    with pytest.raises(StoreError, match=r"no model 'cifar' \(models: mnist\)"):
+        store.path("cifar")
+    with pytest.raises(StoreError, match=r"mnist has no version 4 \(versions: 1\)"):
+        store.path("mnist", 4)
+
+
+@pytest.mark.parametrize("name", ["../mnist", "a/b", "", ".hidden", "a b", "-x"])
+def test_a_name_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StoreError, match="is no model name"), ModelStore(tmp_path).staging(name):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_publisher_leaves_nothing(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+
+    def fail() -> None:
+        with store.staging("mnist") as folder:
+            (folder / "half").write_text("x")
+            raise RuntimeError("the conversion failed")
+
+    with pytest.raises(RuntimeError, match="conversion failed"):
+        fail()
+    assert store.models() == []
+    assert list((tmp_path / "mnist").iterdir()) == []
+
+
+def test_the_config_is_what_tensorflow_serving_reads(tmp_path: Path, manifest: Manifest) -> None:
+    root = tmp_path / 'mod"els\\é'
+    store = ModelStore(root)
+    publish(store, manifest)
+    publish(store, manifest, "cifar10")
+    config = text_format.Parse((root / "models.config").read_text("ascii"), model_server_config_pb2.ModelServerConfig())
+    entries = config.model_config_list.config
+    assert [(entry.name, entry.base_path, entry.model_platform) for entry in entries] == [
+        ("cifar10", str(root / "cifar10"), "tensorflow"),
+        ("mnist", str(root / "mnist"), "tensorflow"),
+    ]
+    assert not [path for path in root.iterdir() if path.name.startswith(".")]
+    assert (root / "models.config").stat().st_mode & 0o777 == 0o644
+
+
+def test_base_paths_are_absolute(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    publish(ModelStore(Path("models")), manifest)
+    assert f'base_path: "{tmp_path}/models/mnist"' in (tmp_path / "models" / "models.config").read_text()
+
+
+def test_publishers_at_once_never_overwrite_one_another(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    published: list[tuple[int, str]] = []
+
+    def work(number: int) -> None:
+        for turn in range(4):
+            text = f"{number}.{turn}"
+            published.append((publish(ModelStore(tmp_path), manifest, f"m{number % 2}", text).version, text))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(published) == 24
+    for model in ("m0", "m1"):
+        assert store.versions(model) == list(range(1, 13))
+    for version, text in published:
+        folder = store.path(f"m{int(text[0]) % 2}", version)
+        assert (folder / "saved_model.pb").read_text() == text
+        assert store.manifest(folder.parent.name, version).version == version
+    assert (tmp_path / "models.config").read_text() == store.config_text()
+
+
+def test_a_taken_number_at_the_rename_leads_to_the_next(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ModelStore(tmp_path)
+    publish(store, manifest, content="first")
+    numbers = iter([1, 2])
+    monkeypatch.setattr(ModelStore, "_next_version", lambda *_: next(numbers))
+    assert publish(store, manifest, content="second").version == 2
+    assert (tmp_path / "mnist" / "1" / "saved_model.pb").read_text() == "first"
+
+
+PUBLISHER = """
+import sys, time
+from pathlib import Path
+from bookserve.export.store import ModelStore
+with ModelStore(Path(sys.argv[1])).staging("mnist") as folder:
+    (folder / "saved_model.pb").write_text("half")
+    print(folder, flush=True)
+    time.sleep(120)
+"""
+
+
+def test_a_killed_publisher_is_ignored_and_its_leftovers_are_removed(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", PUBLISHER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        left = Path(process.stdout.readline().strip())
+        assert publish(store, manifest).version == 1
+        assert left.is_dir(), "a living publisher's folder must stay"
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    assert left.is_dir()
+    assert store.versions("mnist") == [1]
+    assert publish(store, manifest).version == 2
+    assert sorted(path.name for path in (tmp_path / "mnist").iterdir()) == ["1", "2"]
+
+
+def test_readers_never_see_half_a_version(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    stop = threading.Event()
+    torn: list[str] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            for version in store.versions("mnist"):
+                if not (store.path("mnist", version) / "saved_model.pb").exists():
+                    torn.append(f"version {version}")
+                store.manifest("mnist", version)
+            if (tmp_path / "models.config").exists():
+                text = (tmp_path / "models.config").read_text()
+                if not text.endswith("}\n"):
+                    torn.append(text)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    deadline = time.monotonic() + 1.5
+    while time.monotonic() < deadline:
+        publish(store, manifest)
+    stop.set()
+    reader.join()
+    assert torn == []
+    assert len(store.versions("mnist")) > 3
+
+
+def test_everything_is_on_disk_before_the_version_appears(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real_fsync, real_rename = os.fsync, Path.rename
+
+    def fsync(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real_fsync(descriptor)
+
+    def rename(self: Path, target: Path) -> Path:
+        written = {str(path) for path in self.rglob("*")} | {str(self)}
+        assert written <= set(synced)
+        return real_rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    publish(ModelStore(tmp_path), manifest)
+    assert str(tmp_path / "mnist") in synced

@@ -44,6 +44,32 @@ class Contract:
         return f"{self.model}/{self.version}"
 
 
+LINEAR = Contract(
+    model="linear",
+    version=1,
+    inputs=(Tensor("x", "float32", (None, 1)),),
+    outputs=(Tensor("y", "float32", (None,)),),
+)
+
+LOGISTIC = Contract(
+    model="logistic",
+    version=1,
+    inputs=(Tensor("x", "float32", (None, 2)),),
+    outputs=(Tensor("probability", "float32", (None,)), Tensor("class", "int64", (None,))),  # of class "1"
+    labels=("0", "1"),
+)
+
+TOX21 = Contract(
+    model="tox21",
+    version=1,
+    inputs=(Tensor("fingerprint", "uint8", (None, 1024)),),  # Morgan, radius 2, as deepchem's CircularFingerprint
+    outputs=(Tensor("probabilities", "float32", (None, 12)),),  # of activity in each assay, each on its own
+    labels=(
+        *("NR-AR", "NR-AR-LBD", "NR-AhR", "NR-Aromatase", "NR-ER", "NR-ER-LBD", "NR-PPAR-gamma"),
+        *("SR-ARE", "SR-ATAD5", "SR-HSE", "SR-MMP", "SR-p53"),
+    ),
+)
+
 MNIST = Contract(
     model="mnist",
     version=1,
@@ -55,4 +81,35 @@ MNIST = Contract(
     labels=tuple("0123456789"),
 )
 
-CONTRACTS: dict[str, Contract] = {contract.model: contract for contract in (MNIST,)}
+PTB = Contract(
+    model="ptb",
+    version=1,
+    inputs=(Tensor("tokens", "int32", (None, None)),),  # rows of `vocabulary.txt`, the version's asset
+    outputs=(
+        Tensor("probabilities", "float32", (None, None)),  # of every word of the vocabulary as the next one
+        Tensor("top_ids", "int32", (None, 10)),
+        Tensor("top_probabilities", "float32", (None, 10)),
+    ),
+)
+
+CIFAR10 = Contract(
+    model="cifar10",
+    version=1,
+    inputs=(Tensor("images", "uint8", (None, 32, 32, 3)),),
+    outputs=(Tensor("probabilities", "float32", (None, 10)), Tensor("classes", "int64", (None,))),
+    labels=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+)
+
+TICTACTOE = Contract(
+    model="tictactoe",
+    version=1,
+    inputs=(Tensor("board", "float32", (None, 3, 3, 2)),),  # plane 0: squares of the side to move, 1: the other's
+    outputs=(
+        Tensor("probabilities", "float32", (None, 9)),  # of each square as the next move, row by row; 0 where taken
+        Tensor("value", "float32", (None,)),  # what the side to move may expect
+    ),
+)
+
+CONTRACTS: dict[str, Contract] = {
+    contract.model: contract for contract in (LINEAR, LOGISTIC, TOX21, MNIST, PTB, CIFAR10, TICTACTOE)
+}

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+import tensorflow as tf
+
 from bookserve.export import card, manifest, onnx_graph, parity, savedmodel, warmup
 from bookserve.export.errors import ExportError
 from bookserve.export.manifest import Manifest
@@ -55,6 +57,8 @@ def publish(run: Run, store: ModelStore, say: Callable[[str], None]) -> Manifest
                 )
 
             published = store.publish(contract.model, folder, describe)
+    except tf.errors.OpError as error:
+        raise ExportError(f"cannot write the SavedModel to {store.root}: {error.message.splitlines()[0]}") from error
     except OSError as error:
         raise ExportError(f"cannot write to {store.root}: {error.strerror or error}") from error
     say(f"{contract.model}: published as {store.path(contract.model, published.version)}")

@@ -16,6 +16,8 @@ from bookserve.training.datasets.files import CHOICES, Choice, DataError, DataRe
 from bookserve.training.errors import TrainingError
 from bookserve.training.models import MODELS, PROFILES
 
+logger = logging.getLogger(__name__)
+
 profile_option = click.option(
     "--profile",
     type=click.Choice(PROFILES),
@@ -90,9 +92,10 @@ def train_all(
         try:
             result = train_model(name, profile, DataRequest(data, data_dir), runs_dir, seed, console)
             published = publish_run(name, result.folder, models_dir)
-        except (DataError, TrainingError, ExportError) as error:
-            failures[name] = str(error)
-            click.echo(f"{name}: {error}", err=True)
+        except Exception as error:  # whatever is wrong with one model must not cost the others
+            expected = isinstance(error, DataError | TrainingError | ExportError)
+            failures[name] = str(error) if expected else f"{type(error).__name__}: {error}"
+            logger.error("%s: %s", name, failures[name], exc_info=not expected)
             table.add_row(name, "", "failed", "", _minutes(began), "")
             continue
         metric, book = result.headline.metric, result.headline.book

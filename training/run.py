@@ -87,7 +87,8 @@ def book_model(name: str) -> BookModel:
 def train_model(name: str, profile: str, request: DataRequest, runs_dir: Path, seed: int, console: Console) -> Result:
     """Train the model `name` of `MODELS` and return its run, complete on disk.
 
-    The same seed gives the same figures on the same machine.
+    The seed decides the split, the first weights, the order of the rows, dropout and distortion, and only repeatable
+    kernels run: the same seed gives the same figures on the same machine, rounding of long trainings aside.
 
     Raises:
         DataError: the data is damaged or cannot be had.
@@ -118,6 +119,10 @@ def train_model(name: str, profile: str, request: DataRequest, runs_dir: Path, s
         final = run_folder.finish(folder)
     except OSError as error:
         raise TrainingError(f"cannot write the run of {name} below {runs_dir}: {error.strerror or error}") from error
+    except tf.errors.ResourceExhaustedError as error:
+        raise TrainingError(
+            f"{name} needs more memory or disk than there is: {error.message.splitlines()[0]}"
+        ) from error
     return Result(final, metrics, model_module.HEADLINE, data.origin, time.monotonic() - clock)
 
 

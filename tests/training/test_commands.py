@@ -41,22 +41,29 @@ def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
     assert "seed 4" in invoke("models", "show", "mnist", "1", *models).output
 
 
-def test_a_failing_model_gives_a_message_and_a_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_model_gives_a_message_and_a_status(tmp_path: Path) -> None:
     result = invoke("train-all", "--data=real", "--data-dir", tmp_path / "nowhere", "--runs-dir", tmp_path)
     assert result.exit_code == 1
-    assert f"mnist: DATA_DIR {tmp_path}/nowhere is not a folder" in result.output
-    assert "1 of 1 models failed" in result.output
+    assert f"1 of 1 models failed:\n  mnist: DATA_DIR {tmp_path}/nowhere is not a folder" in result.output
 
 
 @pytest.mark.usefixtures("tiny_mnist")
-def test_a_model_that_cannot_be_published_is_a_failure_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(ExportError("the graphs differ"), "mnist: the graphs differ"), (KeyError("lost"), "mnist: KeyError: 'lost'")],
+    ids=["expected", "a defect"],
+)
+def test_a_model_that_cannot_be_published_is_a_failure_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
     def refuse(*_: Any) -> None:
-        raise ExportError("the graphs differ")
+        raise error
 
     monkeypatch.setattr(commands, "publish_run", refuse)
     result = invoke("train-all", "mnist", "--profile=smoke", "--data=sample", "--runs-dir", tmp_path)
     assert result.exit_code == 1
-    assert "mnist: the graphs differ" in result.output
+    assert f"1 of 1 models failed:\n  {message}" in result.output
+    assert "│ failed" in result.output
 
 
 @pytest.mark.parametrize(

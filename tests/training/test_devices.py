@@ -54,6 +54,7 @@ print("replicas", strategy.num_replicas_in_sync)
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_train_as_one_does() -> None:
     done = subprocess.run([sys.executable, "-c", SPLIT], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -301,13 +301,12 @@ def _load_and_warm_up(path: Path, threads: int) -> Engine:
     """Loads a version and runs one row of zeros through it, so that the first request does not pay for set-up."""
     engine = engines.load(path, threads)
     for signature in engine.signatures.values():
-        inputs = {name: _one_row(spec) for name, spec in signature.inputs.items()}
-        if all(array is not None for array in inputs.values()):
-            engine.run(
-                signature,
-                {name: array for name, array in inputs.items() if array is not None},
-                tuple(signature.outputs),
-            )
+        if all(_has_known_rows(spec) for spec in signature.inputs.values()):
+            inputs = {name: _one_row(spec) for name, spec in signature.inputs.items()}
+            try:
+                engine.run(signature, inputs, tuple(signature.outputs))
+            except Exception as error:  # a model may well refuse zeros
+                log.info("the warm-up of %s with zeros was refused: %s", path, error)
     return engine
 
 

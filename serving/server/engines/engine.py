@@ -35,6 +35,10 @@ def load(version_path: Path, threads: int) -> Engine:
             from bookserve.serving.server.engines.onnx_engine import OnnxEngine
 
             return OnnxEngine(candidate, version_path / "saved_model.pb", threads)
+    if (version_path / "saved_model.pb").is_file():
+        from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
+
+        return TensorFlowEngine(version_path, threads)
     raise failed_precondition(
-        f"{version_path} holds no ONNX graph: expected assets.extra/model.onnx or model.onnx in it"
+        f"{version_path} holds no model: expected assets.extra/model.onnx, model.onnx or saved_model.pb in it"
     )

@@ -8,6 +8,23 @@ from bookserve.export.run_files import Run
 
 # model -> what it is for and where its answers end
 PURPOSE: dict[str, tuple[str, str]] = {
+    "linear": (
+        "The line through a hundred points: linear regression of chapter 3.",
+        "It has seen x from 0 to 1 only, of one made-up line, y = 5 x + 2.",
+    ),
+    "logistic": (
+        "Tells two clouds of points apart: logistic regression of chapter 3.",
+        "It has seen two made-up clouds only, around (-1, -1) and (1, 1). The clouds do not overlap, so its "
+        "probabilities are surer the longer it is trained, and say little about points far from both.",
+    ),
+    "tox21": (
+        "Says in which of twelve laboratory assays a molecule is likely to be active: the multitask network of "
+        "chapters 4 and 5 on Morgan fingerprints.",
+        "It ranks molecules that resemble those of Tox21, drugs and chemicals of commerce; its probabilities come from "
+        "a training that weighs actives and inactives alike and are higher than the share of actives. It sees "
+        "fingerprints of 1,024 bits, in which different molecules may look the same. No ground for a decision on "
+        "anyone's safety.",
+    ),
     "mnist": (
         "Reads one handwritten digit: LeNet-5 of chapter 6.",
         "It knows only digits: white on black, 28 x 28, centred, about 20 pixels high. It gives any other picture one "

@@ -18,7 +18,7 @@ def invoke(*arguments: str | Path) -> Result:
 @pytest.mark.usefixtures("tiny_mnist")
 def test_train_all_ends_with_a_table_and_fills_the_store(tmp_path: Path) -> None:
     folders = ["--models-dir", tmp_path / "models", "--runs-dir", tmp_path / "runs"]
-    result = invoke("train-all", "--profile=smoke", "--data=sample", *folders)
+    result = invoke("train-all", "mnist", "--profile=smoke", "--data=sample", *folders)
     assert result.exit_code == 0, result.output
     row = next(line for line in result.output.splitlines() if line.startswith("│"))
     cells = [cell.strip() for cell in row.strip("│").split("│")]
@@ -42,7 +42,7 @@ def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
 
 
 def test_a_failing_model_gives_a_message_and_a_status(tmp_path: Path) -> None:
-    result = invoke("train-all", "--data=real", "--data-dir", tmp_path / "nowhere", "--runs-dir", tmp_path)
+    result = invoke("train-all", "mnist", "--data=real", "--data-dir", tmp_path / "nowhere", "--runs-dir", tmp_path)
     assert result.exit_code == 1
     assert f"1 of 1 models failed:\n  mnist: DATA_DIR {tmp_path}/nowhere is not a folder" in result.output
 

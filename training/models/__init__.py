@@ -5,6 +5,8 @@ the trained network so that it takes and gives exactly the tensors of the model'
 """
 
 MODELS: dict[str, str] = {
+    "linear": "bookserve.training.models.linear",
+    "logistic": "bookserve.training.models.logistic",
     "mnist": "bookserve.training.models.mnist",
 }
 """Model -> its module, in the order in which `train-all` trains them. Modules are imported only when they run."""

@@ -1,0 +1,125 @@
+"""Linear regression (chapter 3): the line through points, found by gradient descent.
+
+As in the book: one weight, one bias, the squared error, and every step on all points. Unlike the book's code the loss
+is a mean, not a sum, so that the learning rate does not depend on the number of points.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+from bookserve.export.contracts import LINEAR
+from bookserve.training import plots
+from bookserve.training.datasets import toy
+from bookserve.training.datasets.files import DataRequest
+from bookserve.training.headline import Headline
+
+CONTRACT = LINEAR
+HEADLINE = Headline(metric="r2", book=0.994)  # squared Pearson correlation, chapter 3
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of one training; "chapter 3" marks those of the book."""
+
+    epochs: int
+    steps: int = 25  # of gradient descent in an epoch, each on all points
+    learning_rate: float = 0.5  # of plain gradient descent (chapter 3: Adam with 0.001)
+
+
+PROFILES: dict[str, Config] = {
+    "smoke": Config(epochs=10),
+    "default": Config(epochs=20),
+    "full": Config(epochs=40, steps=200),  # 8,000 steps (chapter 3)
+}
+
+
+def load_data(config: Config, request: DataRequest, seed: int) -> toy.Points:
+    """The points around a line, whatever the request: they are generated."""
+    return toy.line(seed)
+
+
+def build_model(config: Config) -> keras.Model:
+    """One weight and one bias, drawn at random: float32 points [n, 1] in, float32 heights [n, 1] out."""
+    x = keras.Input((1,), dtype="float32", name="x")
+    y = keras.layers.Dense(1, kernel_initializer="random_normal", bias_initializer="random_normal", name="line")(x)
+    return keras.Model(x, y, name="linear_regression")
+
+
+def train(
+    model: keras.Model,
+    data: toy.Points,
+    config: Config,
+    seed: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> dict[str, list[float]]:
+    """Train in place. Returns figure -> epochs."""
+    model.compile(optimizer=keras.optimizers.SGD(config.learning_rate), loss="mean_squared_error")
+    history = model.fit(
+        _whole(data.train).repeat(),
+        epochs=config.epochs,
+        steps_per_epoch=config.steps,
+        validation_data=_whole(data.valid),
+        callbacks=list(callbacks),
+        shuffle=False,
+        verbose=0,
+    )
+    return dict(history.history)
+
+
+def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, dict[str, float]]:
+    """Split -> figure -> value; the parameters found stand beside the true ones. Draws the line over the test points.
+
+    `r2` is the squared Pearson correlation of predicted and true heights, as in the book: it does not see a line that
+    is off by a constant or a factor. `rmse` does, in units of y.
+    """
+    weight, bias = (float(values.reshape(())) for values in model.get_layer("line").get_weights())
+    metrics = {}
+    for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        predicted = model.predict(split.x, batch_size=len(split.x), verbose=0)[:, 0]
+        metrics[name] = {
+            "r2": pearson_r2(split.y, predicted),
+            "rmse": float(np.sqrt(np.mean((split.y - predicted) ** 2))),
+            "rows": float(len(split.y)),
+        }
+    metrics["parameters"] = {"w": weight, "w_true": toy.SLOPE, "b": bias, "b_true": toy.INTERCEPT}
+    _draw(data.test, weight, bias, report / "line.png")
+    return metrics
+
+
+def serving_model(model: keras.Model) -> keras.Model:
+    """The trained line behind the contract: `x` in, `y` out."""
+    x = keras.Input((1,), dtype="float32", name="x")
+    return keras.Model(x, {"y": model(x, training=False)[:, 0]}, name="linear")
+
+
+def pearson_r2(true: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> float:
+    """The square of the Pearson correlation of two float arrays [n]; 0 where one of them is constant."""
+    if np.ptp(true) == 0 or np.ptp(predicted) == 0:
+        return 0.0
+    return float(np.corrcoef(true, predicted)[0, 1] ** 2)
+
+
+def _whole(split: toy.Split) -> tf.data.Dataset:
+    """All rows as one batch."""
+    return tf.data.Dataset.from_tensor_slices((split.x, split.y[:, None])).batch(len(split.y)).cache()
+
+
+def _draw(split: toy.Split, weight: float, bias: float, path: Path) -> None:
+    figure = Figure(figsize=(5.0, 4.0), dpi=plots.DPI, layout="constrained")
+    panel = figure.subplots()
+    panel.scatter(split.x[:, 0], split.y, s=14, label="test points")
+    ends = np.array([0.0, 1.0])
+    panel.plot(ends, weight * ends + bias, color="black", label=f"found: y = {weight:.3f} x + {bias:.3f}")
+    truth = f"true: y = {toy.SLOPE:g} x + {toy.INTERCEPT:g}"
+    panel.plot(ends, toy.SLOPE * ends + toy.INTERCEPT, color="tab:red", linestyle="--", label=truth)
+    panel.set(xlabel="x", ylabel="y", title="the line and the points")
+    panel.legend()
+    figure.savefig(path)

@@ -1,0 +1,135 @@
+"""Logistic regression (chapter 3): the line that parts two clouds of points, found by gradient descent.
+
+As in the book: two weights, one bias, the cross-entropy, Adam, and every step on all points. Unlike the book's code the
+loss is a mean, not a sum.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+from bookserve.export.contracts import LOGISTIC
+from bookserve.training import plots
+from bookserve.training.datasets import toy
+from bookserve.training.datasets.files import DataRequest
+from bookserve.training.headline import Headline
+
+CONTRACT = LOGISTIC
+HEADLINE = Headline(metric="accuracy", book=1.0)  # chapter 3
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of one training; "chapter 3" marks those of the book."""
+
+    epochs: int
+    steps: int = 25  # of gradient descent in an epoch, each on all points
+    learning_rate: float = 0.1  # of Adam (chapter 3: 0.01)
+
+
+PROFILES: dict[str, Config] = {
+    "smoke": Config(epochs=10),
+    "default": Config(epochs=20),
+    "full": Config(epochs=40, learning_rate=0.01),  # 1,000 steps (chapter 3)
+}
+
+
+def load_data(config: Config, request: DataRequest, seed: int) -> toy.Points:
+    """The two clouds, whatever the request: they are generated."""
+    return toy.clouds(seed)
+
+
+def build_model(config: Config) -> keras.Model:
+    """Two weights and one bias, drawn at random: float32 points [n, 2] in, float32 logits of class 1 [n, 1] out."""
+    x = keras.Input((2,), dtype="float32", name="x")
+    logit = keras.layers.Dense(1, kernel_initializer="random_normal", bias_initializer="random_normal", name="line")(x)
+    return keras.Model(x, logit, name="logistic_regression")
+
+
+def train(
+    model: keras.Model,
+    data: toy.Points,
+    config: Config,
+    seed: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> dict[str, list[float]]:
+    """Train in place. Returns figure -> epochs."""
+    model.compile(
+        optimizer=keras.optimizers.Adam(config.learning_rate),
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        metrics=[keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)],
+    )
+    history = model.fit(
+        _whole(data.train).repeat(),
+        epochs=config.epochs,
+        steps_per_epoch=config.steps,
+        validation_data=_whole(data.valid),
+        callbacks=list(callbacks),
+        shuffle=False,
+        verbose=0,
+    )
+    return dict(history.history)
+
+
+def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, dict[str, float]]:
+    """Split -> figure -> value, and the parameters found; draws the separating line over the test points.
+
+    `degrees_off` is the angle between the separating line found and the best one, x1 + x2 = 0, that chapter 3's clouds
+    have. The length of the weights says nothing: the clouds do not overlap, so the loss falls for ever as it grows.
+    """
+    weights, (bias,) = model.get_layer("line").get_weights()
+    weights = weights[:, 0]
+    metrics = {}
+    for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        logits = model.predict(split.x, batch_size=len(split.x), verbose=0)[:, 0]
+        losses = np.logaddexp(0.0, np.where(split.y == 1, -logits, logits))
+        metrics[name] = {
+            "accuracy": float(((logits > 0) == (split.y == 1)).mean()),
+            "loss": float(losses.mean()),
+            "rows": float(len(split.y)),
+        }
+    best = np.subtract(toy.CENTRES[1], toy.CENTRES[0])
+    cosine = weights @ best / max(float(np.linalg.norm(weights) * np.linalg.norm(best)), 1e-30)
+    metrics["parameters"] = {
+        "w1": float(weights[0]),
+        "w2": float(weights[1]),
+        "b": float(bias),
+        "degrees_off": float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))),
+    }
+    _draw(data.test, model, report / "clouds.png")
+    return metrics
+
+
+def serving_model(model: keras.Model) -> keras.Model:
+    """The trained network behind the contract: `x` in, `probability` of class 1 and the likelier `class` out."""
+    x = keras.Input((2,), dtype="float32", name="x")
+    probability = keras.ops.sigmoid(model(x, training=False)[:, 0])  # (n,)
+    likelier = keras.ops.cast(keras.ops.greater(probability, 0.5), "int64")
+    return keras.Model(x, {"probability": probability, "class": likelier}, name="logistic")
+
+
+def _whole(split: toy.Split) -> tf.data.Dataset:
+    """All rows as one batch."""
+    return tf.data.Dataset.from_tensor_slices((split.x, split.y[:, None])).batch(len(split.y)).cache()
+
+
+def _draw(split: toy.Split, model: keras.Model, path: Path) -> None:
+    figure = Figure(figsize=(5.0, 4.4), dpi=plots.DPI, layout="constrained")
+    panel = figure.subplots()
+    ticks = np.linspace(-2.5, 2.5, 101, dtype=np.float32)
+    across, up = np.meshgrid(ticks, ticks)  # (101, 101) each
+    grid = np.stack([across.ravel(), up.ravel()], axis=1)
+    logits = model.predict(grid, batch_size=len(grid), verbose=0).reshape(across.shape)
+    panel.contourf(across, up, 1 / (1 + np.exp(-np.clip(logits, -30, 30))), levels=10, cmap="coolwarm", alpha=0.35)
+    panel.contour(across, up, logits, levels=[0.0], colors="black")
+    for number, colour in enumerate(("tab:blue", "tab:red")):
+        chosen = split.x[split.y == number]
+        panel.scatter(chosen[:, 0], chosen[:, 1], s=14, color=colour, label=f"class {number}")
+    panel.set(xlabel="x1", ylabel="x2", title="test points, probability of class 1 and the separating line")
+    panel.legend()
+    figure.savefig(path)

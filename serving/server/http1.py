@@ -171,7 +171,7 @@ class HttpConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._finish_with(400, "protocol upgrades are not supported")
+            pass  # answered as if no upgrade had been offered; what follows is not HTTP/1.1 any more and is discarded
         except httptools.HttpParserCallbackError as error:
             refusal = error.__context__
             if not isinstance(refusal, _Refusal):
@@ -243,7 +243,7 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserInvalidURLError:
             raise _Refusal(400, "malformed URL") from None
         exchange = HttpExchange(self, self._parser.get_method(), path or b"/", self._headers)
-        exchange._keep_alive = self._parser.should_keep_alive() and not self._draining
+        exchange._keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         self._url = b""
@@ -254,10 +254,10 @@ class HttpConnection(asyncio.Protocol):
         if encoding != b"identity" and body:
             body = self._decompressed(body, encoding)
         exchange.body = body
+        if len(self._queue) >= _MAX_PIPELINED:
+            raise _Refusal(429, f"more than {_MAX_PIPELINED} requests wait for their answers on one connection")
         self.requests += 1
         self._queue.append(exchange)
-        if len(self._queue) > _MAX_PIPELINED:
-            raise _Refusal(429, f"more than {_MAX_PIPELINED} requests wait for their answers on one connection")
         if not exchange._keep_alive:
             self._finished = True
         try:

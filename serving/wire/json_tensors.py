@@ -8,7 +8,7 @@ import base64
 import binascii
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -116,17 +116,37 @@ def to_array(value: Any, dtype: np.dtype[Any], what: str, booleans: bool = True)
     try:
         array = np.array(value)
     except (ValueError, OverflowError):
-        raise JsonError(f"{what}: {_first_fault(value, dtype)}") from None
+        array = _converted(value, dtype, what)
     if array.size and not _may_hold(dtype, array.dtype):
-        raise JsonError(f"{what}: {_first_fault(value, dtype)}")
+        array = _converted(value, dtype, what)
+    if booleans and dtype.kind != "b" and _has_boolean(value):
+        raise JsonError(f"{what}: {_fault(value, dtype)}")
     if dtype.kind in "iu" and array.size:
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
-            outside = next(number for number in array.ravel().tolist() if not limits.min <= number <= limits.max)
-            raise JsonError(f"{what}: {outside} is outside the range of {dtype.name}, {limits.min} to {limits.max}")
-    if booleans and dtype.kind != "b" and _has_boolean(value):
-        raise JsonError(f"{what}: {_first_fault(value, dtype)}")
+            raise JsonError(f"{what}: {_outside(array.ravel().tolist(), dtype)}")
     return array.astype(dtype)
+
+
+def _converted(value: Any, dtype: np.dtype[Any], what: str) -> Array:
+    """The array of values to which numpy, left to itself, gives another type: integers beyond int64, or a fault."""
+    fault = _fault(value, dtype)
+    if fault is not None:
+        raise JsonError(f"{what}: {fault}")
+    try:
+        return np.array(value, dtype=dtype)
+    except OverflowError:
+        raise JsonError(f"{what}: {_outside(list(_leaves(value)), dtype)}") from None
+    except ValueError:
+        raise JsonError(f"{what}: the nested lists are not all of one size") from None
+
+
+def _outside(numbers: list[Any], dtype: np.dtype[Any]) -> str:
+    if dtype.kind == "f":
+        return f"a number is too large for {dtype.name}"
+    limits = np.iinfo(dtype)
+    number = next(number for number in numbers if not limits.min <= number <= limits.max)
+    return f"{number} is outside the range of {dtype.name}, {limits.min} to {limits.max}"
 
 
 def _has_boolean(value: Any) -> bool:
@@ -189,20 +209,25 @@ def _collect_strings(value: Any, shape: list[int], level: int, what: str, into: 
         raise JsonError(f"{what}: {_mismatch(value, 'string')}")
 
 
-def _first_fault(value: Any, dtype: np.dtype[Any]) -> str:
-    """Says what about a value that numpy could not take is wrong: a value of another type, or lists of other sizes."""
-    word = {"float32": "float", "float64": "double", "bool": "bool"}.get(dtype.name, dtype.name)
+def _leaves(value: Any) -> Iterator[Any]:
     pending = [value]
     while pending:
         item = pending.pop()
         if isinstance(item, list):
             pending.extend(reversed(item))
-            continue
+        else:
+            yield item
+
+
+def _fault(value: Any, dtype: np.dtype[Any]) -> str | None:
+    """The first value that is of another type than the tensor; None where all are right."""
+    word = {"float32": "float", "float64": "double", "float16": "half"}.get(dtype.name, dtype.name)
+    for item in _leaves(value):
         number = isinstance(item, int | float) and not isinstance(item, bool)
         right = isinstance(item, bool) if dtype.kind == "b" else number and (dtype.kind == "f" or isinstance(item, int))
         if not right:
             return _mismatch(item, word)
-    return "the nested lists are not all of one size"
+    return None
 
 
 def _mismatch(value: Any, expected: str) -> str:

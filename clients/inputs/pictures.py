@@ -3,7 +3,7 @@
 A digit photographed, scanned or drawn in a paint program looks nothing like MNIST's 28x28 fields. `digit` does to it
 what NIST and the authors of MNIST did to their scans (http://yann.lecun.com/exdb/mnist/): the digit is fitted into
 20x20 pixels with its aspect ratio kept and grey levels from the anti-aliasing, then placed into 28x28 so that its
-centre of mass is the field's centre.
+centre of mass is the field's centre. `photo` makes a CIFAR-10 picture of any photograph: its central square, small.
 """
 
 import io
@@ -27,6 +27,7 @@ MAX_PIXELS = 20_000_000
 
 FIELD = 28  # pixels, MNIST's width and height
 DIGIT = 20  # pixels, what the longer side of the digit is fitted to
+PHOTO = 32  # pixels, CIFAR-10's width and height
 WORKING_SIDE = 1600  # pixels; larger pictures are shrunk to this before the digit is looked for
 
 _BLACK = 10  # grey levels; MNIST's border is black but for the few digits that reach into it
@@ -100,6 +101,20 @@ def digit(picture: bytes | Path) -> Pixels:
     return _place(_fit(_crop(ink)))
 
 
+def photo(picture: bytes | Path) -> Pixels:
+    """Turns a colour picture into CIFAR-10's form: uint8 [32,32,3], red, green, blue.
+
+    `picture` is a PNG, JPEG, WebP or BMP: its bytes or its file. Turned by its EXIF orientation, transparency laid over
+    white, the central square cut out so that nothing is squeezed, then scaled with a filter that averages. A picture of
+    32 by 32 pixels keeps them.
+
+    Raises PictureFormatError, PictureTooLarge or PictureDamaged; OSError when a file cannot be read.
+    """
+    image = _over(_decode(_read(picture) if isinstance(picture, Path) else picture), 255)
+    image = ImageOps.fit(_eight_bit(image).convert("RGB"), (PHOTO, PHOTO), Image.Resampling.LANCZOS)
+    return np.asarray(image, np.uint8).copy()
+
+
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(MAX_BYTES + 1)
@@ -142,6 +157,12 @@ def _grey(image: Image.Image) -> _Grey:
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, which convert("L") would clip
         return np.asarray(image, dtype=np.float32) / np.float32(257.0)
     return np.asarray(image.convert("L"), dtype=np.float32)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(np.clip(_grey(image), 0, 255).astype(np.uint8))
+    return image
 
 
 def _is_mnist(field: Pixels) -> bool:

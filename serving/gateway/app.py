@@ -15,15 +15,27 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from bookserve.export.contracts import CONTRACTS
-from bookserve.serving.gateway import mnist, models_api, openapi
+from bookserve.serving.gateway import (
+    cifar10,
+    linear,
+    logistic,
+    mnist,
+    models_api,
+    openapi,
+    ptb,
+    tictactoe,
+    tox21,
+)
 from bookserve.serving.gateway.answers import json_response
+from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.model_server import Backend, ModelServer
 from bookserve.serving.gateway.problems import Problem
+from bookserve.serving.gateway.services import Services
 from bookserve.serving.gateway.store import Store
 
 # Every model's file of this folder: its path, its routes and its part of the OpenAPI document.
-MODELS = (mnist,)
+MODELS = (linear, logistic, tox21, mnist, ptb, cifar10, tictactoe)
 
 _PAGE = Path(__file__).parent / "page"
 _PAGE_TYPES = {
@@ -46,8 +58,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = structlog.get_logger()
 
 
-def create_app(config: GatewayConfig, backend: Backend, draining: Callable[[], bool] = lambda: False) -> Flask:
-    """Builds the application around a client to the model server.
+def create_app(
+    config: GatewayConfig, backend: Backend, chemist: Chemist, draining: Callable[[], bool] = lambda: False
+) -> Flask:
+    """Builds the application around a client to the model server and RDKit's processes.
 
     `draining` tells whether the process is about to stop: the gateway is unready then, and closes its connections.
     """
@@ -57,12 +71,13 @@ def create_app(config: GatewayConfig, backend: Backend, draining: Callable[[], b
     app.config["MAX_FORM_MEMORY_SIZE"] = config.limits.form_field_bytes
     models = ModelServer(backend, config.model_server, config.model_seconds)
     store = Store(config.models_dir) if config.models_dir else None
+    services = Services(models, config.limits, store, chemist)
     for module in MODELS:
-        app.register_blueprint(module.routes(models, config.limits))
+        app.register_blueprint(module.routes(services))
     app.register_blueprint(models_api.routes(models, store))
     _add_probes(app, models, draining)
     _add_page(app)
-    interface = openapi.document({module.PATH: module.openapi(config.limits) for module in MODELS})
+    interface = openapi.document([module.openapi(config.limits) for module in MODELS])
 
     @app.get("/openapi.json")
     def show_openapi() -> Response:

@@ -12,7 +12,9 @@ class Limits:
     body_seconds: float = 30.0  # from the first byte of a request's body to its last
     form_parts: int = 64  # multipart parts, files and fields together
     form_field_bytes: int = 64 << 10  # all multipart fields that are no files
-    items: int = 32  # pictures, texts, boards … a request
+    items: int = 32  # pictures, molecules, texts, boards a request
+    points: int = 4096  # numbers or pairs of numbers a request, of the linear and the logistic model
+    generated_words: int = 50  # words a request may have generated
     json_bytes: int = 1 << 20  # of a JSON body
     json_depth: int = 8  # nested lists and objects
     concurrent: int = 32  # requests being answered at once; each has a thread
@@ -25,5 +27,5 @@ class GatewayConfig:
 
     model_server: str = "127.0.0.1:8500"
     model_seconds: float = 10.0  # the deadline of a call to the model server
-    models_dir: Path | None = None  # the model store, for metrics and report pictures
+    models_dir: Path | None = None  # the model store, for metrics, report pictures and the vocabulary
     limits: Limits = Limits()

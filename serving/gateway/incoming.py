@@ -14,6 +14,8 @@ from flask import Request
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.problems import Problem, bad_value, shown
 
+JSON = "application/json"
+FORM = "multipart/form-data"
 MAX_LABEL = 64  # characters
 MAX_VERSION = 2**63 - 1
 
@@ -48,6 +50,14 @@ def choice(request: Request) -> Choice:
     return Choice(label=label)
 
 
+def read_json_only(request: Request, limits: Limits, example: object) -> dict[str, Any]:
+    """As `read_json`, for a route that takes nothing else: another media type is a 415."""
+    given = media_type(request)
+    if given != JSON:
+        raise unsupported(given, (JSON,), example)
+    return read_json(request, limits, example)
+
+
 def read_json(request: Request, limits: Limits, example: object) -> dict[str, Any]:
     """The JSON object of a body; NaN, duplicate text after it, and deep nesting are refused."""
     body = request.get_data(cache=False)
@@ -69,12 +79,42 @@ def read_json(request: Request, limits: Limits, example: object) -> dict[str, An
 
 def only_field(body: dict[str, Any], name: str, example: object) -> Any:
     """The value of the one field that a body has."""
+    known_fields(body, (name,), example)
+    return field(body, name, example)
+
+
+def known_fields(body: dict[str, Any], names: tuple[str, ...], example: object) -> None:
+    """Refuses a body that has other fields than `names`."""
     for other in body:
-        if other != name:
-            raise bad_value(other[:40], f"{name!r} as the only field", shown(other), example)
+        if other not in names:
+            wanted = f"{names[0]!r} as the only field" if len(names) == 1 else f"{', '.join(names)} as the only fields"
+            raise bad_value(other[:40], wanted, shown(other), example)
+
+
+def field(body: dict[str, Any], name: str, example: object) -> Any:
+    """The value of a field that a body must have."""
     if name not in body:
         raise bad_value(name, "this field", "nothing", example)
     return body[name]
+
+
+def one_or_many(value: Any, name: str, many: bool, limit: int, example: object) -> list[tuple[str, Any]]:
+    """The items of a field with the name of each: the value itself, or when it is `many`, each item of the list."""
+    if not many:
+        return [(name, value)]
+    if not value:
+        raise bad_value(name, "at least one item", "a list of 0", example)
+    if len(value) > limit:
+        raise Problem(413, f"{name}: at most {limit} items a request are taken, got {len(value)}", field=name)
+    return [(f"{name}[{index}]", item) for index, item in enumerate(value)]
+
+
+def whole_number(body: dict[str, Any], name: str, default: int, most: int, example: object) -> int:
+    """An optional field that is a whole number from 1 to `most`."""
+    value = body.get(name, default)
+    if type(value) is not int or not 1 <= value <= most:
+        raise bad_value(name, f"a whole number from 1 to {most}", shown(value), example)
+    return value
 
 
 def read_files(request: Request, name: str, limits: Limits, example: object) -> list[bytes]:

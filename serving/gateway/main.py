@@ -1,8 +1,8 @@
 """`bookserve gateway`: the domain API and the web page, in one process, until SIGTERM or SIGINT.
 
-Granian serves, embedded in this process, so that nothing can be left behind. On a signal the gateway first says that it
-is unready and goes on answering for `--drain-seconds`, then takes no more connections, answers what is in flight and
-exits with 0. A second signal ends it at once.
+Granian serves, embedded in this process; only RDKit runs in others, which end with it. On a signal the gateway first
+says that it is unready and goes on answering for `--drain-seconds`, then takes no more connections, answers what is in
+flight and exits with 0. A second signal ends it at once.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from bookserve.clients.grpc_client import GrpcClient
 from bookserve.serving.gateway import logs
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.bridge import Bridge
+from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import GatewayConfig, Limits
 
 _BACKLOG = 1024
@@ -41,7 +42,7 @@ _log = structlog.get_logger()
 @click.option(
     "--models-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The model store, to show metrics and report pictures.",
+    help="The model store, for the vocabulary of ptb, metrics and report pictures.",
 )
 @click.option("--max-body-bytes", default=Limits.body_bytes, show_default=True, type=click.IntRange(1024))
 @click.option("--max-json-bytes", default=Limits.json_bytes, show_default=True, type=click.IntRange(1024))
@@ -49,8 +50,20 @@ _log = structlog.get_logger()
 @click.option("--max-form-parts", default=Limits.form_parts, show_default=True, type=click.IntRange(1))
 @click.option("--max-form-field-bytes", default=Limits.form_field_bytes, show_default=True, type=click.IntRange(1))
 @click.option(
-    "--max-items", default=Limits.items, show_default=True, type=click.IntRange(1), help="Pictures a request."
+    "--max-items",
+    default=Limits.items,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Pictures, molecules, texts or boards a request.",
 )
+@click.option(
+    "--max-points",
+    default=Limits.points,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Numbers a request, of the linear and the logistic model.",
+)
+@click.option("--max-generated-words", default=Limits.generated_words, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--body-seconds", default=Limits.body_seconds, show_default=True, type=click.FloatRange(0.1))
 @click.option("--concurrent", default=Limits.concurrent, show_default=True, type=click.IntRange(1, 512))
 @click.option("--waiting", default=Limits.waiting, show_default=True, type=click.IntRange(0))
@@ -73,6 +86,8 @@ def main(
     max_form_parts: int,
     max_form_field_bytes: int,
     max_items: int,
+    max_points: int,
+    max_generated_words: int,
     body_seconds: float,
     concurrent: int,
     waiting: int,
@@ -86,14 +101,16 @@ def main(
         form_parts=max_form_parts,
         form_field_bytes=max_form_field_bytes,
         items=max_items,
+        points=max_points,
+        generated_words=max_generated_words,
         json_bytes=max_json_bytes,
         json_depth=max_json_depth,
         concurrent=concurrent,
         waiting=waiting,
     )
     config = GatewayConfig(model_server=model_server, model_seconds=model_seconds, models_dir=models_dir, limits=limits)
-    with reserve(bind, port) as reserved, GrpcClient(model_server) as backend:
-        asyncio.run(_serve(config, backend, bind, reserved.getsockname()[1], drain_seconds))
+    with reserve(bind, port) as reserved, GrpcClient(model_server) as backend, Chemist() as chemist:
+        asyncio.run(_serve(config, backend, chemist, bind, reserved.getsockname()[1], drain_seconds))
 
 
 def reserve(bind: str, port: int) -> socket.socket:
@@ -118,9 +135,11 @@ def reserve(bind: str, port: int) -> socket.socket:
     return reserved
 
 
-async def _serve(config: GatewayConfig, backend: GrpcClient, bind: str, port: int, drain_seconds: float) -> None:
+async def _serve(
+    config: GatewayConfig, backend: GrpcClient, chemist: Chemist, bind: str, port: int, drain_seconds: float
+) -> None:
     bridge: Bridge
-    app = create_app(config, backend, draining=lambda: bridge.draining())
+    app = create_app(config, backend, chemist, draining=lambda: bridge.draining())
     bridge = Bridge(app, config.limits)
     server = Server(
         bridge,

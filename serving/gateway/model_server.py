@@ -5,9 +5,9 @@ answers: versions are never rewritten. Everything that goes wrong here is a `Pro
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from bookserve.clients.answers import Array, ModelMetadata, Prediction, TensorIn
 from bookserve.export.contracts import CONTRACTS, SIGNATURE, Contract, Tensor
 from bookserve.serving.gateway.incoming import Choice
 from bookserve.serving.gateway.problems import Problem, from_model_server
+
+_T = TypeVar("_T")
 
 
 class Backend(Protocol):
@@ -95,6 +97,21 @@ class ModelServer:
         _check_outputs(contract, prediction, rows)
         return prediction
 
+    def with_version(self, contract: Contract, choice: Choice, ask: Callable[[int], _T]) -> _T:
+        """Gives `ask` the number of the version chosen, for answers that take several calls or the version's assets.
+
+        A version that is swapped for its successor meanwhile is let go, and `ask` called once more with that one.
+        Raises Problem as `predict`.
+        """
+        for last_try in (False, True):
+            version = choice.version or self._resolve(contract, choice)
+            try:
+                return ask(version)
+            except Problem as problem:
+                if problem.status != 404 or choice.version is not None or last_try:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
     def readiness(self, contract: Contract) -> Readiness:
         """Whether the newest version of the contract's model is loaded and keeps the contract."""
         try:
@@ -118,6 +135,12 @@ class ModelServer:
             return []
         except errors.PredictError as error:
             raise from_model_server(error, self.address) from error
+
+    def _resolve(self, contract: Contract, choice: Choice) -> int:
+        try:
+            return self._backend.metadata(contract.model, label=choice.label, timeout=self._timeout).version
+        except errors.PredictError as error:
+            raise self._problem(contract, choice, error) from error
 
     def _check(self, contract: Contract, choice: Choice) -> None:
         """Problem 502 when the version does not keep the contract; PredictError when it cannot be told."""

@@ -1,6 +1,7 @@
 """GET /openapi.json: the gateway's interface as an OpenAPI 3.1 document, made from the same limits that it enforces."""
 
 import importlib.metadata
+from collections.abc import Iterable
 from typing import Any
 
 from bookserve.serving.gateway import problems
@@ -16,6 +17,7 @@ _PROBLEMS = {
     "503": "The model server is away, or one of both servers is full.",
     "504": "The model server gave no answer in time.",
 }
+PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 _CHOICE = [
     {
         "name": "version",
@@ -32,8 +34,8 @@ _CHOICE = [
 ]
 
 
-def document(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The document; `models` has the operations of each model's path, which get the shared parameters and answers."""
+def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The document; `models` has the operations of each model's paths, which get the problems that all can answer."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -42,7 +44,11 @@ def document(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "description": "Predictions of the models of 'TensorFlow for Deep Learning'.",
         },
         "paths": {
-            **{path: {"post": _with_shared(item["post"])} for path, item in models.items()},
+            **{
+                path: {method: _with_problems(operation) for method, operation in item.items()}
+                for paths in models
+                for path, item in paths.items()
+            },
             "/api/v1/models": _get("listModels", "Every model, and whether it can answer."),
             "/api/v1/models/{name}": _get("showModel", "A model's versions, their states and figures.", "name"),
             "/healthz": _get("healthz", "Whether the gateway runs."),
@@ -50,29 +56,6 @@ def document(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
         },
         "components": {
             "schemas": {
-                "PixelRow": {
-                    "type": "array",
-                    "minItems": 28,
-                    "maxItems": 28,
-                    "items": {"type": "integer", "minimum": 0, "maximum": 255},
-                },
-                "Predictions": {
-                    "type": "object",
-                    "required": ["model", "version", "predictions"],
-                    "properties": {
-                        "model": {"type": "string"},
-                        "version": {"type": "integer"},
-                        "predictions": {"type": "array", "items": {"$ref": "#/components/schemas/ClassProbabilities"}},
-                    },
-                },
-                "ClassProbabilities": {
-                    "type": "object",
-                    "required": ["class", "probabilities"],
-                    "properties": {
-                        "class": {"type": "string"},
-                        "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
-                    },
-                },
                 "Problem": {
                     "type": "object",
                     "required": ["type", "title", "status", "detail", "request_id"],
@@ -93,10 +76,64 @@ def document(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _with_shared(operation: dict[str, Any]) -> dict[str, Any]:
-    schema = {"schema": {"$ref": "#/components/schemas/Predictions"}}
-    answers = {"200": {"description": "One prediction a picture.", "content": {"application/json": schema}}}
-    return {**operation, "parameters": _CHOICE, "responses": {**answers, **_problem_answers(_PROBLEMS)}}
+def prediction(
+    operation: str, summary: str, description: str, body: dict[str, Any], item: dict[str, Any]
+) -> dict[str, Any]:
+    """A model's POST: `body` has a schema for each media type, `item` is the schema of one prediction."""
+    answer = struct(
+        {
+            "model": {"type": "string"},
+            "version": {"type": "integer"},
+            "predictions": {"type": "array", "items": item},
+        }
+    )
+    content = {"application/json": {"schema": answer}}
+    return {
+        "operationId": operation,
+        "tags": ["models"],
+        "summary": summary,
+        "description": description,
+        "parameters": _CHOICE,
+        "requestBody": {"required": True, "content": body},
+        "responses": {"200": {"description": "The predictions, in the request's order.", "content": content}},
+    }
+
+
+def json_body(
+    required: dict[str, Any], example: object, optional: dict[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """A JSON request body with these fields and no others."""
+    schema = struct({**required, **(optional or {})}, tuple(required))
+    return {"application/json": {"schema": {**schema, "additionalProperties": False}, "example": example}}
+
+
+def struct(properties: dict[str, Any], required: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The schema of an object; without `required` every property is."""
+    return {
+        "type": "object",
+        "required": list(properties if required is None else required),
+        "properties": properties,
+    }
+
+
+def one_or_many(item: dict[str, Any], limit: int, description: str) -> dict[str, Any]:
+    """The schema of a value or a list of such."""
+    many = {"type": "array", "minItems": 1, "maxItems": limit, "items": item}
+    return {"description": description, "oneOf": [item, many]}
+
+
+def list_of(item: dict[str, Any], size: int) -> dict[str, Any]:
+    """The schema of a list of exactly `size` items."""
+    return {"type": "array", "minItems": size, "maxItems": size, "items": item}
+
+
+def by_label(labels: tuple[str, ...]) -> dict[str, Any]:
+    """The schema of a probability for each label."""
+    return struct(dict.fromkeys(labels, PROBABILITY))
+
+
+def _with_problems(operation: dict[str, Any]) -> dict[str, Any]:
+    return {**operation, "responses": {**operation["responses"], **_problem_answers(_PROBLEMS)}}
 
 
 def _problem_answers(texts: dict[str, str]) -> dict[str, Any]:

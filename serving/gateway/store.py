@@ -9,7 +9,10 @@ from typing import Any
 
 import orjson
 
+from bookserve.clients.inputs import words
+
 MAX_MANIFEST_BYTES = 4 << 20
+_VOCABULARIES = 8  # kept at once; versions are never rewritten
 _FIELDS = ("created", "contract", "data", "profile", "metrics", "parity")  # of a manifest, what is shown
 _PICTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.png")
 
@@ -19,6 +22,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._vocabularies: dict[tuple[str, int], words.Vocabulary] = {}
 
     def manifest(self, model: str, version: int) -> dict[str, Any] | None:
         """What the manifest of a version says, or None when there is none that can be read."""
@@ -45,6 +49,16 @@ class Store:
         if name not in self.pictures(model, version):
             return None
         return (self._assets(model, version) / "report" / name).read_bytes()
+
+    def vocabulary(self, model: str, version: int) -> words.Vocabulary:
+        """The words of a version of the language model. VocabularyError when it has none that can be read."""
+        vocabulary = self._vocabularies.get((model, version))
+        if vocabulary is None:
+            vocabulary = words.read_vocabulary(self._root / model / str(version) / "assets" / "vocabulary.txt")
+            if len(self._vocabularies) >= _VOCABULARIES:
+                self._vocabularies.clear()
+            self._vocabularies[model, version] = vocabulary
+        return vocabulary
 
     def _assets(self, model: str, version: int) -> Path:
         return self._root / model / str(version) / "assets.extra"

@@ -43,8 +43,8 @@ def test_unready_with_the_reason(client, backend, error, text) -> None:
     assert text in _problem(client.get("/readyz"), 503)["detail"]
 
 
-def test_unready_while_draining_and_connections_close(backend) -> None:
-    client = create_app(GatewayConfig(), backend, draining=lambda: True).test_client()
+def test_unready_while_draining_and_connections_close(backend, chemist) -> None:
+    client = create_app(GatewayConfig(), backend, chemist, draining=lambda: True).test_client()
     assert "stopping" in _problem(client.get("/readyz"), 503)["detail"]
     response = client.get("/healthz")
     assert response.status_code == 200
@@ -130,8 +130,8 @@ def test_openapi_covers_every_route_and_every_reference_resolves(client) -> None
         assert "200" in operation["responses"]
 
 
-def test_openapi_states_the_limits_that_hold(backend) -> None:
-    client = create_app(GatewayConfig(limits=Limits(items=5)), backend).test_client()
+def test_openapi_states_the_limits_that_hold(backend, chemist) -> None:
+    client = create_app(GatewayConfig(limits=Limits(items=5)), backend, chemist).test_client()
     content = client.get("/openapi.json").get_json()["paths"]["/api/v1/mnist"]["post"]["requestBody"]["content"]
     assert content["multipart/form-data"]["schema"]["properties"]["file"]["maxItems"] == 5
     example = content["application/json"]["example"]

@@ -1,0 +1,37 @@
+"""POST /api/v1/linear: numbers on the fitted line."""
+
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from bookserve.clients import outputs
+from bookserve.export.contracts import LINEAR
+from bookserve.serving.gateway import incoming
+from bookserve.serving.gateway import openapi as schemas
+from bookserve.serving.gateway.answers import json_response
+from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.number_body import NumberBody
+from bookserve.serving.gateway.services import Services
+
+PATH = "/api/v1/linear"
+BODY = NumberBody(width=1, example={"x": [0.5, 1.5]})
+
+
+def routes(services: Services) -> Blueprint:
+    """The model's routes."""
+    blueprint = Blueprint("linear", __name__)
+
+    @blueprint.post(PATH)
+    def predict() -> Response:
+        choice = incoming.choice(request)
+        rows = BODY.rows(request, services.limits)
+        return json_response(outputs.linear(services.models.predict(LINEAR, {"x": rows}, choice)))
+
+    return blueprint
+
+
+def openapi(limits: Limits) -> dict[str, Any]:
+    """The model's part of the OpenAPI document: its paths' operations, without the problems that all share."""
+    item = schemas.struct({"y": {"type": "number"}})
+    text = "The line that linear regression fitted, at each x."
+    return {PATH: {"post": schemas.prediction("predictLinear", "Which y is at x?", text, BODY.openapi(limits), item)}}

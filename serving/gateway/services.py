@@ -1,0 +1,18 @@
+"""What the models' routes work with; `create_app` makes one and hands it to every model's file."""
+
+from dataclasses import dataclass
+
+from bookserve.serving.gateway.chemist import Chemist
+from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.model_server import ModelServer
+from bookserve.serving.gateway.store import Store
+
+
+@dataclass(frozen=True)
+class Services:
+    """The model server, the limits, the model store where the gateway reads one, and RDKit in its own processes."""
+
+    models: ModelServer
+    limits: Limits
+    store: Store | None
+    chemist: Chemist

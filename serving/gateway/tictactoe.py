@@ -1,0 +1,110 @@
+"""POST /api/v1/tictactoe: boards to the best move, the probability of each square, and what the player may expect."""
+
+from typing import Any
+
+import numpy as np
+from flask import Blueprint, Response, request
+
+from bookserve.clients import outputs
+from bookserve.clients.inputs import boards
+from bookserve.export.contracts import TICTACTOE
+from bookserve.serving.gateway import incoming
+from bookserve.serving.gateway import openapi as schemas
+from bookserve.serving.gateway.answers import json_response
+from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.problems import bad_value, shown
+from bookserve.serving.gateway.services import Services
+
+PATH = "/api/v1/tictactoe"
+EXAMPLE = {"board": ["X", "", "O", "", "X", "", "", "", ""], "player": "O"}
+
+_SQUARE = {"enum": ["X", "O", ""]}
+
+
+def routes(services: Services) -> Blueprint:
+    """The model's routes."""
+    blueprint = Blueprint("tictactoe", __name__)
+
+    @blueprint.post(PATH)
+    def predict() -> Response:
+        choice = incoming.choice(request)
+        body = incoming.read_json_only(request, services.limits, EXAMPLE)
+        incoming.known_fields(body, ("board", "player"), EXAMPLE)
+        positions = _positions(incoming.field(body, "board", EXAMPLE), body.get("player"), services.limits)
+        planes = np.stack([boards.planes(board) for board in positions])
+        return json_response(
+            outputs.tictactoe(services.models.predict(TICTACTOE, {"board": planes}, choice), positions)
+        )
+
+    return blueprint
+
+
+def openapi(limits: Limits) -> dict[str, Any]:
+    """The model's part of the OpenAPI document: its paths' operations, without the problems that all share."""
+    flat = schemas.list_of(_SQUARE, boards.SQUARES)
+    rows = schemas.list_of(schemas.list_of(_SQUARE, 3), 3)
+    board = {"oneOf": [flat, rows]}
+    text = "nine squares, three rows of three, or a list of boards"
+    item = schemas.struct(
+        {
+            "player": {"enum": list(boards.PLAYERS)},
+            "move": {"type": "integer", "minimum": 0, "maximum": 8},
+            "row": {"type": "integer", "minimum": 0, "maximum": 2},
+            "column": {"type": "integer", "minimum": 0, "maximum": 2},
+            "probabilities": schemas.list_of(schemas.PROBABILITY, boards.SQUARES),
+            "value": {"type": "number"},
+        }
+    )
+    many = {"type": "array", "minItems": 1, "maxItems": limits.items, "items": board}
+    player = {"description": "Whose turn it is; told from the board when left out.", "enum": list(boards.PLAYERS)}
+    body = schemas.json_body(
+        {"board": {"description": text, "anyOf": [board, many]}}, EXAMPLE, optional={"player": player}
+    )
+    description = "X begins. Boards that no game comes to, and games that are over, are refused."
+    return {PATH: {"post": schemas.prediction("predictTictactoe", "Which move is best?", description, body, item)}}
+
+
+def _positions(value: object, player: object, limits: Limits) -> list[list[str]]:
+    """The boards of a request as nine squares each, all of them possible and with `player` to move."""
+    if player is not None and player not in boards.PLAYERS:
+        raise bad_value("player", '"X" or "O"', shown(player), EXAMPLE)
+    if not isinstance(value, list) or not value:
+        raise bad_value("board", "nine squares, three rows of three, or a list of boards", shown(value), EXAMPLE)
+    many = isinstance(value[0], list) and (len(value[0]) == boards.SQUARES or _nested(value[0]))
+    items = incoming.one_or_many(value, "board", many, limits.items, EXAMPLE)
+    return [_board(item, name, player) for name, item in items]
+
+
+def _nested(value: list[Any]) -> bool:
+    return bool(value) and isinstance(value[0], list)
+
+
+def _board(value: Any, name: str, player: object) -> list[str]:
+    if isinstance(value, list) and _nested(value):
+        if len(value) != 3:
+            raise bad_value(name, "three rows", shown(value), EXAMPLE)
+        for index, row in enumerate(value):
+            if not isinstance(row, list) or len(row) != 3:
+                raise bad_value(f"{name}[{index}]", "a row of three squares", shown(row), EXAMPLE)
+        places = [(f"{name}[{y}][{x}]", value[y][x]) for y in range(3) for x in range(3)]
+    elif isinstance(value, list) and len(value) == boards.SQUARES:
+        places = [(f"{name}[{index}]", square) for index, square in enumerate(value)]
+    else:
+        raise bad_value(name, "nine squares or three rows of three", shown(value), EXAMPLE)
+    for place, square in places:
+        if square not in ("X", "O", ""):
+            raise bad_value(place, '"X", "O" or ""', shown(square), EXAMPLE)
+    board = [square for _, square in places]
+    try:
+        turn = boards.to_move(board)
+    except boards.BoardError as error:
+        raise bad_value(name, "a board on which somebody can move", f"{_text(board)}: {error}", EXAMPLE) from error
+    if player not in (None, turn):
+        text = f"{_text(board)}, on which it is the turn of {turn} (X begins)"
+        raise bad_value(name, f"a board on which it is the turn of {player}", text, EXAMPLE)
+    return board
+
+
+def _text(board: list[str]) -> str:
+    squares = [square or "." for square in board]
+    return "/".join("".join(squares[row : row + 3]) for row in (0, 3, 6))

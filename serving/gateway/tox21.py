@@ -1,0 +1,114 @@
+"""POST /api/v1/tox21: molecules as SMILES to the probability of being active in each of twelve assays.
+
+`GET /api/v1/tox21/drawing?smiles=CCO` draws a molecule for the page, as a picture of its own: an SVG that a page loads
+as an image runs no script, and opened by itself it is in a sandbox.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flask import Blueprint, Response, request
+
+from bookserve.clients import outputs
+from bookserve.clients.inputs import molecules
+from bookserve.export.contracts import TOX21
+from bookserve.serving.gateway import incoming
+from bookserve.serving.gateway import openapi as schemas
+from bookserve.serving.gateway.answers import json_response
+from bookserve.serving.gateway.chemist import Chemist
+from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.problems import Problem, bad_value, shown
+from bookserve.serving.gateway.services import Services
+
+PATH = "/api/v1/tox21"
+DRAWING = f"{PATH}/drawing"
+EXAMPLE = {"smiles": "CCO"}
+
+# RDKit writes colours as style attributes.
+_DRAWING_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+_SMILES = {"type": "string", "minLength": 1, "maxLength": molecules.MAX_CHARACTERS, "pattern": "^[!-~]+$"}
+
+
+def routes(services: Services) -> Blueprint:
+    """The model's routes."""
+    blueprint = Blueprint("tox21", __name__)
+
+    @blueprint.post(PATH)
+    def predict() -> Response:
+        choice = incoming.choice(request)
+        body = incoming.read_json_only(request, services.limits, EXAMPLE)
+        value = incoming.only_field(body, "smiles", EXAMPLE)
+        items = incoming.one_or_many(value, "smiles", isinstance(value, list), services.limits.items, EXAMPLE)
+        texts = [_text(item, name) for name, item in items]
+        fingerprints = _fingerprints(services.chemist, [name for name, _ in items], texts)
+        return json_response(
+            outputs.tox21(services.models.predict(TOX21, {"fingerprint": fingerprints}, choice), texts)
+        )
+
+    @blueprint.get(DRAWING)
+    def draw() -> Response:
+        example = f"{DRAWING}?smiles=CCO"
+        for name in request.args:
+            if name != "smiles":
+                raise bad_value(f"?{name[:40]}", "smiles as the only parameter", shown(name), example)
+        smiles = _text(request.args.get("smiles"), "?smiles")
+        try:
+            svg = services.chemist.drawing(smiles)
+        except molecules.MoleculeError as error:
+            raise _problem(error, "?smiles", smiles, example) from error
+        return Response(
+            svg, content_type="image/svg+xml; charset=iso-8859-1", headers={"Content-Security-Policy": _DRAWING_POLICY}
+        )
+
+    return blueprint
+
+
+def openapi(limits: Limits) -> dict[str, Any]:
+    """The model's part of the OpenAPI document: its paths' operations, without the problems that all share."""
+    item = schemas.struct({"smiles": {"type": "string"}, "probabilities": schemas.by_label(TOX21.labels)})
+    molecule = schemas.one_or_many(_SMILES, limits.items, f"a molecule of at most {molecules.MAX_ATOMS} atoms, or more")
+    text = "Molecules are given as SMILES; their Morgan fingerprints (radius 2, 1024 bits) go to the model."
+    body = schemas.json_body({"smiles": molecule}, EXAMPLE)
+    drawing = {
+        "operationId": "drawMolecule",
+        "tags": ["models"],
+        "summary": "The structure of a molecule as a picture.",
+        "parameters": [{"name": "smiles", "in": "query", "required": True, "schema": _SMILES}],
+        "responses": {
+            "200": {"description": "The drawing.", "content": {"image/svg+xml": {"schema": {"type": "string"}}}}
+        },
+    }
+    return {
+        PATH: {"post": schemas.prediction("predictTox21", "Which assays does it set off?", text, body, item)},
+        DRAWING: {"get": drawing},
+    }
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise bad_value(name, "a molecule as SMILES", shown(value), EXAMPLE)
+    try:
+        molecules.check_text(value)
+    except molecules.MoleculeError as error:
+        raise _problem(error, name, value, EXAMPLE) from error
+    return value
+
+
+def _fingerprints(chemist: Chemist, names: list[str], texts: list[str]) -> npt.NDArray[np.uint8]:
+    try:
+        outcomes = chemist.fingerprints(texts)
+    except molecules.MoleculeError as error:
+        raise _problem(error, names[0].partition("[")[0], texts[0] if len(texts) == 1 else texts, EXAMPLE) from error
+    rows = []
+    for name, text, outcome in zip(names, texts, outcomes, strict=True):
+        if isinstance(outcome, molecules.MoleculeError):
+            raise _problem(outcome, name, text, EXAMPLE) from outcome
+        rows.append(outcome)
+    return np.stack(rows)
+
+
+def _problem(error: molecules.MoleculeError, name: str, given: object, example: object) -> Problem:
+    if isinstance(error, molecules.MoleculeTooLarge):
+        return Problem(413, f"{name}: {error}", field=name, given=shown(given), example=example)
+    return bad_value(name, "a molecule as SMILES", f"{shown(given)}: {error}", example)

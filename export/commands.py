@@ -64,7 +64,7 @@ def publish_run(name: str, run_folder: Path, models_dir: Path) -> Manifest:
 
 @click.group()
 def models() -> None:
-    """List and show what the model store holds."""
+    """List, show, label and roll back what the model store holds."""
 
 
 @models.command("list")
@@ -72,16 +72,22 @@ def models() -> None:
 def list_models(models_dir: Path) -> None:
     """One line for every version of every model."""
     store = ModelStore(models_dir)
-    rows = [("MODEL", "VERSION", "PROFILE", "DATA", "TEST", "CREATED")]
+    rows: list[tuple[str, ...]] = [("MODEL", "VERSION", "PROFILE", "DATA", "TEST", "CREATED", "SERVED AS")]
     for model in store.models():
+        try:
+            served = _served(store, model)
+        except StoreError as error:
+            served = {}
+            click.echo(f"warning: {error}", err=True)
         for version in store.versions(model):
+            names = ", ".join(served.get(version, []))
             try:
                 found = store.manifest(model, version)
             except StoreError as error:
-                rows.append((model, str(version), "?", "?", "?", "?"))
+                rows.append((model, str(version), "?", "?", "?", "?", names))
                 click.echo(f"warning: {error}", err=True)
                 continue
-            rows.append((model, str(version), found.profile, found.data.source, _figures(found), found.created))
+            rows.append((model, str(version), found.profile, found.data.source, _figures(found), found.created, names))
     if len(rows) == 1:
         raise click.ClickException(f"{store.root} holds no model: 'bookserve train-all' makes them")
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -99,9 +105,11 @@ def show(name: str, version: int | None, models_dir: Path) -> None:
     try:
         folder = store.path(name, version)
         found = store.manifest(name, version)
+        served = _served(store, name).get(int(folder.name), [])
     except StoreError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{name} version {found.version}, contract {found.contract}, in {folder}")
+    click.echo(f"served as {', '.join(served) or 'nothing: ask for it by its number, where it is loaded'}")
     click.echo(f"created   {found.created}, profile {found.profile}, seed {found.seed}")
     click.echo(f"data      {found.data.source}: {found.data.name}, SHA-256 {found.data.sha256}")
     for split, figures in found.metrics.items():
@@ -112,6 +120,86 @@ def show(name: str, version: int | None, models_dir: Path) -> None:
     if changed:
         raise click.ClickException(f"{len(changed)} files are missing or changed: {', '.join(changed)}")
     click.echo(f"files     {len(found.files)}, all as published")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("label")
+@click.argument("version", type=click.IntRange(min=1))
+@models_dir_option
+def label(name: str, label: str, version: int, models_dir: Path) -> None:
+    """Have LABEL name a VERSION, whatever it named before.
+
+    Clients then ask for the label instead of a number, such as /v1/models/mnist/labels/stable:predict. Labels stay
+    where they are when a version is published.
+
+    A server notices it when it reads models.config anew: 'bookserve serve' within a second, TensorFlow Serving when it
+    was started with --model_config_file_poll_wait_seconds and --allow_version_labels_for_unavailable_models. Labelled
+    versions are kept loaded. TensorFlow Serving moves a label only to a version that it has loaded, which are the
+    labelled ones and the two newest: give any other one a new label first.
+    """
+    try:
+        ModelStore(models_dir).label(name, label, version)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{name}: '{label}' is version {version}")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("label")
+@models_dir_option
+def unlabel(name: str, label: str, models_dir: Path) -> None:
+    """Forget a LABEL; the version that it named stays in the store."""
+    try:
+        ModelStore(models_dir).unlabel(name, label)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{name}: '{label}' is no label any more")
+
+
+@models.command()
+@click.argument("name")
+@click.option(
+    "--to",
+    "version",
+    type=click.IntRange(min=1),
+    default=None,
+    help="The version to serve; by default the one before the version served now.",
+)
+@models_dir_option
+def rollback(name: str, version: int | None, models_dir: Path) -> None:
+    """Serve an older version by default, without a new publish.
+
+    No version above it stays loaded, and labels on such versions move to it. Nothing is deleted. The next version that
+    is published is served again; '--to' the newest version ends the rollback at once (labels stay where they are).
+
+    A server notices it when it reads models.config anew: 'bookserve serve' within a second, TensorFlow Serving when it
+    was started with --model_config_file_poll_wait_seconds.
+    """
+    store = ModelStore(models_dir)
+    try:
+        served, moved = store.roll_back(name, version)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    for moved_label in moved:
+        click.echo(f"{name}: '{moved_label}' is version {served}")
+    click.echo(f"{name}: version {served} is served by default{'' if _is_newest(store, name, served) else _UNTIL}")
+
+
+_UNTIL = ", until the next one is published"
+
+
+def _is_newest(store: ModelStore, model: str, version: int) -> bool:
+    return version == store.versions(model)[-1]
+
+
+def _served(store: ModelStore, model: str) -> dict[int, list[str]]:
+    """Version -> by what names it is served: "default" where a request names none, and its labels."""
+    names = {store.default_version(model): ["default"]}
+    for name, version in store.release(model).labels.items():
+        names.setdefault(version, []).append(name)
+    return names
 
 
 def _figures(found: Manifest) -> str:

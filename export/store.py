@@ -1,20 +1,27 @@
 """The model store: immutable numbered versions on disk, as TensorFlow Serving and our own server read them.
 
-    <root>/models.config                  text ModelServerConfig, rewritten with every publish
+    <root>/models.config                  text ModelServerConfig, rewritten with every publish and change of labels
     <root>/<model>/<version>/             a positive integer, never written to again
+    <root>/<model>/labels.json            the labels and the rollback that models.config tells the servers of, if any
     <root>/<model>/.publishing-<id>/      a version being written; its lock file tells whether by a living process
 
 A version appears in one rename, after everything in it is on disk. Nothing here imports TensorFlow.
+
+Which versions the servers load: the newest. With labels also the labelled ones and the one before the newest, because
+TensorFlow Serving moves a label only to a version that it has loaded. After a rollback no version above its target, as
+both servers answer with the highest that is loaded; the next publish ends the rollback.
 """
 
 import fcntl
+import json
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from bookserve.export import manifest
@@ -22,10 +29,20 @@ from bookserve.export.errors import StoreError
 from bookserve.export.manifest import Manifest
 
 CONFIG = "models.config"
+LABELS = "labels.json"
 _STAGING = ".publishing-"
 _LOCK = ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _VERSION = re.compile(r"[1-9][0-9]*")
+_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a model's users get: `labels` names versions; `rolled_back_to` is served instead of the newest, if set."""
+
+    labels: Mapping[str, int] = field(default_factory=dict)
+    rolled_back_to: int | None = None
 
 
 class ModelStore:
@@ -97,8 +114,13 @@ class ModelStore:
     def publish(self, model: str, staged: Path, describe: Callable[[int], Manifest]) -> Manifest:
         """Make the staged folder the next version of `model`; `describe` gives the manifest for a version number.
 
-        Two publishers at once get two versions: who finds the number taken at the rename takes the next one.
+        Two publishers at once get two versions: who finds the number taken at the rename takes the next one. Labels
+        stay where they are; a rollback ends, so the new version is served.
+
+        Raises:
+            StoreError: a model's labels cannot be read; nothing is published.
         """
+        self.config_text()
         while True:
             version = self._next_version(model)
             described = describe(version)
@@ -111,40 +133,142 @@ class ModelStore:
                     continue
                 raise
             _fsync(self.root / model)
-            self.write_config()
+            with self._locked():
+                release = self.release(model)
+                if release.rolled_back_to is not None:
+                    self._write_release(model, replace(release, rolled_back_to=None))
+                self._write_config()
             return described
 
-    def write_config(self) -> Path:
-        """Rewrite `models.config` for all models of the store, in one rename.
+    def release(self, model: str) -> Release:
+        """The labels and the rollback of a model, as far as their versions still exist.
 
-        Whoever writes looks again afterwards: so the last writer's file lists every model, whoever published meanwhile.
+        Raises:
+            StoreError: they cannot be read.
         """
-        target = self.root / CONFIG
-        while True:
-            text = self.config_text()
-            handle, temporary = tempfile.mkstemp(prefix=f".{CONFIG}-", dir=self.root)
-            with os.fdopen(handle, "w", encoding="ascii") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fchmod(stream.fileno(), 0o644)
-                os.fsync(stream.fileno())
-            Path(temporary).replace(target)
-            _fsync(self.root)
-            if self.config_text() == text:
-                return target
+        path = self.root / model / LABELS
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            labels, pinned = dict(content["labels"]), content["rolled_back_to"]
+            if not all(isinstance(version, int) for version in (*labels.values(), pinned or 0)):
+                raise ValueError("a version is no number")
+        except FileNotFoundError:
+            return Release()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} cannot be read ({error}): mend it, or remove it and label anew") from error
+        versions = self.versions(model)
+        return Release(
+            labels={label: version for label, version in sorted(labels.items()) if version in versions},
+            rolled_back_to=pinned if pinned in versions else None,
+        )
+
+    def default_version(self, model: str) -> int:
+        """The version that answers who names neither version nor label: the newest, or the one rolled back to.
+
+        Raises:
+            StoreError: no such model.
+        """
+        return self.release(model).rolled_back_to or int(self.path(model).name)
+
+    def label(self, model: str, label: str, version: int) -> None:
+        """Have `label` name this version from now on, whatever it named before.
+
+        Raises:
+            StoreError: no such version, no name for a label, or a version above the one that is rolled back to.
+        """
+        if not _LABEL.fullmatch(label):
+            raise StoreError(f"'{label}' is no label: a letter, then up to 62 letters, digits, '_' and '-'")
+        self.path(model, version)
+        with self._locked():
+            release = self.release(model)
+            if release.rolled_back_to is not None and version > release.rolled_back_to:
+                raise StoreError(
+                    f"{model} is rolled back to version {release.rolled_back_to}: a label on version {version} would "
+                    f"make that the default again. 'bookserve models rollback {model} --to {self.versions(model)[-1]}' "
+                    "ends the rollback."
+                )
+            self._write_release(model, replace(release, labels={**release.labels, label: version}))
+            self._write_config()
+
+    def unlabel(self, model: str, label: str) -> None:
+        """Forget a label.
+
+        Raises:
+            StoreError: no such model or label; the message lists those that there are.
+        """
+        self.path(model)
+        with self._locked():
+            release = self.release(model)
+            if label not in release.labels:
+                raise StoreError(f"{model} has no label '{label}' (labels: {', '.join(release.labels) or 'none'})")
+            labels = {name: version for name, version in release.labels.items() if name != label}
+            self._write_release(model, replace(release, labels=labels))
+            self._write_config()
+
+    def roll_back(self, model: str, version: int | None = None) -> tuple[int, list[str]]:
+        """Serve `version` by default, or else the one before that served now; the newest version ends a rollback.
+
+        Labels on versions above the target would keep them loaded, and so the default: they move to the target too.
+        Returns the version served from now on and the labels moved.
+
+        Raises:
+            StoreError: no such version, or none before the one served now.
+        """
+        self.path(model, version)
+        with self._locked():
+            release, versions = self.release(model), self.versions(model)
+            if version is None:
+                current = self.default_version(model)
+                earlier = [number for number in versions if number < current]
+                if not earlier:
+                    raise StoreError(f"{model} has no version before {current}, the one that is served")
+                version = earlier[-1]
+            moved = [label for label, named in release.labels.items() if named > version]
+            pinned = None if version == versions[-1] else version
+            labels = {label: min(named, version) for label, named in release.labels.items()}
+            self._write_release(model, Release(labels, pinned))
+            self._write_config()
+        return version, moved
 
     def config_text(self) -> str:
-        """The store as TensorFlow Serving's ModelServerConfig in protobuf's text form, base paths absolute."""
+        """The store as TensorFlow Serving's ModelServerConfig in protobuf's text form, base paths absolute.
+
+        Raises:
+            StoreError: a model's labels cannot be read.
+        """
         lines = ["model_config_list {"]
         for model in self.models():
+            release, versions = self.release(model), self.versions(model)
             lines += [
                 "  config {",
                 f"    name: {_quoted(model)}",
                 f"    base_path: {_quoted(str(self.root / model))}",
                 '    model_platform: "tensorflow"',
-                "  }",
             ]
+            loaded = _loaded(release, versions)
+            if loaded:
+                numbers = " ".join(f"versions: {version}" for version in loaded)
+                lines.append(f"    model_version_policy {{ specific {{ {numbers} }} }}")
+            for label, version in release.labels.items():
+                lines.append(f"    version_labels {{ key: {_quoted(label)} value: {version} }}")
+            lines.append("  }")
         return "\n".join([*lines, "}", ""])
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer of labels and `models.config` at a time; the last one sees every version published before."""
+        lock = os.open(self.root / f".{CONFIG}{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _write_config(self) -> None:
+        _replace_file(self.root / CONFIG, self.config_text())
+
+    def _write_release(self, model: str, release: Release) -> None:
+        _replace_file(self.root / model / LABELS, json.dumps(asdict(release), indent=2, sort_keys=True) + "\n")
 
     def _next_version(self, model: str) -> int:
         """One more than the highest number that anything in the model's folder bears, a version or not."""
@@ -177,6 +301,34 @@ def _take_new_lock(parent: Path) -> tuple[Path, int]:
         if path.exists():
             return path, lock
         os.close(lock)  # another publisher took the new file for a leftover
+
+
+def _loaded(release: Release, versions: list[int]) -> list[int]:
+    """The versions to name in the version policy, ascending; empty where the servers' own policy, the newest, is meant.
+
+    See the module's docstring. Without labels and rollback nothing is named, so that a server finds a new version by
+    itself, without a look at `models.config`.
+    """
+    if not release.labels and release.rolled_back_to is None:
+        return []
+    newest = versions[-2:] if release.rolled_back_to is None else [release.rolled_back_to]
+    return sorted({*release.labels.values(), *newest})
+
+
+def _replace_file(path: Path, text: str) -> None:
+    """Write a whole text file in one rename, on disk before it appears."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _fsync(path.parent)
 
 
 def _quoted(text: str) -> str:

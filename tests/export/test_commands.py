@@ -32,9 +32,57 @@ def store(tmp_path: Path, manifest: Manifest) -> ModelStore:
 
 def test_list_has_a_line_a_version(store: ModelStore) -> None:
     lines = invoke("models", "list", "--models-dir", store.root).output.splitlines()
-    assert [line.split() for line in lines[1:]] == [
-        ["mnist", str(version), "smoke", "sample", "accuracy", "0.5", "2026-01-02T03:04:05+00:00"] for version in (1, 2)
+    row = ["smoke", "sample", "accuracy", "0.5", "2026-01-02T03:04:05+00:00"]
+    assert [line.split() for line in lines[1:]] == [["mnist", "1", *row], ["mnist", "2", *row, "default"]]
+
+
+def test_labels_and_a_rollback_are_set_shown_and_taken_back(store: ModelStore) -> None:
+    folder = ("--models-dir", store.root)
+
+    def served() -> list[str]:
+        lines = invoke("models", "list", *folder).output.splitlines()
+        return [line[lines[0].index("SERVED AS") :] for line in lines[1:]]
+
+    assert invoke("models", "label", "mnist", "stable", "1", *folder).output == "mnist: 'stable' is version 1\n"
+    invoke("models", "label", "mnist", "canary", "2", *folder)
+    assert served() == ["stable", "default, canary"]
+    assert "served as default, canary\n" in invoke("models", "show", "mnist", *folder).output
+    back = invoke("models", "rollback", "mnist", *folder)
+    assert back.output.splitlines() == [
+        "mnist: 'canary' is version 1",
+        "mnist: version 1 is served by default, until the next one is published",
     ]
+    assert served() == ["default, canary, stable", ""]
+    assert "served as nothing" in invoke("models", "show", "mnist", "2", *folder).output
+    assert "is served by default\n" in invoke("models", "rollback", "mnist", "--to", "2", *folder).output
+    assert "is no label any more" in invoke("models", "unlabel", "mnist", "canary", *folder).output
+    assert served() == ["stable", "default"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["label", "mnist", "stable", "9"], "(versions: 1, 2)"),
+        (["label", "mnist", "9", "1"], "'9' is no label"),
+        (["label", "cifar", "stable", "1"], "(models: mnist)"),
+        (["unlabel", "mnist", "stable"], "(labels: none)"),
+        (["rollback", "mnist", "--to", "9"], "(versions: 1, 2)"),
+        (["rollback", "cifar"], "(models: mnist)"),
+    ],
+)
+def test_a_label_or_rollback_that_cannot_be_says_why(store: ModelStore, arguments: list[str], message: str) -> None:
+    before = (store.root / "models.config").read_text()
+    result = invoke("models", *arguments, "--models-dir", store.root)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert (store.root / "models.config").read_text() == before
+
+
+def test_list_warns_of_damaged_labels(store: ModelStore) -> None:
+    (store.root / "mnist" / "labels.json").write_text("{")
+    result = invoke("models", "list", "--models-dir", store.root)
+    assert result.exit_code == 0
+    assert "mend it, or remove it" in result.output
 
 
 def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:

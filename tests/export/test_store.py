@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from bookserve.export.errors import StoreError
 from bookserve.export.manifest import Manifest
 from bookserve.export.store import ModelStore
+from bookserve.serving.server import model_config, sources
 
 
 def publish(store: ModelStore, manifest: Manifest, model: str = "mnist", content: str = "graph") -> Manifest:
@@ -91,8 +93,162 @@ def test_the_config_is_what_tensorflow_serving_reads(tmp_path: Path, manifest: M
         ("cifar10", str(root / "cifar10"), "tensorflow"),
         ("mnist", str(root / "mnist"), "tensorflow"),
     ]
-    assert not [path for path in root.iterdir() if path.name.startswith(".")]
+    assert sorted(path.name for path in root.iterdir()) == [".models.config.lock", "cifar10", "mnist", "models.config"]
     assert (root / "models.config").stat().st_mode & 0o777 == 0o644
+
+
+def entry(store: ModelStore, model: str = "mnist") -> model_server_config_pb2.ModelConfig:
+    """The model's part of `models.config`, as TensorFlow Serving's own messages parse it."""
+    text = (store.root / "models.config").read_text("ascii")
+    config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    return next(item for item in config.model_config_list.config if item.name == model)
+
+
+def loaded(store: ModelStore) -> set[int]:
+    """The versions that our own model server loads from the store; the highest is its default."""
+    (setting,) = model_config.discover(store.root)
+    return sources.wanted(setting.policy, sources.versions_on_disk(setting.base_path))
+
+
+def test_without_labels_the_servers_find_the_newest_by_themselves(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    publish(store, manifest)
+    publish(store, manifest)
+    assert not entry(store).HasField("model_version_policy")
+    assert store.default_version("mnist") == 2
+    assert loaded(store) == {2}
+
+
+def test_labelled_versions_stay_loaded_and_labels_survive_a_publish(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(4):
+        publish(store, manifest)
+    store.label("mnist", "stable", 1)
+    store.label("mnist", "canary", 4)
+    assert dict(entry(store).version_labels) == {"canary": 4, "stable": 1}
+    assert loaded(store) == {1, 3, 4}
+    publish(store, manifest)
+    assert dict(entry(store).version_labels) == {"canary": 4, "stable": 1}
+    assert loaded(store) == {1, 4, 5}
+    (setting,) = model_config.discover(store.root)
+    assert setting.labels == {"canary": 4, "stable": 1}
+    store.label("mnist", "stable", 4)
+    assert dict(entry(store).version_labels) == {"canary": 4, "stable": 4}
+    store.unlabel("mnist", "stable")
+    store.unlabel("mnist", "canary")
+    assert not entry(store).version_labels
+    assert not entry(store).HasField("model_version_policy")
+
+
+@pytest.mark.parametrize("label", ["", "1", "a b", "é", "a/b", '"', "-x", "x" * 64, "a\n", "a:predict"])
+def test_a_name_that_no_url_could_carry_is_no_label(tmp_path: Path, manifest: Manifest, label: str) -> None:
+    store = ModelStore(tmp_path)
+    publish(store, manifest)
+    with pytest.raises(StoreError, match="is no label: a letter, then"):
+        store.label("mnist", label, 1)
+    assert not (tmp_path / "mnist" / "labels.json").exists()
+
+
+def test_what_cannot_be_labelled_is_named_with_what_can(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    publish(store, manifest)
+    with pytest.raises(StoreError, match=r"mnist has no version 7 \(versions: 1\)"):
+        store.label("mnist", "stable", 7)
+    with pytest.raises(StoreError, match=r"no model 'cifar' \(models: mnist\)"):
+        store.label("cifar", "stable", 1)
+    with pytest.raises(StoreError, match=r"mnist has no label 'stable' \(labels: none\)"):
+        store.unlabel("mnist", "stable")
+
+
+def test_a_rollback_holds_until_the_next_publish(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(4):
+        publish(store, manifest)
+    assert store.roll_back("mnist") == (3, [])
+    assert loaded(store) == {3}
+    assert list(entry(store).model_version_policy.specific.versions) == [3]
+    assert store.roll_back("mnist") == (2, [])
+    assert (store.default_version("mnist"), loaded(store)) == (2, {2})
+    assert publish(store, manifest).version == 5
+    assert (store.default_version("mnist"), loaded(store)) == (5, {5})
+
+
+def test_a_rollback_to_the_newest_ends_it(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(3):
+        publish(store, manifest)
+    store.roll_back("mnist", 1)
+    assert loaded(store) == {1}
+    store.roll_back("mnist", 3)
+    assert loaded(store) == {3}
+    assert not entry(store).HasField("model_version_policy")
+
+
+def test_labels_above_the_target_of_a_rollback_move_to_it(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(4):
+        publish(store, manifest)
+    store.label("mnist", "old", 1)
+    store.label("mnist", "canary", 4)
+    assert store.roll_back("mnist") == (3, ["canary"])
+    assert dict(entry(store).version_labels) == {"canary": 3, "old": 1}
+    assert loaded(store) == {1, 3}
+    with pytest.raises(StoreError, match=r"rolled back to version 3: .* 'bookserve models rollback mnist --to 4'"):
+        store.label("mnist", "canary", 4)
+    publish(store, manifest)
+    assert dict(entry(store).version_labels) == {"canary": 3, "old": 1}
+    assert loaded(store) == {1, 3, 4, 5}
+
+
+def test_there_must_be_something_to_roll_back_to(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    publish(store, manifest)
+    with pytest.raises(StoreError, match="mnist has no version before 1"):
+        store.roll_back("mnist")
+    with pytest.raises(StoreError, match="mnist has no version 2"):
+        store.roll_back("mnist", 2)
+
+
+def test_a_label_of_a_deleted_version_is_forgotten(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(3):
+        publish(store, manifest)
+    store.label("mnist", "stable", 1)
+    store.roll_back("mnist", 2)
+    for version in ("1", "2"):
+        shutil.rmtree(tmp_path / "mnist" / version)
+    assert store.release("mnist").labels == {}
+    assert store.default_version("mnist") == 3
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"labels": {"a": "1"}, "rolled_back_to": null}', "\0"])
+def test_damaged_labels_stop_a_publish_before_it_begins(tmp_path: Path, manifest: Manifest, text: str) -> None:
+    store = ModelStore(tmp_path)
+    publish(store, manifest)
+    (tmp_path / "mnist" / "labels.json").write_text(text)
+    with pytest.raises(StoreError, match=r"mnist/labels\.json cannot be read \(.*\): mend it, or remove it"):
+        publish(store, manifest, "cifar10")
+    assert store.models() == ["mnist"]
+
+
+def test_labels_set_and_versions_published_at_once_are_all_kept(tmp_path: Path, manifest: Manifest) -> None:
+    publish(ModelStore(tmp_path), manifest)
+
+    def work(number: int) -> None:
+        for turn in range(5):
+            ModelStore(tmp_path).label("mnist", f"label{number}-{turn}", 1)
+            publish(ModelStore(tmp_path), manifest)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store = ModelStore(tmp_path)
+    assert set(entry(store).version_labels) == {f"label{number}-{turn}" for number in range(4) for turn in range(5)}
+    assert loaded(store) == {1, 20, 21}
+    assert (tmp_path / "models.config").read_text() == store.config_text()
+    assert not [path.name for path in tmp_path.rglob(".*") if path.name != ".models.config.lock"]
 
 
 def test_base_paths_are_absolute(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,11 @@ def to_array(value: Any, dtype: np.dtype[Any], what: str, booleans: bool = True)
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
             raise JsonError(f"{what}: {_outside(array.ravel().tolist(), dtype)}")
-    return array.astype(dtype)
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(dtype)
+    except FloatingPointError:
+        raise JsonError(f"{what}: a number is too large for {dtype.name}") from None
 
 
 def _converted(value: Any, dtype: np.dtype[Any], what: str) -> Array:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -63,6 +63,8 @@ FLOAT, INT, STRING = np.dtype(np.float32), np.dtype(np.int32), np.dtype(object)
         (["1"], {"x": FLOAT}, 'JSON Value: "1" Type: String'),
         ([1, True], {"x": FLOAT}, "JSON Value: true Type: Boolean"),
         ([1.0], {"x": INT}, "JSON Value: 1.0 Type: Number is not of expected type: int32"),
+        ([1e39], {"x": FLOAT}, "a number is too large for float32"),
+        ([10**400], {"x": FLOAT}, "a number is too large for float32"),
         ([2**40], {"x": INT}, "1099511627776 is outside the range of int32"),
         ([2**70], {"x": INT}, "1180591620717411303424 is outside the range of int32"),
         ([-1], {"x": np.dtype(np.uint8)}, "-1 is outside the range of uint8, 0 to 255"),
@@ -109,6 +111,7 @@ json_values = st.recursive(
 )
 
 
+@settings(max_examples=400)
 @given(json_values, st.sampled_from([*NUMBERS, "object"]), st.booleans())
 def test_any_json_is_a_tensor_or_a_json_error(value: object, dtype: str, two: bool) -> None:
     dtypes = {"x": np.dtype(dtype)} | ({"y": np.dtype(dtype)} if two else {})

@@ -5,12 +5,14 @@ set's module names, so the parsers behind it never meet a half-written or foreig
 """
 
 import fcntl
+import gzip
 import hashlib
 import logging
 import os
 import threading
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ CONNECT_SECONDS = 6.0  # name look-up, connection and response head together: a 
 STALL_SECONDS = 20.0  # no byte for this long and the connection is given up
 ATTEMPTS = 4  # connections a file; each goes on where the last one was cut
 CHUNK = 1 << 16
+MAX_UNKNOWN_SIZE = 1 << 26  # bytes read of a file whose size is not fixed
 
 
 class DataError(Exception):
@@ -47,6 +50,8 @@ class DataFile:
     """One file of a data set as its public home serves it.
 
     `size` is in bytes. Where people commonly keep the file unpacked, `plain_name` and `plain_sha256` name that form.
+    A gzip file of which only the content is fixed, however it was packed, has the `sha256` "" and the `size` 0: it is
+    checked by what it unpacks to.
     """
 
     name: str
@@ -119,9 +124,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_of_unpacked(path: Path) -> str:
+    """The hexadecimal SHA-256 of what a gzip file unpacks to; of the bytes themselves where it is none or damaged."""
+    try:
+        with gzip.open(path) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        return sha256_of(path)
+
+
 def combined_sha256(files: Sequence[DataFile]) -> str:
     """One checksum for a whole data set: the SHA-256 of its files' "checksum  name" lines, sorted by name."""
-    lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
+    lines = sorted(f"{file.sha256 or file.plain_sha256}  {file.name}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -172,8 +186,8 @@ def _in_data_dir(dataset: str, files: Sequence[DataFile], data_dir: Path | None)
         if path is None:
             logger.warning("%s is neither in %s nor in %s", file.name, data_dir, data_dir / dataset)
             return None
-        expected = file.sha256 if path.name == file.name else file.plain_sha256
-        actual = sha256_of(path)
+        expected = file.sha256 if path.name == file.name and file.sha256 else file.plain_sha256
+        actual = sha256_of(path) if file.sha256 else sha256_of_unpacked(path)
         if actual != expected:
             raise DataError(
                 f"{path} is damaged or another file of that name: its SHA-256 is {actual}, the official one has "
@@ -190,14 +204,18 @@ def _first_existing(data_dir: Path, dataset: str, file: DataFile) -> Path | None
 
 
 def _is_whole(file: DataFile, path: Path) -> bool:
-    return path.is_file() and path.stat().st_size == file.size and sha256_of(path) == file.sha256
+    if not path.is_file():
+        return False
+    if not file.sha256:
+        return sha256_of_unpacked(path) == file.plain_sha256
+    return path.stat().st_size == file.size and sha256_of(path) == file.sha256
 
 
 def _fill(file: DataFile, partial: Path) -> None:
     """Append to `partial` until it is the whole, verified file."""
     reason = "the connection was cut"
     for _ in range(ATTEMPTS):
-        if partial.stat().st_size < file.size:
+        if not file.size or partial.stat().st_size < file.size:
             try:
                 _append(file, partial)
             except (TimeoutError, ConnectionError, HTTPException) as error:
@@ -205,9 +223,9 @@ def _fill(file: DataFile, partial: Path) -> None:
         size = partial.stat().st_size
         if size < file.size:
             continue
-        if size == file.size and sha256_of(partial) == file.sha256:
+        if _is_whole(file, partial):
             return
-        reason = f"{file.url} served other bytes than expected (SHA-256 is not {file.sha256})"
+        reason = f"{file.url} served other bytes than expected (SHA-256 is not {file.sha256 or file.plain_sha256})"
         os.truncate(partial, 0)
     raise DataUnavailableError(f"cannot download {file.name}: {reason}")
 
@@ -221,7 +239,7 @@ def _append(file: DataFile, partial: Path) -> None:
             os.truncate(partial, 0)
             have = 0
             progress.update(task, completed=0)
-        while have <= file.size:
+        while have <= (file.size or MAX_UNKNOWN_SIZE):
             chunk = response.read1(CHUNK)
             if not chunk:
                 return
@@ -263,7 +281,7 @@ def _open(file: DataFile, start: int) -> HTTPResponse:
 def _progress(file: DataFile, have: int) -> Iterator[tuple[Progress, Any]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield progress, progress.add_task(f"download {file.name}", total=file.size, completed=have)
+        yield progress, progress.add_task(f"download {file.name}", total=file.size or None, completed=have)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import logging
 import threading
@@ -212,3 +213,43 @@ def test_the_cache_folder_follows_its_variables(monkeypatch: pytest.MonkeyPatch)
 
 def _sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def packed_anew(home: Home, content: bytes = CONTENT) -> DataFile:
+    """A file of which only the content is fixed; the home serves it in a packing of its own."""
+    home.content = gzip.compress(content, 3)
+    return DataFile("rows.bin", home.file().url, 0, "", "rows", _sha(CONTENT))
+
+
+def test_a_file_that_is_packed_anew_is_known_by_its_content(home: Home, cache: Path) -> None:
+    file = packed_anew(home)
+    first = files.obtain("rows", [file], DataRequest("auto"))
+    assert first == files.obtain("rows", [file], DataRequest("real")) == (cache / "rows.bin",)
+    assert gzip.decompress((cache / "rows.bin").read_bytes()) == CONTENT
+    assert len(home.ranges) == 1
+    assert files.combined_sha256([file]) == files.combined_sha256([home.file()])  # whose bytes are that content
+
+
+def test_a_cut_download_of_unknown_size_begins_anew(home: Home, cache: Path) -> None:
+    file = packed_anew(home)
+    home.cuts = 2
+    assert files.obtain("rows", [file], DataRequest("real")) == (cache / "rows.bin",)
+    assert home.ranges == [None, None, None]
+
+
+def test_other_content_of_unknown_size_is_refused(home: Home, cache: Path) -> None:
+    file = packed_anew(home, CONTENT[:-1])
+    with pytest.raises(DataUnavailableError, match="served other bytes than expected"):
+        files.obtain("rows", [file], DataRequest("real"))
+
+
+@pytest.mark.parametrize("name", ["rows.bin", "rows"])
+def test_data_dir_may_hold_the_content_packed_or_plain(home: Home, tmp_path: Path, name: str) -> None:
+    file = packed_anew(home)
+    for good, content in ((True, CONTENT), (False, CONTENT[1:])):
+        (tmp_path / name).write_bytes(gzip.compress(content, 9) if name == "rows.bin" else content)
+        if good:
+            assert files.obtain("rows", [file], DataRequest("real", tmp_path)) == (tmp_path / name,)
+        else:
+            with pytest.raises(DataError, match="damaged or another file"):
+                files.obtain("rows", [file], DataRequest("real", tmp_path))

@@ -95,7 +95,7 @@ def tokens(text: str, vocabulary: Vocabulary) -> Tokens:
         ids.append(numbers.get(word, vocabulary.unknown))
         if word not in numbers:
             unknown.append(word)
-    if len(ids) == 1:
+    if set(ids) == {numbers[END]}:
         raise TextError("the text has no words: give some to go on from, such as 'the stock'")
     if len(ids) > MAX_WORDS + 1:
         raise TextTooLong(f"a text may have {MAX_WORDS} words, this one has {len(ids) - 1}")

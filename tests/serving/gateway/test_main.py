@@ -6,101 +6,21 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import grpc
 import numpy as np
 import pytest
 from PIL import Image
+from stand_in_models import FakeServer, serve
 
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.serving.gateway.main import reserve
-from bookserve.serving.wire import tensors
-from bookserve.serving.wire.tensorflow_pb2 import DT_FLOAT, DT_INT64, DT_UINT8
-from bookserve.serving.wire.tensorflow_serving_pb2 import (
-    GetModelMetadataRequest,
-    GetModelMetadataResponse,
-    GetModelStatusRequest,
-    GetModelStatusResponse,
-    ModelVersionStatus,
-    PredictRequest,
-    PredictResponse,
-    SignatureDefMap,
-)
-
-
-@dataclass
-class FakeServer:
-    """A model server on loopback that has `mnist` version 3; every Predict waits for `gate` and counts itself."""
-
-    target: str = ""
-    gate: threading.Event = field(default_factory=threading.Event)
-    running: int = 0
-
-    def predict(self, request: PredictRequest, context: grpc.ServicerContext) -> PredictResponse:
-        self.running += 1
-        self.gate.wait(20)
-        images = tensors.to_array(request.inputs["images"])
-        classes = images.mean(axis=(1, 2)).astype(np.int64) % 10
-        response = PredictResponse()
-        response.model_spec.version.value = 3
-        response.outputs["probabilities"].CopyFrom(tensors.to_proto(np.eye(10, dtype=np.float32)[classes]))
-        response.outputs["classes"].CopyFrom(tensors.to_proto(classes))
-        return response
-
-    def metadata(self, request: GetModelMetadataRequest, context: grpc.ServicerContext) -> GetModelMetadataResponse:
-        if request.model_spec.name != "mnist":
-            context.abort(grpc.StatusCode.NOT_FOUND, "Servable not found for request")
-        definitions = SignatureDefMap()
-        signature = definitions.signature_def["serving_default"]
-        for side, name, dtype, shape in (
-            (signature.inputs, "images", DT_UINT8, (-1, 28, 28)),
-            (signature.outputs, "probabilities", DT_FLOAT, (-1, 10)),
-            (signature.outputs, "classes", DT_INT64, (-1,)),
-        ):
-            side[name].dtype = dtype
-            for size in shape:
-                side[name].tensor_shape.dim.add().size = size
-        response = GetModelMetadataResponse()
-        response.model_spec.version.value = 3
-        response.metadata["signature_def"].Pack(definitions)
-        return response
-
-    def status(self, request: GetModelStatusRequest, context: grpc.ServicerContext) -> GetModelStatusResponse:
-        response = GetModelStatusResponse()
-        response.model_version_status.add(version=3, state=ModelVersionStatus.AVAILABLE)
-        return response
-
-
-def _unary(method: Any, request: Any, response: Any) -> grpc.RpcMethodHandler:
-    return grpc.unary_unary_rpc_method_handler(method, request.FromString, response.SerializeToString)
-
-
-def serve(fake: FakeServer, port: int = 0) -> grpc.Server:
-    """Starts the stand-in on a port of loopback."""
-    server = grpc.server(futures.ThreadPoolExecutor(16))
-    prediction = {
-        "Predict": _unary(fake.predict, PredictRequest, PredictResponse),
-        "GetModelMetadata": _unary(fake.metadata, GetModelMetadataRequest, GetModelMetadataResponse),
-    }
-    model = {"GetModelStatus": _unary(fake.status, GetModelStatusRequest, GetModelStatusResponse)}
-    server.add_generic_rpc_handlers(
-        [
-            grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", prediction),
-            grpc.method_handlers_generic_handler("tensorflow.serving.ModelService", model),
-        ]
-    )
-    fake.target = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
-    fake.gate.set()
-    server.start()
-    return server
 
 
 @pytest.fixture(scope="module")

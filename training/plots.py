@@ -1,4 +1,4 @@
-"""The pictures of a report: training curves and confusion matrix, as PNG."""
+"""The pictures of a report: training curves, confusion matrix and bars of shares, as PNG."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 DPI = 120
 
@@ -54,3 +55,23 @@ def confusion_matrix(
     panel.set(xlabel="predicted", ylabel="true", title="test rows")
     figure.savefig(path)
     return counts
+
+
+def shares(rows: Mapping[str, Sequence[float]], parts: Sequence[str], title: str, path: Path) -> None:
+    """One bar a row of `rows`, split into its shares of `parts`, which add up to 1, each with its percentage."""
+    figure = Figure(figsize=(6.5, 1.2 + 0.5 * len(rows)), dpi=DPI, layout="constrained")
+    panel = figure.subplots()
+    panel.grid(False)
+    values = np.array(list(rows.values()))  # (rows, parts)
+    starts = values.cumsum(axis=1) - values
+    for number, part in enumerate(parts):
+        bars = panel.barh(range(len(rows)), values[:, number], left=starts[:, number], label=part)
+        panel.bar_label(
+            bars, [f"{share:.1%}" if share >= 0.05 else "" for share in values[:, number]], label_type="center"
+        )
+    panel.set_yticks(range(len(rows)), list(rows))
+    panel.invert_yaxis()
+    panel.set(xlim=(0, 1), title=title)
+    panel.xaxis.set_major_formatter(PercentFormatter(1))
+    figure.legend(loc="outside lower center", ncols=len(parts))
+    figure.savefig(path)

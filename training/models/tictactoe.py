@@ -1,0 +1,260 @@
+"""Tic-tac-toe by asynchronous advantage actor-critic (chapter 8): a board to the chances of the nine next moves.
+
+Unlike the book's network this one has no batch normalisation, whose statistics the book never trained, and taken
+squares are masked inside the graph instead of being punished. Unlike the book's training the opponent is not only
+random, so the policy learns not to lose; `tictactoe_games` says how.
+
+The policy is judged on the whole game tree: exact chances against a random opponent, and the number of games that a
+perfectly unlucky choice of replies could make it lose. Mean reward alone proves little: the best possible one is 9.79,
+and random legal play earns 3.69.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from bookserve.export.contracts import TICTACTOE
+from bookserve.training import a3c, plots
+from bookserve.training import tictactoe_rules as rules
+from bookserve.training import tictactoe_tree as trees
+from bookserve.training.datasets.files import DataRequest, Origin, sha256_of_arrays
+from bookserve.training.headline import Headline
+from bookserve.training.tictactoe_games import Games, play, random_player
+
+CONTRACT = TICTACTOE
+HEADLINE = Headline(metric="lost", book=None)  # the book names no figure: its script prints the mean reward
+TEST_GAMES = 2_000  # as X, and as many as O
+TEST_SEED = 8
+IMPOSSIBLE = -1e9  # the logit of a taken square: its probability is 0 in float32
+ALGORITHM = a3c.Settings(steps=5, learning_rate=4e-3, reward_unit=rules.WIN)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of one training; "chapter 8" marks those of the book."""
+
+    epochs: int  # at most; a policy that cannot be improved ends the training
+    moves: int = 100_000  # the learner's moves in an epoch, over all workers
+    workers: int = 2  # threads that play and learn (chapter 8: one a core)
+    games: int = 128  # that a worker plays at once (chapter 8: 1)
+    hidden: tuple[int, ...] = (128, 128)  # units of the layers (chapter 8: 64, 32, 16)
+    slips: float = 0.5  # share of the opponent's moves that are random (chapter 8: 1)
+    opening: int = 5  # most random stones before a game begins (chapter 8: 1)
+    patience: int = 6  # epochs that bring nothing before an unbeatable policy is done
+    algorithm: a3c.Settings = ALGORITHM
+
+
+PROFILES: dict[str, Config] = {
+    "smoke": Config(epochs=2, moves=20_000),
+    "default": Config(epochs=40),
+    "full": Config(epochs=80),
+}
+
+
+@dataclass(frozen=True)
+class Positions:
+    """There is no data set: the policy learns from games against itself. The rows are all positions with a move."""
+
+    boards: rules.Boards  # float32 [4520, 3, 3, 2]
+    origin: Origin
+
+    @property
+    def examples(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Positions in random order as the contract's inputs."""
+        return {"board": self.boards}
+
+
+def load_data(config: Config, request: DataRequest, seed: int) -> Positions:
+    """Every position, in an order that the seed draws; nothing is read or downloaded, whatever was requested."""
+    tree = trees.tree()
+    boards = np.random.default_rng(seed).permutation(tree.boards[tree.ongoing])
+    checksum = sha256_of_arrays([tree.boards])
+    return Positions(boards, Origin("real", "self-play: every game follows from the rules", checksum))
+
+
+def build_model(config: Config) -> keras.Model:
+    """The network, untrained: float32 boards [n, 3, 3, 2] in; `logits` float32 [n, 9] and `value` float32 [n] out."""
+    layers = keras.layers
+    board = keras.Input((rules.SIDE, rules.SIDE, 2), dtype="float32", name="board")
+    taken = keras.ops.sum(layers.Reshape((rules.SQUARES, 2))(board), axis=-1)  # (n, 9)
+    x = layers.Flatten()(board)
+    for units in config.hidden:
+        x = layers.Dense(units, activation="relu")(x)
+    logits = layers.Dense(rules.SQUARES)(x) + taken * IMPOSSIBLE
+    value = layers.Rescaling(rules.WIN)(layers.Dense(1)(x))[:, 0]  # (n,)
+    return keras.Model(board, {"logits": logits, "value": value}, name="tictactoe_policy")
+
+
+def train(
+    model: keras.Model,
+    data: Positions,
+    config: Config,
+    seed: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> dict[str, list[float]]:
+    """Train in place and keep the weights of the epoch whose most probable moves are best: first by `lost_lines`.
+
+    Returns figure -> epochs: of the games of the training and, with `val_` before the name, of the most probable moves
+    against a random opponent.
+    """
+    rngs = [np.random.default_rng(child) for child in np.random.SeedSequence((seed, 1)).spawn(config.workers)]
+    rounds = max(1, config.moves // (config.workers * config.games * config.algorithm.steps))
+    learner = a3c.A3C(
+        model,
+        config.algorithm,
+        [Games(config.games, config.slips, config.opening, rng) for rng in rngs],
+        seed,
+        total_updates=config.epochs * rounds * config.workers,
+    )
+    watchers = keras.callbacks.CallbackList(
+        list(callbacks), model=model, epochs=config.epochs, steps=rounds * config.workers
+    )
+    history: dict[str, list[float]] = {}
+    best: tuple[float, ...] = (-np.inf,)
+    best_weights, since_best = model.get_weights(), 0
+    watchers.on_train_begin()
+    for epoch in range(config.epochs):
+        updates: list[a3c.Update] = []
+
+        def on_update(number: int, update: a3c.Update, updates: list[a3c.Update] = updates) -> None:
+            updates.append(update)
+            watchers.on_train_batch_end(number, {"loss": update.loss})
+
+        watchers.on_epoch_begin(epoch)
+        learner.run(rounds, on_update)
+        judged = judge(model)
+        figures = _training_figures(updates) | {f"val_{name}": value for name, value in judged.figures.items()}
+        for name, value in figures.items():
+            history.setdefault(name, []).append(value)
+        watchers.on_epoch_end(epoch, figures)
+        score = (-judged.lost_lines, judged.sound, judged.figures["reward"])
+        if score > best:
+            best, best_weights, since_best = score, model.get_weights(), 0
+        else:
+            since_best += 1
+        if judged.sound == 1 or (since_best >= config.patience and best[0] == 0):
+            break
+    watchers.on_train_end()
+    model.set_weights(best_weights)
+    return history
+
+
+def evaluate(model: keras.Model, data: Positions, report: Path) -> dict[str, dict[str, float]]:
+    """Split -> figure -> value; draws how games end into `report`.
+
+    There are no rows to split, so the splits are three ways to look at one policy. `train`: it draws its moves as in
+    the training, against a random opponent, exact chances. `valid`: it makes the most probable move, which decided
+    between the epochs; `lost_lines` counts the games of the tree that it can lose, `sound` is the share of all
+    positions in which its move keeps what the position is worth. `test`: 2,000 games as X and 2,000 as O, played by the
+    rules alone and not by the tree, against a random opponent with a fixed seed.
+    """
+    tree = trees.tree()
+    probabilities = move_probabilities(model, tree.boards) * tree.ongoing[:, None]
+    drawing = trees.walk(tree, probabilities, trees.uniform(tree))
+    judged = judge(model)
+    rng = np.random.default_rng(TEST_SEED)
+
+    def player(boards: rules.Boards) -> npt.NDArray[np.floating]:
+        best: npt.NDArray[np.float64] = np.eye(rules.SQUARES)[move_probabilities(model, boards).argmax(axis=1)]
+        return best
+
+    as_x = play(player, random_player, TEST_GAMES, rng)
+    as_o = -play(random_player, player, TEST_GAMES, rng)
+    test = _figures(_count(as_x), _count(as_o))
+    _draw(judged, report / "games.png")
+    return {
+        "train": _figures(*drawing),
+        "valid": judged.figures | {"lost_lines": judged.lost_lines, "sound": judged.sound},
+        "test": test | {"rows": float(2 * TEST_GAMES)},
+    }
+
+
+def serving_model(model: keras.Model) -> keras.Model:
+    """The trained network behind the contract: `board` in, `probabilities` and `value` out."""
+    board = keras.Input((rules.SIDE, rules.SIDE, 2), dtype="float32", name="board")
+    outputs = model(board, training=False)
+    taken = keras.ops.sum(keras.layers.Reshape((rules.SQUARES, 2))(board), axis=-1)  # (n, 9)
+    probabilities = keras.layers.Softmax()(outputs["logits"]) * (1.0 - taken)  # a full board has no move at all
+    return keras.Model(board, {"probabilities": probabilities, "value": outputs["value"]}, name="tictactoe")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the most probable moves of a policy are worth, exactly."""
+
+    against_random: tuple[trees.Results, trees.Results]  # chances as X and as O
+    against_perfect: tuple[trees.Results, trees.Results]
+    lost_lines: float  # games of the tree that it loses: 0 for a policy that cannot be beaten
+    sound: float  # share of all positions in which the move keeps the worth of the position
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The mean over X and O against the random opponent."""
+        return _figures(*self.against_random)
+
+
+def judge(model: keras.Model) -> Judgement:
+    """Walk the whole tree with the most probable move of the model in every position."""
+    tree = trees.tree()
+    policy = trees.greedy(tree, move_probabilities(model, tree.boards))
+    perfect = trees.optimal(tree)
+    lines = trees.walk(tree, policy, trees.every_move(tree))
+    return Judgement(
+        against_random=trees.walk(tree, policy, trees.uniform(tree)),
+        against_perfect=trees.walk(tree, policy, perfect),
+        lost_lines=sum(result.lost for result in lines),
+        sound=float(((policy > 0) & (perfect > 0)).sum() / tree.ongoing.sum()),
+    )
+
+
+def move_probabilities(model: keras.Model, boards: rules.Boards) -> npt.NDArray[np.float64]:
+    """The policy on boards float32 [n, 3, 3, 2]: float64 [n, 9], rows add up to 1."""
+    logits = model(boards, training=False)["logits"].numpy().astype(np.float64)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def _figures(as_x: trees.Results, as_o: trees.Results) -> dict[str, float]:
+    """Mean reward and shares of won, drawn and lost games, X and O counting alike; and what is lost as each."""
+    x, o = (np.array([r.won, r.drawn, r.lost]) / (r.won + r.drawn + r.lost) for r in (as_x, as_o))
+    won, drawn, lost = ((x + o) / 2).tolist()
+    return {
+        "reward": (as_x.reward + as_o.reward) / 2,
+        "won": won,
+        "drawn": drawn,
+        "lost": lost,
+        "lost_as_x": float(x[2]),
+        "lost_as_o": float(o[2]),
+    }
+
+
+def _training_figures(updates: Sequence[a3c.Update]) -> dict[str, float]:
+    rewards = np.concatenate([update.game_rewards for update in updates])
+    return {
+        "loss": float(np.mean([update.loss for update in updates])),
+        "reward": float(rewards.mean()),
+        "won": float((rewards == rules.WIN).mean()),
+        "drawn": float((rewards == rules.DRAW).mean()),
+        "lost": float((rewards == rules.LOSS).mean()),
+    }
+
+
+def _count(results: npt.NDArray[np.int64]) -> trees.Results:
+    return trees.Results(*(float((results == end).sum()) for end in (1, 0, -1)))
+
+
+def _draw(judged: Judgement, path: Path) -> None:
+    games = {
+        "X against random": judged.against_random[0],
+        "O against random": judged.against_random[1],
+        "X against perfect": judged.against_perfect[0],
+        "O against perfect": judged.against_perfect[1],
+    }
+    shares = {name: (results.won, results.drawn, results.lost) for name, results in games.items()}
+    plots.shares(shares, ("won", "drawn", "lost"), "how games end, exactly", path)

@@ -1,70 +1,45 @@
 // The panel of MNIST: draw a digit or give a picture of one, see the ten probabilities.
 
 import { DrawingField } from "./drawing_field.js";
-import { Bars, ask, element, showHealth } from "./shared.js";
+import { Bars, Panel, element, percent, takeFiles } from "./shared.js";
 
 export function startMnist() {
-  const digits = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
-  const bars = new Bars(element("mnist-bars"), digits);
-  let running = null;
+  const panel = new Panel("mnist");
+  const bars = new Bars(element("mnist-bars"), ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]);
 
-  const show = (verdict, sure, probabilities, message, version) => {
-    element("mnist-class").textContent = verdict ?? "–";
-    element("mnist-sure").textContent = sure;
-    bars.show(probabilities, verdict);
-    element("mnist-message").textContent = message;
-    element("mnist-version").textContent = version;
-  };
-
-  const cleared = () => {
-    running?.abort();
-    show(null, "", {}, "", "");
+  const show = (prediction) => {
+    element("mnist-class").textContent = prediction?.class ?? "–";
+    element("mnist-sure").textContent = prediction ? `${percent(prediction.probabilities[prediction.class])} sure` : "";
+    bars.show(prediction?.probabilities, prediction?.class);
   };
 
   const predict = async (picture) => {
-    running?.abort();
-    const mine = (running = new AbortController());
-    const started = performance.now();
-    try {
-      const form = new FormData();
-      form.append("file", picture);
-      const answer = await ask("/api/v1/mnist", { method: "POST", body: form, signal: mine.signal });
-      const [{ class: digit, probabilities }] = answer.predictions;
-      const milliseconds = Math.round(performance.now() - started);
-      const sure = `${(100 * probabilities[digit]).toFixed(1)} % sure`;
-      show(digit, sure, probabilities, "", `Answered by mnist version ${answer.version} in ${milliseconds} ms`);
-    } catch (error) {
-      if (error.name !== "AbortError") {
-        show(null, "", {}, error.message, "");
-        showHealth();
-      }
-    }
+    const form = new FormData();
+    form.append("file", picture);
+    const predictions = await panel.ask(form);
+    if (predictions) show(predictions[0]);
+    else if (panel.message.textContent) show(null);
+  };
+
+  const cleared = () => {
+    panel.cancel();
+    show(null);
   };
 
   const canvas = element("mnist-canvas");
   const field = new DrawingField(canvas, async () => predict(await field.picture()), cleared);
 
   const take = async (file) => {
-    if (!file) return;
     try {
       await field.showPicture(file);
     } catch {
-      show(null, "", {}, "The browser cannot read this file as a picture.", "");
+      show(null);
+      panel.say("The browser cannot read this file as a picture.", "");
       return;
     }
     await predict(file);
   };
 
   element("mnist-clear").addEventListener("click", () => field.clear());
-  element("mnist-file").addEventListener("change", (event) => {
-    take(event.target.files[0]);
-    event.target.value = "";
-  });
-  for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
-    canvas.addEventListener(name, (event) => {
-      event.preventDefault();
-      canvas.classList.toggle("over", name === "dragenter" || name === "dragover");
-    });
-  }
-  canvas.addEventListener("drop", (event) => take(event.dataTransfer.files[0]));
+  takeFiles(canvas, element("mnist-file"), take);
 }

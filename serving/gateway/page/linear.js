@@ -1,0 +1,70 @@
+// The panel of linear regression: drag a point along x, see the y of the fitted line.
+
+import { Plot } from "./plot.js";
+import { Latest, Panel, ask, colour, element } from "./shared.js";
+
+const RANGE = [-1, 2];
+const STEPS = 30;
+
+export function startLinear() {
+  const panel = new Panel("linear");
+  const number = element("linear-x");
+  let line = [];
+  let y = null;
+
+  const paint = (plot) => {
+    plot.grid([-0.5, 0, 0.5, 1, 1.5], ticks(plot.y));
+    plot.context.strokeStyle = colour("accent");
+    if (line.length) plot.path(line.map((place) => plot.at(place)), 3);
+    if (y === null) return;
+    const [across, down] = plot.at([plot.point[0], y]);
+    plot.context.strokeStyle = colour("quiet");
+    plot.context.setLineDash([5, 5]);
+    plot.path([[across, plot.canvas.height], [across, down], [0, down]], 1.5);
+    plot.context.setLineDash([]);
+    plot.dot([plot.point[0], y]);
+  };
+
+  const latest = new Latest(async (x) => {
+    if (!line.length) await fit().catch(() => {}); // the question below says what is wrong
+    const predictions = await panel.ask({ x });
+    y = predictions ? predictions[0].y : null;
+    element("linear-y").textContent = y === null ? "–" : y.toFixed(3);
+    plot.canvas.setAttribute("aria-valuetext", y === null ? "no answer" : `x ${x.toFixed(2)}, y ${y.toFixed(2)}`);
+    plot.draw();
+  });
+
+  const moved = ([x]) => {
+    number.value = x.toFixed(2);
+    plot.canvas.setAttribute("aria-valuenow", x.toFixed(2));
+    latest.run(x);
+  };
+
+  const plot = new Plot(element("linear-canvas"), { x: RANGE, y: [-4, 14], point: [0.5, 0], step: 0.05, moved, paint });
+
+  const fit = async () => {
+    const x = Array.from({ length: STEPS + 1 }, (_, step) => RANGE[0] + ((RANGE[1] - RANGE[0]) * step) / STEPS);
+    const options = { method: "POST", body: JSON.stringify({ x }), headers: { "Content-Type": "application/json" } };
+    const { predictions } = await ask("/api/v1/linear", options);
+    line = predictions.map((prediction, index) => [x[index], prediction.y]);
+    const ys = predictions.map((prediction) => prediction.y);
+    const [low, high] = [Math.min(...ys), Math.max(...ys)];
+    const margin = 0.1 * (high - low) || 1;
+    plot.y = [low - margin, high + margin];
+  };
+
+  number.addEventListener("change", () => {
+    if (number.value !== "" && Number.isFinite(number.valueAsNumber)) plot.move(number.valueAsNumber, plot.point[1]);
+  });
+  plot.move(...plot.point);
+}
+
+// About five round numbers within a range.
+function ticks([low, high]) {
+  const rough = (high - low) / 5;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
+  const found = [];
+  for (let tick = Math.ceil(low / step); tick * step < high; tick++) found.push(Number((tick * step).toPrecision(6)));
+  return found;
+}

@@ -1,0 +1,62 @@
+// The panel of logistic regression: drag a point in the plane, see how probable class 1 is there.
+
+import { Plot } from "./plot.js";
+import { Bars, Latest, Panel, ask, element } from "./shared.js";
+
+const ACROSS = [-4, 4];
+const UP = [-3, 3];
+const [COLUMNS, ROWS] = [48, 36]; // of the shading
+
+export function startLogistic() {
+  const panel = new Panel("logistic");
+  const bars = new Bars(element("logistic-bars"), ["0", "1"]);
+  const field = document.createElement("canvas");
+  field.width = COLUMNS;
+  field.height = ROWS;
+  let known = false;
+
+  const paint = (plot) => {
+    if (known) plot.context.drawImage(field, 0, 0, plot.canvas.width, plot.canvas.height);
+    plot.grid([-2, 0, 2], [-2, 0, 2]);
+    plot.dot(plot.point);
+  };
+
+  const latest = new Latest(async (point) => {
+    if (!known) await shade().catch(() => {}); // the question below says what is wrong
+    const predictions = await panel.ask({ x: [point] });
+    const prediction = predictions?.[0];
+    element("logistic-class").textContent = prediction?.class ?? "–";
+    bars.show(prediction && { 0: 1 - prediction.probability, 1: prediction.probability }, prediction?.class);
+    plot.draw();
+  });
+
+  const moved = (point) => {
+    const text = point.map((value) => value.toFixed(2)).join(", ");
+    element("logistic-point").textContent = text;
+    plot.canvas.setAttribute("aria-label", `A plane with a point at ${text}`);
+    latest.run(point);
+  };
+
+  const plot = new Plot(element("logistic-canvas"), { x: ACROSS, y: UP, point: [1, 0.5], step: 0.2, moved, paint });
+
+  const shade = async () => {
+    const centre = ([low, high], cell, cells) => low + ((high - low) * (cell + 0.5)) / cells;
+    const x = [];
+    for (let row = ROWS - 1; row >= 0; row--) {
+      for (let column = 0; column < COLUMNS; column++) x.push([centre(ACROSS, column, COLUMNS), centre(UP, row, ROWS)]);
+    }
+    const options = { method: "POST", body: JSON.stringify({ x }), headers: { "Content-Type": "application/json" } };
+    const { predictions } = await ask("/api/v1/logistic", options);
+    const context = field.getContext("2d");
+    const pixels = context.createImageData(COLUMNS, ROWS);
+    predictions.forEach(({ probability }, cell) => {
+      // Orange for class 0, blue for class 1, clear where neither is likelier.
+      const lean = 2 * probability - 1;
+      pixels.data.set([...(lean < 0 ? [224, 133, 38] : [54, 111, 224]), 170 * Math.abs(lean)], 4 * cell);
+    });
+    context.putImageData(pixels, 0, 0);
+    known = true;
+  };
+
+  plot.move(...plot.point);
+}

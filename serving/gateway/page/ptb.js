@@ -1,0 +1,69 @@
+// The panel of the language model: type the beginning of a sentence, take one of the next words, or let it go on.
+
+import { Panel, element, percent } from "./shared.js";
+
+const PAUSE = 250; // milliseconds without a key before the next words are asked for
+const SUGGESTIONS = 8;
+
+export function startPtb() {
+  const panel = new Panel("ptb");
+  const text = element("ptb-text");
+  const warmth = element("ptb-temperature");
+  let timer = 0;
+
+  const noteUnknown = (unknown) => {
+    const names = [...new Set(unknown)].map((word) => `“${word}”`).join(", ");
+    element("ptb-unknown").textContent = unknown.length ? `The model does not know ${names}.` : "";
+  };
+
+  const append = (words) => {
+    const gap = /\s$/.test(text.value) || !text.value ? "" : " ";
+    text.value += gap + words.join(" ");
+    text.scrollTop = text.scrollHeight;
+    suggest();
+  };
+
+  const button = ({ word, probability }) => {
+    const choice = document.createElement("button");
+    choice.type = "button";
+    const share = document.createElement("small");
+    share.textContent = percent(probability);
+    choice.append(word === "<eos>" ? "end of sentence" : word, " ", share);
+    choice.addEventListener("click", () => append([word]));
+    return choice;
+  };
+
+  const suggest = async () => {
+    clearTimeout(timer);
+    if (!text.value.trim()) {
+      panel.cancel();
+      element("ptb-next").replaceChildren();
+      noteUnknown([]);
+      return;
+    }
+    const predictions = await panel.ask({ text: text.value, top_k: SUGGESTIONS });
+    if (!predictions && !panel.message.textContent) return;
+    element("ptb-next").replaceChildren(...(predictions?.[0].words ?? []).map(button));
+    noteUnknown(predictions?.[0].unknown ?? []);
+  };
+
+  const generate = async () => {
+    clearTimeout(timer);
+    const body = { text: text.value, words: element("ptb-words").valueAsNumber, temperature: warmth.valueAsNumber };
+    const predictions = await panel.ask(body, "/api/v1/ptb/generate");
+    if (predictions) append(predictions[0].words);
+  };
+
+  text.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(suggest, PAUSE);
+  });
+  warmth.addEventListener("input", () => (element("ptb-warmth").textContent = warmth.valueAsNumber.toFixed(1)));
+  element("ptb-generate").addEventListener("click", generate);
+  element("ptb-clear").addEventListener("click", () => {
+    text.value = "";
+    suggest();
+    text.focus();
+  });
+  suggest();
+}

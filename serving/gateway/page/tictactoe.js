@@ -1,0 +1,91 @@
+// The panel of tic-tac-toe: play against the model as X or O, with what it thinks of each square.
+
+import { Panel, element, percent } from "./shared.js";
+
+const LINES = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 3, 6], [1, 4, 7], [2, 5, 8], [0, 4, 8], [2, 4, 6]];
+const THINKING = 450; // milliseconds, so that a move can be followed
+
+export function startTictactoe() {
+  const panel = new Panel("tictactoe");
+  const hints = element("tictactoe-hints");
+  const status = element("tictactoe-status");
+  const squares = [];
+  let board = [];
+  let human = "X";
+  let game = 0; // a move that comes for an earlier game is dropped
+  let thoughts = null;
+
+  const turn = () => (board.filter(Boolean).length % 2 ? "O" : "X");
+  const line = () => LINES.find(([a, b, c]) => board[a] && board[a] === board[b] && board[a] === board[c]);
+  const over = () => Boolean(line()) || board.every(Boolean);
+
+  const paint = () => {
+    const winning = line() ?? [];
+    squares.forEach((square, place) => {
+      const share = hints.checked && !over() && !board[place] ? (thoughts?.[place] ?? null) : null;
+      square.firstChild.textContent = board[place];
+      square.lastChild.textContent = share === null ? "" : percent(share);
+      square.style.setProperty("--share", share ?? 0);
+      square.disabled = Boolean(board[place]) || over() || turn() !== human;
+      square.dataset.mark = board[place];
+      square.classList.toggle("winning", winning.includes(place));
+      square.setAttribute("aria-label", `Row ${1 + Math.floor(place / 3)}, column ${1 + (place % 3)}: ${board[place] || "free"}`);
+    });
+  };
+
+  const verdict = () => {
+    if (line()) return board[line()[0]] === human ? "You win." : "The model wins.";
+    if (board.every(Boolean)) return "A draw.";
+    return turn() === human ? `Your move: you are ${human}.` : "The model thinks …";
+  };
+
+  const next = async () => {
+    const mine = game;
+    thoughts = null;
+    status.textContent = verdict();
+    paint();
+    if (over()) {
+      element("tictactoe-value").textContent = "";
+      return;
+    }
+    const predictions = await panel.ask({ board, player: turn() });
+    if (mine !== game) return;
+    if (!predictions) {
+      if (turn() !== human) status.textContent = "The model gives no answer: start a new game when it is back.";
+      return;
+    }
+    const [{ move, probabilities, value }] = predictions;
+    thoughts = probabilities;
+    element("tictactoe-value").textContent = `For ${turn()} the model expects ${value >= 0 ? "+" : ""}${value.toFixed(2)}`;
+    paint();
+    if (turn() === human) return;
+    await new Promise((resolve) => setTimeout(resolve, THINKING));
+    if (mine !== game) return;
+    board[move] = turn();
+    next();
+  };
+
+  const start = () => {
+    game += 1;
+    panel.cancel();
+    board = Array(9).fill("");
+    human = document.querySelector('input[name="tictactoe-side"]:checked').value;
+    next();
+  };
+
+  for (let place = 0; place < 9; place++) {
+    const square = document.createElement("button");
+    square.type = "button";
+    square.append(document.createElement("span"), document.createElement("small"));
+    square.addEventListener("click", () => {
+      board[place] = human;
+      next();
+    });
+    squares.push(square);
+  }
+  element("tictactoe-board").append(...squares);
+  hints.addEventListener("change", paint);
+  element("tictactoe-new").addEventListener("click", start);
+  for (const side of document.querySelectorAll('input[name="tictactoe-side"]')) side.addEventListener("change", start);
+  start();
+}

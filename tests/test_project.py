@@ -1,0 +1,110 @@
+"""The project's own rules: every package is listed, every room imports only what it may, a wheel carries everything."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("training", "export", "serving", "clients")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+# Package -> what of bookserve it may import, itself aside. A longer name goes before a shorter one.
+MAY_IMPORT = {
+    "bookserve.training.datasets": set[str](),
+    "bookserve.training": {"bookserve.export"},
+    "bookserve.export": set[str](),
+    "bookserve.serving.wire": set[str](),
+    "bookserve.serving.server": {"bookserve.serving.wire"},
+    "bookserve.serving.gateway": {"bookserve.serving.wire", "bookserve.export.contracts", "bookserve.clients"},
+    "bookserve.serving": {"bookserve.clients", "bookserve.export.contracts", "bookserve.serving.wire"},
+    "bookserve.clients": {"bookserve.serving.wire", "bookserve.export.contracts"},
+}
+# These load TensorFlow when they are asked to, never when they are imported.
+WITHOUT_TENSORFLOW = ("serving", "clients")
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            if path.parts[len(ROOT.parts) : len(ROOT.parts) + 2] == ("clients", "examples"):
+                continue
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(("bookserve", *(part for part in parts if part != "__init__"))), path
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("module", [name for name, _ in modules()])
+def test_every_room_imports_only_what_it_may(module: str) -> None:
+    path = dict(modules())[module]
+    own = next(package for package in MAY_IMPORT if within(module, package))
+    for name in imported(ast.parse(path.read_text())):
+        if within(name, "bookserve") and not within(name, own):
+            assert any(within(name, allowed) for allowed in MAY_IMPORT[own]), f"{module} may not import {name}"
+
+
+@pytest.mark.parametrize("room", WITHOUT_TENSORFLOW)
+def test_tensorflow_is_never_imported_at_import_time(room: str) -> None:
+    for module, path in modules():
+        if within(module, f"bookserve.{room}"):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    assert not any(name.split(".")[0] in ("tensorflow", "keras") for name in imported(node)), module
+
+
+def test_every_package_folder_is_listed() -> None:
+    folders = {
+        ".".join(("bookserve", *path.parent.relative_to(ROOT).parts))
+        for room in ROOMS
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders
+
+
+def test_every_command_is_documented_by_help() -> None:
+    from click.testing import CliRunner
+
+    from bookserve.clients.command_line import COMMANDS, main
+
+    listed = CliRunner().invoke(main, ["--help"]).output
+    for command in COMMANDS:
+        assert command in listed
+        shown = CliRunner().invoke(main, [command, "--help"])
+        assert shown.exit_code == 0, shown.output
+
+
+def test_the_wheel_carries_every_module_and_data_file(tmp_path: Path) -> None:
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # what it holds would go into the wheel
+    done = subprocess.run(
+        [Path(sys.executable).parent / "uv", "build", "--quiet", "--wheel", "--out-dir", tmp_path, ROOT],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for module, path in modules():
+        relative = path.relative_to(ROOT)
+        assert f"bookserve/{relative}" in names, module
+    for path in (ROOT / "serving/gateway/page").iterdir():
+        assert f"bookserve/serving/gateway/page/{path.name}" in names
+    for room in ROOMS:
+        assert f"bookserve/{room}/py.typed" in names

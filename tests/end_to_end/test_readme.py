@@ -73,11 +73,11 @@ class Project:
             command += f" --gateway http://127.0.0.1:{self.ports['8080']}"
         return command
 
-    def run(self, command: str) -> str:
+    def run(self, command: str, **environment: str) -> str:
         done = subprocess.run(
             shlex.split(self.on_our_ports(command)),
             cwd=self.folder,
-            env=self.environment,
+            env=self.environment | environment,
             capture_output=True,
             text=True,
             timeout=600,
@@ -112,7 +112,7 @@ def served(project: Project) -> Iterator[subprocess.Popen[str]]:
         return "Ctrl-C stops both" in log.read_text()
 
     try:
-        wait_until(printed, "make serve has printed its addresses", seconds=240)
+        wait_until(printed, "make serve has printed its addresses", seconds=500)
         yield process
     finally:
         if process.poll() is None:
@@ -184,7 +184,7 @@ def test_a_second_train_all_is_swapped_in_without_a_failed_request(
     asking = threading.Thread(target=keep_asking)
     asking.start()
     try:
-        project.run("make train-all")
+        project.run("make train-all", MODELS="mnist")
         wait_until(lambda: bool(failed) or 2 in answered, "version 2 answers", seconds=60)
     finally:
         stop.set()

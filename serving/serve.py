@@ -4,6 +4,7 @@ What `make serve` runs. On an empty store the models are trained first. Both ser
 or SIGTERM drains the gateway, then the model server, and when one of them dies the other is stopped.
 """
 
+import ctypes
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ _HOST = "127.0.0.1"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.05
+_PR_SET_PDEATHSIG = 1  # Linux's prctl(2)
 
 
 class _Stopped(Exception):
@@ -112,8 +114,15 @@ def _train(models_dir: Path, profile: str, data: str, data_dir: Path | None) -> 
 def _run(*arguments: str) -> subprocess.Popen[bytes]:
     # A process group of its own: Ctrl-C reaches this process alone, which stops the others in order.
     return subprocess.Popen(
-        [sys.executable, "-m", "bookserve.clients.command_line", *arguments], start_new_session=True
+        [sys.executable, "-m", "bookserve.clients.command_line", *arguments],
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
     )
+
+
+def _end_with_parent() -> None:
+    """Runs in the child before its program: it gets SIGTERM when this process dies, so no server is left behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(SIGTERM))
 
 
 def _wait_for(url: str, servers: list[tuple[str, subprocess.Popen[bytes]]]) -> None:

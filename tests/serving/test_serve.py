@@ -1,0 +1,93 @@
+"""`bookserve serve` as a process, over a store of one small model."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from model_servers import answers, free_port, wait_until, write_scale_model
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    folder = write_scale_model(tmp_path / "models" / "scale", 1, 2.0)
+    (folder / "assets.extra").mkdir()
+    (folder / "assets.extra" / "manifest.json").write_text("{}")
+    return tmp_path / "models"
+
+
+@contextmanager
+def serving(store: Path, ports: list[int]) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    log = store.parent / "serve.log"
+    names = ("grpc", "rest", "gateway")
+    options = ["--models-dir", store, *(f"--{name}-port={port}" for name, port in zip(names, ports, strict=True))]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bookserve.clients.command_line", "serve", *options],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    try:
+        yield process, log
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        wait_until(lambda: not any(map(listens, ports)), "no server is left behind")
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def started(process: subprocess.Popen[str], log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    return "Ctrl-C stops both" in log.read_text()
+
+
+def test_serves_until_sigterm_and_ends_cleanly(store: Path) -> None:
+    ports = [free_port() for _ in range(3)]
+    with serving(store, ports) as (process, log):
+        wait_until(lambda: started(process, log), "both servers are up")
+        assert answers(f"http://127.0.0.1:{ports[1]}/v1/models/scale")
+        assert answers(f"http://127.0.0.1:{ports[2]}/")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert "Traceback" not in log.read_text()
+        assert not any(map(listens, ports))
+
+
+def test_a_killed_serve_leaves_no_server_behind(store: Path) -> None:
+    ports = [free_port() for _ in range(3)]
+    with serving(store, ports) as (process, log):
+        wait_until(lambda: started(process, log), "both servers are up")
+        process.kill()
+        wait_until(lambda: not any(map(listens, ports)), "the servers have gone with it")
+
+
+def test_a_taken_port_is_named_with_what_to_do(store: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "bookserve.clients.command_line", "serve", f"--models-dir={store}"]
+        done = subprocess.run([*command, f"--gateway-port={port}"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert f"port {port} cannot be used" in done.stderr
+    assert "GATEWAY_PORT" in done.stderr
+
+
+def test_a_training_that_fails_ends_serve_with_its_reason(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bookserve.clients.command_line", "serve", f"--models-dir={tmp_path / 'models'}"]
+    ports = [f"--{name}-port={free_port()}" for name in ("grpc", "rest", "gateway")]
+    done = subprocess.run([*command, *ports, "--profile=nonsense"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "the training failed: its message is above" in done.stderr
+    assert "nonsense" in done.stderr

@@ -48,7 +48,7 @@ export function startCifar10() {
       bitmap.close();
     } catch {
       show(null);
-      panel.say("The browser cannot read this file as a picture.", "");
+      panel.fail("The browser cannot read this file as a picture.");
       return;
     }
     await predict(file);

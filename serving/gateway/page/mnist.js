@@ -34,7 +34,7 @@ export function startMnist() {
       await field.showPicture(file);
     } catch {
       show(null);
-      panel.say("The browser cannot read this file as a picture.", "");
+      panel.fail("The browser cannot read this file as a picture.");
       return;
     }
     await predict(file);

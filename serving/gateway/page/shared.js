@@ -39,6 +39,11 @@ export class Panel {
     this.version.textContent = version;
   }
 
+  fail(message) {
+    this.cancel();
+    this.say(message, "");
+  }
+
   // The predictions, or null when the question failed or was overtaken. `body` is a form, or becomes JSON.
   async ask(body, path = `/api/v1/${this.name}`) {
     this.running?.abort();

@@ -1,0 +1,203 @@
+"""The page in a real Chromium, against a real gateway, whose model server is a stand-in that answers all contracts."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from stand_in_models import WORDS, FakeServer, serve
+
+from bookserve.export.contracts import CONTRACTS
+
+CHROMIUM = next((path for path in ("/usr/bin/chromium", shutil.which("chromium")) if path and Path(path).exists()), "")
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium at /usr/bin/chromium, and no chromium on PATH")
+
+
+@pytest.fixture(scope="module")
+def model_server() -> Iterator[FakeServer]:
+    fake = FakeServer(models=tuple(CONTRACTS))
+    server = serve(fake)
+    yield fake
+    server.stop(None).wait()
+
+
+@pytest.fixture(scope="module")
+def url(model_server, tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("gateway")
+    assets = folder / "models" / "ptb" / "3" / "assets"
+    assets.mkdir(parents=True)
+    (assets / "vocabulary.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    options = ["--port=0", f"--model-server={model_server.target}", f"--models-dir={folder / 'models'}"]
+    command = [str(Path(sys.executable).with_name("bookserve")), "gateway", *options, "--drain-seconds=0"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    match = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+    assert match, (folder / "log").read_text()
+    yield match[0]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, model_server, url) -> Iterator[Page]:
+    """The page, loaded; it may report no error and ask nobody but the gateway."""
+    model_server.models = tuple(CONTRACTS)
+    page = browser.new_page(viewport={"width": 1000, "height": 900})
+    page.set_default_timeout(20_000)
+    expect.set_options(timeout=20_000)
+    errors: list[str] = []
+    foreign: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith((url, "blob:", "data:")) else foreign.append(request.url),
+    )
+    page.goto(url)
+    yield page
+    page.close()
+    assert foreign == []
+    assert [error for error in errors if "Failed to load resource" not in error] == []
+
+
+def test_all_models_are_ready(page) -> None:
+    expect(page.locator("#health")).to_have_text("7 of 7 models ready")
+    assert page.locator("nav a.ready").count() == 7
+    assert page.locator(".notice:visible").count() == 0
+
+
+def test_a_point_is_dragged_along_the_line(page) -> None:
+    expect(page.locator("#linear-y")).to_have_text("4.500")  # 5 * 0.5 + 2
+    page.locator("#linear-x").fill("1")
+    page.locator("#linear-x").press("Enter")
+    expect(page.locator("#linear-y")).to_have_text("7.000")
+    box = page.locator("#linear-canvas").bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 4, box["y"] + 60, steps=4)
+    page.mouse.move(box["x"] - 100, box["y"] + 60)
+    page.mouse.up()
+    expect(page.locator("#linear-y")).to_have_text("-3.000")  # the left edge, x = -1
+    page.locator("#linear-canvas").press("ArrowRight")
+    expect(page.locator("#linear-y")).to_have_text("-2.750")
+
+
+def test_a_point_is_dragged_over_the_plane(page) -> None:
+    expect(page.locator("#logistic-class")).to_have_text("1")
+    box = page.locator("#logistic-canvas").bounding_box()
+    page.mouse.click(box["x"] + 0.1 * box["width"], box["y"] + 0.9 * box["height"])
+    expect(page.locator("#logistic-class")).to_have_text("0")
+    expect(page.locator("#logistic-bars tr").nth(0).locator("td").last).to_have_text("99.6 %")
+
+
+def test_a_molecule_is_drawn_and_asked(page) -> None:
+    expect(page.locator("#tox21-drawing")).to_be_visible()
+    page.locator("#tox21-smiles").fill("CCO")
+    expect(page.locator("#tox21-drawing")).to_have_attribute("alt", "Structure of CCO")
+    expect(page.locator("#tox21-drawing")).to_be_visible()
+    expect(page.locator("#tox21-bars tr").first.locator("td").last).to_have_text("0.6 %")  # 6 of 1024 bits
+    assert page.locator("#tox21-drawing").evaluate("image => image.naturalWidth") == 360
+    page.get_by_role("button", name="Aspirin").click()
+    expect(page.locator("#tox21-smiles")).to_have_value("CC(=O)OC1=CC=CC=C1C(=O)O")
+    page.locator("#tox21-smiles").fill('<img src=x onerror="document.title=1">')
+    expect(page.locator("#tox21-message")).to_contain_text("no blanks")
+    expect(page.locator("#tox21-drawing")).to_be_hidden()
+    assert page.title() == "bookserve"
+
+
+def test_a_digit_is_drawn(page) -> None:
+    canvas = page.locator("#mnist-canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.2 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.2 * box["height"], steps=5)
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.8 * box["height"], steps=5)
+    page.mouse.up()
+    expect(page.locator("#mnist-sure")).to_have_text("100.0 % sure")
+    expect(page.locator("#mnist-class")).to_have_text(re.compile("[0-9]"))
+    page.locator("#mnist-clear").click()
+    expect(page.locator("#mnist-class")).to_have_text("–")
+
+
+def test_words_are_taken_and_generated(page) -> None:
+    text = page.locator("#ptb-text")
+    text.fill("The stock")
+    first = page.locator("#ptb-next button").first
+    expect(first).to_contain_text("market")  # the stand-in's next word is the next of its vocabulary
+    first.click()
+    expect(text).to_have_value("The stock market")
+    expect(first).to_contain_text("do")
+    text.fill("a <b>stock</b>")
+    expect(page.locator("#ptb-unknown")).to_contain_text("The model does not know “a”")
+    text.fill("the")
+    page.locator("#ptb-words").fill("3")
+    page.locator("#ptb-temperature").fill("0")
+    page.locator("#ptb-generate").click()
+    expect(text).to_have_value("the stock market do")
+
+
+def test_a_picture_is_picked_and_one_is_chosen(page, tmp_path) -> None:
+    expect(page.locator("#cifar10-sure")).to_have_text("100.0 % sure")
+    page.get_by_role("button", name="A drawn frog").click()
+    expect(page.locator("#cifar10-version")).to_contain_text("cifar10 version 3")
+    page.locator("#cifar10-file").set_input_files(
+        {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"},
+    )
+    expect(page.locator("#cifar10-message")).to_contain_text("cannot read this file")
+
+
+def test_a_game_is_played_on_either_side(page) -> None:
+    squares = page.locator("#tictactoe-board button")
+    status = page.locator("#tictactoe-status")
+    expect(status).to_have_text("Your move: you are X.")
+    expect(squares.nth(8).locator("small")).to_have_text("20.0 %")  # 9 of 45
+    squares.nth(4).click()
+    expect(squares.nth(8)).to_have_attribute("data-mark", "O")  # the stand-in takes the last free square
+    squares.nth(0).click()
+    expect(squares.nth(7)).to_have_attribute("data-mark", "O")
+    squares.nth(3).click()
+    expect(squares.nth(6)).to_have_attribute("data-mark", "O")
+    expect(status).to_have_text("The model wins.")
+    expect(page.locator("#tictactoe-board .winning")).to_have_count(3)
+    expect(squares.nth(1)).to_be_disabled()
+    page.get_by_label("O, second").check()
+    expect(squares.nth(8)).to_have_attribute("data-mark", "X")
+    expect(status).to_have_text("Your move: you are O.")
+    page.locator("#tictactoe-hints").uncheck()
+    expect(squares.nth(0).locator("small")).to_have_text("")
+
+
+def test_a_model_that_is_not_served_says_so_and_the_others_work(browser, page, model_server) -> None:
+    model_server.models = tuple(name for name in CONTRACTS if name != "ptb")
+    page.reload()
+    expect(page.locator("#health")).to_have_text("6 of 7 models ready")
+    expect(page.locator("#ptb-away")).to_contain_text("has no version of ptb loaded")
+    expect(page.locator("#ptb-message")).to_be_hidden()
+    expect(page.locator("#linear-y")).to_have_text("4.500")
+
+
+def test_a_narrow_window_does_not_scroll_sideways(browser, url) -> None:
+    for scheme in ("light", "dark"):
+        page = browser.new_page(viewport={"width": 360, "height": 640}, color_scheme=scheme)
+        page.goto(url)
+        expect(page.locator("#linear-y")).to_have_text("4.500")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.close()

@@ -14,7 +14,7 @@ DONE := .venv/.installed
 TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
 
 .DELETE_ON_ERROR:
-.PHONY: help install train-all serve test test-slow lint typecheck bench wheel lock protos clean
+.PHONY: help install train-all serve test test-slow test-containers lint typecheck bench wheel lock protos clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -41,6 +41,9 @@ test: install lint typecheck ## lint, types and the fast tests
 
 test-slow: install ## accuracy and endurance checks
 	$(BIN)/python -m pytest -m slow
+
+test-containers: install ## build the images and run docker/compose.yaml; needs Docker, or podman and buildah
+	$(BIN)/python -m pytest -s -v tests/containers/check_compose.py
 
 lint: install
 	$(BIN)/ruff check .

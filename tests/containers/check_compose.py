@@ -49,13 +49,15 @@ class Example:
 
 
 EXAMPLES: Mapping[str, Example] = {
-    "linear": Example(lambda: {"x": np.float32([[0.5]])}, lambda gateway: gateway.linear([0.5])),
-    "logistic": Example(lambda: {"x": np.float32([[0.5, -1]])}, lambda gateway: gateway.logistic([[0.5, -1]])),
+    "linear": Example(lambda: {"x": np.array([[0.5]], np.float32)}, lambda gateway: gateway.linear([0.5])),
+    "logistic": Example(
+        lambda: {"x": np.array([[0.5, -1]], np.float32)}, lambda gateway: gateway.logistic([[0.5, -1]])
+    ),
     "tox21": Example(
         lambda: {"fingerprint": molecules.fingerprint("CCO")[None]}, lambda gateway: gateway.tox21(["CCO"])
     ),
     "mnist": Example(lambda: {"images": pictures.digit(SEVEN)[None]}, lambda gateway: gateway.mnist([SEVEN])),
-    "ptb": Example(lambda: {"tokens": np.int32([[1, 2, 3]])}, lambda gateway: gateway.ptb(["the stock"])),
+    "ptb": Example(lambda: {"tokens": np.array([[1, 2, 3]], np.int32)}, lambda gateway: gateway.ptb(["the stock"])),
     "cifar10": Example(lambda: {"images": pictures.photo(SEVEN)[None]}, lambda gateway: gateway.cifar10([SEVEN])),
     "tictactoe": Example(lambda: {"board": boards.planes(BOARD)[None]}, lambda gateway: gateway.tictactoe([BOARD])),
 }
@@ -194,7 +196,7 @@ def trained(engine: Engine) -> Engine:
     engine.compose("up", "--detach", "--no-build", seconds=1800)
 
     def ended() -> bool:
-        return engine.inspect("train")["State"]["Status"] == "exited"
+        return bool(engine.inspect("train")["State"]["Status"] == "exited")
 
     wait_until(ended, "the training ends", seconds=1800)
     assert engine.inspect("train")["State"]["ExitCode"] == 0, engine.compose("logs", "train")

@@ -22,6 +22,7 @@ _LONGEST_WORD = 60  # characters; longer ones are not taken apart
 
 _QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": " ", "…": " "})
 _PARTS = re.compile(r"<unk>|<eos>|[^\s\"(),;:!?\[\]{}]+|[\"(),;:!?\[\]{}]")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d)")
 _CLITIC = re.compile(r"(?<=[^'])(n't|'s|'re|'ve|'m|'ll|'d|')$")
 _NUMBER = re.compile(r"[+-]?\d[\d.,/]*|[+-]?\.\d+")
 
@@ -103,7 +104,7 @@ def tokens(text: str, vocabulary: Vocabulary) -> Tokens:
 
 
 def _words(text: str, known: dict[str, int]) -> Iterator[str]:
-    for part in _PARTS.findall(text.translate(_QUOTES)):
+    for part in _PARTS.findall(_THOUSANDS.sub("", text.translate(_QUOTES))):
         if part in (NUMBER, UNKNOWN, END) or part.lower() in known:
             yield part if part in (NUMBER, UNKNOWN, END) else part.lower()
         elif set(part) <= set(".!?"):

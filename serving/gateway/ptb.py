@@ -48,7 +48,7 @@ def routes(services: Services) -> Blueprint:
 
         def ask(version: int) -> dict[str, Any]:
             vocabulary = _vocabulary(services, version)
-            tokens = _tokens(texts, vocabulary)
+            tokens = _tokens(texts, vocabulary, EXAMPLE)
             rows = _next(services, version, vocabulary, [entry.ids for entry in tokens])
             answers = [(text, entry, row) for (_, text), entry, row in zip(texts, tokens, rows, strict=True)]
             return outputs.next_words(version, vocabulary, answers, top_k)
@@ -68,7 +68,7 @@ def routes(services: Services) -> Blueprint:
 
         def ask(version: int) -> dict[str, Any]:
             vocabulary = _vocabulary(services, version)
-            tokens = _tokens(texts, vocabulary)
+            tokens = _tokens(texts, vocabulary, GENERATE_EXAMPLE)
             chance = np.random.default_rng(seed)
             rows = [entry.ids for entry in tokens]
             for _ in range(count):
@@ -153,15 +153,15 @@ def _vocabulary(services: Services, version: int) -> words.Vocabulary:
         raise Problem(503, f"{detail}; do the gateway and the model server use one store?") from error
 
 
-def _tokens(texts: Sequence[_Named], vocabulary: words.Vocabulary) -> list[words.Tokens]:
+def _tokens(texts: Sequence[_Named], vocabulary: words.Vocabulary, example: object) -> list[words.Tokens]:
     entries = []
     for name, text in texts:
         try:
             entries.append(words.tokens(text, vocabulary))
         except words.TextTooLong as error:
-            raise Problem(413, f"{name}: {error}", field=name, example=EXAMPLE) from error
+            raise Problem(413, f"{name}: {error}", field=name, example=example) from error
         except words.TextError as error:
-            raise bad_value(name, "a text with words in it", f"{shown(text)}: {error}", EXAMPLE) from error
+            raise bad_value(name, "a text with words in it", f"{shown(text)}: {error}", example) from error
     return entries
 
 

@@ -238,3 +238,58 @@ def test_real_digits_in_other_forms_stay_what_they_are() -> None:
             field = pictures.digit(_encode(canvas, "JPEG"))
             distances.append(np.abs(field.astype(float) - pixels).mean())
     assert np.mean(distances) < 10
+
+
+def test_a_photo_keeps_its_central_square() -> None:
+    image = Image.new("RGB", (96, 32), (0, 0, 255))
+    image.paste((255, 0, 0), (32, 0, 64, 32))
+    photo = pictures.photo(_encode(image))
+    assert (photo.dtype, photo.shape) == (np.uint8, (32, 32, 3))
+    np.testing.assert_array_equal(photo, np.full((32, 32, 3), (255, 0, 0), np.uint8))
+
+
+def test_a_photo_of_cifars_size_is_left_alone(tmp_path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    path = tmp_path / "photo.png"
+    path.write_bytes(_encode(Image.fromarray(pixels)))
+    np.testing.assert_array_equal(pictures.photo(path), pixels)
+
+
+def test_a_photo_is_averaged_not_sampled() -> None:
+    stripes = np.zeros((640, 640, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(pictures.photo(_encode(Image.fromarray(stripes))).astype(int) - 127).max() <= 3
+
+
+def test_a_photo_is_turned_by_its_exif_orientation() -> None:
+    image = Image.new("RGB", (64, 64), (0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 64, 32))  # light above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: light at the right
+    photo = pictures.photo(_encode(image, "JPEG", exif=exif.tobytes(), quality=95))
+    assert photo[:, 20:].mean() > 240
+    assert photo[:, :12].mean() < 15
+
+
+@pytest.mark.parametrize(
+    ("image", "colour"),
+    [
+        (Image.new("RGBA", (40, 40), (200, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (40, 40), (200, 0, 0, 255)), (200, 0, 0)),
+        (Image.new("L", (40, 40), 99), (99, 99, 99)),
+        (Image.new("I;16", (40, 40), 40 * 257), (40, 40, 40)),
+        (Image.new("P", (40, 40), 0), (0, 0, 0)),
+    ],
+    ids=["transparent", "opaque", "grey", "16 bits", "palette"],
+)
+def test_a_photo_of_any_mode_becomes_colour(image, colour) -> None:
+    np.testing.assert_array_equal(pictures.photo(_encode(image)), np.full((32, 32, 3), colour, np.uint8))
+
+
+def test_a_photo_has_the_limits_of_every_picture() -> None:
+    with pytest.raises(pictures.PictureTooLarge):
+        pictures.photo(_encode(Image.new("1", (5000, 5000))))
+    with pytest.raises(pictures.PictureFormatError):
+        pictures.photo(_encode(Image.new("L", (9, 9)), "GIF"))
+    with pytest.raises(pictures.PictureDamaged):
+        pictures.photo(_encode(Image.new("RGB", (99, 99)))[:-40])

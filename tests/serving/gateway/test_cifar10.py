@@ -1,0 +1,87 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bookserve.clients.inputs import pictures
+from bookserve.serving.gateway.problems import MEDIA_TYPE
+
+PATH = "/api/v1/cifar10"
+
+
+@pytest.fixture(autouse=True)
+def _served(all_models) -> None:
+    """Every test has all seven models."""
+
+
+def _problem(response, status):
+    assert response.status_code == status, response.text
+    assert response.content_type == MEDIA_TYPE
+    return response.get_json(force=True)
+
+
+def _level(value):
+    return [[[value] * 3] * 32] * 32
+
+
+def _png(size=(64, 48)):
+    file = io.BytesIO()
+    Image.effect_noise(size, 80).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+def test_one_picture_or_several_as_pixels(client, backend) -> None:
+    answer = client.post(PATH, json={"pixels": _level(8)}).get_json()
+    assert answer["predictions"][0]["class"] == "ship"
+    assert answer["predictions"][0]["probabilities"]["ship"] == 1.0
+    answer = client.post(PATH, json={"pixels": [_level(0), _level(255)]}).get_json()
+    assert [prediction["class"] for prediction in answer["predictions"]] == ["airplane", "dog"]
+    sent = backend.asked[1][1]
+    assert (sent.dtype, sent.shape) == (np.uint8, (2, 32, 32, 3))
+
+
+def test_files_and_raw_bodies(client, backend) -> None:
+    content = _png()
+    files = [(io.BytesIO(content), "a.png"), (io.BytesIO(_png((9, 9))), "b.png")]
+    assert len(client.post(PATH, data={"file": files}).get_json()["predictions"]) == 2
+    assert client.post(PATH, data=content, content_type="image/png").status_code == 200
+    np.testing.assert_array_equal(backend.asked[0][1][0], pictures.photo(content))
+    np.testing.assert_array_equal(backend.asked[1][1], [pictures.photo(content)])
+
+
+def _with(value):
+    rows = [[list(pixel) for pixel in row] for row in _level(0)]
+    rows[3][31] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("pixels", "field", "given"),
+    [
+        (_with([0, 0, 256]), "pixels[3][31][2]", "the number 256"),
+        (_with([0, True, 0]), "pixels[3][31][1]", "true"),
+        (_with([0, 0]), "pixels[3][31]", "a list of 2"),
+        (_with(7), "pixels[3][31]", "the number 7"),
+        ([_level(0), _with([0, 0, None])], "pixels[1][3][31][2]", "null"),
+        (_level(0)[:31], "pixels", "a list of 31"),
+        ([[0] * 32] * 32, "pixels[0][0]", "the number 0"),
+        ([], "pixels", "a list of 0"),
+        ("x", "pixels", 'the string "x"'),
+    ],
+)
+def test_wrong_pixels_name_the_place_and_show_some_that_work(client, backend, pixels, field, given) -> None:
+    document = _problem(client.post(PATH, json={"pixels": pixels}), 400)
+    assert (document["field"], document["given"]) == (field, given)
+    assert not backend.asked
+    assert client.post(PATH, json=document["example"]).status_code == 200
+
+
+def test_what_is_no_picture_is_400_and_what_is_too_large_413(client) -> None:
+    document = _problem(client.post(PATH, data=b"GIF89a", content_type="image/png"), 400)
+    assert document["field"] == "body"
+    assert "/cifar10" in document["example"]
+    file = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(file, "PNG")
+    assert _problem(client.post(PATH, data=file.getvalue(), content_type="image/png"), 413)
+    assert _problem(client.post(PATH, json={"pixels": [_level(0)] * 33}), 413)["field"] == "pixels"

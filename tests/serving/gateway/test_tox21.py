@@ -1,0 +1,98 @@
+import time
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from bookserve.clients.inputs import molecules
+from bookserve.export.contracts import TOX21
+from bookserve.serving.gateway.problems import MEDIA_TYPE
+
+PATH = "/api/v1/tox21"
+
+
+@pytest.fixture(autouse=True)
+def _served(all_models) -> None:
+    """Every test has all seven models."""
+
+
+def _problem(response, status):
+    assert response.status_code == status, response.text
+    assert response.content_type == MEDIA_TYPE
+    return response.get_json(force=True)
+
+
+def test_a_molecule_gets_its_twelve_assays_by_name(client, backend) -> None:
+    answer = client.post(PATH, json={"smiles": "CCO"}).get_json()
+    assert (answer["model"], answer["version"]) == ("tox21", 3)
+    (prediction,) = answer["predictions"]
+    assert prediction["smiles"] == "CCO"
+    assert tuple(prediction["probabilities"]) == TOX21.labels
+    np.testing.assert_array_equal(backend.asked[0][1], [molecules.fingerprint("CCO")])
+
+
+def test_several_molecules_keep_their_order(client, backend) -> None:
+    answer = client.post(PATH, json={"smiles": ["CCO", "c1ccccc1"]}).get_json()
+    assert [prediction["smiles"] for prediction in answer["predictions"]] == ["CCO", "c1ccccc1"]
+    sent = backend.asked[0][1]
+    assert (sent.dtype, sent.shape) == (np.uint8, (2, 1024))
+    np.testing.assert_array_equal(sent[1], molecules.fingerprint("c1ccccc1"))
+
+
+@pytest.mark.parametrize(
+    ("smiles", "field", "text"),
+    [
+        ("", "smiles", "empty"),
+        ("C C", "smiles", "no blanks"),
+        ("C\nC", "smiles", "control characters"),
+        ("C\0", "smiles", "control characters"),
+        ("C\x1b[2J", "smiles", "control characters"),
+        ("é", "smiles", "ASCII"),
+        ("C1CC", "smiles", "no SMILES"),
+        (["CCO", "F(C)(C)C"], "smiles[1]", "valence"),
+        (["CCO", 7], "smiles[1]", "the number 7"),
+        ([], "smiles", "a list of 0"),
+        (None, "smiles", "null"),
+        ("<img/src=x/onerror=alert(1)>", "smiles", "no SMILES"),
+        ("C(" * 400, "smiles", "no SMILES"),
+        ("[" * 1000, "smiles", "no SMILES"),
+    ],
+)
+def test_what_is_no_molecule_is_400(client, backend, smiles, field, text) -> None:
+    document = _problem(client.post(PATH, json={"smiles": smiles}), 400)
+    assert document["field"] == field
+    assert text in document["detail"]
+    assert document["example"] == {"smiles": "CCO"}
+    assert not backend.asked
+
+
+@pytest.mark.parametrize(
+    "smiles", ["C" * 100_000, "C(" * 100_000, "[" * 1_000_000, "C" * 501, ".".join("C" * 500) + "C"]
+)
+def test_molecules_beyond_the_limits_are_413_at_once(client, smiles) -> None:
+    client.post(PATH, json={"smiles": "C"})
+    started = time.monotonic()
+    response = client.post(PATH, json={"smiles": smiles})
+    assert _problem(response, 413)
+    assert time.monotonic() - started < 2
+
+
+def test_too_many_molecules_are_413(client) -> None:
+    assert _problem(client.post(PATH, json={"smiles": ["C"] * 33}), 413)["field"] == "smiles"
+
+
+def test_a_drawing_is_an_svg_without_script_or_text(client) -> None:
+    response = client.get(f"{PATH}/drawing", query_string={"smiles": "CC(=O)[O-].[Na+]"})
+    assert response.status_code == 200
+    assert response.content_type.startswith("image/svg+xml")
+    assert "sandbox" in response.headers["Content-Security-Policy"]
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(response.data).iter()}
+    assert tags <= {"svg", "rect", "path", "ellipse"}
+
+
+def test_the_drawing_of_no_molecule_is_a_problem(client) -> None:
+    assert _problem(client.get(f"{PATH}/drawing?smiles=C1"), 400)["field"] == "?smiles"
+    assert _problem(client.get(f"{PATH}/drawing"), 400)["given"] == "null"
+    assert _problem(client.get(f"{PATH}/drawing?smile=C"), 400)["field"] == "?smile"
+    assert _problem(client.get(f"{PATH}/drawing?smiles={'C' * 501}"), 413)["field"] == "?smiles"

@@ -107,7 +107,7 @@ def server_starter(folder: Path) -> Iterator[StartServer]:
                 assert process.poll() is None, log.read_text()
                 return answers(f"{server.url}/readyz")
 
-            wait_until(up, "the server is ready")
+            wait_until(up, "the server is ready", seconds=120)
         return server
 
     try:

@@ -1,0 +1,130 @@
+"""Tox21: 7,831 molecules tested in twelve assays for toxicity, from the CSV file to random splits of fingerprints.
+
+Source: the Tox21 challenge of 2014 as MoleculeNet (Wu et al., 2018) distributes it; chapters 4 and 5 of the book. An
+empty cell means "not measured" and stays NaN all the way to the loss and the figures, which leave it out. The sample
+that stands in for it on a closed network is drawn by `molecule_sample`.
+"""
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bookserve.training.datasets import molecule_sample
+from bookserve.training.datasets.files import (
+    DataError,
+    DataFile,
+    DataRequest,
+    Origin,
+    cache_folder,
+    combined_sha256,
+    obtain,
+    sha256_of_arrays,
+)
+from bookserve.training.datasets.fingerprints import fingerprints
+
+SAMPLE_ROWS = 2_400
+SAMPLE_SEED = 4  # the sample is one fixed data set
+VALID_SHARE = 0.1
+TEST_SHARE = 0.1
+
+FILES = (
+    DataFile(
+        name="tox21.csv.gz",
+        url="https://deepchemdata.s3-us-west-1.amazonaws.com/datasets/tox21.csv.gz",
+        size=0,
+        sha256="",
+        plain_name="tox21.csv",
+        plain_sha256="b1346d5bc675c97c555b372e5845dc7de3b5d04734c290189a4accd77dbd1b43",
+    ),
+)
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_RESULTS = {"": np.nan, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split: `fingerprints` uint8 [n, 1024] and `results` float32 [n, 12]: 1, 0 or NaN, not measured."""
+
+    fingerprints: npt.NDArray[np.uint8]
+    results: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Molecules:
+    """The three splits and where they came from."""
+
+    train: Split
+    valid: Split
+    test: Split
+    origin: Origin
+
+    @property
+    def examples(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Test rows as the contract's inputs: `fingerprint` uint8 [n, 1024]."""
+        return {"fingerprint": self.test.fingerprints}
+
+
+def load(request: DataRequest, assays: Sequence[str], split_seed: int, train_rows: int | None = None) -> Molecules:
+    """A random split of 80, 10 and 10 percent; `split_seed` alone decides it, whatever the seed of the run.
+
+    Only `train_rows` of the training rows are kept. Molecules that RDKit cannot read are left out (8 of Tox21's).
+
+    Raises:
+        DataError: the file is damaged or foreign, or deepchem fails.
+        DataUnavailableError: the real data was asked for and cannot be had.
+    """
+    paths = obtain("tox21", FILES, request)
+    if paths is None:
+        smiles, results = molecule_sample.draw(SAMPLE_ROWS, len(assays), SAMPLE_SEED)
+        digest = sha256_of_arrays([np.array(smiles), results])
+        origin = Origin("sample", "made-up molecules", digest)
+    else:
+        smiles, results = read_csv(paths[0], assays)
+        origin = Origin("real", "tox21", combined_sha256(FILES))
+    rows, readable = fingerprints(smiles, cache_folder("tox21"))
+    order = np.random.default_rng(split_seed).permutation(np.flatnonzero(readable))
+    valid, test = int(len(order) * VALID_SHARE), int(len(order) * TEST_SHARE)
+    parts = np.split(order, [len(order) - valid - test, len(order) - test])
+    parts[0] = parts[0][:train_rows]
+    train_split, valid_split, test_split = (Split(rows[part], results[part]) for part in parts)
+    return Molecules(train_split, valid_split, test_split, origin)
+
+
+def read_csv(path: Path, assays: Sequence[str]) -> tuple[list[str], npt.NDArray[np.float32]]:
+    """The SMILES and the results float32 [n, assays] of the CSV file, gzip-packed or not.
+
+    Raises:
+        DataError: damaged gzip stream, a missing column, or a cell that is neither empty nor 0 nor 1.
+    """
+    content = path.read_bytes()
+    if content.startswith(_GZIP_MAGIC):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(f"{path} is damaged: its gzip stream cannot be read ({error})") from error
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8"), newline=""))
+        missing = [column for column in (*assays, "smiles") if column not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(f"{path} is not Tox21: the column {', '.join(missing)} is missing")
+        smiles, results = [], []
+        for row in reader:
+            if not row["smiles"] or row["smiles"].split() != [row["smiles"]]:
+                raise DataError(f"{path}, line {reader.line_num}: {row['smiles']!r} is no SMILES")
+            smiles.append(row["smiles"])
+            results.append([_RESULTS[row[assay]] for assay in assays])
+    except KeyError as error:
+        raise DataError(
+            f"{path}, line {reader.line_num}: {error} is no result; 0, 1 or nothing may stand there"
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+    return smiles, np.array(results, np.float32).reshape(len(smiles), len(assays))

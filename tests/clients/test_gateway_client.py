@@ -1,5 +1,6 @@
 import email.parser
 import email.policy
+import json
 
 import pytest
 
@@ -52,3 +53,32 @@ def test_something_else_than_the_gateway(http_fake, status, error) -> None:
 def test_a_version_and_a_label_are_refused() -> None:
     with pytest.raises(ValueError, match="not both"):
         GatewayClient().mnist([b""], version=1, label="stable")
+
+
+@pytest.mark.parametrize(
+    ("ask", "path", "body"),
+    [
+        (lambda client: client.linear([1, 2.5]), "linear", {"x": [1, 2.5]}),
+        (lambda client: client.logistic([(1, 2)]), "logistic", {"x": [[1, 2]]}),
+        (lambda client: client.tox21(["CCO"]), "tox21", {"smiles": ["CCO"]}),
+        (lambda client: client.ptb(["a"], top_k=3), "ptb", {"text": ["a"], "top_k": 3}),
+        (
+            lambda client: client.ptb_generate(["a"], words=2, temperature=0, seed=7),
+            "ptb/generate",
+            {"text": ["a"], "words": 2, "temperature": 0, "seed": 7},
+        ),
+        (lambda client: client.tictactoe([[""] * 9]), "tictactoe", {"board": [[""] * 9]}),
+    ],
+)
+def test_json_models_send_their_lists(http_fake, ask, path, body) -> None:
+    http_fake.answer("POST", f"/api/v1/{path}", ANSWER)
+    assert ask(GatewayClient(http_fake.url)) == ANSWER
+    _, _, content_type, sent = http_fake.received[-1]
+    assert content_type == "application/json"
+    assert json.loads(sent) == body
+
+
+def test_photographs_go_as_files(http_fake) -> None:
+    http_fake.answer("POST", "/api/v1/cifar10?label=stable", ANSWER)
+    assert GatewayClient(http_fake.url).cifar10([b"picture"], label="stable") == ANSWER
+    assert b"picture" in http_fake.received[-1][3]

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from stand_in_models import WORDS, FakeServer, serve
 
 from bookserve.clients import predict
+from bookserve.export.contracts import CONTRACTS
 
 ANSWER = {"model": "mnist", "version": 3, "predictions": [{"class": "7", "probabilities": {"6": 0.25, "7": 0.75}}]}
 
@@ -118,3 +120,96 @@ def test_nothing_of_tensorflow_is_imported() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def seven():
+    """A model server that answers all contracts."""
+    fake = FakeServer(models=tuple(CONTRACTS))
+    server = serve(fake)
+    yield fake
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def store(tmp_path):
+    assets = tmp_path / "store" / "ptb" / "3" / "assets"
+    assets.mkdir(parents=True)
+    (assets / "vocabulary.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    return str(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "lines"),
+    [
+        ("linear", "1.5", ["y 9.5"]),
+        ("linear", "-1e1", ["y -48.0"]),
+        ("logistic", "-0.2,0.8", ["class 1", "probability 0.645656"]),
+        ("tox21", "CCO", ["smiles CCO", "          NR-AR    0.59%"]),
+        ("cifar10", "PICTURE", ["class airplane", "    airplane  100.00%  " + 40 * "█"]),
+        ("mnist", "PICTURE", ["class 0", "  0  100.00%  " + 40 * "█"]),
+        ("ptb", "The Foo stock", ["text The Foo stock", "unknown foo", "  market   88.00%  " + 35 * "█"]),
+        ("tictactoe", "X.O/.X./...", ["player O", "move 8", "row 2", "column 2"]),
+    ],
+)
+def test_every_model_is_asked_over_grpc(seven, store, tmp_path, name, source, lines) -> None:
+    if source == "PICTURE":
+        pixels = np.zeros((28, 28), np.uint8)
+        pixels[10:18, 12:16] = 245  # a mean of 10
+        source = str(tmp_path / "picture.png")
+        Image.fromarray(pixels).save(source)
+    result = _run(name, source, "--grpc", seven.target, "--models-dir", store)
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[: len(lines) + 1] == [f"{name} version 3", *lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "body"),
+    [
+        ("linear", "-1.5", {"x": [-1.5]}),
+        ("logistic", "-0.5,2", {"x": [[-0.5, 2.0]]}),
+        ("tox21", "CCO", {"smiles": ["CCO"]}),
+        ("ptb", "the stock", {"text": ["the stock"], "top_k": 5}),
+        ("tictactoe", "X../.../...", {"board": [["X", "", "", "", "", "", "", "", ""]]}),
+    ],
+)
+def test_every_model_is_asked_through_the_gateway(http_fake, name, source, body) -> None:
+    http_fake.answer("POST", f"/api/v1/{name}?label=stable", {"model": name, "version": 3, "predictions": [{"y": 1.0}]})
+    result = _run(name, source, "--gateway", http_fake.url, "--label", "stable")
+    assert result.exit_code == 0, result.output
+    assert result.output == f"{name} version 3\ny 1.0\n"
+    assert json.loads(http_fake.received[0][3]) == body
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "text"),
+    [
+        ("linear", "x", "give it as 1.5"),
+        ("logistic", "1", "give it as 1.5,-0.8"),
+        ("tox21", "C1CC", "CCO would be one"),
+        ("tictactoe", "XO", "X.O/.X./..."),
+        ("tictactoe", "XXX/OO./...", "X has won"),
+        ("ptb", "...", "'the stock'"),
+        ("cifar10", "none.png", "cannot read none.png"),
+    ],
+)
+def test_bad_inputs_are_explained_without_a_traceback(seven, store, name, source, text) -> None:
+    result = _run(name, source, "--grpc", seven.target, "--models-dir", store)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert text in result.output
+
+
+def test_ptb_needs_the_vocabulary_of_the_version_that_answers(seven, store, tmp_path) -> None:
+    result = _run("ptb", "the stock", "--grpc", seven.target)
+    assert result.exit_code == 2
+    assert "--models-dir" in result.output
+    result = _run("ptb", "the stock", "--grpc", seven.target, "--models-dir", str(tmp_path))
+    assert result.exit_code == 1
+    assert "vocabulary.txt cannot be read" in result.output
+
+
+def test_a_misspelt_option_is_refused(picture) -> None:
+    result = _run("mnist", picture, "--jsno")
+    assert result.exit_code == 2
+    assert "--jsno" in result.output

@@ -30,6 +30,12 @@ PURPOSE: dict[str, tuple[str, str]] = {
         "It knows only digits: white on black, 28 x 28, centred, about 20 pixels high. It gives any other picture one "
         "of the ten digits too, often with a high probability. Rotated, cut or touching digits are read badly.",
     ),
+    "tictactoe": (
+        "Plays tic-tac-toe: the policy of chapter 8, trained by A3C against itself and against slips of its own hand.",
+        "It was checked on every position that play can reach, and knows no others: a board with too many stones of "
+        "one side gets an answer, too. Its value is what it may expect, in the book's rewards, from an opponent that "
+        "plays like it but moves at random half of the time.",
+    ),
 }
 
 

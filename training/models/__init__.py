@@ -8,6 +8,7 @@ MODELS: dict[str, str] = {
     "linear": "bookserve.training.models.linear",
     "logistic": "bookserve.training.models.logistic",
     "mnist": "bookserve.training.models.mnist",
+    "tictactoe": "bookserve.training.models.tictactoe",
 }
 """Model -> its module, in the order in which `train-all` trains them. Modules are imported only when they run."""
 

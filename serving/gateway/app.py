@@ -29,6 +29,7 @@ from bookserve.serving.gateway import (
 from bookserve.serving.gateway.answers import json_response
 from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import GatewayConfig
+from bookserve.serving.gateway.metrics import CONTENT_TYPE, Metrics
 from bookserve.serving.gateway.model_server import Backend, ModelServer
 from bookserve.serving.gateway.problems import Problem
 from bookserve.serving.gateway.services import Services
@@ -53,18 +54,25 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _log = structlog.get_logger()
 
 
 def create_app(
-    config: GatewayConfig, backend: Backend, chemist: Chemist, draining: Callable[[], bool] = lambda: False
+    config: GatewayConfig,
+    backend: Backend,
+    chemist: Chemist,
+    metrics: Metrics | None = None,
+    draining: Callable[[], bool] = lambda: False,
 ) -> Flask:
     """Builds the application around a client to the model server and RDKit's processes.
 
-    `draining` tells whether the process is about to stop: the gateway is unready then, and closes its connections.
+    `metrics` are counted and shown; without them the application makes its own. `draining` tells whether the process is
+    about to stop: the gateway is unready then, and closes its connections.
     """
+    metrics = metrics or Metrics()
     app = Flask("bookserve.gateway", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = config.limits.body_bytes
     app.config["MAX_FORM_PARTS"] = config.limits.form_parts
@@ -75,7 +83,7 @@ def create_app(
     for module in MODELS:
         app.register_blueprint(module.routes(services))
     app.register_blueprint(models_api.routes(models, store))
-    _add_probes(app, models, draining)
+    _add_probes(app, models, metrics, draining)
     _add_page(app)
     interface = openapi.document([module.openapi(config.limits) for module in MODELS])
 
@@ -83,15 +91,19 @@ def create_app(
     def show_openapi() -> Response:
         return json_response(interface)
 
-    _add_logging_and_headers(app, draining)
+    _add_logging_and_headers(app, metrics, draining)
     _add_error_handlers(app, config)
     return app
 
 
-def _add_probes(app: Flask, models: ModelServer, draining: Callable[[], bool]) -> None:
+def _add_probes(app: Flask, models: ModelServer, metrics: Metrics, draining: Callable[[], bool]) -> None:
     @app.get("/healthz")
     def healthz() -> Response:
         return json_response({"status": "ok"})
+
+    @app.get("/metrics")
+    def show_metrics() -> Response:
+        return Response(metrics.text(), content_type=CONTENT_TYPE)
 
     @app.get("/readyz")
     def readyz() -> Response:
@@ -118,7 +130,7 @@ def _add_page(app: Flask) -> None:
         return Response(files[name], content_type=_PAGE_TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"})
 
 
-def _add_logging_and_headers(app: Flask, draining: Callable[[], bool]) -> None:
+def _add_logging_and_headers(app: Flask, metrics: Metrics, draining: Callable[[], bool]) -> None:
     @app.before_request
     def start() -> None:
         asked = request.headers.get("X-Request-ID", "")
@@ -133,13 +145,18 @@ def _add_logging_and_headers(app: Flask, draining: Callable[[], bool]) -> None:
         response.headers["X-Request-ID"] = g.request_id
         if draining():
             response.headers["Connection"] = "close"
+        seconds = time.perf_counter() - g.started
+        route = request.url_rule.rule if request.url_rule else "unmatched"
+        # A method of a request is any token; those that no route has are counted together.
+        method = request.method if request.method in _METHODS else "other"
+        metrics.answered(method, route, response.status_code, seconds)
         _log.info(
             "request",
             request_id=g.request_id,
             method=request.method,
             path=request.path[:200],
             status=response.status_code,
-            milliseconds=round(1000 * (time.perf_counter() - g.started), 2),
+            milliseconds=round(1000 * seconds, 2),
         )
         return response
 

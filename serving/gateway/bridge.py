@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import structlog
 
 from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.metrics import Metrics
 from bookserve.serving.gateway.problems import Problem
 
 _log = structlog.get_logger()
@@ -56,9 +57,10 @@ class _Exchange(Protocol):
 class Bridge:
     """The RSGI application that granian calls, around a WSGI application."""
 
-    def __init__(self, app: WsgiApp, limits: Limits) -> None:
+    def __init__(self, app: WsgiApp, limits: Limits, metrics: Metrics) -> None:
         self._app = app
         self._limits = limits
+        self._metrics = metrics
         self._threads = ThreadPoolExecutor(limits.concurrent, thread_name_prefix="gateway")
         self._running = 0
         self._draining = threading.Event()
@@ -80,10 +82,10 @@ class Bridge:
         try:
             status, headers, body = await self._answer(scope, exchange)
         except Problem as problem:
-            status, headers, body = _refusal(problem)
+            status, headers, body = self._refusal(problem)
         except Exception as error:
             _log.error("fault", exc_info=error)
-            status, headers, body = _refusal(Problem(500, "a fault of the gateway: its log says more"))
+            status, headers, body = self._refusal(Problem(500, "a fault of the gateway: its log says more"))
         # HTTP/1 writes names in lower case as well; HTTP/2 needs it.
         exchange.response_bytes(status, [(name.lower(), value) for name, value in headers], body)
 
@@ -139,13 +141,13 @@ class Bridge:
                 close()
         return (*started[0], body)
 
-
-def _refusal(problem: Problem) -> _Answer:
-    request_id = uuid.uuid4().hex
-    _log.info("refused", request_id=request_id, status=problem.status, detail=problem.detail)
-    response = problem.response(request_id)
-    # The rest of the body is not read, so the connection cannot carry another request.
-    return problem.status, [*response.headers.items(), ("Connection", "close")], response.get_data()
+    def _refusal(self, problem: Problem) -> _Answer:
+        request_id = uuid.uuid4().hex
+        self._metrics.refused(problem.status)
+        _log.info("refused", request_id=request_id, status=problem.status, detail=problem.detail)
+        response = problem.response(request_id)
+        # The rest of the body is not read, so the connection cannot carry another request.
+        return problem.status, [*response.headers.items(), ("Connection", "close")], response.get_data()
 
 
 def _too_large(limit: int) -> Problem:

@@ -24,6 +24,7 @@ from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.bridge import Bridge
 from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import GatewayConfig, Limits
+from bookserve.serving.gateway.metrics import Metrics
 
 _BACKLOG = 1024
 _HEADER_MILLISECONDS = 10_000
@@ -139,8 +140,9 @@ async def _serve(
     config: GatewayConfig, backend: GrpcClient, chemist: Chemist, bind: str, port: int, drain_seconds: float
 ) -> None:
     bridge: Bridge
-    app = create_app(config, backend, chemist, draining=lambda: bridge.draining())
-    bridge = Bridge(app, config.limits)
+    metrics = Metrics()
+    app = create_app(config, backend, chemist, metrics, draining=lambda: bridge.draining())
+    bridge = Bridge(app, config.limits, metrics)
     server = Server(
         bridge,
         address=bind,

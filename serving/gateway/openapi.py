@@ -32,6 +32,12 @@ _CHOICE = [
         "schema": {"type": "string", "minLength": 1, "maxLength": MAX_LABEL},
     },
 ]
+_METRICS = {
+    "operationId": "metrics",
+    "tags": ["gateway"],
+    "summary": "Counts and durations of the answers, for Prometheus.",
+    "responses": {"200": {"description": "The series.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+}
 
 
 def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -52,6 +58,7 @@ def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
             "/api/v1/models": _get("listModels", "Every model, and whether it can answer."),
             "/api/v1/models/{name}": _get("showModel", "A model's versions, their states and figures.", "name"),
             "/healthz": _get("healthz", "Whether the gateway runs."),
+            "/metrics": {"get": _METRICS},
             "/readyz": _get("readyz", "Whether the models can answer."),
         },
         "components": {

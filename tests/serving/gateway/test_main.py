@@ -251,6 +251,15 @@ def test_slow_bodies_take_no_thread_and_end(gateway) -> None:
         connection.close()
 
 
+def test_refusals_are_counted(start) -> None:
+    gateway = start("--max-body-bytes=1024", "--drain-seconds=0")
+    assert _post(gateway, b"x" * 2000)[0] == 413
+    connection = _connect(gateway)
+    connection.request("GET", "/metrics")
+    assert b'bookserve_gateway_refused_total{status="413"} 1\n' in connection.getresponse().read()
+    connection.close()
+
+
 def test_more_requests_than_may_wait_are_503(start, model_server) -> None:
     gateway = start(f"--model-server={model_server.target}", "--concurrent=2", "--waiting=2")
     model_server.running = 0

@@ -7,6 +7,7 @@ the trained network so that it takes and gives exactly the tensors of the model'
 MODELS: dict[str, str] = {
     "linear": "bookserve.training.models.linear",
     "logistic": "bookserve.training.models.logistic",
+    "tox21": "bookserve.training.models.tox21",
     "mnist": "bookserve.training.models.mnist",
     "tictactoe": "bookserve.training.models.tictactoe",
 }

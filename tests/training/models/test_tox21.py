@@ -1,0 +1,145 @@
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from rich.console import Console
+
+from bookserve.export import onnx_graph, parity, savedmodel
+from bookserve.export.contracts import TOX21
+from bookserve.training import run
+from bookserve.training.datasets import tox21 as tox21_data
+from bookserve.training.datasets.files import DataRequest, Origin
+from bookserve.training.datasets.tox21 import Molecules, Split
+from bookserve.training.models import tox21
+
+TINY = tox21.Config(epochs=6, members=2, hidden=(32, 16), batch=32, dropout=0.1, input_dropout=0.1, learning_rate=1e-2)
+
+
+def made_up(rows: int, seed: int) -> Split:
+    """Bits at random; bit k decides assay k, and a fifth of the results is not measured."""
+    random = np.random.default_rng(seed)
+    bits = (random.random((rows, 1024)) < 0.005).astype(np.uint8)
+    bits[:, :12] = random.random((rows, 12)) < 0.3
+    results = bits[:, :12].astype(np.float32)
+    results[random.random(results.shape) < 0.2] = np.nan
+    return Split(bits, results)
+
+
+@pytest.fixture(scope="module")
+def molecules() -> Molecules:
+    return Molecules(made_up(600, 0), made_up(100, 1), made_up(100, 2), Origin("sample", "made up", "0" * 64))
+
+
+def test_every_layer_reads_the_one_before_it() -> None:
+    model = tox21.build_model(tox21.Config(epochs=1, members=1, hidden=(48, 24)))
+    kernels = [variable.shape for variable in model.trainable_variables if len(variable.shape) == 2]
+    assert kernels == [(1024, 48), (48, 24), (24, 12)]
+    assert model.output_shape == (None, 1, 12)
+
+
+def test_training_learns_and_keeps_its_best_epoch(
+    molecules: Molecules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tox21, "FOREST_TREES", 5)
+    run.make_repeatable(0)
+    model = tox21.build_model(TINY)
+    before = tox21.mean_auc(tox21.assay_aucs(molecules.test.results, tox21.predict(model, molecules.test.fingerprints)))
+    history = tox21.train(model, molecules, TINY, seed=0, callbacks=[])
+    assert set(history) == {"loss", "val_loss", "auc", "val_auc"}
+    metrics = tox21.evaluate(model, molecules, tmp_path)
+    assert before < 0.65
+    assert metrics["test"]["auc"] > 0.85
+    assert metrics["valid"]["auc"] == pytest.approx(max(history["val_auc"]))
+    assert metrics["test"]["auc"] == pytest.approx(np.mean(list(metrics["test auc"].values())))
+    assert list(metrics["test auc"]) == list(metrics["test forest_auc"]) == list(TOX21.labels)
+    assert 0.5 < metrics["test"]["forest_auc"] < 1
+    assert metrics["test"]["rows"] == 100
+    assert (tmp_path / "roc.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_not_measured_trains_nothing_and_counts_nowhere(molecules: Molecules) -> None:
+    logits = tf.Variable(np.random.default_rng(0).normal(size=(100, 2, 12)).astype(np.float32))
+    results = molecules.test.results
+    packed = tox21.pack(results, tox21.assay_weights(results, 0.5))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tox21.weighted_loss(packed, logits))
+    gradient = np.abs(tape.gradient(loss, logits).numpy()).max(axis=1)
+    np.testing.assert_array_equal(gradient == 0, np.isnan(results))
+    scores = np.random.default_rng(1).random((100, 12))
+    changed = np.where(np.isnan(results), 1 - scores, scores)
+    assert tox21.assay_aucs(results, scores) == tox21.assay_aucs(results, changed)
+    assert tox21.log_loss(results, scores) == tox21.log_loss(results, changed)
+
+
+def test_weights_balance_the_classes_of_each_assay() -> None:
+    results = np.full((100, 12), np.nan, np.float32)
+    results[:80] = 0
+    results[:8] = 1
+    results[:, 1] = 0
+    for balance, ratio in ((0.0, 1.0), (0.5, 3.0), (1.0, 9.0)):
+        inactive, active = tox21.assay_weights(results, balance)[:, 0]
+        assert active / inactive == pytest.approx(ratio)
+        assert 72 * inactive + 8 * active == pytest.approx(80)
+    assert np.isfinite(tox21.assay_weights(results, 1.0)).all()
+
+
+def test_assays_without_both_classes_have_no_auc() -> None:
+    results = np.full((4, 12), np.nan, np.float32)
+    results[:, 0] = [0, 0, 1, 1]
+    results[:, 1] = 0
+    scores = np.tile(np.array([0.1, 0.6, 0.5, 0.9])[:, None], (1, 12))
+    assert tox21.assay_aucs(results, scores) == {"NR-AR": 0.75}
+    assert tox21.mean_auc({}) == 0.5
+
+
+def test_a_forest_without_an_active_row_says_never(molecules: Molecules, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tox21, "FOREST_TREES", 3)
+    results = molecules.train.results.copy()
+    results[:, 4] = 0
+    forests = tox21.train_forests(Split(molecules.train.fingerprints, results))
+    probabilities = tox21.forest_probabilities(forests, molecules.test.fingerprints)
+    assert probabilities.shape == (100, 12)
+    assert not probabilities[:, 4].any()
+    assert probabilities[:, 3].any()
+
+
+def test_the_run_is_served_alike_by_both_engines(
+    molecules: Molecules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tox21, "FOREST_TREES", 3)
+    monkeypatch.setitem(tox21.PROFILES, "smoke", TINY)
+    monkeypatch.setattr(tox21_data, "load", lambda *_: molecules)
+    result = run.train_model("tox21", "smoke", DataRequest("sample"), tmp_path, 0, Console(quiet=True))
+    network = keras.models.load_model(result.folder / "model.keras", compile=False)
+    expected = network(molecules.test.fingerprints[:9])["probabilities"].numpy()
+    assert expected.shape == (9, 12)
+    assert ((expected > 0) & (expected < 1)).all()
+    servable = savedmodel.load(result.folder / "model.keras", TOX21)
+    savedmodel.save(servable, tmp_path / "1")
+    onnx_graph.convert(servable, TOX21, tmp_path / "1" / onnx_graph.LOCATION)
+    differences = parity.check(tmp_path / "1", TOX21, {"fingerprint": molecules.test.fingerprints})
+    assert differences["probabilities"] < 1e-5
+
+
+def test_every_profile_has_its_numbers() -> None:
+    assert list(tox21.PROFILES) == ["smoke", "default", "full"]
+    smoke, default, full = tox21.PROFILES.values()
+    assert smoke.members < default.members < full.members
+    assert {config.split for config in tox21.PROFILES.values()} == {"random 80/10/10"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif("DATA_DIR" not in os.environ, reason="needs the real data in DATA_DIR")
+def test_default_beats_the_forests_on_the_real_test_rows(tmp_path: Path) -> None:
+    config = tox21.PROFILES["default"]
+    data = tox21.load_data(config, DataRequest("real", Path(os.environ["DATA_DIR"])), seed=0)
+    run.make_repeatable(0)
+    model = tox21.build_model(config)
+    tox21.train(model, data, config, seed=0, callbacks=[])
+    test = tox21.evaluate(model, data, tmp_path)["test"]
+    assert test["auc"] >= 0.81
+    assert test["auc"] > test["forest_auc"]

@@ -130,6 +130,37 @@ def test_openapi_covers_every_route_and_every_reference_resolves(client) -> None
         assert "200" in operation["responses"]
 
 
+def test_every_example_of_openapi_works(client, all_models, store) -> None:
+    tried = []
+    for path, item in client.get("/openapi.json").get_json()["paths"].items():
+        content = item.get("post", {}).get("requestBody", {}).get("content", {})
+        if "application/json" not in content:
+            continue
+        tried.append(path)
+        response = client.post(path, json=content["application/json"]["example"])
+        assert response.status_code == 200, response.text
+        promised = item["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+        _check(response.get_json(), promised, path)
+    assert len(tried) == len(CONTRACTS) + 1
+
+
+def _check(value, schema, place) -> None:
+    """The few keywords of JSON Schema that the answers' schemas have."""
+    kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
+    if "type" in schema:
+        assert isinstance(value, kinds[schema["type"]]), place
+    assert value in schema.get("enum", [value]), place
+    assert set(schema.get("required", [])) <= set(value if isinstance(value, dict) else []), place
+    for name, inner in schema.get("properties", {}).items():
+        _check(value[name], inner, f"{place}.{name}")
+    if isinstance(value, list):
+        assert schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)), place
+        for index, entry in enumerate(value):
+            _check(entry, schema["items"], f"{place}[{index}]")
+    if isinstance(value, int | float):
+        assert schema.get("minimum", value) <= value <= schema.get("maximum", value), place
+
+
 def test_openapi_states_the_limits_that_hold(backend, chemist) -> None:
     client = create_app(GatewayConfig(limits=Limits(items=5)), backend, chemist).test_client()
     content = client.get("/openapi.json").get_json()["paths"]["/api/v1/mnist"]["post"]["requestBody"]["content"]

@@ -130,6 +130,6 @@ def _draw(split: toy.Split, model: keras.Model, path: Path) -> None:
     for number, colour in enumerate(("tab:blue", "tab:red")):
         chosen = split.x[split.y == number]
         panel.scatter(chosen[:, 0], chosen[:, 1], s=14, color=colour, label=f"class {number}")
-    panel.set(xlabel="x1", ylabel="x2", title="test points, probability of class 1 and the separating line")
+    panel.set(xlabel="x1", ylabel="x2", title="test points and the separating line")
     panel.legend()
     figure.savefig(path)

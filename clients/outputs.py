@@ -81,13 +81,15 @@ def next_words(
 ) -> dict[str, Any]:
     """The answer for texts: {"text", "unknown", "words": [{"word", "probability"}]}, the likeliest words first.
 
-    `texts` has each text with its tokens and its probabilities float32 [vocabulary]. The unknown word is no
-    suggestion and is left out.
+    `texts` has each text with its tokens and its probabilities float32 [vocabulary]. The unknown word and the
+    vocabulary's fillers are no suggestions and are left out.
     """
     predictions = []
     for text, tokens, probabilities in texts:
-        order = np.argsort(-probabilities, kind="stable")[: top_k + 1]
-        best = [number for number in order if number != vocabulary.unknown][:top_k]
+        shares = probabilities.copy()
+        shares[list(vocabulary.silent)] = -1.0
+        order = np.argsort(-shares, kind="stable")
+        best = order[: min(top_k, len(order) - len(vocabulary.silent))]
         words = [
             {"word": vocabulary.words[number], "probability": _probability(probabilities[number])} for number in best
         ]

@@ -55,6 +55,11 @@ class Vocabulary:
         """The number of "<unk>"."""
         return self.numbers[UNKNOWN]
 
+    @cached_property
+    def silent(self) -> tuple[int, ...]:
+        """The numbers that stand for no word: that of "<unk>", and fillers such as "<unused 7>", known by their blank."""
+        return tuple(number for number, word in enumerate(self.words) if word == UNKNOWN or " " in word)
+
 
 @dataclass(frozen=True)
 class Tokens:

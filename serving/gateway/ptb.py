@@ -185,9 +185,9 @@ def _next(
 def _draw(
     probabilities: _Probabilities, vocabulary: words.Vocabulary, temperature: float, chance: np.random.Generator
 ) -> int:
-    """A word's number, drawn by probability ** (1 / temperature); the likeliest at 0. Never the unknown word."""
+    """A word's number, drawn by probability ** (1 / temperature); the likeliest at 0. Never one that is no word."""
     weights = probabilities.astype(np.float64)
-    weights[vocabulary.unknown] = 0.0
+    weights[list(vocabulary.silent)] = 0.0
     if temperature == 0.0 or weights.max() <= 0.0:
         return int(weights.argmax())
     scaled = np.power(weights / weights.max(), 1.0 / temperature)

@@ -3,8 +3,8 @@
 import { Plot } from "./plot.js";
 import { Bars, Latest, Panel, ask, element } from "./shared.js";
 
-const ACROSS = [-4, 4];
-const UP = [-3, 3];
+const ACROSS = [-2.8, 2.8];
+const UP = [-2.1, 2.1];
 const [COLUMNS, ROWS] = [48, 36]; // of the shading
 
 export function startLogistic() {

@@ -77,7 +77,7 @@ def test_a_vocabulary_is_read(tmp_path) -> None:
     path.write_text("<unk>\n<eos>\nthe\ncafé\n")
     vocabulary = words.read_vocabulary(path)
     assert vocabulary.words == ("<unk>", "<eos>", "the", "café")
-    assert vocabulary.unknown == 0
+    assert (vocabulary.unknown, vocabulary.silent) == (0, (0,))
 
 
 @pytest.mark.parametrize(

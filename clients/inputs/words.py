@@ -57,7 +57,7 @@ class Vocabulary:
 
     @cached_property
     def silent(self) -> tuple[int, ...]:
-        """The numbers that stand for no word: that of "<unk>", and fillers such as "<unused 7>", known by their blank."""
+        """The numbers that stand for no word: that of "<unk>", and fillers such as "<unused 7>", known by the blank."""
         return tuple(number for number, word in enumerate(self.words) if word == UNKNOWN or " " in word)
 
 

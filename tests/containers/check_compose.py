@@ -208,10 +208,11 @@ def ready_models(engine: Engine) -> set[str]:
     return {model["name"] for model in GatewayClient(engine.gateway_url).models() if model["ready"]}
 
 
-def test_the_model_server_starts_on_an_empty_store_and_is_unready(engine: Engine) -> None:
-    engine.compose("up", "--detach", "--no-build", "model-server")
-    wait_until(lambda: answers(f"{engine.rest_url}/healthz"), "the model server listens", seconds=60)
-    assert _status(f"{engine.rest_url}/readyz") == 503
+def test_both_servers_start_on_an_empty_store_and_the_gateway_is_unready(engine: Engine) -> None:
+    engine.compose("up", "--detach", "--no-build", *SERVERS)
+    wait_until(lambda: answers(f"{engine.gateway_url}/healthz"), "the gateway listens", seconds=60)
+    assert _status(f"{engine.rest_url}/readyz") == 200
+    assert _status(f"{engine.gateway_url}/readyz") == 503
 
 
 def test_every_model_is_trained_and_picked_up(trained: Engine) -> None:

@@ -109,7 +109,8 @@ class A3C:
         self._model = model
         self._settings = settings
         self._total_updates = total_updates
-        parameters = [tf.constant(variable.numpy()) for variable in model.trainable_variables]
+        with tf.device("CPU"):
+            parameters = [tf.constant(weights) for weights in model.get_weights()]
         zeros = [tf.zeros_like(parameter) for parameter in parameters]
         self._shared = _Shared(parameters, zeros, zeros, 0)
         self._act = tf.function(self._act_eagerly, reduce_retracing=True)
@@ -144,8 +145,7 @@ class A3C:
             with turns.stop_on_error():
                 for future in pending:
                     future.result()
-        for variable, parameter in zip(self._model.trainable_variables, self._shared.parameters, strict=True):
-            variable.assign(parameter)
+        self._model.set_weights([parameter.numpy() for parameter in self._shared.parameters])
 
     def _learn(self, worker: "_Worker") -> tuple[list[Any], Update]:
         """Play one rollout and differentiate the loss over it, with the parameters that the worker holds."""

@@ -20,6 +20,13 @@ def test_curves_have_a_panel_a_figure(tmp_path: Path) -> None:
     assert _width(tmp_path / "two.png") == 2 * _width(tmp_path / "one.png")
 
 
+def test_shares_have_a_bar_a_row(tmp_path: Path) -> None:
+    plots.shares({"x": [0.5, 0.3, 0.2]}, ["won", "drawn", "lost"], "one", tmp_path / "one.png")
+    plots.shares({"x": [0, 0, 1], "o": [1, 0, 0]}, ["won", "drawn", "lost"], "two", tmp_path / "two.png")
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
+        assert two.height > one.height > 100
+
+
 def _width(path: Path) -> int:
     with Image.open(path) as image:
         return image.width

@@ -4,6 +4,10 @@ Unlike the book's network this one has no batch normalisation, whose statistics 
 squares are masked inside the graph instead of being punished. Unlike the book's training the opponent is not only
 random, so the policy learns not to lose; `tictactoe_games` says how.
 
+Two workers with 64 boards each make about 19,000 of the learner's moves in a second of one core, replies of the
+opponent and updates included; one or four workers cost the same within a tenth, and one board a worker, as in the book,
+makes 370. The training of the profile `default` takes two minutes of one core.
+
 The policy is judged on the whole game tree: exact chances against a random opponent, and the number of games that a
 perfectly unlucky choice of replies could make it lose. Mean reward alone proves little: the best possible one is 9.79,
 and random legal play earns 3.69.

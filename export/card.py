@@ -30,6 +30,16 @@ PURPOSE: dict[str, tuple[str, str]] = {
         "It knows only digits: white on black, 28 x 28, centred, about 20 pixels high. It gives any other picture one "
         "of the ten digits too, often with a high probability. Rotated, cut or touching digits are read badly.",
     ),
+    "ptb": (
+        "Says which word comes next: the recurrent network over words of chapter 7.",
+        "It knows 10,000 words of American business news of 1989, in lower case, numbers as `N`, everything else as "
+        "`<unk>`. It repeats the prejudices of its text, knows no facts and forgets what lies many words back.",
+    ),
+    "cifar10": (
+        "Says which of ten kinds of things a small picture shows: the convolutional network of chapter 9.",
+        "It has seen 32 x 32 pixels only, each with one thing in the middle. It gives any other picture one of the ten "
+        "kinds too, often with a high probability.",
+    ),
     "tictactoe": (
         "Plays tic-tac-toe: the policy of chapter 8, trained by A3C against itself and against slips of its own hand.",
         "It was checked on every position that play can reach, and knows no others: a board with too many stones of "
@@ -75,5 +85,6 @@ def _metrics(run: Run) -> list[str]:
 
 
 def _row(direction: str, tensor: Tensor) -> str:
-    shape = ", ".join("n" if size is None else str(size) for size in tensor.shape)
+    sizes = ["n", *("any" if size is None else str(size) for size in tensor.shape[1:])]
+    shape = ", ".join(sizes)
     return f"| {direction} `{tensor.name}` | {tensor.dtype} | [{shape}] |"

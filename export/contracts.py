@@ -29,7 +29,8 @@ class Contract:
     """The tensors of one model under the signature `serving_default`.
 
     `version` is the contract's own number: it grows when a tensor's name, type or meaning changes, and never otherwise.
-    `labels` names the classes of the outputs in order, or is empty where the outputs are no classes.
+    `labels` names the classes of the outputs in order, or is empty where the outputs are no classes. `assets` are the
+    files that a version carries in its folder `assets/`.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Contract:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     labels: tuple[str, ...] = ()
+    assets: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -87,16 +89,20 @@ PTB = Contract(
     inputs=(Tensor("tokens", "int32", (None, None)),),  # rows of `vocabulary.txt`, the version's asset
     outputs=(
         Tensor("probabilities", "float32", (None, None)),  # of every word of the vocabulary as the next one
-        Tensor("top_ids", "int32", (None, 10)),
+        Tensor("top_ids", "int32", (None, 10), ranks="probabilities"),
         Tensor("top_probabilities", "float32", (None, 10)),
     ),
+    assets=("vocabulary.txt",),  # one word a line, UTF-8; line number from 0 = the word's number in `tokens`
 )
 
 CIFAR10 = Contract(
     model="cifar10",
     version=1,
     inputs=(Tensor("images", "uint8", (None, 32, 32, 3)),),
-    outputs=(Tensor("probabilities", "float32", (None, 10)), Tensor("classes", "int64", (None,))),
+    outputs=(
+        Tensor("probabilities", "float32", (None, 10)),
+        Tensor("classes", "int64", (None,), ranks="probabilities"),
+    ),
     labels=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )
 

@@ -30,7 +30,7 @@ def publish(run: Run, store: ModelStore, say: Callable[[str], None]) -> Manifest
         with store.staging(contract.model) as folder:
             extra = folder / "assets.extra"
             say(f"{contract.model}: SavedModel and ONNX graph")
-            servable = savedmodel.load(run.network, contract)
+            servable = savedmodel.load(run.network, contract, run.assets())
             savedmodel.save(servable, folder)
             extra.mkdir()
             onnx_graph.convert(servable, contract, folder / onnx_graph.LOCATION)

@@ -41,6 +41,18 @@ class Run:
         """The folder of pictures."""
         return self.folder / "report"
 
+    def assets(self) -> list[Path]:
+        """The files that the contract names.
+
+        Raises:
+            ExportError: one is missing.
+        """
+        paths = [self.folder / "assets" / name for name in self.contract.assets]
+        for path in paths:
+            if not path.is_file():
+                raise ExportError(f"{path} is missing, which the contract {self.contract.id} names: train again")
+        return paths
+
     def examples(self) -> dict[str, npt.NDArray[Any]]:
         """Test rows as the contract's inputs.
 

@@ -1,5 +1,6 @@
 """The SavedModel of a version: the trained network under the signature that its contract names."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from bookserve.export.errors import ExportError
 class Servable(tf.Module):  # type: ignore[misc]
     """A network and its one signature: the contract's inputs in order, the contract's outputs by name."""
 
-    def __init__(self, network: keras.Model, contract: Contract) -> None:
+    def __init__(self, network: keras.Model, contract: Contract, assets: Sequence[Path]) -> None:
         super().__init__(name=contract.model)
         self.kept = list(network.variables)  # what is written; the network itself would bring its optimizer along
+        self.assets = [tf.saved_model.Asset(str(path)) for path in assets]
         self.specs = [tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in contract.inputs]
 
         def serve(*inputs: Any) -> dict[str, Any]:
@@ -26,8 +28,8 @@ class Servable(tf.Module):  # type: ignore[misc]
         self.serve = tf.function(serve, input_signature=self.specs, autograph=False)
 
 
-def load(path: Path, contract: Contract) -> Servable:
-    """The network of a run, checked against its contract.
+def load(path: Path, contract: Contract, assets: Sequence[Path] = ()) -> Servable:
+    """The network of a run, checked against its contract; `assets` are the files that it carries along.
 
     Raises:
         ExportError: the file is damaged, or an input or output is missing or of another type or shape.
@@ -36,7 +38,7 @@ def load(path: Path, contract: Contract) -> Servable:
         network = keras.models.load_model(path, compile=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ExportError(f"{path} cannot be loaded: {error}") from error
-    servable = Servable(network, contract)
+    servable = Servable(network, contract, assets)
     try:
         function = servable.serve.get_concrete_function()
     except KeyError as error:

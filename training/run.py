@@ -43,6 +43,14 @@ class Data(Protocol):
         """Test rows as the contract's inputs."""
 
 
+class DataWithAssets(Data, Protocol):
+    """The data of a model whose contract names assets."""
+
+    @property
+    def assets(self) -> Mapping[str, str]:
+        """File name -> its text."""
+
+
 class BookModel(Protocol):
     """The skeleton of a module in `training/models/`."""
 
@@ -162,5 +170,7 @@ def _fit(
     plots.curves(history, report / "curves.png")
     model_module.serving_model(model).save(folder / "model.keras")
     run_folder.write_examples(folder / "examples.npz", data.examples, EXAMPLE_ROWS)
+    if model_module.CONTRACT.assets:
+        run_folder.write_assets(folder / "assets", cast(DataWithAssets, data).assets)
     run_folder.write_json(folder / "metrics.json", metrics)
     return metrics

@@ -6,6 +6,7 @@
         history.csv     one line an epoch
         model.keras     the trained network behind its contract
         examples.npz    test rows as the contract's inputs, for the parity check and the warm-up
+        assets/         the files that the contract names, such as a vocabulary
         report/         pictures
         tensorboard/    for `tensorboard --logdir`
 
@@ -73,6 +74,13 @@ def write_examples(path: Path, inputs: Mapping[str, npt.NDArray[Any]], rows: int
     """The first `rows` rows of every input, named as in the contract."""
     with path.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **{name: array[:rows] for name, array in inputs.items()})
+
+
+def write_assets(folder: Path, texts: Mapping[str, str]) -> None:
+    """The files that a version carries along: name -> text, written as UTF-8."""
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _fsync(path: Path) -> None:

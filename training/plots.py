@@ -1,5 +1,6 @@
 """The pictures of a report: training curves, confusion matrix and bars of shares, as PNG."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,4 +75,23 @@ def shares(rows: Mapping[str, Sequence[float]], parts: Sequence[str], title: str
     panel.set(xlim=(0, 1), title=title)
     panel.xaxis.set_major_formatter(PercentFormatter(1))
     figure.legend(loc="outside lower center", ncols=len(parts))
+    figure.savefig(path)
+
+
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], path: Path) -> None:
+    """A table of texts, each wrapped inside its column."""
+    wrapped = [[textwrap.fill(cell, 38) for cell in row] for row in rows]
+    heights = [1 + max(cell.count("\n") + 1 for cell in row) for row in wrapped]
+    figure = Figure(figsize=(3.2 * len(heads), 0.8 + 0.16 * sum(heights)), dpi=DPI)
+    panel = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    panel.set_axis_off()
+    panel.set(xlim=(0, len(heads)), ylim=(sum(heights), -2))
+    for column, head in enumerate(heads):
+        panel.text(column, -1.2, head, fontsize=9, fontweight="bold", va="top")
+    top = 0
+    for row, height in zip(wrapped, heights, strict=True):
+        panel.axhline(top, color="lightgrey", linewidth=0.8)
+        for column, cell in enumerate(row):
+            panel.text(column, top + 0.4, cell.replace("$", r"\$"), fontsize=8, va="top", linespacing=1.1)
+        top += height
     figure.savefig(path)

@@ -9,6 +9,8 @@ MODELS: dict[str, str] = {
     "logistic": "bookserve.training.models.logistic",
     "tox21": "bookserve.training.models.tox21",
     "mnist": "bookserve.training.models.mnist",
+    "ptb": "bookserve.training.models.ptb",
+    "cifar10": "bookserve.training.models.cifar10",
     "tictactoe": "bookserve.training.models.tictactoe",
 }
 """Model -> its module, in the order in which `train-all` trains them. Modules are imported only when they run."""

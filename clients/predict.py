@@ -201,7 +201,7 @@ def main(
     try:
         answer = _ask(QUESTIONS[name], source, wanted, gateway, grpc_target, rest_url)
     except Unavailable as error:
-        mend = "" if "make serve" in str(error) else ": start it with 'make serve'"
+        mend = ": start it with 'make serve'" if "nothing answers" in str(error) else ""
         raise click.ClickException(f"{error}{mend}") from error
     except (PredictError, *_INPUT_ERRORS) as error:
         raise click.ClickException(str(error)) from error

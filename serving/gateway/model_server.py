@@ -192,7 +192,7 @@ def contract_mismatch(contract: Contract, metadata: ModelMetadata) -> str:
     ):
         for tensor in tensors:
             info = infos.get(tensor.name)
-            if info is None or not _fits(tensor, info):
+            if info is None or not _fits(tensor, info, kind):
                 has = "nothing" if info is None else _text(info.dtype, info.shape)
                 wants = _text(tensor.dtype, tensor.shape)
                 return (
@@ -204,14 +204,21 @@ def contract_mismatch(contract: Contract, metadata: ModelMetadata) -> str:
     return ""
 
 
-def _fits(tensor: Tensor, info: TensorInfo) -> bool:
-    """A dimension that the contract fixes may be free in the signature; one that it frees must be."""
+def _fits(tensor: Tensor, info: TensorInfo, kind: str) -> bool:
+    """A dimension that the contract fixes may be free in the signature.
+
+    One that it frees must be free, but for an output's after the batch: a version has its own size there, as of its
+    vocabulary.
+    """
     if info.dtype != tensor.dtype:
         return False
     if info.shape is None:
         return True
-    return len(info.shape) == len(tensor.shape) and all(
-        has is None or has == wants for has, wants in zip(info.shape, tensor.shape, strict=True)
+    if len(info.shape) != len(tensor.shape):
+        return False
+    return all(
+        has is None or has == wants or (wants is None and kind == "output" and place > 0)
+        for place, (has, wants) in enumerate(zip(info.shape, tensor.shape, strict=True))
     )
 
 

@@ -102,8 +102,10 @@ class FakeServer:
             *((signature.outputs, tensor) for tensor in contract.outputs),
         ]:
             side[tensor.name].dtype = tensors.data_type(np.dtype(tensor.dtype))
-            for size in tensor.shape:
-                side[tensor.name].tensor_shape.dim.add().size = -1 if size is None else size
+            for place, size in enumerate(tensor.shape):
+                # An engine knows the size of a version's vocabulary.
+                known = len(WORDS) if side is signature.outputs and place else -1
+                side[tensor.name].tensor_shape.dim.add().size = known if size is None else size
         response = GetModelMetadataResponse()
         response.model_spec.version.value = 3
         response.metadata["signature_def"].Pack(definitions)

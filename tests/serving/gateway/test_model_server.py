@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from bookserve.clients import errors
-from bookserve.clients.answers import Signature, TensorInfo
-from bookserve.export.contracts import MNIST
+from bookserve.clients.answers import ModelMetadata, Signature, TensorInfo
+from bookserve.export.contracts import MNIST, PTB
 from bookserve.serving.gateway.incoming import Choice
-from bookserve.serving.gateway.model_server import ModelServer
+from bookserve.serving.gateway.model_server import ModelServer, contract_mismatch
 from bookserve.serving.gateway.problems import Problem
 
 IMAGES = {"images": np.full((2, 28, 28), 7, np.uint8)}
@@ -53,6 +53,21 @@ def test_an_input_that_the_contract_does_not_have_is_a_mismatch(models, backend)
     inputs = {**backend.signature.inputs, "more": TensorInfo("float32", ())}
     backend.signature = dataclasses.replace(backend.signature, inputs=inputs)
     assert "an input 'more' as well" in _refused(models).detail
+
+
+def test_a_version_may_fix_an_outputs_size_that_the_contract_frees_but_no_inputs_and_no_batch() -> None:
+    def mismatch(tokens, probabilities):
+        outputs = {
+            "probabilities": TensorInfo("float32", probabilities),
+            "top_ids": TensorInfo("int32", (None, 10)),
+            "top_probabilities": TensorInfo("float32", (None, 10)),
+        }
+        signature = Signature({"tokens": TensorInfo("int32", tokens)}, outputs)
+        return contract_mismatch(PTB, ModelMetadata("ptb", 1, {"serving_default": signature}))
+
+    assert mismatch((None, None), (None, 10_000)) == ""
+    assert "should be int32 [n,n], is int32 [n,20]" in mismatch((None, 20), (None, 10_000))
+    assert "is float32 [1,10000]" in mismatch((None, None), (1, 10_000))
 
 
 def test_free_shapes_and_more_outputs_are_no_mismatch(models, backend) -> None:

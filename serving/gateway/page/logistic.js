@@ -17,7 +17,7 @@ export function startLogistic() {
 
   const paint = (plot) => {
     if (known) plot.context.drawImage(field, 0, 0, plot.canvas.width, plot.canvas.height);
-    plot.grid([-2, 0, 2], [-2, 0, 2]);
+    plot.grid([-2, -1, 0, 1, 2], [-1, 0, 1]);
     plot.dot(plot.point);
   };
 

@@ -40,7 +40,7 @@ class Config:
 
     epochs: int  # (chapter 7: 13)
     train_words: int | None = None  # words to train on, None for all
-    batch: int = 64  # streams that the text is cut into (chapter 7: 20)
+    batch: int = 64  # streams that the text is cut into, over all devices (chapter 7: 20)
     steps: int = 35  # words through which gradients run back (chapter 7: 20)
     units: int = 224  # of a word vector and of each layer (chapter 7: 200)
     layers: int = 1  # (chapter 7: 2)
@@ -99,7 +99,9 @@ def train(
     """
     _, bias, _ = _parts(model)
     bias.embeddings.assign(np.log(_shares(data.train))[None, :])
-    inputs, targets = streams(data.train, config.batch)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    batch = -(-config.batch // replicas) * replicas
+    inputs, targets = streams(data.train, batch)
     steps = max(1, len(inputs) // config.steps)
     warmup = int(config.epochs * steps * config.warmup)
     rate = keras.optimizers.schedules.CosineDecay(
@@ -115,7 +117,7 @@ def train(
     watchers.on_train_begin()
     for epoch in range(config.epochs):
         watchers.on_epoch_begin(epoch)
-        state = zero_state(model, config.batch)
+        state = zero_state(model, batch // replicas)
         losses = []
         for number in range(steps):
             part = slice(number * config.steps, (number + 1) * config.steps)
@@ -196,8 +198,13 @@ def training_step(model: keras.Model, config: Config) -> Callable[..., tuple[Any
     vectors, bias, layers = _parts(model)
     variables = model.trainable_variables
 
-    @tf.function  # type: ignore[untyped-decorator]
-    def step(inputs: Any, targets: Any, sample: Any, seed: Any, state: State) -> tuple[Any, State]:
+    strategy = tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+
+    def descend(inputs: Any, targets: Any, sample: Any, seed: Any, state: State) -> tuple[Any, State]:
+        """One replica's streams, of which each has as many, and its share of the loss."""
+        first = tf.distribute.get_replica_context().replica_id_in_sync_group
+        inputs, targets = inputs[:, first::replicas], targets[:, first::replicas]
         with tf.GradientTape() as tape:
             table = tf.convert_to_tensor(vectors.embeddings)
             shift = tf.convert_to_tensor(bias.embeddings)[0]  # (vocabulary,)
@@ -214,10 +221,15 @@ def training_step(model: keras.Model, config: Config) -> Callable[..., tuple[Any
             else:
                 logits = tf.matmul(x, table, transpose_b=True) + shift
                 losses = tf.nn.sparse_softmax_cross_entropy_with_logits(wanted, logits)
-            loss = tf.reduce_mean(losses)
+            loss = tf.reduce_mean(losses) / replicas
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]
         model.optimizer.apply(gradients, variables)
         return loss, after
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def step(inputs: Any, targets: Any, sample: Any, seed: Any, state: State) -> tuple[Any, State]:
+        losses, after = strategy.run(descend, args=(inputs, targets, sample, seed, state))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None), after
 
     return step  # type: ignore[no-any-return]
 

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -143,6 +145,34 @@ def test_a_version_carries_the_vocabulary_and_takes_rows_of_any_length(
         expected = signature(tokens=tf.constant(tokens))
         np.testing.assert_allclose(probabilities, expected["probabilities"].numpy(), atol=1e-5)
         assert (top_ids.shape, top_probabilities.shape) == ((shape[0], 10), (shape[0], 10))
+
+
+SPLIT = """
+import numpy as np
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from bookserve.training import run
+from bookserve.training.datasets.ptb import Text
+from bookserve.training.models import ptb
+words = np.random.default_rng(0).integers(0, 30, 4000).astype(np.int32)
+text = Text(words[:3000], words[3000:3500], words[3500:], (), None)
+config = ptb.Config(epochs=2, batch=8, steps=5, units=8, samples=100, dropout=0.0)
+losses = []
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    run.make_repeatable(0)
+    with strategy.scope():
+        losses.append(ptb.train(ptb.build_model(config), text, config, 0, [])["val_loss"][-1])
+assert abs(losses[0] - losses[1]) < 2e-3, losses
+print("replicas", strategy.num_replicas_in_sync)
+"""
+
+
+@pytest.mark.slow
+def test_two_replicas_train_as_one_does() -> None:
+    done = subprocess.run([sys.executable, "-c", SPLIT], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().endswith("replicas 2")
 
 
 def test_every_profile_has_its_numbers() -> None:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stand_in_models import WORDS, FakeServer, serve
 
 from bookserve.export.contracts import CONTRACTS
+from stand_in_models import WORDS, FakeServer, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "clients" / "examples" / "README.md").read_text()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from stand_in_models import WORDS, FakeServer, serve
 
 from bookserve.clients import predict
 from bookserve.export.contracts import CONTRACTS
+from stand_in_models import WORDS, FakeServer, serve
 
 ANSWER = {"model": "mnist", "version": 3, "predictions": [{"class": "7", "probabilities": {"6": 0.25, "7": 0.75}}]}
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stand_in_models import WORDS, answer_of, signature_of
 
 from bookserve.clients import errors
 from bookserve.clients.answers import ModelMetadata, Prediction, Signature, VersionStatus
@@ -12,6 +11,7 @@ from bookserve.export.contracts import CONTRACTS
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import GatewayConfig
+from stand_in_models import WORDS, answer_of, signature_of
 
 GOOD = signature_of(CONTRACTS["mnist"])
 

@@ -17,10 +17,10 @@ import click
 import numpy as np
 import pytest
 from PIL import Image
-from stand_in_models import FakeServer, serve
 
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.serving.gateway.main import reserve
+from stand_in_models import FakeServer, serve
 
 
 @pytest.fixture(scope="module")

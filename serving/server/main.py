@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import click
+import onnxruntime
 
 from bookserve.serving.server import flags as flag_parser
 from bookserve.serving.server import grpc_api, rest_api
@@ -280,7 +281,7 @@ def main(arguments: tuple[str, ...]) -> None:
         return
     if flags.version:
         click.echo(f"bookserve model server: {importlib.metadata.version('bookserve')}")
-        click.echo(f"ONNX Runtime: {importlib.metadata.version('onnxruntime')}")
+        click.echo(f"ONNX Runtime: {onnxruntime.__version__}")
         return
     sys.setswitchinterval(_SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=_new_loop) as runner:

@@ -41,7 +41,7 @@ _CHANNEL_OPTIONS = (
     # gRPC's own ceiling is two minutes, far too long to notice that a model server is back.
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # despite its name the time that one attempt to connect may take
     # A model server is reached directly: a proxy of the environment would get requests meant for loopback.
     ("grpc.enable_http_proxy", 0),
 )

@@ -7,6 +7,7 @@ flight and exits with 0. A second signal ends it at once.
 
 import asyncio
 import errno
+import os
 import signal
 import socket
 import sys
@@ -112,6 +113,10 @@ def main(
     config = GatewayConfig(model_server=model_server, model_seconds=model_seconds, models_dir=models_dir, limits=limits)
     with reserve(bind, port) as reserved, GrpcClient(model_server) as backend, Chemist() as chemist:
         asyncio.run(_serve(config, backend, chemist, bind, reserved.getsockname()[1], drain_seconds))
+    # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def reserve(bind: str, port: int) -> socket.socket:

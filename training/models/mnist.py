@@ -49,7 +49,7 @@ class Config:
 
 PROFILES: dict[str, Config] = {
     "smoke": Config(epochs=1, train_rows=12_000, batch=64),
-    "default": Config(epochs=7),
+    "default": Config(epochs=5),
     "full": Config(epochs=32, rotation=10.0, zoom=0.1, shift=1.5, elastic=0.8, patience=12),
 }
 

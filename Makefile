@@ -14,7 +14,7 @@ DONE := .venv/.installed
 TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
 
 .DELETE_ON_ERROR:
-.PHONY: help install train-all serve test test-slow test-containers lint typecheck bench wheel lock protos clean
+.PHONY: help install train-all serve test test-slow test-containers lint typecheck bench screenshots wheel lock protos clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -57,6 +57,9 @@ typecheck: install
 
 bench: install ## the benchmarks; prints tables
 	$(BIN)/python -m bookserve.serving.bench --models-dir=$(MODELS_DIR)
+
+screenshots: install ## take the README's pictures of the pages of a running `make serve`
+	$(BIN)/python tests/support/take_screenshots.py http://127.0.0.1:$(GATEWAY_PORT)
 
 wheel: install ## build the wheel and the source distribution into dist/
 	rm -rf build dist

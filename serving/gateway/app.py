@@ -1,4 +1,4 @@
-"""The gateway's Flask application: the models' routes, the page, the probes, and what holds for every request.
+"""The gateway's Flask application: the models' routes, the pages, the probes, and what holds for every request.
 
 `create_app` takes its settings and the client to the model server, so tests inject both.
 """
@@ -122,9 +122,10 @@ def _add_probes(app: Flask, models: ModelServer, metrics: Metrics, draining: Cal
 def _add_page(app: Flask) -> None:
     files = {path.name: path.read_bytes() for path in _PAGE.iterdir() if path.suffix in _PAGE_TYPES}
 
-    @app.get("/")
+    @app.get("/", defaults={"name": "index.html"})
+    @app.get("/docs", defaults={"name": "docs.html"})
     @app.get("/page/<name>")
-    def page(name: str = "index.html") -> Response:
+    def page(name: str) -> Response:
         if name not in files:
             raise Problem(404, "the page has no such file")
         return Response(files[name], content_type=_PAGE_TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"})
@@ -182,7 +183,7 @@ def _add_error_handlers(app: Flask, config: GatewayConfig) -> None:
         status = error.code or 500
         if 300 <= status < 400:
             return flask.make_response(error.get_response())
-        headers, text = {}, {404: "there is nothing here; GET /openapi.json lists what there is"}.get(status)
+        headers, text = {}, {404: "there is nothing here; GET /docs or /openapi.json lists what there is"}.get(status)
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             allowed = ", ".join(sorted(error.valid_methods))
             headers, text = {"Allow": allowed}, f"{request.method} does not work here; {allowed} does"

@@ -15,6 +15,7 @@ from bookserve.export.contracts import CONTRACTS
 from stand_in_models import WORDS, FakeServer, serve
 
 CHROMIUM = next((path for path in ("/usr/bin/chromium", shutil.which("chromium")) if path and Path(path).exists()), "")
+SEVEN = Path(__file__).resolve().parents[3] / "clients" / "examples" / "seven.png"
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium at /usr/bin/chromium, and no chromium on PATH")
@@ -185,6 +186,28 @@ def test_a_game_is_played_on_either_side(page) -> None:
     expect(squares.nth(0).locator("small")).to_have_text("")
 
 
+def test_the_api_page_shows_every_operation_and_tries_one(page, url) -> None:
+    page.goto(f"{url}/docs")
+    operations = page.request.get(f"{url}/openapi.json").json()["paths"]
+    expect(page.locator(".operation")).to_have_count(sum(len(methods) for methods in operations.values()))
+    linear = page.locator("#predictLinear")
+    expect(linear.locator(".curl")).to_contain_text('curl --json \'{"x":')
+    linear.get_by_label("JSON body").fill('{"x": 1}')
+    expect(linear.locator(".curl")).to_have_text(f"curl --json '{{\"x\": 1}}' '{url}/api/v1/linear'")
+    linear.get_by_role("button", name="Try it").click()
+    expect(linear.locator(".answer")).to_contain_text("200 OK")
+    expect(linear.locator(".answer")).to_contain_text('"y": 7')
+    linear.locator("input[name=version]").fill("0")
+    expect(linear.locator(".curl")).to_contain_text("/api/v1/linear?version=0")
+    linear.get_by_role("button", name="Try it").click()
+    expect(linear.locator(".answer")).to_contain_text("400")
+    digits = page.locator("#predictMnist")
+    digits.locator("input[type=file]").set_input_files(SEVEN)
+    expect(digits.locator(".curl")).to_have_text(f"curl -F 'file=@seven.png' '{url}/api/v1/mnist'")
+    digits.get_by_role("button", name="Try it").click()
+    expect(digits.locator(".answer")).to_contain_text('"class"')
+
+
 def test_a_model_that_is_not_served_says_so_and_the_others_work(browser, page, model_server) -> None:
     model_server.models = tuple(name for name in CONTRACTS if name != "ptb")
     page.reload()
@@ -194,10 +217,11 @@ def test_a_model_that_is_not_served_says_so_and_the_others_work(browser, page, m
     expect(page.locator("#linear-y")).to_have_text("4.500")
 
 
-def test_a_narrow_window_does_not_scroll_sideways(browser, url) -> None:
+@pytest.mark.parametrize(("path", "last"), [("/", "#linear-y"), ("/docs", "#readyz .curl")])
+def test_a_narrow_window_does_not_scroll_sideways(browser, url, path, last) -> None:
     for scheme in ("light", "dark"):
         page = browser.new_page(viewport={"width": 360, "height": 640}, color_scheme=scheme)
-        page.goto(url)
-        expect(page.locator("#linear-y")).to_have_text("4.500")
+        page.goto(url + path)
+        expect(page.locator(last)).not_to_be_empty()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.close()

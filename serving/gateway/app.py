@@ -122,8 +122,14 @@ def _add_probes(app: Flask, models: ModelServer, metrics: Metrics, draining: Cal
 def _add_page(app: Flask) -> None:
     files = {path.name: path.read_bytes() for path in _PAGE.iterdir() if path.suffix in _PAGE_TYPES}
 
-    @app.get("/", defaults={"name": "index.html"})
-    @app.get("/docs", defaults={"name": "docs.html"})
+    @app.get("/")
+    def index() -> Response:
+        return page("index.html")
+
+    @app.get("/docs")
+    def docs() -> Response:
+        return page("docs.html")
+
     @app.get("/page/<name>")
     def page(name: str) -> Response:
         if name not in files:

@@ -82,8 +82,9 @@ def test_every_answer_has_the_security_headers(client, path) -> None:
     assert "unsafe" not in policy
 
 
-def test_the_page_is_whole_and_loads_nothing_foreign(client) -> None:
-    pages = {"/": client.get("/").text}
+def test_the_pages_are_whole_and_load_nothing_foreign(client) -> None:
+    pages = {path: client.get(path).text for path in ("/", "/docs")}
+    html = "".join(pages.values())
     for path in PAGE.iterdir():
         response = client.get(f"/page/{path.name}")
         assert response.status_code == 200
@@ -94,12 +95,12 @@ def test_the_page_is_whole_and_loads_nothing_foreign(client) -> None:
         assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(|\son[a-z]+=|style=|<style", text), (
             name
         )
-    wanted = re.findall(r'(?:src|href)="(/[^"]*)"', pages["/"])
+    wanted = re.findall(r'(?:src|href)="(/[^"]*)"', html)
     for imported in re.findall(r'from "\./([^"]+)"', "".join(pages.values())):
         wanted.append(f"/page/{imported}")
     for path in wanted:
         assert client.get(path).status_code == 200, path
-    ids = set(re.findall(r'id="([^"]+)"', pages["/"]))
+    ids = set(re.findall(r'id="([^"]+)"', html))
     assert set(re.findall(r'element\("([^"]+)"\)', "".join(pages.values()))) <= ids
 
 
@@ -115,10 +116,11 @@ def test_the_page_has_no_other_files(client, name) -> None:
 
 def test_openapi_covers_every_route_and_every_reference_resolves(client) -> None:
     document = client.get("/openapi.json").get_json()
+    pages = ("/", "/docs", "/openapi.json")
     routes = {
         re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         for rule in client.application.url_map.iter_rules()
-        if not rule.rule.startswith("/page/") and rule.rule not in ("/", "/openapi.json") and "report" not in rule.rule
+        if not rule.rule.startswith("/page/") and rule.rule not in pages and "report" not in rule.rule
     }
     assert set(document["paths"]) == routes
     assert {f"/api/v1/{name}" for name in CONTRACTS} <= routes

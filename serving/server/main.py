@@ -29,7 +29,8 @@ from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import FlagError, Flags
 from bookserve.serving.server.http1 import Http1Limits, HttpConnection
 from bookserve.serving.server.http2 import GrpcConnection, Http2Limits
-from bookserve.serving.server.manager import LoadOptions, ModelManager
+from bookserve.serving.server.loader import InProcessLoader, LoadOptions
+from bookserve.serving.server.manager import ManagerOptions, ModelManager
 from bookserve.serving.server.model_config import ModelSetting, discover, read_config_file
 from bookserve.serving.wire import tensorflow_error_pb2
 
@@ -50,16 +51,21 @@ class ModelServer:
     def __init__(self, flags: Flags) -> None:
         self._flags = flags
         self._loop = asyncio.get_running_loop()
-        self._manager = ModelManager(
+        loader = InProcessLoader(
             LoadOptions(
-                poll_seconds=flags.file_system_poll_wait_seconds,
-                max_retries=flags.max_num_load_retries,
-                retry_seconds=max(0.0, flags.load_retry_interval_micros / 1e6),
                 load_threads=max(1, flags.num_load_threads),
                 worker_threads=max(1, os.cpu_count() or 1),
                 threads_per_run=flags.tensorflow_intra_op_parallelism or 1,
                 max_queued=flags.max_queued_requests,
             )
+        )
+        self._manager = ModelManager(
+            loader,
+            ManagerOptions(
+                poll_seconds=flags.file_system_poll_wait_seconds,
+                max_retries=flags.max_num_load_retries,
+                retry_seconds=max(0.0, flags.load_retry_interval_micros / 1e6),
+            ),
         )
         self._rest = rest_api.RestApi(self._manager)
         self._grpc_connections: set[GrpcConnection] = set()

@@ -1,64 +1,33 @@
-"""The loaded models: follows the version folders, loads, swaps, drains and unloads, and finds what a request asks for.
+"""The models: what should be loaded, and what a request finds. Loading itself is a `Loader`'s affair.
 
 A new version is loaded beside the old one, takes over when it is available, and the old one goes when its last request
 is answered; where the new one does not load, the old one stays. Everything here runs on the event loop, but for the
-loading itself and the listing of folders, which run on threads. A missing or broken model never holds up another.
+listing of folders. A missing or broken model never holds up another.
 """
 
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from bookserve.serving.server import sources
-from bookserve.serving.server.batching import Batcher, Workers
-from bookserve.serving.server.engines import engine as engines
-from bookserve.serving.server.engines.engine import Engine
 from bookserve.serving.server.errors import ServingError, invalid_argument, not_found
 from bookserve.serving.server.model_config import ModelSetting
-from bookserve.serving.server.signatures import TensorSpec
+from bookserve.serving.server.servable import Loader, Servable
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelVersionStatus
-from bookserve.serving.wire.tensors import Array
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LoadOptions:
-    """How versions are found and loaded."""
+class ManagerOptions:
+    """How versions are followed."""
 
     poll_seconds: float = 1.0  # between two looks at the version folders; 0 looks once, at the start
     max_retries: int = 5  # after a first failure
     retry_seconds: float = 60.0
-    load_threads: int = 4
-    worker_threads: int = 2  # that run batches
-    threads_per_run: int = 1  # that one batch may use
-    max_queued: int = 2000  # requests a model
-
-
-class Servable:
-    """One version that is loaded and may be asked."""
-
-    __slots__ = ("batcher", "engine", "in_flight", "model", "on_idle", "version")
-
-    def __init__(self, model: str, version: int, engine: Engine, batcher: Batcher) -> None:
-        self.model = model
-        self.version = version
-        self.engine = engine
-        self.batcher = batcher
-        self.in_flight = 0
-        self.on_idle: asyncio.Event | None = None  # set once the version is to be unloaded
-
-    def release(self) -> None:
-        """Ends one use of the version."""
-        self.in_flight -= 1
-        if not self.in_flight and self.on_idle is not None:
-            self.on_idle.set()
 
 
 @dataclass(eq=False)
@@ -83,12 +52,11 @@ class _Model:
 class ModelManager:
     """All models of the server."""
 
-    def __init__(self, options: LoadOptions) -> None:
+    def __init__(self, loader: Loader, options: ManagerOptions) -> None:
+        self._loader = loader
         self.options = options
         self._models: dict[str, _Model] = {}
         self._loop = asyncio.get_running_loop()
-        self._workers = Workers(options.worker_threads)
-        self._loaders = ThreadPoolExecutor(options.load_threads, thread_name_prefix="loader")
         self._tasks: set[asyncio.Task[None]] = set()  # polling, loads and unloads under way
 
     # Requests
@@ -171,12 +139,11 @@ class ModelManager:
             self._start(self._poll())
 
     async def close(self) -> None:
-        """Stops following the folders, waits for batches under way and ends the threads."""
+        """Stops following the folders and closes the loader."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._loaders.shutdown(wait=False, cancel_futures=True)
-        await self._loop.run_in_executor(None, self._workers.stop)
+        await self._loader.close()
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
@@ -194,9 +161,7 @@ class ModelManager:
     async def _look(self) -> None:
         """Looks at the version folders of all models and acts on what changed."""
         models = list(self._models.values())
-        for model, found in zip(
-            models, await self._loop.run_in_executor(self._loaders, _list_all, models), strict=True
-        ):
+        for model, found in zip(models, await asyncio.to_thread(_list_all, models), strict=True):
             if self._models.get(model.setting.name) is not model:
                 continue
             if isinstance(found, OSError):
@@ -251,9 +216,7 @@ class ModelManager:
         version.state = ModelVersionStatus.LOADING
         for attempt in range(options.max_retries + 1):
             try:
-                engine = await self._loop.run_in_executor(
-                    self._loaders, _load_and_warm_up, version.path, options.threads_per_run
-                )
+                servable = await self._loader.load(name, version.number, version.path)
             except Exception as fault:
                 version.error = _as_serving_error(fault, name, version.number)
                 version.tried.set()
@@ -263,8 +226,7 @@ class ModelManager:
                     version.error = ServingError(tensorflow_error_pb2.CANCELLED, "Loading of servable cancelled")
                     break
             else:
-                batcher = Batcher(engine, self._workers, self._loop, options.max_queued)
-                version.servable = Servable(name, version.number, engine, batcher)
+                version.servable = servable
                 version.error = None
                 version.state = ModelVersionStatus.AVAILABLE
                 version.tried.set()
@@ -279,9 +241,7 @@ class ModelManager:
     async def _unload(self, version: _Version) -> None:
         servable = version.servable
         assert servable is not None
-        if servable.in_flight:
-            servable.on_idle = asyncio.Event()
-            await servable.on_idle.wait()
+        await self._loader.unload(servable)
         version.servable = None
         version.state = ModelVersionStatus.END
         log.info("Unloaded servable version {name: %s version: %d}", servable.model, servable.version)
@@ -295,27 +255,6 @@ def _list_all(models: list[_Model]) -> list[dict[int, Path] | OSError]:
         except OSError as error:
             found.append(error)
     return found
-
-
-def _load_and_warm_up(path: Path, threads: int) -> Engine:
-    """Loads a version and runs one row of zeros through it, so that the first request does not pay for set-up."""
-    engine = engines.load(path, threads)
-    for signature in engine.signatures.values():
-        if all(_has_known_rows(spec) for spec in signature.inputs.values()):
-            inputs = {name: _one_row(spec) for name, spec in signature.inputs.items()}
-            try:
-                engine.run(signature, inputs, tuple(signature.outputs))
-            except Exception as error:  # a model may well refuse zeros
-                log.info("the warm-up of %s with zeros was refused: %s", path, error)
-    return engine
-
-
-def _has_known_rows(spec: TensorSpec) -> bool:
-    return spec.shape is not None and None not in spec.shape[1:] and spec.dtype.kind != "O"
-
-
-def _one_row(spec: TensorSpec) -> Array:
-    return np.zeros([1 if size is None else size for size in spec.shape or ()], dtype=spec.dtype)
 
 
 def _as_serving_error(fault: Exception, name: str, number: int) -> ServingError:

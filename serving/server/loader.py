@@ -1,31 +1,39 @@
 """Loads versions into this process: folder -> engine -> batcher, on threads beside the event loop."""
 
 import asyncio
+import ctypes
+import gc
 import logging
-from concurrent.futures import ThreadPoolExecutor
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-
+from bookserve.serving.server import integrity, warmup
 from bookserve.serving.server.batching import Batcher, Workers
 from bookserve.serving.server.engines import engine as engines
 from bookserve.serving.server.engines.engine import Engine
 from bookserve.serving.server.servable import Servable
-from bookserve.serving.server.signatures import TensorSpec
-from bookserve.serving.wire.tensors import Array
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class LoadOptions:
     """How a version is loaded and run."""
 
-    load_threads: int = 4
+    load_threads: int = 4  # versions that load at the same time
+    unload_threads: int = 1
     worker_threads: int = 2  # that run batches
     threads_per_run: int = 1  # that one batch may use
     max_queued: int = 2000  # requests a model
+    warm_up: bool = True
+    warm_up_iterations: int = 1  # of every warm-up request
 
 
 class InProcessLoader:
@@ -35,41 +43,74 @@ class InProcessLoader:
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._workers = Workers(options.worker_threads)
-        self._threads = ThreadPoolExecutor(options.load_threads, thread_name_prefix="loader")
+        self._loads = asyncio.Semaphore(options.load_threads)
+        self._unloads = asyncio.Semaphore(options.unload_threads)
+        self._trim = _malloc_trim()
 
     async def load(self, name: str, version: int, path: Path) -> Servable:
         """See Loader.load."""
         options = self._options
-        engine = await self._loop.run_in_executor(self._threads, _load_and_warm_up, path, options.threads_per_run)
+        async with self._loads:
+            engine = await self._on_thread(f"load {name} {version}", lambda: _load(path, options))
         batcher = Batcher(engine, self._workers, self._loop, options.max_queued)
         return Servable(name, version, engine, batcher)
 
     async def unload(self, servable: Servable) -> None:
         """See Loader.unload."""
         await servable.until_idle()
+        held = [(servable.engine, servable.batcher)]
+        del servable.engine, servable.batcher
+        async with self._unloads:
+            # On a thread, as freeing a large model takes its time; nobody else holds it any more.
+            await self._on_thread(f"unload {servable.model} {servable.version}", lambda: self._free(held))
 
     async def close(self) -> None:
         """See Loader.close."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
         await self._loop.run_in_executor(None, self._workers.stop)
 
+    def _free(self, held: list[tuple[Engine, Batcher]]) -> None:
+        held.clear()
+        gc.collect()
+        self._trim()
 
-def _load_and_warm_up(path: Path, threads: int) -> Engine:
-    """Loads a version and runs one row of zeros through it, so that the first request does not pay for set-up."""
-    engine = engines.load(path, threads)
-    for signature in engine.signatures.values():
-        if all(_has_known_rows(spec) for spec in signature.inputs.values()):
-            inputs = {name: _one_row(spec) for name, spec in signature.inputs.items()}
+    async def _on_thread(self, name: str, work: Callable[[], Result]) -> Result:
+        """Runs work on a thread of its own, which nobody waits for when the process ends meanwhile."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+
+        def report(outcome: Result | Exception) -> None:
+            if future.cancelled():
+                return
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        def run() -> None:
+            outcome: Result | Exception
             try:
-                engine.run(signature, inputs, tuple(signature.outputs))
-            except Exception as error:  # a model may well refuse zeros
-                log.info("the warm-up of %s with zeros was refused: %s", path, error)
+                outcome = work()
+            except Exception as fault:
+                outcome = fault
+            with suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(report, outcome)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+        return await future
+
+
+def _load(path: Path, options: LoadOptions) -> Engine:
+    integrity.check(path)
+    engine = engines.load(path, options.threads_per_run)
+    if options.warm_up:
+        warmup.warm_up(engine, path, options.warm_up_iterations)
     return engine
 
 
-def _has_known_rows(spec: TensorSpec) -> bool:
-    return spec.shape is not None and None not in spec.shape[1:] and spec.dtype.kind != "O"
-
-
-def _one_row(spec: TensorSpec) -> Array:
-    return np.zeros([1 if size is None else size for size in spec.shape or ()], dtype=spec.dtype)
+def _malloc_trim() -> Callable[[], None]:
+    """Gives freed memory back to the system where the C library is glibc, which otherwise keeps most of it."""
+    if not sys.platform.startswith("linux"):
+        return lambda: None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None:
+        return lambda: None
+    return lambda: trim(0)

@@ -11,7 +11,7 @@ from bookserve.serving.server.engines.engine import Engine
 class Servable:
     """One version that is loaded and may be asked."""
 
-    __slots__ = ("batcher", "engine", "in_flight", "model", "on_idle", "version")
+    __slots__ = ("batcher", "engine", "in_flight", "last_used", "model", "on_idle", "version")
 
     def __init__(self, model: str, version: int, engine: Engine, batcher: Batcher) -> None:
         self.model = model
@@ -19,6 +19,7 @@ class Servable:
         self.engine = engine
         self.batcher = batcher
         self.in_flight = 0  # requests that have been accepted and not yet answered
+        self.last_used = 0  # by the manager's count of uses; only with --lazy_loading
         self.on_idle: asyncio.Event | None = None  # set once the version is to be unloaded
 
     def release(self) -> None:

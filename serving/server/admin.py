@@ -101,7 +101,9 @@ class ModelAdmin:
             )
         for model in config.model_config_list.config:
             self._check(model)
-        await self._apply(model_config.from_message(config))
+        settings = model_config.from_message(config)
+        self._manager.check_labels(settings)
+        await self._apply(settings)
 
     async def add_or_replace(self, model: messages.ModelConfig) -> None:
         """Adds a model, or replaces its settings; returns when it is available. Raises as `reload`."""
@@ -109,6 +111,7 @@ class ModelAdmin:
         (setting,) = model_config.from_message(
             messages.ModelServerConfig(model_config_list=messages.ModelConfigList(config=[model]))
         )
+        self._manager.check_labels([setting])
         others = {other.name: other for other in self._manager.settings}
         await self._apply(list((others | {setting.name: setting}).values()))
 
@@ -121,10 +124,9 @@ class ModelAdmin:
         await self._manager.apply(left)
 
     async def _apply(self, settings: list[ModelSetting]) -> None:
-        self._manager.check_labels(settings)
         failures = await self._manager.until_tried(await self._manager.apply(settings))
         if failures:
-            text = "".join(f"{{{_id(failure)} due to error: {failure.error}}}, " for failure in failures)
+            text = "".join(f"{{{_id(failure)}}} due to error: {failure.error}}}, " for failure in failures)
             raise ServingError(
                 tensorflow_error_pb2.UNKNOWN, f"{len(failures)} model(s) did not become available: {{{text}}}"
             )

@@ -30,7 +30,7 @@ from bookserve.serving.server.admin import Access, ModelAdmin, default_roots
 from bookserve.serving.server.admin_api import AdminApi
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import FlagError, Flags
-from bookserve.serving.server.http1 import Http1Limits, HttpConnection, HttpExchange
+from bookserve.serving.server.http1 import Handler, Http1Limits, HttpConnection, HttpExchange
 from bookserve.serving.server.http2 import GrpcCall, GrpcConnection, Http2Limits
 from bookserve.serving.server.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.manager import ManagerOptions, ModelManager
@@ -131,7 +131,7 @@ class ModelServer:
     async def _listen(self, admin: ModelAdmin, access: Access) -> None:
         flags, loop = self._flags, self._loop
         handlers = grpc_api.handlers(self._manager, tensor_content=flags.enable_serialization_as_tensor_content)
-        rest = AdminApi(admin, access, self._rest.handle).handle
+        rest: Handler = AdminApi(admin, access, self._rest.handle).handle
         handlers |= model_service.handlers(admin, access)
         if flags.lazy_loading:
             handlers = {path: lazy.when_loaded(handler, _fail_call) for path, handler in handlers.items()}

@@ -135,11 +135,10 @@ class ModelManager:
         """Starts what brings the version, by default the latest; meanwhile any version of the model serves for that."""
         name = model.setting.name
         if number is None:
-            numbers = sorted(model.wanted, reverse=True)
-            sound = [number for number in numbers if not self._has_failed(model.versions[number])]
-            if not numbers:
+            if not model.wanted:
                 raise not_found(f"Servable not found for request: Latest({name})")
-            version = model.versions[(sound or numbers)[0]]
+            versions = [model.versions[number] for number in sorted(model.wanted, reverse=True)]
+            version = next((version for version in versions if not self._has_failed(version)), versions[0])
         elif number in model.wanted:
             version = model.versions[number]
         else:
@@ -385,7 +384,7 @@ class ModelManager:
     def _choose_latest(self, model: _Model) -> None:
         available = model.available()
         newest = max(available, key=lambda version: version.number) if available else None
-        if newest is not None and self._options.lazy and newest.number < max(model.wanted, default=0):
+        if newest is not None and self._options.lazy and newest.number != max(model.wanted, default=newest.number):
             newest = None  # so that the next request brings the one that is wanted
         if newest is None and model.replaces is not None:
             model.latest = model.replaces.latest

@@ -64,6 +64,7 @@ def config(models: Path, *names: str, more: str = "") -> str:
 
 def reload(server: Server, text: str, metadata: list[tuple[str, str]] | None = None) -> Any:
     request = model_management_pb2.ReloadConfigRequest()
+    request.config.model_config_list.SetInParent()
     text_format.Parse(text, request.config.model_config_list)
     with grpc.insecure_channel(server.target) as channel:
         return model_service_pb2_grpc.ModelServiceStub(channel).HandleReloadConfigRequest(

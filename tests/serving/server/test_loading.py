@@ -1,7 +1,6 @@
 """Loading as seen from outside of the process: slow, broken and lazy models, and stops meanwhile."""
 
 import json
-import signal
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -12,26 +11,39 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from onnx import TensorProto, helper, numpy_helper
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from bookserve.export import warmup
-from model_servers import Server, StartServer, wait_until, write_scale_model
+from model_servers import Server, StartServer, wait_until, write_graph, write_scale_model
 
-# With this flag a version that brings warm-up requests never finishes loading; one that brings none is not held up.
-FOR_EVER = "--num_request_iterations_for_warmup=1000000000"
+POLL = "--file_system_poll_wait_seconds=0.05"
 
 
-def make_slow(version: Path) -> None:
-    (version / "assets.extra").mkdir()
-    with tf.io.TFRecordWriter(str(version / warmup.LOCATION)) as writer:
-        writer.write(warmup.prediction_log("m", {"x": np.ones((1, 3), np.float32)}))
-
-
-def write_slow_model(base: Path, version: int) -> None:
-    staged = write_scale_model(base / "staging", version, 1.0)
-    make_slow(staged)
-    base.mkdir(exist_ok=True)
-    staged.rename(base / str(version))
+def write_endless_model(base: Path, version: int) -> None:
+    """A version that never finishes loading, as its warm-up never ends; `y = x` after 2**62 rounds."""
+    rounds = numpy_helper.from_array(np.int64(2**62), "rounds")
+    go_on = numpy_helper.from_array(np.bool_(True), "go_on")
+    flow = [
+        helper.make_tensor_value_info("again", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("value", TensorProto.FLOAT, None),
+    ]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["again"], ["again_"]), helper.make_node("Identity", ["value"], ["value_"])],
+        "body",
+        [helper.make_tensor_value_info("round", TensorProto.INT64, []), *flow],
+        [
+            helper.make_tensor_value_info("again_", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value_", TensorProto.FLOAT, None),
+        ],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["rounds", "go_on", "x"], ["y"], body=body)],
+        "endless",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [rounds, go_on],
+    )
+    write_graph(base, version, graph)
 
 
 def get(server: Server, path: str, body: Any = None) -> tuple[int, Any]:
@@ -58,22 +70,21 @@ def predict(server: Server, name: str, timeout: float = 30.0) -> float:
     return float(response.outputs["y"].float_val[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_while_a_version_loads(start_server: StartServer, tmp_path: Path, number: int) -> None:
+def test_a_stop_while_a_version_loads(start_server: StartServer, tmp_path: Path) -> None:
     base = tmp_path / "m"
     write_scale_model(base, 1, 2.0)
-    server = start_server("--model_name=m", f"--model_base_path={base}", FOR_EVER)
-    write_slow_model(base, 2)
+    server = start_server("--model_name=m", f"--model_base_path={base}", POLL)
+    write_endless_model(base, 2)
     wait_until(lambda: states(server, "m").get("2") == "LOADING", "2 loads")
     assert predict(server, "m") == 2
     assert get(server, "/v1/models/m/versions/2:predict", {"instances": [[1, 1, 1]]})[0] == 404
-    assert server.stop(number) == 0
+    assert server.stop() == 0
     assert "Traceback" not in server.log.read_text()
 
 
 def test_a_stop_before_the_first_version_is_loaded(start_server: StartServer, tmp_path: Path) -> None:
-    write_slow_model(tmp_path / "m", 1)
-    server = start_server(f"--model_base_path={tmp_path / 'm'}", FOR_EVER, wait=False)
+    write_endless_model(tmp_path / "m", 1)
+    server = start_server(f"--model_base_path={tmp_path / 'm'}", wait=False)
     wait_until(lambda: "Loading servable" in server.log.read_text(), "1 loads", 60)
     assert server.stop() == 0
     assert "stopped before the models were loaded" in server.log.read_text()
@@ -83,10 +94,8 @@ def test_a_version_that_is_removed_while_it_loads_and_a_model_beside_it(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     write_scale_model(tmp_path / "root" / "m", 1, 2.0)
-    server = start_server(
-        f"--model_root={tmp_path / 'root'}", "--file_system_poll_wait_seconds=0.05", "--num_load_threads=2", FOR_EVER
-    )
-    write_slow_model(tmp_path / "root" / "m", 2)
+    server = start_server(f"--model_root={tmp_path / 'root'}", POLL, "--num_load_threads=2")
+    write_endless_model(tmp_path / "root" / "m", 2)
     wait_until(lambda: states(server, "m").get("2") == "LOADING", "2 loads")
     write_scale_model(tmp_path / "root" / "other", 1, 5.0)
     wait_until(lambda: get(server, "/v1/models/other")[0] == 200, "the other model is found")
@@ -109,7 +118,7 @@ def test_a_broken_model_at_the_start_stops_nobody(start_server: StartServer, tmp
 def test_a_damaged_new_version_leaves_the_old_one_serving(start_server: StartServer, tmp_path: Path) -> None:
     base = tmp_path / "m"
     write_scale_model(base, 1, 2.0)
-    server = start_server("--model_name=m", f"--model_base_path={base}", "--max_num_load_retries=0")
+    server = start_server("--model_name=m", f"--model_base_path={base}", "--max_num_load_retries=0", POLL)
     staged = write_scale_model(tmp_path / "staging", 2, 3.0)
     (staged / "assets.extra").mkdir()
     (staged / "assets.extra" / "manifest.json").write_text('{"files": {"model.onnx": "0123"}}')
@@ -126,8 +135,8 @@ def test_lazy_models_load_on_their_first_request(start_server: StartServer, tmp_
         write_scale_model(root / f"m{number}", 1, float(number))
     (root / "bad" / "1").mkdir(parents=True)
     (root / "bad" / "1" / "model.onnx").write_bytes(b"no graph")
-    write_slow_model(root / "slow", 1)
-    server = start_server(f"--model_root={root}", "--lazy_loading", "--max_loaded_models=3", FOR_EVER)
+    write_endless_model(root / "slow", 1)
+    server = start_server(f"--model_root={root}", "--lazy_loading", "--max_loaded_models=3")
     assert states(server, "m0") == {"1": "START"}
 
     def ask_rest(number: int) -> float:

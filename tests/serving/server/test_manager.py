@@ -308,14 +308,19 @@ def test_new_labels_may_name_unavailable_versions_where_that_is_allowed(tmp_path
 
 
 async def ask(manager: ModelManager, name: str, version: int | None = None) -> Servable:
-    """What a transport does with LoadPending."""
-    while True:
+    """What a transport does with LoadPending: asks again from the callback."""
+    found: asyncio.Future[Servable] = asyncio.get_running_loop().create_future()
+
+    def attempt() -> None:
         try:
-            return manager.find(name, version)
+            found.set_result(manager.find(name, version))
         except LoadPending as pending:
-            again = asyncio.Event()
-            pending.waiters.append(again.set)
-            await asyncio.wait_for(again.wait(), 20)
+            pending.waiters.append(attempt)
+        except ServingError as error:
+            found.set_exception(error)
+
+    attempt()
+    return await asyncio.wait_for(found, 20)
 
 
 def test_lazy_loading_loads_what_is_asked_for(tmp_path: Path) -> None:
@@ -335,6 +340,9 @@ def test_lazy_loading_loads_what_is_asked_for(tmp_path: Path) -> None:
         await until(lambda: manager.find("m").version == 3, "3 is loaded")
         with pytest.raises(ServingError, match=r"Specific\(m, 9\)"):
             manager.find("m", version=9)
+        await manager.apply([ModelSetting("m", tmp_path, Specific(frozenset({1})))])
+        await until(lambda: manager.find("m").version == 1, "back to 1")
+        await until(lambda: loader.loaded == {("m", 1)}, "the newer ones have gone")
         await manager.close()
 
     run(body)

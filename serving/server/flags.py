@@ -26,10 +26,28 @@ class Flags:
     model_config_file: str = _flag("", "text ModelServerConfig file with the models to serve")
     model_config_file_poll_wait_seconds: int = _flag(0, "seconds between two looks at that file; 0 reads it once")
     model_root: str = _flag("", "serve every model below this folder, also those that come later")
-    file_system_poll_wait_seconds: float = _flag(1, "seconds between two looks for new versions; 0 looks once")
+    allowed_model_roots: str = _flag(
+        "", "folders, with commas, inside which models may be added at run time; default: where those of the start lie"
+    )
+    admin_token_file: str = _flag(
+        "", "file with the token that changes of models need; without it only this machine may change them"
+    )
+    allow_version_labels_for_unavailable_models: bool = _flag(
+        False, "let a new label name a version that is not available (with --model_root labels always may)"
+    )
+    file_system_poll_wait_seconds: float = _flag(
+        1, "seconds between two looks for new versions; 0 looks once, a negative value never"
+    )
     max_num_load_retries: int = _flag(5, "retries after a version failed to load")
     load_retry_interval_micros: int = _flag(60_000_000, "microseconds between two of them")
     num_load_threads: int = _flag(4, "versions that load at the same time")
+    num_unload_threads: int = _flag(1, "versions that are freed at the same time")
+    enable_model_warmup: bool = _flag(True, "run assets.extra/tf_serving_warmup_requests, or zeros, before serving")
+    num_request_iterations_for_warmup: int = _flag(0, "how often each of those runs; 0 means once")
+    lazy_loading: bool = _flag(False, "load a version when it is first asked for")
+    max_loaded_models: int = _flag(
+        0, "with --lazy_loading: versions loaded at a time, the least recently used goes; 0 means no limit"
+    )
     tensorflow_intra_op_parallelism: int = _flag(0, "threads that one batch may use; 0 means one")
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC answers as tensor_content, not typed fields")
     max_request_bytes: int = _flag(64 << 20, "largest request, over gRPC and REST, also after decompression")
@@ -48,8 +66,6 @@ WITHOUT_EFFECT: dict[str, type] = {
     "enable_batching": bool,
     "batching_parameters_file": str,
     "enable_per_model_batching_parameters": bool,
-    "allow_version_labels_for_unavailable_models": bool,
-    "num_unload_threads": int,
     "flush_filesystem_caches": bool,
     "tensorflow_session_parallelism": int,
     "tensorflow_inter_op_parallelism": int,
@@ -61,8 +77,6 @@ WITHOUT_EFFECT: dict[str, type] = {
     "saved_model_tags": str,
     "grpc_channel_arguments": str,
     "grpc_max_threads": int,
-    "enable_model_warmup": bool,
-    "num_request_iterations_for_warmup": int,
     "monitoring_config_file": str,
     "remove_unused_fields_from_bundle_metagraph": bool,
     "prefer_tflite_model": bool,

@@ -11,7 +11,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import httptools
 
@@ -53,6 +53,11 @@ class HttpExchange:
         self._connection = connection
         self._keep_alive = True
         self._answer: bytes | None = None
+
+    @property
+    def peer(self) -> Any:
+        """The client's address, as asyncio tells it."""
+        return self._connection.peer
 
     def respond(
         self,
@@ -151,6 +156,11 @@ class HttpConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Drops the connection and what is under way on it."""
         self._transport.abort()
+
+    @property
+    def peer(self) -> Any:
+        """The client's address, as asyncio tells it."""
+        return self._transport.get_extra_info("peername")
 
     @property
     def idle(self) -> bool:

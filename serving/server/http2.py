@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 from urllib.parse import quote
 
 from bookserve.serving.server import hpack
@@ -96,6 +96,7 @@ class GrpcCall:
         "_receive_window",
         "_send_window",
         "_timer",
+        "authorization",
         "open",
         "path",
         "stream_id",
@@ -106,6 +107,7 @@ class GrpcCall:
         self.path = path
         self.stream_id = stream_id
         self.timeout: float | None = None  # seconds, from the client's deadline
+        self.authorization = b""  # the metadata of that name
         self.open = True
         self._connection = connection
         self._encoding = b"identity"
@@ -115,6 +117,11 @@ class GrpcCall:
         self._send_window = connection.peer_window
         self._receive_window = connection.limits.stream_window_bytes
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def peer(self) -> Any:
+        """The client's address, as asyncio tells it."""
+        return self._connection.peer
 
     def reply(self, message: bytes) -> None:
         """Answers the call with a serialised message."""
@@ -254,6 +261,11 @@ class GrpcConnection(asyncio.Protocol):
     def requests(self) -> int:
         """How many calls the client has started."""
         return (self._last_stream + 1) // 2
+
+    @property
+    def peer(self) -> Any:
+        """The client's address, as asyncio tells it."""
+        return self._transport.get_extra_info("peername")
 
     @property
     def idle(self) -> bool:
@@ -410,6 +422,8 @@ class GrpcConnection(asyncio.Protocol):
                 call.timeout = _seconds(value)
             elif name == b"grpc-encoding":
                 call._encoding = value
+            elif name == b"authorization":
+                call.authorization = value
         if not call.path or not method:
             self._reset(call, _PROTOCOL_ERROR)
         elif method != b"POST" or not content_type.startswith(b"application/grpc"):

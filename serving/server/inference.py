@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from bookserve.serving.server.batching import Outcome, Owner, Task
 from bookserve.serving.server.errors import ServingError, invalid_argument
-from bookserve.serving.server.manager import ModelManager, Servable
+from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.servable import Servable
 from bookserve.serving.server.signatures import Signature
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array

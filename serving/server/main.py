@@ -16,6 +16,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, cast
@@ -24,13 +25,16 @@ import click
 import onnxruntime
 
 from bookserve.serving.server import flags as flag_parser
-from bookserve.serving.server import grpc_api, rest_api
+from bookserve.serving.server import grpc_api, lazy, model_service, rest_api
+from bookserve.serving.server.admin import Access, ModelAdmin, default_roots
+from bookserve.serving.server.admin_api import AdminApi
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import FlagError, Flags
-from bookserve.serving.server.http1 import Http1Limits, HttpConnection
-from bookserve.serving.server.http2 import GrpcConnection, Http2Limits
-from bookserve.serving.server.manager import LoadOptions, ModelManager
-from bookserve.serving.server.model_config import ModelSetting, discover, read_config_file
+from bookserve.serving.server.http1 import Handler, Http1Limits, HttpConnection, HttpExchange
+from bookserve.serving.server.http2 import GrpcCall, GrpcConnection, Http2Limits
+from bookserve.serving.server.loader import InProcessLoader, LoadOptions
+from bookserve.serving.server.manager import ManagerOptions, ModelManager
+from bookserve.serving.server.model_config import ModelSetting, discover, merged, read_config_file
 from bookserve.serving.wire import tensorflow_error_pb2
 
 log = logging.getLogger(__name__)
@@ -50,16 +54,27 @@ class ModelServer:
     def __init__(self, flags: Flags) -> None:
         self._flags = flags
         self._loop = asyncio.get_running_loop()
-        self._manager = ModelManager(
+        loader = InProcessLoader(
             LoadOptions(
-                poll_seconds=flags.file_system_poll_wait_seconds,
-                max_retries=flags.max_num_load_retries,
-                retry_seconds=max(0.0, flags.load_retry_interval_micros / 1e6),
                 load_threads=max(1, flags.num_load_threads),
+                unload_threads=max(1, flags.num_unload_threads),
                 worker_threads=max(1, os.cpu_count() or 1),
                 threads_per_run=flags.tensorflow_intra_op_parallelism or 1,
                 max_queued=flags.max_queued_requests,
+                warm_up=flags.enable_model_warmup,
+                warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
             )
+        )
+        self._manager = ModelManager(
+            loader,
+            ManagerOptions(
+                poll_seconds=flags.file_system_poll_wait_seconds,
+                max_retries=flags.max_num_load_retries,
+                retry_seconds=max(0.0, flags.load_retry_interval_micros / 1e6),
+                labels_for_unavailable=flags.allow_version_labels_for_unavailable_models,
+                lazy=flags.lazy_loading,
+                max_loaded=flags.max_loaded_models,
+            ),
         )
         self._rest = rest_api.RestApi(self._manager)
         self._grpc_connections: set[GrpcConnection] = set()
@@ -77,19 +92,23 @@ class ModelServer:
             raise invalid_argument(
                 "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
             )
+        if flags.max_loaded_models and not flags.lazy_loading:
+            raise invalid_argument("--max_loaded_models needs --lazy_loading")
         settings = self._settings()
-        await self._manager.apply(settings)
+        roots = [Path(root).absolute() for root in flags.allowed_model_roots.split(",") if root]
+        admin = ModelAdmin(self._manager, roots or default_roots(settings, flags.model_root))
+        access = Access(flags.admin_token_file)
+        if flags.model_config_file:
+            self._manager.check_labels(settings)
+        await self._manager.until_tried(await self._manager.apply(settings))
         self._manager.start_polling()
-        poll_seconds = (
-            flags.model_config_file_poll_wait_seconds
-            if flags.model_config_file
-            else flags.file_system_poll_wait_seconds
-        )
-        if poll_seconds > 0 and (flags.model_config_file or flags.model_root):
-            self._start(self._follow_settings(settings, poll_seconds))
+        if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
+            self._start(self._follow_config_file(flags.model_config_file_poll_wait_seconds))
+        elif flags.model_root and not flags.model_config_file and flags.file_system_poll_wait_seconds > 0:
+            self._start(self._follow_root(settings, flags.file_system_poll_wait_seconds))
         gc.collect()
         gc.freeze()
-        await self._listen()
+        await self._listen(admin, access)
         self._start(self._sweep())
 
     def _settings(self) -> list[ModelSetting]:
@@ -109,9 +128,14 @@ class ModelServer:
         )
         return [ModelSetting(flags.model_name, Path(flags.model_base_path).absolute())]
 
-    async def _listen(self) -> None:
+    async def _listen(self, admin: ModelAdmin, access: Access) -> None:
         flags, loop = self._flags, self._loop
         handlers = grpc_api.handlers(self._manager, tensor_content=flags.enable_serialization_as_tensor_content)
+        rest: Handler = AdminApi(admin, access, self._rest.handle).handle
+        handlers |= model_service.handlers(admin, access)
+        if flags.lazy_loading:
+            handlers = {path: lazy.when_loaded(handler, _fail_call) for path, handler in handlers.items()}
+            rest = lazy.when_loaded(rest, _fail_exchange)
         grpc_limits = Http2Limits(max_message_bytes=flags.max_request_bytes)
         rest_limits = Http1Limits(max_body_bytes=flags.max_request_bytes)
 
@@ -119,7 +143,7 @@ class ModelServer:
             return GrpcConnection(handlers, grpc_limits, self._grpc_connections)
 
         def rest_connection() -> HttpConnection:
-            return HttpConnection(self._rest.handle, rest_api.error_body, rest_limits, self._http_connections)
+            return HttpConnection(rest, rest_api.error_body, rest_limits, self._http_connections)
 
         host = flags.bind_address
         try:
@@ -146,22 +170,44 @@ class ModelServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _follow_settings(self, settings: list[ModelSetting], poll_seconds: float) -> None:
-        """Applies what changes in the config file or below the model root; a broken file changes nothing."""
+    async def _follow_config_file(self, poll_seconds: float) -> None:
+        """Applies the config file over and over, whatever was changed meanwhile; a broken one changes nothing."""
+        complaint = ""
+        while True:
+            await asyncio.sleep(poll_seconds)
+            problem = ""
+            try:
+                settings = await asyncio.to_thread(self._settings)
+            except ServingError as error:
+                problem = f"Failed to read ModelServerConfig file: {error}"
+            else:
+                if settings == self._manager.settings:
+                    continue
+                try:
+                    self._manager.check_labels(settings)
+                    await self._manager.apply(settings)
+                except ServingError as error:
+                    problem = f"PollFilesystemAndReloadConfig failed to ReloadConfig: {error}"
+            if problem and problem != complaint:
+                log.error("%s", problem)
+            complaint = problem
+
+    async def _follow_root(self, known: list[ModelSetting], poll_seconds: float) -> None:
+        """Applies what changes below --model_root; what was changed by other means stays as it is."""
         complaint = ""
         while True:
             await asyncio.sleep(poll_seconds)
             try:
-                found = self._settings()
+                found = await asyncio.to_thread(self._settings)
             except ServingError as error:
                 if str(error) != complaint:
                     complaint = str(error)
-                    log.error("Failed to read ModelServerConfig file: %s", error)
+                    log.error("Failed to read the models below --model_root: %s", error)
                 continue
             complaint = ""
-            if found != settings:
-                settings = found
-                await self._manager.apply(settings)
+            if found != known:
+                await self._manager.apply(merged(self._manager.settings, known, found))
+                known = found
 
     async def _sweep(self) -> None:
         """Once a second: time-outs and refilled allowances of every connection."""
@@ -239,18 +285,33 @@ def _drop_new_handshakes(descriptor: int) -> None:
         endpoint.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
+def _fail_call(call: GrpcCall) -> None:
+    call.fail(tensorflow_error_pb2.INTERNAL, "internal error")
+
+
+def _fail_exchange(exchange: HttpExchange) -> None:
+    exchange.respond(500, rest_api.error_body("internal error"))
+
+
 async def _serve(flags: Flags) -> int:
-    server = ModelServer(flags)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
+    server = ModelServer(flags)
+    starting = loop.create_task(server.start())
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        log.info("stopped before the models were loaded")
+        starting.cancel()
+        return 0
     try:
-        await server.start()
+        await starting
     except ServingError as error:
         print(f"Failed to start server. Error: {error}", flush=True)  # noqa: T201 - where TensorFlow Serving prints it
         return 255
-    await stop.wait()
+    await stopping
     log.info("draining: answering what was accepted, then stopping")
     await server.drain()
     log.info("stopped")
@@ -285,7 +346,11 @@ def main(arguments: tuple[str, ...]) -> None:
         return
     sys.setswitchinterval(_SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        sys.exit(runner.run(_serve(flags)))
+        status = runner.run(_serve(flags))
+    if any(thread.name.startswith("load ") for thread in threading.enumerate()):  # nothing can stop a load under way
+        logging.shutdown()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

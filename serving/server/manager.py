@@ -1,95 +1,109 @@
-"""The loaded models: follows the version folders, loads, swaps, drains and unloads, and finds what a request asks for.
+"""The models: what should be loaded, and what a request finds. Loading itself is a `Loader`'s affair.
 
 A new version is loaded beside the old one, takes over when it is available, and the old one goes when its last request
 is answered; where the new one does not load, the old one stays. Everything here runs on the event loop, but for the
-loading itself and the listing of folders, which run on threads. A missing or broken model never holds up another.
+listing of folders. A missing or broken model never holds up another.
+
+With `lazy` a version is loaded by the first request for it; with `max_loaded` the version that was not asked for
+longest makes room.
 """
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from bookserve.serving.server import sources
-from bookserve.serving.server.batching import Batcher, Workers
-from bookserve.serving.server.engines import engine as engines
-from bookserve.serving.server.engines.engine import Engine
-from bookserve.serving.server.errors import ServingError, invalid_argument, not_found
+from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument, not_found
 from bookserve.serving.server.model_config import ModelSetting
-from bookserve.serving.server.signatures import TensorSpec
+from bookserve.serving.server.servable import Loader, Servable
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelVersionStatus
-from bookserve.serving.wire.tensors import Array
 
 log = logging.getLogger(__name__)
 
+_START, _LOADING, _AVAILABLE = ModelVersionStatus.START, ModelVersionStatus.LOADING, ModelVersionStatus.AVAILABLE
+_UNLOADING, _END = ModelVersionStatus.UNLOADING, ModelVersionStatus.END
+
+# What is remembered of the past: versions of a model that have ended, and models that have been removed.
+_ENDED_VERSIONS = 5
+_REMOVED_MODELS = 32
+_MAX_WAITING = 2000  # requests that wait for one version to load
+
 
 @dataclass(frozen=True)
-class LoadOptions:
-    """How versions are found and loaded."""
+class ManagerOptions:
+    """How versions are followed."""
 
-    poll_seconds: float = 1.0  # between two looks at the version folders; 0 looks once, at the start
+    poll_seconds: float = 1.0  # between two looks at the folders; 0: only when the models change; negative: never
     max_retries: int = 5  # after a first failure
     retry_seconds: float = 60.0
-    load_threads: int = 4
-    worker_threads: int = 2  # that run batches
-    threads_per_run: int = 1  # that one batch may use
-    max_queued: int = 2000  # requests a model
+    labels_for_unavailable: bool = False  # whether a new label may name a version that is not available
+    lazy: bool = False  # load a version when it is first asked for
+    max_loaded: int = 0  # versions at a time, with `lazy`; 0 means no limit
 
 
-class Servable:
-    """One version that is loaded and may be asked."""
+@dataclass(frozen=True)
+class LoadFailure:
+    """A model that was named and is not available: one version that failed, or None where there is no version."""
 
-    __slots__ = ("batcher", "engine", "in_flight", "model", "on_idle", "version")
+    model: str
+    version: int | None
+    error: ServingError
 
-    def __init__(self, model: str, version: int, engine: Engine, batcher: Batcher) -> None:
-        self.model = model
-        self.version = version
-        self.engine = engine
-        self.batcher = batcher
-        self.in_flight = 0
-        self.on_idle: asyncio.Event | None = None  # set once the version is to be unloaded
 
-    def release(self) -> None:
-        """Ends one use of the version."""
-        self.in_flight -= 1
-        if not self.in_flight and self.on_idle is not None:
-            self.on_idle.set()
+class LoadPending(Exception):
+    """With `lazy`: the version is on its way. What is appended to `waiters` is called when it is worth asking again."""
+
+    def __init__(self, waiters: list[Callable[[], None]]) -> None:
+        super().__init__("the version is being loaded")
+        self.waiters = waiters
 
 
 @dataclass(eq=False)
 class _Version:
     number: int
     path: Path
-    state: ModelVersionStatus.State = ModelVersionStatus.START
+    state: ModelVersionStatus.State = _START
     error: ServingError | None = None
     servable: Servable | None = None
     tried: asyncio.Event = field(default_factory=asyncio.Event)  # set after the first attempt to load
+    dropped: asyncio.Event = field(default_factory=asyncio.Event)  # set while the version is not wanted
+    waiters: list[Callable[[], None]] = field(default_factory=list)
+    retry_at: float = 0.0  # with `lazy`: when a request may try again what failed; seconds of the loop's clock
 
 
 @dataclass(eq=False)
 class _Model:
     setting: ModelSetting
     versions: dict[int, _Version] = field(default_factory=dict)
+    on_disk: dict[int, Path] = field(default_factory=dict)
     wanted: set[int] = field(default_factory=set)
     latest: Servable | None = None
     complaint: str = ""  # the last problem with the folder, so that it is logged once
+    replaces: "_Model | None" = None  # the model as it was at its old base path, until a version is available here
+
+    def available(self) -> list[_Version]:
+        return [version for version in self.versions.values() if version.state == _AVAILABLE]
 
 
 class ModelManager:
     """All models of the server."""
 
-    def __init__(self, options: LoadOptions) -> None:
-        self.options = options
+    def __init__(self, loader: Loader, options: ManagerOptions) -> None:
+        self._loader = loader
+        self._options = options
         self._models: dict[str, _Model] = {}
+        self._removed: dict[str, _Model] = {}
         self._loop = asyncio.get_running_loop()
-        self._workers = Workers(options.worker_threads)
-        self._loaders = ThreadPoolExecutor(options.load_threads, thread_name_prefix="loader")
+        self._looking = asyncio.Lock()  # one listing at a time, so that an older one never overrules a newer one
         self._tasks: set[asyncio.Task[None]] = set()  # polling, loads and unloads under way
+        self._uses = itertools.count()
+        self._loaded = 0  # versions that are loading or loaded, counted with `max_loaded`
+        self._room = asyncio.Condition()
 
     # Requests
 
@@ -97,6 +111,7 @@ class ModelManager:
         """The version that a request names: by number, by label, or the latest available one.
 
         Raises ServingError: INVALID_ARGUMENT without a name or for an unknown label, NOT_FOUND where nothing is loaded.
+        With `lazy`: raises LoadPending while the version loads, and the error of the load when it failed.
         """
         if not name:
             raise invalid_argument("ModelSpec has no name specified.")
@@ -105,23 +120,59 @@ class ModelManager:
             version = model.setting.labels.get(label)
             if version is None:
                 raise invalid_argument(f"Unrecognized servable version label: {label}")
-        if version is None:
-            if model is None or model.latest is None:
+        servable = None
+        if model is not None:
+            servable = model.latest if version is None else _available(model, version)
+            if self._options.lazy:
+                servable = servable or self._load_for_request(model, version)
+                servable.last_used = next(self._uses)
+        if servable is None:
+            wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+            raise not_found(f"Servable not found for request: {wanted}")
+        return servable
+
+    def _load_for_request(self, model: _Model, number: int | None) -> Servable:
+        """Starts what brings the version, by default the latest; meanwhile any version of the model serves for that."""
+        name = model.setting.name
+        if number is None:
+            if not model.wanted:
                 raise not_found(f"Servable not found for request: Latest({name})")
-            return model.latest
-        found = model.versions.get(version) if model is not None else None
-        if found is None or found.servable is None or found.state != ModelVersionStatus.AVAILABLE:
-            raise not_found(f"Servable not found for request: Specific({name}, {version})")
-        return found.servable
+            versions = [model.versions[number] for number in sorted(model.wanted, reverse=True)]
+            version = next((version for version in versions if not self._has_failed(version)), versions[0])
+        elif number in model.wanted:
+            version = model.versions[number]
+        else:
+            raise not_found(f"Servable not found for request: Specific({name}, {number})")
+        if version.state == _END and not self._has_failed(version):
+            version.state, version.error = _START, None
+        if version.state == _START:
+            self._begin_load(model, version)
+        others = model.available() if number is None else []
+        if others:
+            return _servable(max(others, key=lambda other: other.number))
+        if version.state == _END and version.error is not None:
+            raise failed_precondition(
+                f"Loading of servable {{name: {name} version: {version.number}}} failed: {version.error}"
+            )
+        if len(version.waiters) >= _MAX_WAITING:
+            raise ServingError(
+                tensorflow_error_pb2.RESOURCE_EXHAUSTED,
+                f"{_MAX_WAITING} requests already wait for {name} version {version.number} to load: try again later",
+            )
+        raise LoadPending(version.waiters)
+
+    def _has_failed(self, version: _Version) -> bool:
+        return version.state == _END and version.error is not None and self._loop.time() < version.retry_at
 
     def status(self, name: str, version: int | None = None) -> list[ModelVersionStatus]:
         """The states of all versions of a model, highest first, or of one version.
 
+        Of versions that have ended the last few are remembered, also of models that are no longer configured.
         Raises ServingError: INVALID_ARGUMENT without a name, NOT_FOUND for an unknown model or version.
         """
         if not name:
             raise invalid_argument("ModelSpec has no name specified.")
-        model = self._models.get(name)
+        model = self._models.get(name) or self._removed.get(name)
         if model is None or not model.versions:
             raise not_found(f"Could not find any versions of model {name}")
         if version is not None:
@@ -136,47 +187,115 @@ class ModelManager:
         return sorted(self._models)
 
     @property
+    def settings(self) -> list[ModelSetting]:
+        """The configured models with all their settings, in the order in which they were named."""
+        return [model.setting for model in self._models.values()]
+
+    @property
     def ready(self) -> bool:
-        """Whether every version that is wanted has been tried, so that what can be served is served."""
+        """Whether every model serves, or has nothing left that is tried for the first time."""
         return all(
-            version.tried.is_set() or version.state == ModelVersionStatus.AVAILABLE
+            model.latest is not None
+            or all(version.state != _LOADING or version.tried.is_set() for version in model.versions.values())
             for model in self._models.values()
-            for version in model.versions.values()
         )
 
-    # Configuration and folders
+    # Configuration
 
-    async def apply(self, settings: Iterable[ModelSetting]) -> None:
-        """Makes these the configured models; returns when every new version has been loaded or has failed once."""
-        wanted = {setting.name: setting for setting in settings}
-        for name, model in list(self._models.items()):
-            if name not in wanted or wanted[name].base_path != model.setting.base_path:
-                del self._models[name]
-                model.wanted = set()
-                self._reconcile(model, {})
-        for name, setting in wanted.items():
-            if name in self._models:
-                self._models[name].setting = setting
+    def check_labels(self, settings: Iterable[ModelSetting]) -> None:
+        """TensorFlow Serving's rule for labels (model_servers/server_core.cc), before `apply`.
+
+        Raises ServingError (FAILED_PRECONDITION) for a label whose version is not available now; with
+        `labels_for_unavailable` only where a label that exists would move to such a version.
+        """
+        for setting in settings:
+            model = self._models.get(setting.name)
+            for label, number in setting.labels.items():
+                if model is not None and (
+                    _available(model, number) is not None or (self._options.lazy and number in model.wanted)
+                ):
+                    continue
+                current = model.setting.labels.get(label) if model is not None else None
+                if self._options.labels_for_unavailable and current in (None, number):
+                    continue
+                raise failed_precondition(
+                    f"Request to assign label to version {number} of model {setting.name},"
+                    " which is not currently available for inference"
+                )
+
+    async def apply(self, settings: Iterable[ModelSetting]) -> list[str]:
+        """Makes these the configured models and starts what that asks for; returns the names that are new."""
+        log.info("Adding/updating models.")
+        given = {setting.name: setting for setting in settings}
+        for name in [name for name in self._models if name not in given]:
+            self._retire(self._models.pop(name))
+        new = []
+        models = {}
+        for name, setting in given.items():
+            model = self._models.get(name)
+            if model is not None and model.setting.base_path == setting.base_path:
+                model.setting = setting
             else:
-                log.info("(Re-)adding model: %s", name)
-                self._models[name] = _Model(setting)
-        await self._look()
-        await asyncio.gather(
-            *(version.tried.wait() for model in self._models.values() for version in model.versions.values())
-        )
+                log.info(" (Re-)adding model: %s", name)
+                old, model = model, _Model(setting)
+                if old is not None and self._options.lazy:
+                    self._retire(old)
+                elif old is not None:
+                    model.replaces = old
+                    self._choose_latest(model)
+                new.append(name)
+            models[name] = model
+        self._models = models
+        if self._options.poll_seconds >= 0:
+            await self._look()
+        return new
+
+    async def until_tried(self, names: Iterable[str]) -> list[LoadFailure]:
+        """Waits until every wanted version of these models is available or has failed once; returns what failed."""
+        if self._options.poll_seconds < 0:
+            return []
+        failures = []
+        for name in names:
+            model = self._models.get(name)
+            if model is None:
+                continue  # removed meanwhile
+            if not model.wanted:
+                failures.append(LoadFailure(name, None, not_found(model.complaint)))
+            for number in [] if self._options.lazy else sorted(model.wanted):
+                version = model.versions.get(number)
+                if version is None:
+                    continue  # no longer wanted
+                await version.tried.wait()
+                if version.error is not None:
+                    failures.append(LoadFailure(name, number, version.error))
+        return failures
+
+    def _retire(self, model: _Model) -> None:
+        """Unloads a model that is no longer configured, and remembers its end."""
+        if model.replaces is not None:
+            self._retire(model.replaces)
+            model.replaces = None
+        name = model.setting.name
+        self._removed.pop(name, None)
+        self._removed[name] = model
+        if len(self._removed) > _REMOVED_MODELS:
+            del self._removed[next(iter(self._removed))]
+        model.wanted = set()
+        self._reconcile(model)
+
+    # Folders
 
     def start_polling(self) -> None:
         """From now on new and removed version folders are noticed."""
-        if self.options.poll_seconds > 0:
+        if self._options.poll_seconds > 0:
             self._start(self._poll())
 
     async def close(self) -> None:
-        """Stops following the folders, waits for batches under way and ends the threads."""
+        """Stops following the folders and closes the loader."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._loaders.shutdown(wait=False, cancel_futures=True)
-        await self._loop.run_in_executor(None, self._workers.stop)
+        await self._loader.close()
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
@@ -185,7 +304,7 @@ class ModelManager:
 
     async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(self.options.poll_seconds)
+            await asyncio.sleep(self._options.poll_seconds)
             try:
                 await self._look()
             except Exception:
@@ -193,25 +312,39 @@ class ModelManager:
 
     async def _look(self) -> None:
         """Looks at the version folders of all models and acts on what changed."""
-        models = list(self._models.values())
-        for model, found in zip(
-            models, await self._loop.run_in_executor(self._loaders, _list_all, models), strict=True
-        ):
-            if self._models.get(model.setting.name) is not model:
-                continue
-            if isinstance(found, OSError):
-                self._complain(model, f"Could not list the versions of {model.setting.name}: {found}")
-                continue
-            model.wanted = sources.wanted(model.setting.policy, found)
-            if model.wanted:
-                model.complaint = ""
-            else:
-                self._complain(
-                    model,
-                    f"No versions of servable {model.setting.name} found under base path {model.setting.base_path}."
-                    " Did you forget to name your leaf directory as a number (eg. '/1/')?",
-                )
-            self._reconcile(model, found)
+        async with self._looking:
+            models = list(self._models.values())
+            settings = [model.setting for model in models]
+            for model, setting, found in zip(
+                models, settings, await asyncio.to_thread(_list_all, settings), strict=True
+            ):
+                if self._models.get(setting.name) is model and model.setting is setting:
+                    self._take(model, found)
+
+    def _take(self, model: _Model, found: dict[int, Path] | OSError) -> None:
+        """Acts on the listing of a model's folder: what cannot be listed changes nothing."""
+        name, base_path = model.setting.name, model.setting.base_path
+        if isinstance(found, OSError):
+            self._complain(
+                model,
+                "FileSystemStoragePathSource encountered a filesystem access error:"
+                f" Could not find base path {base_path} for servable {name} with error {found.strerror}",
+            )
+            return
+        model.on_disk = found
+        model.wanted = sources.wanted(model.setting.policy, found)
+        missing = sources.missing(model.setting.policy, found)
+        if not model.wanted:
+            self._complain(
+                model,
+                f"No versions of servable {name} found under base path {base_path}."
+                " Did you forget to name your leaf directory as a number (eg. '/1/')?",
+            )
+        elif missing:
+            self._complain(model, f"Version {min(missing)} of servable {name}, which was requested, was not found")
+        else:
+            model.complaint = ""
+        self._reconcile(model)
 
     @staticmethod
     def _complain(model: _Model, problem: str) -> None:
@@ -221,101 +354,151 @@ class ModelManager:
 
     # Versions
 
-    def _reconcile(self, model: _Model, on_disk: dict[int, Path]) -> None:
-        """Starts what separates the model from what is wanted: loads, then unloads that leave no gap."""
+    def _reconcile(self, model: _Model) -> None:
+        """Starts what separates the model from what is wanted: loads, and unloads that leave no gap."""
         for number in sorted(model.wanted, reverse=True):
             version = model.versions.get(number)
-            ended = version is not None and version.state == ModelVersionStatus.END and version.error is None
-            if version is None or ended:
-                version = model.versions[number] = _Version(number, on_disk[number])
-                self._start(self._load(model, version))
-        available = [v for v in model.versions.values() if v.state == ModelVersionStatus.AVAILABLE]
-        if not model.wanted or any(version.number in model.wanted for version in available):
-            for version in available:
-                if version.number not in model.wanted:
-                    version.state = ModelVersionStatus.UNLOADING
-                    self._start(self._unload(version))
-        for version in list(model.versions.values()):
-            failed = version.state == ModelVersionStatus.END and version.error is not None
-            if failed and version.number not in model.wanted:
-                del model.versions[version.number]  # so that it is tried afresh when it comes back
+            if version is None or (version.state == _END and version.dropped.is_set()):
+                version = model.versions[number] = _Version(number, model.on_disk[number])
+                if not self._options.lazy:
+                    self._begin_load(model, version)
+            version.dropped.clear()
+        unwanted = [version for version in model.versions.values() if version.number not in model.wanted]
+        for version in unwanted:
+            version.dropped.set()
+            if version.state == _START:
+                del model.versions[version.number]
+        idle = sorted((v for v in unwanted if v.state == _AVAILABLE), key=lambda version: version.number)
+        if model.wanted and not any(version.number in model.wanted for version in model.available()):
+            idle = idle[:-1]  # serves until a wanted one does
+        for version in idle:
+            self._begin_unload(model, version)
+        ended = sorted(version.number for version in unwanted if version.state == _END)
+        for number in ended[:-_ENDED_VERSIONS]:
+            del model.versions[number]
+        if model.replaces is not None and model.available():
+            self._retire(model.replaces)
+            model.replaces = None
         self._choose_latest(model)
 
-    @staticmethod
-    def _choose_latest(model: _Model) -> None:
-        available = [v for v in model.versions.values() if v.state == ModelVersionStatus.AVAILABLE]
-        model.latest = max(available, key=lambda version: version.number).servable if available else None
+    def _choose_latest(self, model: _Model) -> None:
+        available = model.available()
+        newest = max(available, key=lambda version: version.number) if available else None
+        if newest is not None and self._options.lazy and newest.number != max(model.wanted, default=newest.number):
+            newest = None  # so that the next request brings the one that is wanted
+        if newest is None and model.replaces is not None:
+            model.latest = model.replaces.latest
+        else:
+            model.latest = newest.servable if newest is not None else None
+
+    def _begin_load(self, model: _Model, version: _Version) -> None:
+        version.state = _LOADING
+        self._start(self._load(model, version))
+
+    def _begin_unload(self, model: _Model, version: _Version) -> None:
+        version.state = _UNLOADING
+        self._choose_latest(model)
+        self._start(self._unload(model, version))
 
     async def _load(self, model: _Model, version: _Version) -> None:
-        name, options = model.setting.name, self.options
-        version.state = ModelVersionStatus.LOADING
-        for attempt in range(options.max_retries + 1):
+        name, number, options = model.setting.name, version.number, self._options
+        if options.max_loaded:
+            await self._make_room()
+        log.info("Loading servable: {name: %s version: %d}", name, number)
+        retries = 0 if options.lazy else options.max_retries
+        for attempt in range(retries + 1):
             try:
-                engine = await self._loop.run_in_executor(
-                    self._loaders, _load_and_warm_up, version.path, options.threads_per_run
-                )
+                version.servable = await self._loader.load(name, number, version.path)
             except Exception as fault:
-                version.error = _as_serving_error(fault, name, version.number)
+                version.error = _as_serving_error(fault, name, number)
                 version.tried.set()
-                if attempt < options.max_retries and version.number in model.wanted:
-                    await asyncio.sleep(options.retry_seconds)
-                if version.number not in model.wanted:
-                    version.error = ServingError(tensorflow_error_pb2.CANCELLED, "Loading of servable cancelled")
-                    break
             else:
-                batcher = Batcher(engine, self._workers, self._loop, options.max_queued)
-                version.servable = Servable(name, version.number, engine, batcher)
-                version.error = None
-                version.state = ModelVersionStatus.AVAILABLE
-                version.tried.set()
-                log.info("Successfully loaded servable version {name: %s version: %d}", name, version.number)
+                version.state, version.error = _AVAILABLE, None
+                log.info("Successfully loaded servable version {name: %s version: %d}", name, number)
                 break
-        else:
-            log.error("Loading servable {name: %s version: %d} failed for good", name, version.number)
+            if attempt < retries:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(version.dropped.wait(), options.retry_seconds)
+            if version.dropped.is_set():
+                version.error = ServingError(tensorflow_error_pb2.CANCELLED, "Loading of servable cancelled")
+                break
+            if attempt < retries:
+                log.info("Retrying of Loading servable: {name: %s version: %d} retry: %d", name, number, attempt + 1)
         if version.servable is None:
-            version.state = ModelVersionStatus.END
-        self._reconcile(model, {number: v.path for number, v in model.versions.items()})
+            log.error("Loading servable: {name: %s version: %d} exhausted max_num_retries: %d", name, number, retries)
+            version.state = _END
+            version.retry_at = self._loop.time() + options.retry_seconds
+        version.tried.set()
+        self._reconcile(model)
+        self._wake(version)
+        await self._change_room(freed=version.servable is None)
 
-    async def _unload(self, version: _Version) -> None:
-        servable = version.servable
-        assert servable is not None
-        if servable.in_flight:
-            servable.on_idle = asyncio.Event()
-            await servable.on_idle.wait()
+    async def _unload(self, model: _Model, version: _Version) -> None:
+        servable = _servable(version)
+        await self._loader.unload(servable)
         version.servable = None
-        version.state = ModelVersionStatus.END
+        if self._options.lazy and version.number in model.wanted:
+            version.state = _START  # it has made room for another, and comes back with its next request
+        else:
+            version.state = _END
+            version.dropped.set()
         log.info("Unloaded servable version {name: %s version: %d}", servable.model, servable.version)
+        await self._change_room(freed=True)
+        self._reconcile(model)
+        self._wake(version)
+
+    @staticmethod
+    def _wake(version: _Version) -> None:
+        waiters = version.waiters[:]
+        version.waiters.clear()
+        for waiter in waiters:
+            waiter()
+
+    # Room, with `max_loaded`
+
+    async def _make_room(self) -> None:
+        """Waits for the right to load one more version; unloads the least recently used one where that is needed."""
+        async with self._room:
+            while self._loaded >= self._options.max_loaded:
+                if not any(v.state == _UNLOADING for model in self._models.values() for v in model.versions.values()):
+                    loaded = [(model, v) for model in self._models.values() for v in model.available()]
+                    if loaded:
+                        self._begin_unload(*min(loaded, key=lambda pair: _least_used(pair[1])))
+                await self._room.wait()
+            self._loaded += 1
+
+    async def _change_room(self, *, freed: bool) -> None:
+        if self._options.max_loaded:
+            async with self._room:
+                self._loaded -= freed
+                self._room.notify_all()
 
 
-def _list_all(models: list[_Model]) -> list[dict[int, Path] | OSError]:
+def _available(model: _Model, number: int) -> Servable | None:
+    version = model.versions.get(number)
+    if version is not None and version.state == _AVAILABLE:
+        return version.servable
+    return _available(model.replaces, number) if model.replaces is not None else None
+
+
+def _servable(version: _Version) -> Servable:
+    assert version.servable is not None
+    return version.servable
+
+
+def _least_used(version: _Version) -> tuple[bool, int]:
+    servable = _servable(version)
+    return servable.in_flight > 0, servable.last_used
+
+
+def _list_all(settings: list[ModelSetting]) -> list[dict[int, Path] | OSError]:
     found: list[dict[int, Path] | OSError] = []
-    for model in models:
+    for setting in settings:
         try:
-            found.append(sources.versions_on_disk(model.setting.base_path))
+            found.append(sources.find(setting.policy, setting.base_path))
         except OSError as error:
             found.append(error)
     return found
-
-
-def _load_and_warm_up(path: Path, threads: int) -> Engine:
-    """Loads a version and runs one row of zeros through it, so that the first request does not pay for set-up."""
-    engine = engines.load(path, threads)
-    for signature in engine.signatures.values():
-        if all(_has_known_rows(spec) for spec in signature.inputs.values()):
-            inputs = {name: _one_row(spec) for name, spec in signature.inputs.items()}
-            try:
-                engine.run(signature, inputs, tuple(signature.outputs))
-            except Exception as error:  # a model may well refuse zeros
-                log.info("the warm-up of %s with zeros was refused: %s", path, error)
-    return engine
-
-
-def _has_known_rows(spec: TensorSpec) -> bool:
-    return spec.shape is not None and None not in spec.shape[1:] and spec.dtype.kind != "O"
-
-
-def _one_row(spec: TensorSpec) -> Array:
-    return np.zeros([1 if size is None else size for size in spec.shape or ()], dtype=spec.dtype)
 
 
 def _as_serving_error(fault: Exception, name: str, number: int) -> ServingError:
@@ -329,5 +512,8 @@ def _as_serving_error(fault: Exception, name: str, number: int) -> ServingError:
 def _status(version: _Version) -> ModelVersionStatus:
     status = ModelVersionStatus(version=version.number, state=version.state)
     status.status.error_code = version.error.code if version.error else tensorflow_error_pb2.OK
-    status.status.error_message = version.error.message if version.error else ""
+    if version.error is not None:
+        status.status.error_message = version.error.message
+    elif version.state == _START:
+        status.status.error_message = "not loaded yet: the first request loads it (--lazy_loading)"
     return status

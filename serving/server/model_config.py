@@ -1,6 +1,6 @@
 """Which models to serve: from flags, or from a text ModelServerConfig file as TensorFlow Serving reads it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,6 +51,19 @@ def discover(root: Path) -> list[ModelSetting]:
     ]
 
 
+def merged(
+    current: Iterable[ModelSetting], before: Iterable[ModelSetting], now: Iterable[ModelSetting]
+) -> list[ModelSetting]:
+    """`current` with what changed between `before` and `now`: what came, changed or went there does so here."""
+    result = {setting.name: setting for setting in current}
+    old = {setting.name: setting for setting in before}
+    new = {setting.name: setting for setting in now}
+    for name in old.keys() - new.keys():
+        if result.get(name) == old[name]:
+            del result[name]
+    return list((result | {name: setting for name, setting in new.items() if setting != old.get(name)}).values())
+
+
 def from_message(config: messages.ModelServerConfig) -> list[ModelSetting]:
     """The models of a ModelServerConfig message.
 
@@ -96,3 +109,26 @@ def _setting(model: messages.ModelConfig) -> ModelSetting:
         case "specific":
             chosen = Specific(frozenset(policy.specific.versions))
     return ModelSetting(model.name, Path(model.base_path), chosen, dict(model.version_labels))
+
+
+def to_message(settings: Iterable[ModelSetting]) -> messages.ModelServerConfig:
+    """The ModelServerConfig that `from_message` reads these settings from."""
+    config = messages.ModelServerConfig()
+    config.model_config_list.SetInParent()
+    for setting in settings:
+        model = config.model_config_list.config.add(
+            name=setting.name,
+            base_path=str(setting.base_path),
+            model_platform="tensorflow",
+            version_labels=dict(setting.labels),
+        )
+        policy = model.model_version_policy
+        match setting.policy:
+            case Latest(count):
+                policy.latest.num_versions = count
+            case All():
+                policy.all.SetInParent()
+            case Specific(versions):
+                policy.specific.versions.extend(sorted(versions))
+                policy.specific.SetInParent()
+    return config

@@ -52,6 +52,18 @@ def versions_on_disk(base_path: Path) -> dict[int, Path]:
     return versions
 
 
+def find(policy: Policy, base_path: Path) -> dict[int, Path]:
+    """The version folders that the policy may choose from; without a listing where it names all that it wants.
+
+    Raises OSError when the folder cannot be listed.
+    """
+    if isinstance(policy, Specific) and policy.versions:
+        named = {number: base_path / str(number) for number in policy.versions}
+        if all(path.is_dir() for path in named.values()):
+            return named
+    return versions_on_disk(base_path)
+
+
 def wanted(policy: Policy, available: Collection[int]) -> set[int]:
     """The versions that the policy wants served, out of those on disk."""
     match policy:
@@ -61,3 +73,8 @@ def wanted(policy: Policy, available: Collection[int]) -> set[int]:
             return set(available)
         case Specific(versions):
             return set(versions & set(available))
+
+
+def missing(policy: Policy, available: Collection[int]) -> set[int]:
+    """The versions that the policy names and that are not on disk."""
+    return set(policy.versions - set(available)) if isinstance(policy, Specific) else set()

@@ -516,7 +516,11 @@ def test_config_file_policies_labels_and_changes(start_server: StartServer, tmp_
         )
 
     write("specific { versions: 2 versions: 3 }")
-    server = start_server(f"--model_config_file={config}", "--model_config_file_poll_wait_seconds=1")
+    server = start_server(
+        f"--model_config_file={config}",
+        "--model_config_file_poll_wait_seconds=1",
+        "--allow_version_labels_for_unavailable_models",
+    )
     body = {"instances": [[1, 1, 1]]}
     assert post(server, "/v1/models/scale/labels/stable:predict", body)[1] == {"predictions": [[4, 4, 4]]}
     assert post(server, "/v1/models/scale/labels/canary:predict", body)[1] == {"predictions": [[6, 6, 6]]}

@@ -14,10 +14,12 @@ from tensorflow_serving.apis import (
     inference_pb2,
     model_management_pb2,
     predict_pb2,
+    prediction_log_pb2,
     regression_pb2,
 )
 
 from bookserve.serving.wire import generate, tensorflow_pb2, tensorflow_serving_pb2
+from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
 
 PAIRS = [
     (tensorflow_pb2.TensorProto, tensor_pb2.TensorProto),
@@ -39,6 +41,7 @@ PAIRS = [
     (tensorflow_serving_pb2.GetModelStatusResponse, get_model_status_pb2.GetModelStatusResponse),
     (tensorflow_serving_pb2.ReloadConfigRequest, model_management_pb2.ReloadConfigRequest),
     (tensorflow_serving_pb2.ReloadConfigResponse, model_management_pb2.ReloadConfigResponse),
+    (PredictionLog, prediction_log_pb2.PredictionLog),
 ]
 
 

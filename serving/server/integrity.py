@@ -1,0 +1,111 @@
+"""What is checked of a version folder before any of it is loaded.
+
+A version is a tree of plain files and nothing else: no link leads out of it, and where it brings a manifest
+(`assets.extra/manifest.json` with `"files": {path: sha256}`) the files are those that the manifest tells of. Only what
+this server reads is hashed: with an ONNX graph that leaves out `variables/` and the report, which may be large.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bookserve.serving.server.errors import ServingError, failed_precondition
+
+MANIFEST = "assets.extra/manifest.json"
+_GRAPHS = ("assets.extra/model.onnx", "model.onnx")
+_NOT_READ = ("variables/", "assets.extra/report/")  # where there is an ONNX graph
+_MAX_MANIFEST_BYTES = 16 << 20
+
+
+def check(version_path: Path) -> None:
+    """Raises ServingError (FAILED_PRECONDITION), with the reason, for a folder that must not be loaded."""
+    try:
+        _check(version_path, version_path.resolve(strict=True))
+    except OSError as error:
+        raise _refused(version_path, f"it cannot be read: {error}") from error
+
+
+def _check(version_path: Path, real: Path) -> None:
+    if not real.is_relative_to(version_path.parent.resolve()):
+        raise _refused(version_path, f"it is a link to {real}, outside of its model's folder: copy the version there")
+    files = dict(_files(real, real))
+    graph = next((name for name in _GRAPHS if name in files), None)
+    verified = _verify(real, files, graph is not None)
+    if graph is None:
+        return
+    # ONNX Runtime reads weights from any file beside the graph that the graph names. It refuses links and paths that
+    # lead out of the folder; a hard link it cannot tell from a file of the version's own.
+    folder = graph.removesuffix("model.onnx")
+    for name, status in files.items():
+        if name.startswith(folder) and name != graph and status.st_nlink > 1 and name not in verified:
+            raise _refused(
+                version_path, f"{name} has {status.st_nlink} hard links, so it may be a file of elsewhere: copy it"
+            )
+
+
+def _files(root: Path, folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Name inside `root` and status of every file below `folder`; links to inside stand for what they point to."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            name = path.relative_to(root).as_posix()
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                target = path.resolve()
+                if not target.is_relative_to(root):
+                    raise _refused(root, f"{name} is a link to {target}, outside of the version: copy the file")
+                if not target.is_file():
+                    continue  # to a folder that is walked where it lies, or to nothing
+                status = target.stat()
+            if stat.S_ISDIR(status.st_mode):
+                yield from _files(root, path)
+            elif stat.S_ISREG(status.st_mode):
+                yield name, status
+            else:
+                raise _refused(root, f"{name} is neither a file nor a folder")
+
+
+def _verify(root: Path, files: dict[str, os.stat_result], has_graph: bool) -> set[str]:
+    """Compares the folder with its manifest, if any; returns the names of the files whose content is known good."""
+    if MANIFEST not in files:
+        return set()
+    listed = _listed(root, files[MANIFEST].st_size)
+    if listed is None:
+        return set()
+    absent = sorted(listed.keys() - files.keys())
+    if absent:
+        raise _refused(root, f"{absent[0]} is in its manifest but not in the folder")
+    verified = set()
+    for name in files:
+        if name == MANIFEST or (has_graph and name.startswith(_NOT_READ)):
+            continue
+        if name not in listed and Path(name).name.startswith("."):
+            continue  # such as what a file manager leaves behind
+        if name not in listed:
+            raise _refused(root, f"{name} is not in its manifest")
+        with (root / name).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != listed[name]:
+            raise _refused(root, f"{name} is not the file that its manifest tells of (SHA-256 {digest})")
+        verified.add(name)
+    return verified
+
+
+def _listed(root: Path, size: int) -> dict[str, Any] | None:
+    """Path -> SHA-256 of the manifest; None for one of another kind, which tells of no files."""
+    if size > _MAX_MANIFEST_BYTES:
+        raise _refused(root, f"its manifest has {size} bytes, more than {_MAX_MANIFEST_BYTES}")
+    try:
+        content = json.loads((root / MANIFEST).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _refused(root, f"its manifest cannot be read: {error}") from error
+    files = content.get("files") if isinstance(content, dict) else None
+    return files if isinstance(files, dict) else None
+
+
+def _refused(version_path: Path, reason: str) -> ServingError:
+    return failed_precondition(f"{version_path} is refused: {reason}")

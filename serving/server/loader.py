@@ -1,0 +1,116 @@
+"""Loads versions into this process: folder -> engine -> batcher, on threads beside the event loop."""
+
+import asyncio
+import ctypes
+import gc
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from bookserve.serving.server import integrity, warmup
+from bookserve.serving.server.batching import Batcher, Workers
+from bookserve.serving.server.engines import engine as engines
+from bookserve.serving.server.engines.engine import Engine
+from bookserve.serving.server.servable import Servable
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a version is loaded and run."""
+
+    load_threads: int = 4  # versions that load at the same time
+    unload_threads: int = 1
+    worker_threads: int = 2  # that run batches
+    threads_per_run: int = 1  # that one batch may use
+    max_queued: int = 2000  # requests a model
+    warm_up: bool = True
+    warm_up_iterations: int = 1  # of every warm-up request
+
+
+class InProcessLoader:
+    """The `Loader` whose versions answer in this process."""
+
+    def __init__(self, options: LoadOptions) -> None:
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._workers = Workers(options.worker_threads)
+        self._loads = asyncio.Semaphore(options.load_threads)
+        self._unloads = asyncio.Semaphore(options.unload_threads)
+        self._trim = _malloc_trim()
+
+    async def load(self, name: str, version: int, path: Path) -> Servable:
+        """See Loader.load."""
+        options = self._options
+        async with self._loads:
+            engine = await self._on_thread(f"load {name} {version}", lambda: _load(path, options))
+        batcher = Batcher(engine, self._workers, self._loop, options.max_queued)
+        return Servable(name, version, engine, batcher)
+
+    async def unload(self, servable: Servable) -> None:
+        """See Loader.unload."""
+        await servable.until_idle()
+        held = [(servable.engine, servable.batcher)]
+        del servable.engine, servable.batcher
+        async with self._unloads:
+            # On a thread, as freeing a large model takes its time; nobody else holds it any more.
+            await self._on_thread(f"unload {servable.model} {servable.version}", lambda: self._free(held))
+
+    async def close(self) -> None:
+        """See Loader.close."""
+        await self._loop.run_in_executor(None, self._workers.stop)
+
+    def _free(self, held: list[tuple[Engine, Batcher]]) -> None:
+        held.clear()
+        gc.collect()
+        self._trim()
+
+    async def _on_thread(self, name: str, work: Callable[[], Result]) -> Result:
+        """Runs work on a thread of its own, which nobody waits for when the process ends meanwhile."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+
+        def report(outcome: Result | Exception) -> None:
+            if future.cancelled():
+                return
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        def run() -> None:
+            outcome: Result | Exception
+            try:
+                outcome = work()
+            except Exception as fault:
+                outcome = fault
+            with suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(report, outcome)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+        return await future
+
+
+def _load(path: Path, options: LoadOptions) -> Engine:
+    integrity.check(path)
+    engine = engines.load(path, options.threads_per_run)
+    if options.warm_up:
+        warmup.warm_up(engine, path, options.warm_up_iterations)
+    return engine
+
+
+def _malloc_trim() -> Callable[[], None]:
+    """Gives freed memory back to the system where the C library is glibc, which otherwise keeps most of it."""
+    if not sys.platform.startswith("linux"):
+        return lambda: None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None:
+        return lambda: None
+    return lambda: trim(0)

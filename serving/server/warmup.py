@@ -1,0 +1,135 @@
+"""The requests that a version answers to itself before it is available, so that no client pays for its set-up.
+
+They come from `assets.extra/tf_serving_warmup_requests`, as in TensorFlow Serving
+(servables/tensorflow/saved_model_warmup_util.cc): a TFRecord file of PredictionLog. Where there is none, one row of
+zeros runs through each signature that it fits.
+"""
+
+import logging
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from bookserve.serving.server.engines.engine import Engine
+from bookserve.serving.server.errors import ServingError, invalid_argument
+from bookserve.serving.server.signatures import TensorSpec, find_signature
+from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
+from bookserve.serving.wire.tensors import Array, TensorError, to_array
+
+log = logging.getLogger(__name__)
+
+LOCATION = "assets.extra/tf_serving_warmup_requests"  # inside the version folder
+MAX_RECORDS = 1000
+
+# A record (tsl/lib/io/record_reader.cc): length, CRC of the length, the bytes, CRC of the bytes.
+_HEADER = struct.Struct("<QL")
+_LENGTH = struct.Struct("<Q")
+_FOOTER = struct.Struct("<L")
+
+
+def warm_up(engine: Engine, version_path: Path, iterations: int) -> None:
+    """Runs the version's own requests, each `iterations` times, or zeros where it has none.
+
+    Raises ServingError when a record cannot be read or its request fails: such a version is not to be served.
+    """
+    path = version_path / LOCATION
+    if not path.is_file():
+        log.info("No warmup data file found at %s: running zeros", path)
+        _run_zeros(engine, version_path)
+        return
+    count = 0
+    for record in read_records(path):
+        count += 1
+        if count > MAX_RECORDS:
+            raise invalid_argument(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
+        try:
+            entry = PredictionLog.FromString(record)
+        except DecodeError as error:
+            raise invalid_argument(f"Failed to parse warmup record: {record[:64]!r} from {path}") from error
+        for _ in range(max(1, iterations)):
+            _run(engine, entry)
+    log.info("Finished reading warmup data for model at %s. Number of warmup records read: %d.", path, count)
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file.
+
+    Raises ServingError (DATA_LOSS) where the file is no such file, is cut off, or a checksum does not hold.
+    """
+    with path.open("rb") as stream:
+        position = 0
+        left = path.stat().st_size
+        while header := stream.read(_HEADER.size):
+            if len(header) < _HEADER.size:
+                raise _data_loss(f"truncated record at {position}")
+            length, length_crc = _HEADER.unpack(header)
+            if _masked_crc(header[: _LENGTH.size]) != length_crc:
+                raise _data_loss(f"corrupted record at {position}")
+            left -= _HEADER.size + length + _FOOTER.size
+            if left < 0:
+                raise _data_loss(f"truncated record at {position}")
+            yield _checked(stream, length, position)
+            position = stream.tell()
+
+
+def _checked(stream: BinaryIO, length: int, position: int) -> bytes:
+    record = stream.read(length)
+    (crc,) = _FOOTER.unpack(stream.read(_FOOTER.size))
+    if _masked_crc(record) != crc:
+        raise _data_loss(f"corrupted record at {position}")
+    return record
+
+
+def _masked_crc(data: bytes) -> int:
+    crc: int = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _data_loss(problem: str) -> ServingError:
+    return ServingError(
+        tensorflow_error_pb2.DATA_LOSS, f"{problem}. Please verify your warmup data is in TFRecord format."
+    )
+
+
+def _run(engine: Engine, entry: PredictionLog) -> None:
+    kind = entry.WhichOneof("log_type")
+    if kind != "predict_log":
+        raise ServingError(
+            tensorflow_error_pb2.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind or 'none of those known'}"
+        )
+    _predict(engine, entry.predict_log.request)
+
+
+def _predict(engine: Engine, request: messages.PredictRequest) -> None:
+    signature = find_signature(engine.signatures, request.model_spec.signature_name)
+    try:
+        inputs = {alias: to_array(proto) for alias, proto in request.inputs.items()}
+    except TensorError as error:
+        raise invalid_argument(f"tensor parsing error: {error}") from error
+    signature.check_inputs(inputs)
+    engine.run(signature, inputs, signature.choose_outputs(list(request.output_filter)))
+
+
+def _run_zeros(engine: Engine, version_path: Path) -> None:
+    for signature in engine.signatures.values():
+        if all(_has_known_rows(spec) for spec in signature.inputs.values()):
+            inputs = {name: _one_row(spec) for name, spec in signature.inputs.items()}
+            try:
+                engine.run(signature, inputs, tuple(signature.outputs))
+            except Exception as error:  # a model may well refuse zeros
+                log.info("the warm-up of %s with zeros was refused: %s", version_path, error)
+
+
+def _has_known_rows(spec: TensorSpec) -> bool:
+    return spec.shape is not None and None not in spec.shape[1:] and spec.dtype.kind != "O"
+
+
+def _one_row(spec: TensorSpec) -> Array:
+    return np.zeros([1 if size is None else size for size in spec.shape or ()], dtype=spec.dtype)

@@ -107,8 +107,9 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._in_head = True
-        self._progress = False  # the parser has found something in what was received last
-        self._silent_bytes = 0  # received since it last did: llhttp keeps an unfinished header to itself
+        # Received since a head, a part of a body or a request ended: llhttp keeps an unfinished header to itself.
+        self._open_bytes = 0
+        self._progress = False  # one of them ended in what was received last
         self._header_bytes = 0  # of the headers and trailers parsed so far
         self._body: list[bytes] = []
         self._body_bytes = 0
@@ -227,8 +228,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _after_part(self, size: int) -> None:
         """Holds what has been received of an incomplete request against the limits."""
-        self._silent_bytes = 0 if self._progress else self._silent_bytes + size
-        if self._silent_bytes > self._limits.max_header_bytes:
+        self._open_bytes = 0 if self._progress else self._open_bytes + size
+        if self._open_bytes > self._limits.max_header_bytes:
             self._finish_with(431, self._head_too_large())
         elif self._body_bytes > self._held:
             if self._buffered.take(self._body_bytes - self._held):
@@ -260,7 +261,6 @@ class HttpConnection(asyncio.Protocol):
             self._headers[name.lower()] = value
 
     def _count_header(self, size: int) -> None:
-        self._progress = True
         self._header_bytes += size
         if self._header_bytes > self._limits.max_header_bytes:
             raise _Refusal(431, self._head_too_large())

@@ -1,6 +1,5 @@
 """TLS from a text SSLConfig, TensorFlow Serving's --ssl_config_file: for the gRPC port, and just so for REST."""
 
-import os
 import ssl
 import tempfile
 from pathlib import Path
@@ -42,11 +41,10 @@ def _load_key(context: ssl.SSLContext, config: SSLConfig, path: Path) -> None:
     for field in ("server_key", "server_cert"):
         if not getattr(config, field):
             raise invalid_argument(f"'{path}' has no {field}: it must hold the contents of a PEM file")
-    # OpenSSL reads keys from files only; this one exists, readable by this user alone, while it does.
+    # OpenSSL reads keys from files only; these exist, in a folder for this user alone, while it does.
     with tempfile.TemporaryDirectory() as folder:
         key, certificate = Path(folder, "key"), Path(folder, "certificate")
-        with key.open("w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(config.server_key)
+        key.write_text(config.server_key)
         certificate.write_text(config.server_cert)
         try:
             # A password would be asked for on the terminal.

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,16 +30,22 @@ class Transport:
         path: str = "",
     ) -> None:
         self.connections: set[Any] = set()
+        self._made: weakref.WeakSet[Any] = weakref.WeakSet()  # also those that are turned away
         self.buffered = BufferedBytes(max_buffered)
         self.loop = loop_factory()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
         options: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": handshake_seconds} if tls else {}
 
+        def connection() -> asyncio.Protocol:
+            made = make(self)
+            self._made.add(made)
+            return made
+
         async def start() -> asyncio.Server:
             if path:
-                return await self.loop.create_unix_server(lambda: make(self), path, **options)
-            return await self.loop.create_server(lambda: make(self), "127.0.0.1", 0, **options)
+                return await self.loop.create_unix_server(connection, path, **options)
+            return await self.loop.create_server(connection, "127.0.0.1", 0, **options)
 
         self.server = asyncio.run_coroutine_threadsafe(start(), self.loop).result(10)
         self.port = 0 if path else self.server.sockets[0].getsockname()[1]
@@ -62,8 +69,9 @@ class Transport:
     def close(self) -> None:
         def stop() -> None:
             self.server.close()
-            for connection in list(self.connections):
-                connection.abort()
+            for connection in list(self._made):
+                if hasattr(connection, "_transport"):  # it is not without a TLS handshake
+                    connection.abort()
             self.loop.call_later(0.05, self.loop.stop)
 
         self.loop.call_soon_threadsafe(stop)

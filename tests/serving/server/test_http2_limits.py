@@ -392,7 +392,7 @@ def test_a_message_of_four_gigabytes_is_refused_by_its_prefix(server: GrpcTransp
     with RawClient(server.port, frame(HEADERS, END_HEADERS, 1, request_headers())) as client:
         client.send(frame(DATA, 0, 1, struct.pack(">BL", 0, 2**32 - 1)))
         client.read_until(lambda: 1 in client.ended())
-        assert b"4294967295 bytes larger than max" in client.frames[-1].payload
+        assert any(b"4294967295 bytes larger than max" in f.payload for f in client.frames)
         client.settle()
         assert client.resets() == {1: 0}  # the client need not send the rest
 
@@ -411,7 +411,7 @@ def test_a_request_that_does_not_end_is_ended(server: GrpcTransport) -> None:
         server.sweep(31)
         client.read_until(lambda: 1 in client.ended())
         client.settle()
-        assert b"not complete after 30 seconds (--request_seconds)" in client.frames[-3].payload
+        assert any(b"not complete after 30 seconds (--request_seconds)" in f.payload for f in client.frames)
         assert client.ended() == {1}  # what waits for the model is another matter
 
 

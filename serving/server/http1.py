@@ -384,7 +384,7 @@ class HttpConnection(asyncio.Protocol):
         """
         if self._unread and self._transport.can_write_eof():
             self._transport.write_eof()
-            self._loop.call_later(_LINGER_SECONDS, self._transport.abort)
+            self._loop.call_later(_LINGER_SECONDS, self._transport.close)
         else:
             self._transport.close()
 

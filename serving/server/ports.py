@@ -88,7 +88,11 @@ class Ports:
         self._make_room_for_connections()
         try:
             await self._listen()
-        except OSError as error:
+        except (OSError, ServingError) as error:
+            for listener in self._listeners:
+                listener.close()
+            if isinstance(error, ServingError):
+                raise
             raise ServingError(tensorflow_error_pb2.UNKNOWN, f"Failed to BuildAndStart gRPC server: {error}") from error
 
     def _make_room_for_connections(self) -> None:

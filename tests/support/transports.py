@@ -68,11 +68,12 @@ class Transport:
 
     def close(self) -> None:
         def stop() -> None:
+            self.loop.call_later(0.05, self.loop.stop)
             self.server.close()
             for connection in list(self._made):
-                if hasattr(connection, "_transport"):  # it is not without a TLS handshake
+                transport = getattr(connection, "_transport", None)  # there is none without a TLS handshake
+                if connection in self.connections or (transport and not transport.is_closing()):
                     connection.abort()
-            self.loop.call_later(0.05, self.loop.stop)
 
         self.loop.call_soon_threadsafe(stop)
         self.thread.join(10)

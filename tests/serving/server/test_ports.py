@@ -155,7 +155,7 @@ def test_services_that_nobody_asked_for_are_not_there(start_server: StartServer,
         f"--grpc_socket_path={path}",
         "--enable_profiler=false",
         "--max_connections=3",
-        "--max_header_bytes=500",
+        "--max_header_bytes=1000",
         "--max_request_bytes=5000",
     )
     with grpc.insecure_channel(f"unix:{path}") as channel:
@@ -170,7 +170,7 @@ def test_services_that_nobody_asked_for_are_not_there(start_server: StartServer,
         with pytest.raises(grpc.RpcError) as caught:
             status_of(channel, "x" * 6000)
         assert "--max_request_bytes" in caught.value.details()
-    assert ask(server, {"X": "y" * 1000}) == (431, "--max_header_bytes")
+    assert ask(server, {"X": "y" * 2000}) == (431, "--max_header_bytes")
     assert ask(server, {"Content-Length": "6000"}) == (413, "--max_request_bytes")
     addresses = [("127.0.0.1", server.rest_port)] * 3
     clients = [socket.create_connection(address, timeout=20) for address in addresses]
@@ -184,7 +184,7 @@ def test_services_that_nobody_asked_for_are_not_there(start_server: StartServer,
     wait_until(full, "a fourth connection is turned away")
     for client in clients:
         client.close()
-    with RawClient(server.grpc_port, frame(HEADERS, END_HEADERS, 1, request_headers(x="y" * 1000))) as client:
+    with RawClient(server.grpc_port, frame(HEADERS, END_HEADERS, 1, request_headers(x="y" * 2000))) as client:
         client.read_to_end()
         assert b"--max_header_bytes" in client.goaways()[0][1]
     assert server.stop() == 0

@@ -21,6 +21,12 @@ class Flags:
     rest_api_port: int = _flag(0, "TCP port of REST; 0 turns it off")
     bind_address: str = _flag("0.0.0.0", "address to listen on, such as 127.0.0.1")
     grpc_socket_path: str = _flag("", "also listen for gRPC on this UNIX socket")
+    ssl_config_file: str = _flag("", "text SSLConfig file: TLS for gRPC, with client certificates if it says so")
+    rest_ssl_config_file: str = _flag("", "text SSLConfig file: the same for REST")
+    grpc_channel_arguments: str = _flag("", "gRPC's own settings, such as grpc.max_connection_age_ms=60000,...")
+    enable_grpc_healthcheck_service: bool = _flag(False, "answer grpc.health.v1 on the gRPC port")
+    enable_grpc_reflection: bool = _flag(False, "let grpcurl and its like list and describe the gRPC services")
+    enable_profiler: bool = _flag(True, "answer tensorflow.ProfilerService where TensorFlow runs a model")
     model_name: str = _flag("default", "name of the one model (without --model_config_file)")
     model_base_path: str = _flag("", "folder of the version folders of the one model")
     model_config_file: str = _flag("", "text ModelServerConfig file with the models to serve")
@@ -51,6 +57,14 @@ class Flags:
     tensorflow_intra_op_parallelism: int = _flag(0, "threads that one batch may use; 0 means one")
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC answers as tensor_content, not typed fields")
     max_request_bytes: int = _flag(64 << 20, "largest request, over gRPC and REST, also after decompression")
+    max_header_bytes: int = _flag(16 << 10, "largest request line and headers, over gRPC and REST")
+    max_connections: int = _flag(4096, "connections of each port; more are turned away")
+    max_buffered_bytes: int = _flag(512 << 20, "unfinished requests and unread answers of all connections together")
+    handshake_seconds: float = _flag(10.0, "for a new connection to shake hands: TLS, and HTTP/2 over gRPC")
+    request_seconds: float = _flag(30.0, "for a client to send one request, from its first byte to its last")
+    stalled_seconds: float = _flag(60.0, "for a client to go on reading an answer")
+    grpc_idle_seconds: float = _flag(3600.0, "after which a gRPC connection without calls is closed")
+    rest_idle_seconds: float = _flag(120.0, "after which a REST connection without requests is closed")
     max_queued_requests: int = _flag(2000, "requests that may wait for one model; more are refused")
     drain_seconds: float = _flag(10.0, "after SIGTERM or SIGINT: how long requests under way may take")
     drain_quiet_seconds: float = _flag(0.5, "after SIGTERM or SIGINT: how long without a new request ends the drain")
@@ -71,11 +85,9 @@ WITHOUT_EFFECT: dict[str, type] = {
     "tensorflow_inter_op_parallelism": int,
     "tensorflow_session_config_file": str,
     "use_alts_credentials": bool,
-    "ssl_config_file": str,
     "platform_config_file": str,
     "per_process_gpu_memory_fraction": float,
     "saved_model_tags": str,
-    "grpc_channel_arguments": str,
     "grpc_max_threads": int,
     "monitoring_config_file": str,
     "remove_unused_fields_from_bundle_metagraph": bool,
@@ -85,14 +97,12 @@ WITHOUT_EFFECT: dict[str, type] = {
     "enable_signature_method_name_check": bool,
     "xla_cpu_compilation_enabled": bool,
     "xla_gpu_compilation_enabled": bool,
-    "enable_profiler": bool,
     "thread_pool_factory_config_file": str,
     "mixed_precision": str,
     "skip_initialize_tpu": bool,
-    "enable_grpc_healthcheck_service": bool,
 }
 # These ask for protection: serving on without it, with a warning in a log, would be worse than not serving.
-_REFUSED = ("ssl_config_file", "use_alts_credentials")
+_REFUSED = ("use_alts_credentials",)
 
 
 class FlagError(ValueError):
@@ -116,7 +126,7 @@ def parse(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
         elif argument.startswith("-") and name in WITHOUT_EFFECT:
             value = _value(name, WITHOUT_EFFECT[name], text if equals else None)
             if name in _REFUSED and value:
-                raise FlagError(f"--{name} is not supported: put a proxy that speaks TLS in front of this server")
+                raise FlagError(f"--{name} is not supported, as ALTS is Google's own: use TLS (--ssl_config_file)")
             warnings.append(f"--{name} has no effect on this server")
         else:
             warnings.append(f"unknown argument: {argument}")

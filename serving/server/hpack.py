@@ -137,7 +137,9 @@ class Decoder:
                 field, position = self._literal(block, position, 0x0F)
             total += len(field[0]) + len(field[1]) + _ENTRY_OVERHEAD
             if total > self.max_list_size:
-                raise HeaderListTooLarge(f"the header list is larger than {self.max_list_size} bytes")
+                raise HeaderListTooLarge(
+                    f"the header list is larger than {self.max_list_size} bytes (--max_header_bytes)"
+                )
             headers.append(field)
         return headers
 

@@ -15,6 +15,8 @@ from typing import Any, cast
 
 import httptools
 
+from bookserve.serving.server.buffered import BufferedBytes
+
 log = logging.getLogger(__name__)
 
 _REASONS = {status.value: status.phrase for status in http.HTTPStatus} | {499: "Client Closed Request"}
@@ -28,11 +30,13 @@ _LINGER_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Http1Limits:
-    """What one connection may make the server hold, and how long it may take."""
+    """What one connection may make the server hold, and how long it may take. Times are in seconds."""
 
+    max_connections: int = 4096  # on this port; more are turned away
     max_body_bytes: int = 64 << 20  # as sent, and after decompression
     max_header_bytes: int = 16 << 10  # request line and headers together
     request_seconds: float = 30.0  # from a request's first byte to its last
+    stalled_seconds: float = 60.0  # for the client to read anything of an answer that waits for it
     idle_seconds: float = 120.0  # a kept-alive connection without a request
 
 
@@ -83,9 +87,10 @@ class _Refusal(Exception):
 
 
 class HttpConnection(asyncio.Protocol):
-    """The server's side of one connection; `connections` is the server's set of open ones, kept by the connection.
+    """The server's side of one connection.
 
-    `refuse` makes the body of an answer from the transport's own message, in the format of the API behind it.
+    `refuse` makes the body of an answer from the transport's own message, in the format of the API behind it;
+    `buffered` is shared by all connections; `connections` is the server's set of open ones, kept by the connection.
     """
 
     def __init__(
@@ -93,11 +98,13 @@ class HttpConnection(asyncio.Protocol):
         handler: Handler,
         refuse: Callable[[str], bytes],
         limits: Http1Limits,
+        buffered: BufferedBytes,
         connections: "set[HttpConnection]",
     ) -> None:
         self._handler = handler
         self._refuse = refuse
         self._limits = limits
+        self._buffered = buffered
         self._connections = connections
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[HttpExchange] = deque()  # under way, in the order of the requests
@@ -105,14 +112,20 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._in_head = True
-        self._head_bytes = 0  # received while the head was incomplete: llhttp keeps an unfinished header to itself
-        self._header_bytes = 0  # of the headers parsed so far
+        # Received since a head, a part of a body or a request ended: llhttp keeps an unfinished header to itself.
+        self._open_bytes = 0
+        self._progress = False  # one of them ended in what was received last
+        self._header_bytes = 0  # of the headers and trailers parsed so far
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._held = 0  # of them, as `buffered` counts them
         self._draining = False
         self._finished = False  # what still comes in is discarded: the last answer closes the connection
         self._unread = False
         self._discarded = 0
+        self._write_paused = False
+        self._unsent = 0  # bytes of answers that the client does not read, as `buffered` counts them
+        self._swept_unsent = 0
         self._transport: asyncio.Transport
 
     # The life of the connection
@@ -122,27 +135,54 @@ class HttpConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._idle_since: float | None = self._loop.time()  # None from a request's first byte to its answer
         self._request_since: float | None = None  # None but while a request is coming in
-        self._connections.add(self)
+        self._unsent_since = self._loop.time()
+        if len(self._connections) < self._limits.max_connections:
+            self._connections.add(self)
+        else:
+            limit = self._limits.max_connections
+            self._finish_with(503, f"this port has {limit} connections already (--max_connections): try again later")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
         for exchange in self._queue:
             exchange.open = False
         self._queue.clear()
+        self._body = []
+        self._buffered.give_back(self._held + self._unsent)
+        self._held = self._unsent = 0
 
     def pause_writing(self) -> None:
         # A peer that does not read its answers may not send more requests either.
+        self._write_paused = True
         self._transport.pause_reading()
+        self._hold_unsent(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
+        self._write_paused = False
+        self._buffered.give_back(self._unsent)
+        self._unsent = 0
         if not self._finished:
             self._transport.resume_reading()
 
+    def _hold_unsent(self, size: int) -> None:
+        if self._buffered.take(size):
+            self._unsent += size
+        else:
+            log.info("dropping a REST connection: %s", self._buffered)
+            self._transport.abort()
+
     def sweep(self, now: float) -> None:
         """Called by the server about once a second with the loop's time: closes what takes too long."""
-        if self._request_since is not None and now - self._request_since > self._limits.request_seconds:
-            self._finish_with(408, f"the request was not complete after {self._limits.request_seconds:g} seconds")
-        elif self._idle_since is not None and now - self._idle_since > self._limits.idle_seconds:
+        limits = self._limits
+        unsent = self._transport.get_write_buffer_size()
+        if not unsent or unsent != self._swept_unsent:
+            self._swept_unsent, self._unsent_since = unsent, now
+        if now - self._unsent_since > limits.stalled_seconds:
+            self._transport.abort()
+        elif self._request_since is not None and now - self._request_since > limits.request_seconds:
+            seconds = f"{limits.request_seconds:g} seconds (--request_seconds)"
+            self._finish_with(408, f"the request was not complete after {seconds}")
+        elif self._idle_since is not None and now - self._idle_since > limits.idle_seconds:
             self._transport.close()
 
     def drain(self) -> None:
@@ -178,6 +218,7 @@ class HttpConnection(asyncio.Protocol):
         if self._request_since is None and not self._queue:
             self._request_since = self._loop.time()
             self._idle_since = None
+        self._progress = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -192,25 +233,31 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._finish_with(400, f"malformed HTTP request: {error}")
         else:
-            if self._in_head:
-                self._head_bytes += len(data)
-                if self._head_bytes > self._limits.max_header_bytes:
-                    self._finish_with(431, self._head_too_large())
+            if self._request_since is not None and not self._finished:
+                self._after_part(len(data))
+
+    def _after_part(self, size: int) -> None:
+        """Holds what has been received of an incomplete request against the limits."""
+        self._open_bytes = 0 if self._progress else self._open_bytes + size
+        if self._open_bytes > self._limits.max_header_bytes:
+            self._finish_with(431, self._head_too_large())
+        elif self._body_bytes > self._held:
+            if self._buffered.take(self._body_bytes - self._held):
+                self._held = self._body_bytes
+            else:
+                self._finish_with(503, f"{self._buffered}: try again later")
 
     def eof_received(self) -> bool:
-        # A client that is done sending still gets the answers that are due.
-        if not self._queue:
-            return False
-        self._queue[-1]._keep_alive = False
-        self._finished = True
-        return True
+        # Nobody half-closes over HTTP/1.1 but those who are gone, and what they asked for need not be computed.
+        return False
 
     def on_message_begin(self) -> None:
         self._url = b""
         self._headers = {}
-        self._header_bytes = self._head_bytes = 0
+        self._header_bytes = 0
         self._body = []
         self._body_bytes = 0
+        self._idle_since = None
         if self._request_since is None:
             self._request_since = self._loop.time()
 
@@ -220,7 +267,8 @@ class HttpConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count_header(len(name) + len(value))
-        self._headers[name.lower()] = value
+        if self._in_head:  # trailers change nothing
+            self._headers[name.lower()] = value
 
     def _count_header(self, size: int) -> None:
         self._header_bytes += size
@@ -228,9 +276,12 @@ class HttpConnection(asyncio.Protocol):
             raise _Refusal(431, self._head_too_large())
 
     def _head_too_large(self) -> str:
-        return f"the request line and headers are larger than {self._limits.max_header_bytes} bytes"
+        return (
+            f"the request line and headers are larger than {self._limits.max_header_bytes} bytes (--max_header_bytes)"
+        )
 
     def on_headers_complete(self) -> None:
+        self._progress = True
         self._in_head = False
         length = self._headers.get(b"content-length")
         if length is not None and int(length) > self._limits.max_body_bytes:
@@ -239,13 +290,14 @@ class HttpConnection(asyncio.Protocol):
             self._transport.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:
+        self._progress = True
         self._body_bytes += len(body)
         if self._body_bytes > self._limits.max_body_bytes:
             raise _Refusal(413, self._too_large())
         self._body.append(body)
 
     def _too_large(self) -> str:
-        return f"the request body is larger than {self._limits.max_body_bytes} bytes"
+        return f"the request body is larger than {self._limits.max_body_bytes} bytes (--max_request_bytes)"
 
     def on_message_complete(self) -> None:
         try:
@@ -256,9 +308,11 @@ class HttpConnection(asyncio.Protocol):
         exchange._keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
+        self._body_bytes = 0
+        if self._held:
+            self._release_body()
         self._url = b""
-        self._in_head = True
-        self._head_bytes = 0
+        self._in_head = self._progress = True
         self._request_since = None
         encoding = self._headers.get(b"content-encoding", b"identity").lower()
         if encoding != b"identity" and body:
@@ -275,6 +329,10 @@ class HttpConnection(asyncio.Protocol):
         except Exception:
             log.exception("fault while handling a request")
             exchange.respond(500, self._refuse("internal error"))
+
+    def _release_body(self) -> None:
+        self._buffered.give_back(self._held)
+        self._held = 0
 
     def _decompressed(self, body: bytes, encoding: bytes) -> bytes:
         if not encoding.endswith(b"gzip"):
@@ -317,7 +375,10 @@ class HttpConnection(asyncio.Protocol):
         queue = self._queue
         while queue and queue[0]._answer is not None:
             first = queue.popleft()
-            self._transport.write(cast(bytes, first._answer))
+            answer = cast(bytes, first._answer)
+            if self._write_paused:
+                self._hold_unsent(len(answer))
+            self._transport.write(answer)
             if not first._keep_alive:
                 self._finished = True
                 self._close()
@@ -332,8 +393,8 @@ class HttpConnection(asyncio.Protocol):
         read to its end, only our direction is closed; the client's is discarded until it ends, too, or a limit.
         """
         if self._unread and self._transport.can_write_eof():
-            self._idle_since = self._loop.time() - self._limits.idle_seconds + _LINGER_SECONDS
             self._transport.write_eof()
+            self._loop.call_later(_LINGER_SECONDS, self._transport.close)
         else:
             self._transport.close()
 
@@ -341,6 +402,8 @@ class HttpConnection(asyncio.Protocol):
         """Answers what cannot be read any further, behind the answers that are still due, and reads no more."""
         self._finished = self._unread = True
         self._request_since = None
+        self._body = []
+        self._release_body()
         exchange = HttpExchange(self, b"", b"", {})
         exchange._keep_alive = False
         self._queue.append(exchange)

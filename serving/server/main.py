@@ -6,15 +6,11 @@ told to go elsewhere, requests under way and those that still arrive are answere
 """
 
 import asyncio
-import contextlib
-import ctypes
 import gc
 import importlib.metadata
 import logging
 import os
 import signal
-import socket
-import struct
 import sys
 import threading
 from collections.abc import Coroutine
@@ -30,11 +26,15 @@ from bookserve.serving.server.admin import Access, ModelAdmin, default_roots
 from bookserve.serving.server.admin_api import AdminApi
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import FlagError, Flags
-from bookserve.serving.server.http1 import Handler, Http1Limits, HttpConnection, HttpExchange
-from bookserve.serving.server.http2 import GrpcCall, GrpcConnection, Http2Limits
+from bookserve.serving.server.health import Health
+from bookserve.serving.server.http1 import Handler as RestHandler
+from bookserve.serving.server.http1 import HttpExchange
+from bookserve.serving.server.http2 import GrpcCall, StreamHandler
 from bookserve.serving.server.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.manager import ManagerOptions, ModelManager
 from bookserve.serving.server.model_config import ModelSetting, discover, merged, read_config_file
+from bookserve.serving.server.ports import Ports
+from bookserve.serving.server.profiler import Profiler
 from bookserve.serving.wire import tensorflow_error_pb2
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,6 @@ log = logging.getLogger(__name__)
 # The worker threads give the interpreter lock back to the event loop that often. With Python's 5 ms the loop waits for
 # a worker after every batch; measured on 2 cores, 50 us is worth 10 to 20 % of the rate.
 _SWITCH_SECONDS = 5e-5
-_SWEEP_SECONDS = 1.0
-_BACKLOG = 1024
-_DRAIN_STEP_SECONDS = 0.02
-_SO_ATTACH_FILTER = 26  # Linux's socket(7); Python has no name for it
 
 
 class ModelServer:
@@ -77,9 +73,8 @@ class ModelServer:
             ),
         )
         self._rest = rest_api.RestApi(self._manager)
-        self._grpc_connections: set[GrpcConnection] = set()
-        self._http_connections: set[HttpConnection] = set()
-        self._listeners: list[asyncio.Server] = []
+        self._health = Health()
+        self._ports: Ports
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -88,16 +83,12 @@ class ModelServer:
         Raises ServingError for settings that make no sense and for a port that is taken.
         """
         flags = self._flags
-        if not flags.port and not flags.grpc_socket_path:
-            raise invalid_argument(
-                "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
-            )
         if flags.max_loaded_models and not flags.lazy_loading:
             raise invalid_argument("--max_loaded_models needs --lazy_loading")
         settings = self._settings()
         roots = [Path(root).absolute() for root in flags.allowed_model_roots.split(",") if root]
         admin = ModelAdmin(self._manager, roots or default_roots(settings, flags.model_root))
-        access = Access(flags.admin_token_file)
+        self._ports = self._make_ports(admin, Access(flags.admin_token_file))
         if flags.model_config_file:
             self._manager.check_labels(settings)
         await self._manager.until_tried(await self._manager.apply(settings))
@@ -108,8 +99,26 @@ class ModelServer:
             self._start(self._follow_root(settings, flags.file_system_poll_wait_seconds))
         gc.collect()
         gc.freeze()
-        await self._listen(admin, access)
-        self._start(self._sweep())
+        await self._ports.open()
+        self._start(self._ports.sweep())
+
+    def _make_ports(self, admin: ModelAdmin, access: Access) -> Ports:
+        flags = self._flags
+        handlers = grpc_api.handlers(self._manager, tensor_content=flags.enable_serialization_as_tensor_content)
+        handlers |= model_service.handlers(admin, access)
+        handlers |= Profiler(enabled=flags.enable_profiler).handlers
+        rest: RestHandler = AdminApi(admin, access, self._rest.handle).handle
+        streams: dict[bytes, StreamHandler] = {}
+        if flags.enable_grpc_healthcheck_service:
+            handlers |= self._health.handlers
+        if flags.enable_grpc_reflection:
+            from bookserve.serving.server.reflection import Reflection
+
+            streams |= Reflection(handlers).streams
+        if flags.lazy_loading:
+            handlers = {path: lazy.when_loaded(handler, _fail_call) for path, handler in handlers.items()}
+            rest = lazy.when_loaded(rest, _fail_exchange)
+        return Ports(flags, handlers, streams, rest)
 
     def _settings(self) -> list[ModelSetting]:
         flags = self._flags
@@ -127,43 +136,6 @@ class ModelServer:
             flags.model_base_path,
         )
         return [ModelSetting(flags.model_name, Path(flags.model_base_path).absolute())]
-
-    async def _listen(self, admin: ModelAdmin, access: Access) -> None:
-        flags, loop = self._flags, self._loop
-        handlers = grpc_api.handlers(self._manager, tensor_content=flags.enable_serialization_as_tensor_content)
-        rest: Handler = AdminApi(admin, access, self._rest.handle).handle
-        handlers |= model_service.handlers(admin, access)
-        if flags.lazy_loading:
-            handlers = {path: lazy.when_loaded(handler, _fail_call) for path, handler in handlers.items()}
-            rest = lazy.when_loaded(rest, _fail_exchange)
-        grpc_limits = Http2Limits(max_message_bytes=flags.max_request_bytes)
-        rest_limits = Http1Limits(max_body_bytes=flags.max_request_bytes)
-
-        def grpc_connection() -> GrpcConnection:
-            return GrpcConnection(handlers, grpc_limits, self._grpc_connections)
-
-        def rest_connection() -> HttpConnection:
-            return HttpConnection(rest, rest_api.error_body, rest_limits, self._http_connections)
-
-        host = flags.bind_address
-        try:
-            if flags.port:
-                self._listeners.append(await loop.create_server(grpc_connection, host, flags.port, backlog=_BACKLOG))
-                log.info("Running gRPC ModelServer at %s:%d ...", host, flags.port)
-            if flags.grpc_socket_path:
-                Path(flags.grpc_socket_path).unlink(missing_ok=True)  # left by a server that was killed
-                self._listeners.append(
-                    await loop.create_unix_server(grpc_connection, flags.grpc_socket_path, backlog=_BACKLOG)
-                )
-                log.info("Running gRPC ModelServer at unix:%s ...", flags.grpc_socket_path)
-            if flags.rest_api_port and flags.rest_api_port == flags.port:
-                log.error("--rest_api_port cannot be the same as --port: REST is off")
-            elif flags.rest_api_port:
-                port = flags.rest_api_port
-                self._listeners.append(await loop.create_server(rest_connection, host, port, backlog=_BACKLOG))
-                log.info("Exporting HTTP/REST API at:%s:%d ...", host, port)
-        except OSError as error:
-            raise ServingError(tensorflow_error_pb2.UNKNOWN, f"Failed to BuildAndStart gRPC server: {error}") from error
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -209,80 +181,14 @@ class ModelServer:
                 await self._manager.apply(merged(self._manager.settings, known, found))
                 known = found
 
-    async def _sweep(self) -> None:
-        """Once a second: time-outs and refilled allowances of every connection."""
-        last = self._loop.time()
-        while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            now = self._loop.time()
-            for grpc_connection in list(self._grpc_connections):
-                grpc_connection.sweep(now, now - last)
-            for http_connection in list(self._http_connections):
-                http_connection.sweep(now)
-            last = now
-
     async def drain(self) -> None:
         """Answers what was accepted and what still arrives, then closes; at the latest after --drain_seconds."""
-        flags, loop = self._flags, self._loop
-        start = loop.time()
-        end = start + flags.drain_seconds
         self._rest.draining = True
-        await self._until_quiet(start + flags.drain_seconds / 2)
-        await self._stop_listening()
-        await self._until_quiet(end)
-        for connection in self._connections():
-            if connection.idle:
-                connection.close()
-        while loop.time() < end and self._connections():  # for answers that the clients have yet to read
-            await asyncio.sleep(_DRAIN_STEP_SECONDS)
-        left = self._connections()
-        if left:
-            log.warning("%d connections are dropped after --drain_seconds=%g", len(left), flags.drain_seconds)
-        for connection in left:
-            connection.abort()
-        if flags.grpc_socket_path:
-            Path(flags.grpc_socket_path).unlink(missing_ok=True)
+        self._health.drain()
+        await self._ports.drain()
         for task in list(self._tasks):
             task.cancel()
         await self._manager.close()
-
-    async def _until_quiet(self, end: float) -> None:
-        """Tells every connection to drain; returns when for --drain_quiet_seconds nothing was asked or is under way."""
-        quiet_since = self._loop.time()
-        requests = -1
-        while self._loop.time() < min(end, quiet_since + self._flags.drain_quiet_seconds):
-            for connection in self._connections():
-                connection.drain()  # also those that were opened meanwhile
-            seen = sum(connection.requests for connection in self._connections())
-            if seen != requests or not all(connection.idle for connection in self._connections()):
-                requests, quiet_since = seen, self._loop.time()
-            await asyncio.sleep(_DRAIN_STEP_SECONDS)
-
-    async def _stop_listening(self) -> None:
-        """Closes the listeners without resetting a connection that a client has already made.
-
-        The kernel resets what waits to be accepted when a listener closes. So the listeners first drop new handshakes
-        (a client repeats its own after a second, and is refused then), and what waits is accepted meanwhile.
-        """
-        for listener in self._listeners:
-            for endpoint in listener.sockets:
-                _drop_new_handshakes(endpoint.fileno())
-        await asyncio.sleep(_DRAIN_STEP_SECONDS)
-        for listener in self._listeners:
-            listener.close()
-
-    def _connections(self) -> list[GrpcConnection | HttpConnection]:
-        return [*self._grpc_connections, *self._http_connections]
-
-
-def _drop_new_handshakes(descriptor: int) -> None:
-    """Attaches a packet filter that drops everything to a listening socket, where there are such filters (Linux)."""
-    if not sys.platform.startswith("linux"):
-        return
-    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one instruction: return 0 bytes
-    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(drop_all))
-    with socket.socket(fileno=os.dup(descriptor)) as endpoint, contextlib.suppress(OSError):
-        endpoint.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def _fail_call(call: GrpcCall) -> None:

@@ -1,0 +1,127 @@
+"""A client that sends whatever HTTP/2 frames it is told to, and keeps what comes back."""
+
+import socket
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+import hpack
+
+from bookserve.serving.server.http2_frames import PREFACE
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+END_STREAM = ACK = 1
+END_HEADERS = 4
+MAX_STREAMS, WINDOW, MAX_FRAME = 3, 4, 5  # settings
+FULL_WINDOW = 65_535  # of every stream and connection, until changed
+
+
+class Frame(NamedTuple):
+    kind: int
+    flags: int
+    stream: int
+    payload: bytes
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">HBBBL", len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
+
+
+def uint32(value: int) -> bytes:
+    return struct.pack(">L", value)
+
+
+def settings_frame(**values: int) -> bytes:
+    """SETTINGS with `window`, `max_frame` or both."""
+    identifiers = {"window": WINDOW, "max_frame": MAX_FRAME}
+    return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HL", identifiers[name], values[name]) for name in values))
+
+
+def window_update(stream: int, increment: int) -> bytes:
+    return frame(WINDOW_UPDATE, 0, stream, uint32(increment))
+
+
+def grpc_message(data: bytes, *, compressed: bool = False) -> bytes:
+    return struct.pack(">BL", compressed, len(data)) + data
+
+
+def request_headers(path: bytes = b"/t/Echo", **more: str) -> bytes:
+    fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"x")]
+    fields += [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
+    fields += [(name.replace("_", "-").encode(), value.encode()) for name, value in more.items()]
+    return hpack.Encoder().encode(fields)
+
+
+def request(stream: int, data: bytes, path: bytes = b"/t/Echo") -> bytes:
+    """A unary call whose message fits one frame."""
+    headers = frame(HEADERS, END_HEADERS, stream, request_headers(path))
+    return headers + frame(DATA, END_STREAM, stream, grpc_message(data))
+
+
+class RawClient:
+    """One connection: `frames` holds all that the server has sent so far."""
+
+    def __init__(
+        self, port: int, *frames: bytes, settings: bytes = frame(SETTINGS, 0, 0), preface: bytes = PREFACE
+    ) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self.frames: list[Frame] = []
+        self.closed = False
+        self._pending = b""
+        self._pings = 0
+        self.send(preface, settings, *frames)
+
+    def __enter__(self) -> "RawClient":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.socket.close()
+
+    def send(self, *frames: bytes) -> None:
+        self.socket.sendall(b"".join(frames))
+
+    def read_until(self, condition: Callable[[], bool]) -> None:
+        """Fails by its time-out; returns early when the server closes."""
+        while not self.closed and not condition():
+            try:
+                received = self.socket.recv(1 << 20)
+            except ConnectionResetError:
+                received = b""
+            self.closed = not received
+            self._pending += received
+            start = 0
+            while len(self._pending) - start >= 9:
+                high, low, kind, flags, stream = struct.unpack_from(">HBBBL", self._pending, start)
+                stop = start + 9 + (high << 8 | low)
+                if stop > len(self._pending):
+                    break
+                self.frames.append(Frame(kind, flags, stream, self._pending[start + 9 : stop]))
+                start = stop
+            self._pending = self._pending[start:]
+
+    def settle(self) -> None:
+        """Reads all that the server sends because of what it has been sent so far."""
+        self._pings += 1
+        payload = struct.pack(">Q", self._pings)
+        self.send(frame(PING, 0, 0, payload))
+        self.read_until(lambda: any(f.kind == PING and f.payload == payload for f in self.frames))
+
+    def read_to_end(self) -> list[Frame]:
+        self.read_until(lambda: False)
+        return self.frames
+
+    def data(self, stream: int | None = None) -> bytes:
+        """The contents of the DATA frames, of one stream or all."""
+        return b"".join(f.payload for f in self.frames if f.kind == DATA and stream in (None, f.stream))
+
+    def ended(self) -> set[int]:
+        """The streams that the server has ended in an orderly way."""
+        return {f.stream for f in self.frames if f.kind in (HEADERS, DATA) and f.flags & END_STREAM}
+
+    def resets(self) -> dict[int, int]:
+        """Error code by stream."""
+        return {f.stream: struct.unpack(">L", f.payload)[0] for f in self.frames if f.kind == RST_STREAM}
+
+    def goaways(self) -> list[tuple[int, bytes]]:
+        """Error code and reason."""
+        return [(struct.unpack(">L", f.payload[4:8])[0], f.payload[8:]) for f in self.frames if f.kind == GOAWAY]

@@ -24,7 +24,7 @@ import click
 import onnxruntime
 
 from bookserve.serving.server import flags as flag_parser
-from bookserve.serving.server import grpc_api, rest_api
+from bookserve.serving.server import grpc_api, oip_grpc, rest_api
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import FlagError, Flags
 from bookserve.serving.server.http1 import Http1Limits, HttpConnection
@@ -112,6 +112,7 @@ class ModelServer:
     async def _listen(self) -> None:
         flags, loop = self._flags, self._loop
         handlers = grpc_api.handlers(self._manager, tensor_content=flags.enable_serialization_as_tensor_content)
+        handlers |= oip_grpc.handlers(self._manager)
         grpc_limits = Http2Limits(max_message_bytes=flags.max_request_bytes)
         rest_limits = Http1Limits(max_body_bytes=flags.max_request_bytes)
 
@@ -180,7 +181,7 @@ class ModelServer:
         flags, loop = self._flags, self._loop
         start = loop.time()
         end = start + flags.drain_seconds
-        self._rest.draining = True
+        self._manager.draining = True
         await self._until_quiet(start + flags.drain_seconds / 2)
         await self._stop_listening()
         await self._until_quiet(end)

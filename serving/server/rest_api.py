@@ -15,6 +15,7 @@ from bookserve.serving.server.errors import HTTP_STATUS, ServingError, invalid_a
 from bookserve.serving.server.http1 import HttpExchange
 from bookserve.serving.server.inference import Prediction
 from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.oip_rest import OipRest
 from bookserve.serving.server.signatures import DEFAULT_SIGNATURE
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
@@ -33,6 +34,7 @@ _MODEL = rb"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
 _POST = re.compile(_MODEL + rb":(predict)", re.IGNORECASE)
 _GET = re.compile(_MODEL + rb"(/metadata)?", re.IGNORECASE)
 _MAX_VERSION = 2**63 - 1
+_MAX_VERSION_DIGITS = 19  # Python refuses to read a number of some thousand digits
 
 
 def error_body(message: str) -> bytes:
@@ -41,17 +43,19 @@ def error_body(message: str) -> bytes:
 
 
 class RestApi:
-    """Answers the requests of all REST connections; `draining` turns readiness off."""
+    """Answers the requests of all REST connections."""
 
     def __init__(self, manager: ModelManager) -> None:
-        self.draining = False
         self._manager = manager
+        self._oip = OipRest(manager, _fail)
 
     def handle(self, exchange: HttpExchange) -> None:
         """Answers one request, now or from a callback."""
         try:
             if exchange.method == b"POST" and (match := _POST.fullmatch(exchange.path)) and match[4] == b"predict":
                 self._predict(exchange, _spec(match))
+            elif exchange.path.startswith(b"/v2"):
+                self._oip.handle(exchange)
             elif exchange.method == b"GET":
                 self._get(exchange)
             else:
@@ -80,7 +84,7 @@ class RestApi:
             raise not_found(f"nothing is served at {path.decode('utf-8', 'replace')}: the models are under /v1/models")
 
     def _readiness(self, exchange: HttpExchange) -> None:
-        if self.draining:
+        if self._manager.draining:
             exchange.respond(503, b"draining\n", b"text/plain")
         elif not self._manager.ready:
             exchange.respond(503, b"loading\n", b"text/plain")
@@ -147,10 +151,10 @@ def _malformed(exchange: HttpExchange) -> ServingError:
 def _spec(match: re.Match[bytes]) -> messages.ModelSpec:
     spec = messages.ModelSpec(name=unquote(match[1].decode("utf-8", "replace")))
     if match[2]:
-        number = int(match[2])
-        if number > _MAX_VERSION:
-            raise invalid_argument(f"Failed to convert version: {number} to numeric.")
-        spec.version.value = number
+        digits = match[2].decode()
+        if len(digits) > _MAX_VERSION_DIGITS or int(digits) > _MAX_VERSION:
+            raise invalid_argument(f"Failed to convert version: {digits} to numeric.")
+        spec.version.value = int(digits)
     elif match[3]:
         spec.version_label = unquote(match[3].decode("utf-8", "replace"))
     return spec

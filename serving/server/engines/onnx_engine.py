@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 
 from bookserve.serving.server.errors import failed_precondition, invalid_argument
@@ -65,16 +66,25 @@ class OnnxEngine:
                     f"{graph} does not have the inputs and outputs of '{DEFAULT_SIGNATURE}' in {saved_model.name}:"
                     " export the version again"
                 )
-        self.signatures: Mapping[str, Signature] = {
-            DEFAULT_SIGNATURE: from_proto(DEFAULT_SIGNATURE, self.signature_defs[DEFAULT_SIGNATURE])
-        }
+        signature = from_proto(DEFAULT_SIGNATURE, self.signature_defs[DEFAULT_SIGNATURE])
+        self.signatures: Mapping[str, Signature] = {DEFAULT_SIGNATURE: signature}
+        self._string_inputs = [name for name, spec in signature.inputs.items() if spec.dtype.kind == "O"]
+        self._string_outputs = {name for name, spec in signature.outputs.items() if spec.dtype.kind == "O"}
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run."""
+        if self._string_inputs:
+            inputs = {**inputs, **{name: _decoded(name, inputs[name]) for name in self._string_inputs}}
         try:
-            return self._session.run(list(outputs), inputs)  # type: ignore[no-any-return]
+            arrays: list[Array] = self._session.run(list(outputs), inputs)
         except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument as error:
             raise invalid_argument(str(error)) from error
+        if self._string_outputs:
+            return [
+                _encoded(array) if name in self._string_outputs else array
+                for name, array in zip(outputs, arrays, strict=True)
+            ]
+        return arrays
 
     def _signature_def(self, graph: Path) -> tensorflow_pb2.SignatureDef:
         definition = tensorflow_pb2.SignatureDef(method_name=PREDICT_METHOD)
@@ -91,6 +101,22 @@ class OnnxEngine:
                 for size in node.shape:
                     info.tensor_shape.dim.add().size = size if isinstance(size, int) else -1
         return definition
+
+
+def _decoded(name: str, array: Array) -> Array:
+    """A string tensor as ONNX Runtime takes it: str, where ours are bytes (of which it would serve the repr)."""
+    decoded = np.empty(array.shape, dtype=np.object_)
+    try:
+        decoded.flat = [value.decode() for value in array.flat]
+    except UnicodeDecodeError:
+        raise invalid_argument(f"input '{name}' is no UTF-8, which this model's strings are") from None
+    return decoded
+
+
+def _encoded(array: Array) -> Array:
+    encoded = np.empty(array.shape, dtype=np.object_)
+    encoded.flat = [value.encode() for value in array.flat]
+    return encoded
 
 
 def _agree(declared: tensorflow_pb2.SignatureDef, own: tensorflow_pb2.SignatureDef) -> bool:

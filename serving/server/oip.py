@@ -19,7 +19,7 @@ from bookserve.serving.server.signatures import Signature, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.tensorflow_pb2 import DataType
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelVersionStatus
-from bookserve.serving.wire.tensors import Array, TensorError, data_type, element_count, type_name
+from bookserve.serving.wire.tensors import Array, TensorError, element_count, type_name
 
 # Datatype -> (DataType, the numpy type of its raw bytes; object, of bytes, for BYTES)
 _DATATYPES: dict[str, tuple[DataType, np.dtype[Any]]] = {
@@ -38,6 +38,7 @@ _DATATYPES: dict[str, tuple[DataType, np.dtype[Any]]] = {
     "BYTES": (tensorflow_pb2.DT_STRING, np.dtype(np.object_)),
 }
 _NAMES: dict[DataType, str] = {number: name for name, (number, _) in _DATATYPES.items()}
+_NAMES_OF_ARRAYS: dict[np.dtype[Any], str] = {dtype: name for name, (_, dtype) in _DATATYPES.items()}
 _LENGTH = struct.Struct("<I")  # before each element of BYTES
 _MAX_VERSION_DIGITS = 18  # which fit 64 bits
 # What answers the model repository extension's other two methods.
@@ -164,13 +165,13 @@ def datatype_of(output: str, array: Array) -> str:
 
     Raises ServingError (FAILED_PRECONDITION) where it has none.
     """
-    try:
-        return _NAMES[data_type(array.dtype)]
-    except (KeyError, TensorError):
+    name = _NAMES_OF_ARRAYS.get(array.dtype)
+    if name is None:
         raise failed_precondition(
             f"output '{output}' is of type {array.dtype.name}, for which the Open Inference Protocol has no datatype:"
             " request the other outputs by name"
-        ) from None
+        )
+    return name
 
 
 def input_type(signature: Signature, name: str, datatype: str) -> np.dtype[Any]:
@@ -214,12 +215,12 @@ def from_raw(name: str, dtype: np.dtype[Any], shape: Sequence[int], data: bytes 
         return _strings(name, count, data).reshape(shape)
     if len(data) != count * dtype.itemsize:
         raise invalid_argument(
-            f"input '{name}' of shape {list(shape)} and datatype {_NAMES[data_type(dtype)]} needs"
+            f"input '{name}' of shape {list(shape)} and datatype {_NAMES_OF_ARRAYS[dtype]} needs"
             f" {count * dtype.itemsize} bytes, the request has {len(data)}"
         )
+    array: Array = np.frombuffer(data, np.uint8 if dtype.kind == "b" else dtype)
     if dtype.kind == "b":
-        return (np.frombuffer(data, np.uint8) != 0).reshape(shape)  # any byte may come, not every one is a boolean
-    array = np.frombuffer(data, dtype)
+        array = array != 0  # any byte may come, not every one is a boolean
     if not array.flags.aligned:
         array = array.copy()
     return array.reshape(shape)

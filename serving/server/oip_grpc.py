@@ -100,7 +100,7 @@ def _infer(manager: ModelManager) -> Handler:
                 elif tensor.HasField("contents"):
                     raise invalid_argument(f"input '{name}' has contents, which raw_input_contents exclude")
                 else:
-                    inputs[name] = oip.from_raw(name, dtype, tensor.shape, raw[number])
+                    inputs[name] = oip.from_raw(name, dtype, tuple(tensor.shape), raw[number])
             outputs = []
             for output in request.outputs:
                 if output.parameters:
@@ -142,14 +142,16 @@ def _signature_name(request: messages.ModelInferRequest) -> str:
 
 def _from_contents(tensor: messages.ModelInferRequest.InferInputTensor, dtype: np.dtype[Any]) -> Array:
     """The tensor in the typed contents. Raises ServingError (INVALID_ARGUMENT) when they do not fit type and shape."""
-    name, datatype, shape = tensor.name, tensor.datatype, list(tensor.shape)
+    name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
     count = oip.count_elements(name, shape)
     field = _CONTENTS.get(datatype)
     if field is None:
         raise invalid_argument(f"input '{name}': {datatype} has no typed contents, send it in raw_input_contents")
     values = getattr(tensor.contents, field)
     if len(values) != count:
-        raise invalid_argument(f"input '{name}' of shape {shape} needs {count} {field}, the request has {len(values)}")
+        raise invalid_argument(
+            f"input '{name}' of shape {list(shape)} needs {count} {field}, the request has {len(values)}"
+        )
     if dtype.kind == "O":
         array = np.empty(count, dtype=np.object_)
         array[:] = list(values)
@@ -164,14 +166,16 @@ def _from_contents(tensor: messages.ModelInferRequest.InferInputTensor, dtype: n
 
 
 def _encode(prediction: Prediction, request_id: str, *, raw: bool) -> bytes:
-    response = messages.ModelInferResponse(
-        model_name=prediction.model, model_version=str(prediction.version), id=request_id
-    )
-    datatypes = {name: oip.datatype_of(name, array) for name, array in prediction.outputs.items()}
-    raw = raw or any(datatype not in _CONTENTS for datatype in datatypes.values())
+    response = messages.ModelInferResponse()
+    response.model_name = prediction.model
+    response.model_version = str(prediction.version)
+    response.id = request_id
+    raw = raw or any(array.dtype == np.float16 for array in prediction.outputs.values())
     for name, array in prediction.outputs.items():
-        datatype = datatypes[name]
-        output = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        output = response.outputs.add()
+        output.name = name
+        output.datatype = datatype = oip.datatype_of(name, array)
+        output.shape.extend(array.shape)
         if raw:
             response.raw_output_contents.append(oip.to_raw(array))
         else:

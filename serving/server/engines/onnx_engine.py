@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -105,18 +106,20 @@ class OnnxEngine:
 
 def _decoded(name: str, array: Array) -> Array:
     """A string tensor as ONNX Runtime takes it: str, where ours are bytes (of which it would serve the repr)."""
-    decoded = np.empty(array.shape, dtype=np.object_)
     try:
-        decoded.flat = [value.decode() for value in array.flat]
+        return _strings([value.decode() for value in array.flat], array.shape)
     except UnicodeDecodeError:
         raise invalid_argument(f"input '{name}' is no UTF-8, which this model's strings are") from None
-    return decoded
 
 
 def _encoded(array: Array) -> Array:
-    encoded = np.empty(array.shape, dtype=np.object_)
-    encoded.flat = [value.encode() for value in array.flat]
-    return encoded
+    return _strings([value.encode() for value in array.flat], array.shape)
+
+
+def _strings(values: list[Any], shape: tuple[int, ...]) -> Array:
+    array = np.empty(len(values), dtype=np.object_)
+    array[:] = values
+    return array.reshape(shape)
 
 
 def _agree(declared: tensorflow_pb2.SignatureDef, own: tensorflow_pb2.SignatureDef) -> bool:

@@ -112,7 +112,7 @@ class ModelServer:
     async def _listen(self) -> None:
         flags, loop = self._flags, self._loop
         handlers = grpc_api.handlers(self._manager, tensor_content=flags.enable_serialization_as_tensor_content)
-        handlers |= oip_grpc.handlers(self._manager)
+        handlers |= oip_grpc.handlers(self._manager, lambda: self._rest.ready)
         grpc_limits = Http2Limits(max_message_bytes=flags.max_request_bytes)
         rest_limits = Http1Limits(max_body_bytes=flags.max_request_bytes)
 
@@ -181,7 +181,7 @@ class ModelServer:
         flags, loop = self._flags, self._loop
         start = loop.time()
         end = start + flags.drain_seconds
-        self._manager.draining = True
+        self._rest.draining = True
         await self._until_quiet(start + flags.drain_seconds / 2)
         await self._stop_listening()
         await self._until_quiet(end)

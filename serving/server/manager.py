@@ -85,7 +85,6 @@ class ModelManager:
 
     def __init__(self, options: LoadOptions) -> None:
         self.options = options
-        self.draining = False  # the server is about to stop: what is asked is still answered, but nobody should ask
         self._models: dict[str, _Model] = {}
         self._loop = asyncio.get_running_loop()
         self._workers = Workers(options.worker_threads)
@@ -138,8 +137,8 @@ class ModelManager:
 
     @property
     def ready(self) -> bool:
-        """Whether every version that is wanted has been tried, so that what can be served is served, and goes on."""
-        return not self.draining and all(
+        """Whether every version that is wanted has been tried, so that what can be served is served."""
+        return all(
             version.tried.is_set() or version.state == ModelVersionStatus.AVAILABLE
             for model in self._models.values()
             for version in model.versions.values()

@@ -48,12 +48,13 @@ NO_LOAD_OR_UNLOAD = (
 # Triton's names of what runs a model.
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorflow": "tensorflow_savedmodel"}
 _STATES: dict[ModelVersionStatus.State, str] = {
-    ModelVersionStatus.START: "LOADING",
+    ModelVersionStatus.START: "UNAVAILABLE",
     ModelVersionStatus.LOADING: "LOADING",
     ModelVersionStatus.AVAILABLE: "READY",
     ModelVersionStatus.UNLOADING: "UNLOADING",
     ModelVersionStatus.END: "UNAVAILABLE",
 }
+_REASONS = {ModelVersionStatus.START: "not loaded yet", ModelVersionStatus.END: "unloaded"}
 
 
 # Models
@@ -78,17 +79,17 @@ def version_number(version: str) -> int:
 
 
 def model_ready(manager: ModelManager, name: str, version: str) -> bool:
-    """Whether the model is loaded and may be asked; False also for one that does not exist.
+    """Whether the model, or that version of it, is loaded and may be asked; False also for one that does not exist.
 
     Raises ServingError (INVALID_ARGUMENT) without a name or for a version that is no number.
     """
     try:
-        find(manager, name, version)
+        statuses = manager.status(name, version_number(version) if version else None)
     except ServingError as error:
         if error.code == tensorflow_error_pb2.NOT_FOUND:
             return False
         raise
-    return True
+    return any(status.state == ModelVersionStatus.AVAILABLE for status in statuses)
 
 
 @functools.cache
@@ -145,7 +146,7 @@ def repository_index(manager: ModelManager, repository: str, *, only_ready: bool
                 "name": name,
                 "version": str(status.version),
                 "state": _STATES[status.state],
-                "reason": status.status.error_message or ("unloaded" if status.state == ModelVersionStatus.END else ""),
+                "reason": status.status.error_message or _REASONS.get(status.state, ""),
             }
             for status in statuses
         ]

@@ -5,7 +5,7 @@ answered in the form that it used, but FP16, which has no typed contents, turns 
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,11 @@ _CONTENTS = {
 }
 
 
-def handlers(manager: ModelManager) -> dict[bytes, Handler]:
-    """The handler of each method path."""
+def handlers(manager: ModelManager, ready: Callable[[], bool]) -> dict[bytes, Handler]:
+    """The handler of each method path; `ready` tells whether the server should be asked."""
     service: dict[str, Handler] = {
         "ServerLive": unary(messages.ServerLiveRequest, lambda _: messages.ServerLiveResponse(live=True)),
-        "ServerReady": unary(messages.ServerReadyRequest, lambda _: messages.ServerReadyResponse(ready=manager.ready)),
+        "ServerReady": unary(messages.ServerReadyRequest, lambda _: messages.ServerReadyResponse(ready=ready())),
         "ServerMetadata": unary(
             messages.ServerMetadataRequest, lambda _: messages.ServerMetadataResponse(**oip.server_metadata())
         ),
@@ -106,21 +106,21 @@ def _infer(manager: ModelManager) -> Handler:
                 if output.parameters:
                     oip.refuse_unsupported(f"output '{output.name}'", output.parameters)
                 outputs.append(output.name)
-            inference.predict(servable, signature, inputs, outputs, call, _answer(call, request.id, raw=bool(raw)))
+            inference.predict(servable, signature, inputs, outputs, call, _answer(call, request.id, outputs, bool(raw)))
         except ServingError as error:
             call.fail(error.code, error.message)
 
     return handle
 
 
-def _answer(call: GrpcCall, request_id: str, *, raw: bool) -> inference.Done:
+def _answer(call: GrpcCall, request_id: str, outputs: Sequence[str], raw: bool) -> inference.Done:
     def done(result: Prediction | ServingError) -> None:
         if not call.open:
             return
         try:
             if isinstance(result, ServingError):
                 raise result
-            call.reply(_encode(result, request_id, raw=raw))
+            call.reply(_encode(result, request_id, outputs, raw))
         except ServingError as error:
             call.fail(error.code, error.message)
         except Exception:
@@ -165,13 +165,14 @@ def _from_contents(tensor: messages.ModelInferRequest.InferInputTensor, dtype: n
     return wide.astype(dtype).reshape(shape)
 
 
-def _encode(prediction: Prediction, request_id: str, *, raw: bool) -> bytes:
+def _encode(prediction: Prediction, request_id: str, outputs: Sequence[str], raw: bool) -> bytes:
     response = messages.ModelInferResponse()
     response.model_name = prediction.model
     response.model_version = str(prediction.version)
     response.id = request_id
     raw = raw or any(array.dtype == np.float16 for array in prediction.outputs.values())
-    for name, array in prediction.outputs.items():
+    for name in outputs or prediction.outputs:
+        array = prediction.outputs[name]
         output = response.outputs.add()
         output.name = name
         output.datatype = datatype = oip.datatype_of(name, array)

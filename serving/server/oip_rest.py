@@ -34,10 +34,14 @@ Kind = TypeVar("Kind", str, bool, list[Any], dict[str, Any])
 
 
 class OipRest:
-    """Answers the requests under /v2; `fail` is how the REST API answers a request with an error."""
+    """Answers the requests under /v2.
 
-    def __init__(self, manager: ModelManager, fail: Fail) -> None:
+    `ready` tells whether the server should be asked; `fail` is how the REST API answers a request with an error.
+    """
+
+    def __init__(self, manager: ModelManager, ready: Callable[[], bool], fail: Fail) -> None:
         self._manager = manager
+        self._ready = ready
         self._fail = fail
 
     def handle(self, exchange: HttpExchange) -> None:
@@ -64,7 +68,7 @@ class OipRest:
             if path == b"/v2/health/live":
                 exchange.respond(200, b"")
             elif path == b"/v2/health/ready":
-                exchange.respond(200 if self._manager.ready else 503, b"")
+                exchange.respond(200 if self._ready() else 503, b"")
             else:
                 exchange.respond(200, orjson.dumps(oip.server_metadata()))
 
@@ -205,8 +209,9 @@ def _from_json(name: str, dtype: np.dtype[Any], shape: list[int], tensor: dict[s
     count = oip.count_elements(name, shape)
     if "data" not in tensor:
         raise invalid_argument(f"input '{name}' has neither 'data' nor the parameter 'binary_data_size'")
+    wide = np.dtype(np.float32) if dtype == np.float16 else dtype  # as JSON has no FP16, it is read as FP32
     try:
-        array = to_array(tensor["data"], dtype, f"input '{name}'", booleans)
+        array = to_array(tensor["data"], wide, f"input '{name}'", booleans)
     except JsonError as error:
         raise invalid_argument(str(error)) from error
     if array.size != count:
@@ -216,7 +221,15 @@ def _from_json(name: str, dtype: np.dtype[Any], shape: list[int], tensor: dict[s
             f"input '{name}' has shape {shape}, its data is nested as {list(array.shape)}: nest it like the shape, or"
             " not at all"
         )
-    return array.reshape(shape)
+    return _halves(name, array.reshape(shape)) if dtype == np.float16 else array.reshape(shape)
+
+
+def _halves(name: str, array: Array) -> Array:
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(np.float16)
+    except FloatingPointError:
+        raise invalid_argument(f"input '{name}': a number is too large for FP16") from None
 
 
 def _parameters(holder: dict[str, Any], what: str) -> dict[str, Any]:
@@ -252,7 +265,8 @@ def _respond(
     """Answers with the outputs; raises ServingError for one that its form cannot carry."""
     outputs = []
     raw = []
-    for name, array in prediction.outputs.items():
+    for name in requested or prediction.outputs:
+        array = prediction.outputs[name]
         output: dict[str, Any] = {"name": name, "datatype": oip.datatype_of(name, array), "shape": array.shape}
         if requested.get(name, in_binary):
             data = oip.to_raw(array)

@@ -34,7 +34,6 @@ _MODEL = rb"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
 _POST = re.compile(_MODEL + rb":(predict)", re.IGNORECASE)
 _GET = re.compile(_MODEL + rb"(/metadata)?", re.IGNORECASE)
 _MAX_VERSION = 2**63 - 1
-_MAX_VERSION_DIGITS = 19  # Python refuses to read a number of some thousand digits
 
 
 def error_body(message: str) -> bytes:
@@ -43,11 +42,17 @@ def error_body(message: str) -> bytes:
 
 
 class RestApi:
-    """Answers the requests of all REST connections."""
+    """Answers the requests of all REST connections; `draining` turns readiness off."""
 
     def __init__(self, manager: ModelManager) -> None:
+        self.draining = False
         self._manager = manager
-        self._oip = OipRest(manager, _fail)
+        self._oip = OipRest(manager, lambda: self.ready, _fail)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server should be asked: what can be served is, and goes on being served."""
+        return self._manager.ready and not self.draining
 
     def handle(self, exchange: HttpExchange) -> None:
         """Answers one request, now or from a callback."""
@@ -84,7 +89,7 @@ class RestApi:
             raise not_found(f"nothing is served at {path.decode('utf-8', 'replace')}: the models are under /v1/models")
 
     def _readiness(self, exchange: HttpExchange) -> None:
-        if self._manager.draining:
+        if self.draining:
             exchange.respond(503, b"draining\n", b"text/plain")
         elif not self._manager.ready:
             exchange.respond(503, b"loading\n", b"text/plain")
@@ -151,10 +156,10 @@ def _malformed(exchange: HttpExchange) -> ServingError:
 def _spec(match: re.Match[bytes]) -> messages.ModelSpec:
     spec = messages.ModelSpec(name=unquote(match[1].decode("utf-8", "replace")))
     if match[2]:
-        digits = match[2].decode()
-        if len(digits) > _MAX_VERSION_DIGITS or int(digits) > _MAX_VERSION:
-            raise invalid_argument(f"Failed to convert version: {digits} to numeric.")
-        spec.version.value = int(digits)
+        number = int(match[2])
+        if number > _MAX_VERSION:
+            raise invalid_argument(f"Failed to convert version: {number} to numeric.")
+        spec.version.value = number
     elif match[3]:
         spec.version_label = unquote(match[3].decode("utf-8", "replace"))
     return spec

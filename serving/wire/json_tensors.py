@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from bookserve.serving.wire.tensors import MAX_RANK, Array
+from bookserve.serving.wire.tensors import Array
 
 # TensorFlow Serving cuts the JSON that it quotes in its messages there (kMaxJsonDebugStringBytes).
 _MAX_QUOTED = 256
@@ -189,8 +189,6 @@ def _string_array(value: Any, what: str) -> Array:
     while isinstance(level, list):
         shape.append(len(level))
         level = level[0] if level else None
-    if len(shape) > MAX_RANK:
-        raise JsonError(f"{what}: lists nested {len(shape)} deep, at most {MAX_RANK} are allowed")
     flat: list[bytes] = []
     _collect_strings(value, shape, 0, what, flat)
     array = np.empty(len(flat), dtype=np.object_)

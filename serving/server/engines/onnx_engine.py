@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -67,25 +66,20 @@ class OnnxEngine:
                     f"{graph} does not have the inputs and outputs of '{DEFAULT_SIGNATURE}' in {saved_model.name}:"
                     " export the version again"
                 )
-        signature = from_proto(DEFAULT_SIGNATURE, self.signature_defs[DEFAULT_SIGNATURE])
-        self.signatures: Mapping[str, Signature] = {DEFAULT_SIGNATURE: signature}
-        self._string_inputs = [name for name, spec in signature.inputs.items() if spec.dtype.kind == "O"]
-        self._string_outputs = {name for name, spec in signature.outputs.items() if spec.dtype.kind == "O"}
+        self.signatures: Mapping[str, Signature] = {
+            DEFAULT_SIGNATURE: from_proto(DEFAULT_SIGNATURE, self.signature_defs[DEFAULT_SIGNATURE])
+        }
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run."""
-        if self._string_inputs:
-            inputs = {**inputs, **{name: _decoded(name, inputs[name]) for name in self._string_inputs}}
+        strings = [alias for alias, array in inputs.items() if array.dtype.kind == "O"]
+        if strings:
+            inputs = {**inputs, **{alias: _to_text(inputs[alias], alias) for alias in strings}}
         try:
             arrays: list[Array] = self._session.run(list(outputs), inputs)
         except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument as error:
             raise invalid_argument(str(error)) from error
-        if self._string_outputs:
-            return [
-                _encoded(array) if name in self._string_outputs else array
-                for name, array in zip(outputs, arrays, strict=True)
-            ]
-        return arrays
+        return [_to_bytes(array) if array.dtype.kind == "O" else array for array in arrays]
 
     def _signature_def(self, graph: Path) -> tensorflow_pb2.SignatureDef:
         definition = tensorflow_pb2.SignatureDef(method_name=PREDICT_METHOD)
@@ -104,26 +98,20 @@ class OnnxEngine:
         return definition
 
 
-def _decoded(name: str, array: Array) -> Array:
-    """A string tensor as ONNX Runtime takes it: str, where ours are bytes (of which it would serve the repr)."""
-    try:
-        return _strings([value.decode() for value in array.flat], array.shape)
-    except UnicodeDecodeError:
-        raise invalid_argument(f"input '{name}' is no UTF-8, which this model's strings are") from None
-
-
-def _encoded(array: Array) -> Array:
-    return _strings([value.encode() for value in array.flat], array.shape)
-
-
-def _strings(values: list[Any], shape: tuple[int, ...]) -> Array:
-    array = np.empty(len(values), dtype=np.object_)
-    array[:] = values
-    return array.reshape(shape)
-
-
 def _agree(declared: tensorflow_pb2.SignatureDef, own: tensorflow_pb2.SignatureDef) -> bool:
     return all(
         {alias: info.dtype for alias, info in theirs.items()} == {alias: info.dtype for alias, info in ours.items()}
         for theirs, ours in ((declared.inputs, own.inputs), (declared.outputs, own.outputs))
     )
+
+
+def _to_text(array: Array, alias: str) -> Array:
+    """Strings as ONNX Runtime takes them; of bytes it would take Python's notation."""
+    try:
+        return np.array([value.decode() for value in array.ravel().tolist()], dtype=np.object_).reshape(array.shape)
+    except UnicodeDecodeError as error:
+        raise invalid_argument(f"input '{alias}': a string of an ONNX model has to be UTF-8: {error}") from error
+
+
+def _to_bytes(array: Array) -> Array:
+    return np.array([value.encode() for value in array.ravel().tolist()], dtype=np.object_).reshape(array.shape)

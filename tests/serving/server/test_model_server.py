@@ -306,7 +306,6 @@ def test_rest_writes_what_is_no_number_as_tensorflow_serving_does(server: Server
             400,
             "Unrecognized servable version label: canary",
         ),
-        (f"/v1/models/scale/versions/{'9' * 5000}:predict", {}, 400, "Failed to convert version: 999"),
         ("/v1/models/scale:foo", {}, 400, "Malformed request: POST /v1/models/scale:foo"),
         ("/v1/models/scale:predict", b"", 400, "JSON Parse error: The document is empty"),
         ("/v1/models/scale:predict", b"{", 400, "JSON Parse error: "),

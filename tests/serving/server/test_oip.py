@@ -12,7 +12,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from bookserve.serving.server import oip
 from bookserve.serving.server.errors import ServingError
-from bookserve.serving.server.signatures import Signature, TensorSpec
+from bookserve.serving.server.signatures import from_proto
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 
 DTYPES = [
@@ -85,7 +85,7 @@ def test_any_shape_and_bytes_are_read_or_refused(shape: list[int], dtype: str, d
         assert oip.from_raw("x", np.dtype(dtype), shape, data).shape == tuple(shape)
 
 
-SIGNATURE = Signature("s", {"x": TensorSpec("x", tensorflow_pb2.DT_FLOAT, (None, 3))}, {})
+SIGNATURE = from_proto("s", tensorflow_pb2.SignatureDef(inputs={"x": {"dtype": tensorflow_pb2.DT_FLOAT}}))
 
 
 @pytest.mark.parametrize(

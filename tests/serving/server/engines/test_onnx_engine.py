@@ -22,6 +22,6 @@ def test_strings_are_bytes_outside_and_text_inside(tmp_path: Path) -> None:
     assert answered.tolist() == words.tolist()
     np.testing.assert_array_equal(answered_numbers, numbers)
     words[0, 1] = b"\xff"
-    with pytest.raises(ServingError, match="input 'in_a' is no UTF-8, which this model's strings are") as caught:
+    with pytest.raises(ServingError, match="input 'in_a': a string of an ONNX model has to be UTF-8") as caught:
         engine.run(signature, {"in_a": words, "in_b": numbers}, ["out_a"])
     assert caught.value.code == tensorflow_error_pb2.INVALID_ARGUMENT

@@ -43,7 +43,7 @@ _LENGTH = struct.Struct("<I")  # before each element of BYTES
 _MAX_VERSION_DIGITS = 18  # which fit 64 bits
 # What answers the model repository extension's other two methods.
 NO_LOAD_OR_UNLOAD = (
-    "this server does not load or unload models by request: it follows the version folders and the model config file"
+    "loading and unloading by this protocol is not supported: versions follow their folders, models the configuration"
 )
 # Triton's names of what runs a model.
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorflow": "tensorflow_savedmodel"}

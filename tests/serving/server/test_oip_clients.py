@@ -127,9 +127,9 @@ def test_errors(api: Api) -> None:
     ):
         with pytest.raises(InferenceServerException, match=message):
             client.infer(*arguments, **options)
-    with pytest.raises(InferenceServerException, match="does not load or unload models by request"):
+    with pytest.raises(InferenceServerException, match="loading and unloading by this protocol is not supported"):
         client.load_model("scale")
-    with pytest.raises(InferenceServerException, match="does not load or unload models by request"):
+    with pytest.raises(InferenceServerException, match="loading and unloading by this protocol is not supported"):
         client.unload_model("scale")
 
 

@@ -108,7 +108,7 @@ def test_load_and_unload_are_not_implemented(stub: Any) -> None:
         (stub.RepositoryModelLoad, service_pb2.RepositoryModelLoadRequest(model_name="scale")),
         (stub.RepositoryModelUnload, service_pb2.RepositoryModelUnloadRequest(model_name="scale")),
     ):
-        with pytest.raises(grpc.RpcError, match="does not load or unload models by request") as caught:
+        with pytest.raises(grpc.RpcError, match="loading and unloading by this protocol is not supported") as caught:
             method(request, timeout=10)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 

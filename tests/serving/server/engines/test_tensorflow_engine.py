@@ -7,9 +7,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-import tritonclient.http
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
-from tritonclient.utils import InferenceServerException
 
 from model_servers import Server, server_starter
 
@@ -92,20 +90,3 @@ def test_what_the_graph_refuses_keeps_its_status(server: Server) -> None:
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "Expects arg[x] to be float but string is provided" in caught.value.details()
     assert ask(server, "half", "positive", x=np.float32([1])) == {"y": [1.0]}
-
-
-def test_the_open_inference_protocol(server: Server) -> None:
-    """Another signature than the default, and strings that are no UTF-8, which leave as raw bytes only."""
-    text = tritonclient.http.InferInput("text", [2], "BYTES")
-    text.set_data_from_numpy(np.array([b"ab", b"\xff"], dtype=object))
-    named = {"signature_name": "upper"}
-    with tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.rest_port}") as client:
-        metadata = client.get_model_metadata("half")
-        result = client.infer("half", [text], parameters=named)
-        as_json = [tritonclient.http.InferRequestedOutput("upper", binary_data=False)]
-        with pytest.raises(InferenceServerException, match="output 'upper' is no UTF-8, which JSON needs"):
-            client.infer("half", [text], outputs=as_json, parameters=named)
-    assert metadata["platform"] == "tensorflow_savedmodel"
-    assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}]
-    assert result.as_numpy("upper").tolist() == [b"AB", b"\xff"]
-    assert result.as_numpy("length").tolist() == [2, 1]

@@ -19,7 +19,7 @@ from bookserve.serving.server.manager import ModelManager
 from bookserve.serving.server.signatures import find_signature
 from bookserve.serving.wire import open_inference_pb2 as messages
 from bookserve.serving.wire import tensorflow_error_pb2
-from bookserve.serving.wire.tensors import Array
+from bookserve.serving.wire.tensors import MAX_RANK, Array
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +95,13 @@ def _infer(manager: ModelManager) -> Handler:
                     raise invalid_argument(f"input '{name}' comes twice")
                 if tensor.parameters:
                     oip.refuse_unsupported(f"input '{name}'", tensor.parameters)
+                shape = tensor.shape[: MAX_RANK + 1]  # one too many is refused as well as millions
                 if not raw:
-                    inputs[name] = _from_contents(tensor, dtype)
+                    inputs[name] = _from_contents(tensor, dtype, shape)
                 elif tensor.HasField("contents"):
                     raise invalid_argument(f"input '{name}' has contents, which raw_input_contents exclude")
                 else:
-                    inputs[name] = oip.from_raw(name, dtype, tuple(tensor.shape), raw[number])
+                    inputs[name] = oip.from_raw(name, dtype, shape, raw[number])
             outputs = []
             for output in request.outputs:
                 if output.parameters:
@@ -117,14 +118,15 @@ def _answer(call: GrpcCall, request_id: str, outputs: Sequence[str], raw: bool) 
     def done(result: Prediction | ServingError) -> None:
         if not call.open:
             return
+        if isinstance(result, ServingError):
+            call.fail(result.code, result.message)
+            return
         try:
-            if isinstance(result, ServingError):
-                raise result
             call.reply(_encode(result, request_id, outputs, raw))
         except ServingError as error:
             call.fail(error.code, error.message)
         except Exception:
-            log.exception("fault while encoding an answer")
+            log.exception("fault while encoding an answer of %s", result.model)
             call.fail(tensorflow_error_pb2.INTERNAL, "internal error")
 
     return done
@@ -140,18 +142,18 @@ def _signature_name(request: messages.ModelInferRequest) -> str:
     return parameter.string_param
 
 
-def _from_contents(tensor: messages.ModelInferRequest.InferInputTensor, dtype: np.dtype[Any]) -> Array:
+def _from_contents(
+    tensor: messages.ModelInferRequest.InferInputTensor, dtype: np.dtype[Any], shape: Sequence[int]
+) -> Array:
     """The tensor in the typed contents. Raises ServingError (INVALID_ARGUMENT) when they do not fit type and shape."""
-    name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+    name, datatype = tensor.name, tensor.datatype
     count = oip.count_elements(name, shape)
     field = _CONTENTS.get(datatype)
     if field is None:
         raise invalid_argument(f"input '{name}': {datatype} has no typed contents, send it in raw_input_contents")
     values = getattr(tensor.contents, field)
     if len(values) != count:
-        raise invalid_argument(
-            f"input '{name}' of shape {list(shape)} needs {count} {field}, the request has {len(values)}"
-        )
+        raise invalid_argument(f"input '{name}' of shape {shape} needs {count} {field}, the request has {len(values)}")
     if dtype.kind == "O":
         array = np.empty(count, dtype=np.object_)
         array[:] = list(values)

@@ -100,6 +100,8 @@ class OipRest:
         except JsonError as error:
             raise invalid_argument(str(error)) from error
         request_id = _field(request, "id", str, "the request", "")
+        if not _is_text(request_id):
+            raise invalid_argument("the request: 'id' holds half a surrogate pair")
         parameters = _parameters(request, "the request")
         servable = oip.find(self._manager, name, version)
         signature_name = _field(parameters, "signature_name", str, "the request's parameters", "")
@@ -125,14 +127,15 @@ class OipRest:
         def done(result: Prediction | ServingError) -> None:
             if not exchange.open:
                 return
+            if isinstance(result, ServingError):
+                self._fail(exchange, result)
+                return
             try:
-                if isinstance(result, ServingError):
-                    raise result
                 _respond(exchange, result, request_id, requested, in_binary)
             except ServingError as error:
                 self._fail(exchange, error)
             except Exception:
-                log.exception("fault while encoding an answer")
+                log.exception("fault while encoding an answer of %s", result.model)
                 self._fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
 
         return done
@@ -230,6 +233,11 @@ def _halves(name: str, array: Array) -> Array:
             return array.astype(np.float16)
     except FloatingPointError:
         raise invalid_argument(f"input '{name}': a number is too large for FP16") from None
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written again: JSON may spell a surrogate without its other half."""
+    return value.isascii() or value == value.encode("utf-8", "replace").decode()
 
 
 def _parameters(holder: dict[str, Any], what: str) -> dict[str, Any]:

@@ -193,6 +193,7 @@ def error_of(stub: Any, request: service_pb2.ModelInferRequest) -> tuple[grpc.St
         ({"inputs": [{"name": "z", "datatype": "FP32", "shape": [1, 3]}]}, "the model has no input 'z'"),
         ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]}, "has a negative size"),
         ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2**40, 2**40]}]}, "the request has 12"),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1] * 1_000_000}]}, "at most 64 are allowed"),
         ({"inputs": [typed_input(shape=[2**40, 3])], "raw_input_contents": []}, "the request has 3"),
         ({"inputs": [typed_input(contents={})], "raw_input_contents": []}, "needs 3 fp32_contents"),
         ({"inputs": [typed_input(), typed_input()], "raw_input_contents": []}, "input 'x' comes twice"),

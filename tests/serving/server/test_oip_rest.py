@@ -268,6 +268,7 @@ def test_what_is_not_finite_goes_in_binary_only(server: Server) -> None:
             b"",
             "output 'y': 'classification' is not supported",
         ),
+        (b'{"id": "\\ud800", "inputs": [], "more": NaN}', b"", "'id' holds half a surrogate pair"),
         ({"inputs": [x()], "id": 7}, b"", "the request: 'id' must be a string"),
         ({"inputs": [x()], "parameters": {"signature_name": "s"}}, b"", 'Serving signature key "s" not found.'),
         ({"inputs": [x()], "parameters": {"signature_name": 1}}, b"", "'signature_name' must be a string"),

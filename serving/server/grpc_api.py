@@ -28,20 +28,22 @@ def handlers(manager: ModelManager, *, tensor_content: bool) -> dict[bytes, Hand
     """The handler of each method path; `tensor_content` answers packed bytes instead of typed fields."""
     services: dict[str, Handler] = {
         "PredictionService/Predict": _predict(manager, tensor_content),
-        "PredictionService/GetModelMetadata": _unary(
+        "PredictionService/GetModelMetadata": unary(
             messages.GetModelMetadataRequest, lambda request: inference.metadata(manager, request)
         ),
-        "ModelService/GetModelStatus": _unary(
+        "ModelService/GetModelStatus": unary(
             messages.GetModelStatusRequest, lambda request: inference.status(manager, request)
         ),
     }
     return {f"/tensorflow.serving.{path}".encode(): handler for path, handler in services.items()}
 
 
-def _unary(request_type: type[Request], answer: Callable[[Request], Message]) -> Handler:
+def unary(request_type: type[Request], answer: Callable[[Request], Message]) -> Handler:
+    """The handler of a method that is answered at once; a ServingError that `answer` raises becomes the status."""
+
     def handle(call: GrpcCall, data: bytes) -> None:
         try:
-            call.reply(answer(_parse(request_type, data)).SerializeToString())
+            call.reply(answer(parse(request_type, data)).SerializeToString())
         except ServingError as error:
             call.fail(error.code, error.message)
 
@@ -63,7 +65,7 @@ def _predict(manager: ModelManager, tensor_content: bool) -> Handler:
                 call.fail(tensorflow_error_pb2.INTERNAL, "internal error")
 
         try:
-            request = _parse(messages.PredictRequest, data)
+            request = parse(messages.PredictRequest, data)
             if not request.HasField("model_spec"):
                 raise invalid_argument("Missing ModelSpec")
             servable = inference.find(manager, request.model_spec)
@@ -81,7 +83,8 @@ def _predict(manager: ModelManager, tensor_content: bool) -> Handler:
     return handle
 
 
-def _parse(request_type: type[Request], data: bytes) -> Request:
+def parse(request_type: type[Request], data: bytes) -> Request:
+    """The message in `data`. Raises ServingError (INVALID_ARGUMENT) when it is none of that type."""
     try:
         return request_type.FromString(data)
     except DecodeError:

@@ -286,7 +286,8 @@ class HttpConnection(asyncio.Protocol):
         length = self._headers.get(b"content-length")
         if length is not None and int(length) > self._limits.max_body_bytes:
             raise _Refusal(413, self._too_large())
-        if self._headers.get(b"expect", b"").lower() == b"100-continue" and not self._queue:
+        expects = self._headers.get(b"expect", b"").lower() == b"100-continue"
+        if expects and not self._queue and self._parser.get_http_version() == "1.1":  # HTTP/1.0 knows no 1xx
             self._transport.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:
@@ -335,18 +336,24 @@ class HttpConnection(asyncio.Protocol):
         self._held = 0
 
     def _decompressed(self, body: bytes, encoding: bytes) -> bytes:
-        if not encoding.endswith(b"gzip"):
-            name = encoding.decode("latin-1")
-            raise _Refusal(415, f"content-encoding {name!r} is not supported: use gzip or identity")
-        decompressor = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        name = encoding.decode("latin-1")
+        if encoding.endswith(b"gzip"):
+            wbits = 16 + zlib.MAX_WBITS
+        elif encoding == b"deflate":
+            wbits = zlib.MAX_WBITS
+        else:
+            raise _Refusal(415, f"content-encoding {name!r} is not supported: use gzip, deflate or identity")
+        decompressor = zlib.decompressobj(wbits)
         try:
             data = decompressor.decompress(body, self._limits.max_body_bytes + 1)
         except zlib.error:
-            raise _Refusal(400, "the request body is not valid gzip") from None
+            raise _Refusal(400, f"the request body is not valid {name}") from None
         if len(data) > self._limits.max_body_bytes:
             raise _Refusal(413, f"{self._too_large()} after decompression")
         if not decompressor.eof:
-            raise _Refusal(400, "the gzip request body ends early")
+            raise _Refusal(400, f"the {name} request body ends early")
+        if decompressor.unused_data:
+            raise _Refusal(400, f"the {name} request body goes on after its end")
         return data
 
     # Sending

@@ -21,7 +21,7 @@ import click
 import onnxruntime
 
 from bookserve.serving.server import flags as flag_parser
-from bookserve.serving.server import grpc_api, lazy, model_service, rest_api
+from bookserve.serving.server import grpc_api, lazy, model_service, oip_grpc, rest_api
 from bookserve.serving.server.admin import Access, ModelAdmin, default_roots
 from bookserve.serving.server.admin_api import AdminApi
 from bookserve.serving.server.errors import ServingError, invalid_argument
@@ -105,6 +105,7 @@ class ModelServer:
     def _make_ports(self, admin: ModelAdmin, access: Access) -> Ports:
         flags = self._flags
         handlers = grpc_api.handlers(self._manager, tensor_content=flags.enable_serialization_as_tensor_content)
+        handlers |= oip_grpc.handlers(self._manager, lambda: self._rest.ready)
         handlers |= model_service.handlers(admin, access)
         handlers |= Profiler(enabled=flags.enable_profiler).handlers
         rest: RestHandler = AdminApi(admin, access, self._rest.handle).handle

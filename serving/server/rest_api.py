@@ -15,6 +15,7 @@ from bookserve.serving.server.errors import HTTP_STATUS, ServingError, invalid_a
 from bookserve.serving.server.http1 import HttpExchange
 from bookserve.serving.server.inference import Prediction
 from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.oip_rest import OipRest
 from bookserve.serving.server.signatures import DEFAULT_SIGNATURE
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
@@ -46,12 +47,20 @@ class RestApi:
     def __init__(self, manager: ModelManager) -> None:
         self.draining = False
         self._manager = manager
+        self._oip = OipRest(manager, lambda: self.ready, _fail)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server should be asked: what can be served is, and goes on being served."""
+        return self._manager.ready and not self.draining
 
     def handle(self, exchange: HttpExchange) -> None:
         """Answers one request, now or from a callback."""
         try:
             if exchange.method == b"POST" and (match := _POST.fullmatch(exchange.path)) and match[4] == b"predict":
                 self._predict(exchange, _spec(match))
+            elif exchange.path.startswith(b"/v2"):
+                self._oip.handle(exchange)
             elif exchange.method == b"GET":
                 self._get(exchange)
             else:

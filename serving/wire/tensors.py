@@ -5,6 +5,7 @@ message really carries, so that 20 bytes cannot ask for 16 GiB.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ Array = npt.NDArray[Any]
 
 # numpy's limit; TensorFlow's own is 254, but no kernel takes more than 8.
 MAX_RANK = 64
+# The product of the other sizes of a tensor with a size of 0: no data vouches for them.
+_MAX_EMPTY_ROW = 1 << 28
 # One value may stand for a whole tensor (`make_tensor_proto(0.0, shape=...)` writes that), up to this many bytes.
 MAX_FILLED_BYTES = 1 << 20
 
@@ -107,18 +110,14 @@ def to_array(proto: TensorProto) -> Array:
     The array may be read-only and may share memory with the message. As in TensorFlow, a typed field with fewer values
     than the tensor has elements repeats its last value, here only up to MAX_FILLED_BYTES.
 
-    Raises TensorError for an unknown type, a negative or unknown size, more than MAX_RANK dimensions, or a number of
-    values other than the shape's.
+    Raises TensorError for an unknown type, an unknown rank or a shape that element_count refuses, or a number of values
+    other than the shape's.
     """
     dtype, field = _numpy_type_and_field(proto.dtype)
     shape = tuple([dim.size for dim in proto.tensor_shape.dim])
     if proto.tensor_shape.unknown_rank:
         raise TensorError("tensor of unknown rank")
-    if len(shape) > MAX_RANK:
-        raise TensorError(f"tensor of {len(shape)} dimensions, at most {MAX_RANK} are allowed")
-    if shape and min(shape) < 0:
-        raise TensorError(f"tensor shape {list(shape)} has a negative size")
-    count = math.prod(shape)
+    count = element_count(shape)
     content = proto.tensor_content
     if content:
         if dtype.kind == "O":
@@ -131,6 +130,21 @@ def to_array(proto: TensorProto) -> Array:
         array = np.frombuffer(content, dtype=dtype.newbyteorder("<"))
         return array.reshape(shape) if dtype.isnative else array.astype(dtype).reshape(shape)
     return _filled(_typed_values(proto, dtype, field), count, dtype, shape)
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """How many values a tensor of that shape has.
+
+    Raises TensorError for more than MAX_RANK dimensions, a negative size, or sizes beside a 0 that no tensor has.
+    """
+    if len(shape) > MAX_RANK:
+        raise TensorError(f"tensor of {len(shape)} dimensions, at most {MAX_RANK} are allowed")
+    if shape and min(shape) < 0:
+        raise TensorError(f"tensor shape {list(shape)} has a negative size")
+    count = math.prod(shape)
+    if not count and math.prod(filter(None, shape)) > _MAX_EMPTY_ROW:
+        raise TensorError(f"tensor shape {list(shape)} is too large for a tensor without values")
+    return count
 
 
 def _numpy_type_and_field(number: DataType) -> tuple[np.dtype[Any], str]:

@@ -35,6 +35,17 @@ def write_scale_model(base: Path, version: int, factor: float, *, width: int | N
     return write_graph(base, version, graph)
 
 
+def write_echo_model(base: Path, version: int, data_types: dict[str, TensorProto.DataType]) -> Path:
+    """`out_NAME = in_NAME` for each name, of that type, [n, w]."""
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [f"in_{name}"], [f"out_{name}"]) for name in data_types],
+        "echo",
+        [helper.make_tensor_value_info(f"in_{name}", number, ["n", "w"]) for name, number in data_types.items()],
+        [helper.make_tensor_value_info(f"out_{name}", number, ["n", "w"]) for name, number in data_types.items()],
+    )
+    return write_graph(base, version, graph)
+
+
 def write_graph(base: Path, version: int, graph: onnx.GraphProto) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)

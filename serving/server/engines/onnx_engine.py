@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 
 from bookserve.serving.server.errors import failed_precondition, invalid_argument
@@ -71,10 +72,14 @@ class OnnxEngine:
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run."""
+        strings = [alias for alias, array in inputs.items() if array.dtype.kind == "O"]
+        if strings:
+            inputs = {**inputs, **{alias: _to_text(inputs[alias], alias) for alias in strings}}
         try:
-            return self._session.run(list(outputs), inputs)  # type: ignore[no-any-return]
+            arrays: list[Array] = self._session.run(list(outputs), inputs)
         except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument as error:
             raise invalid_argument(str(error)) from error
+        return [_to_bytes(array) if array.dtype.kind == "O" else array for array in arrays]
 
     def _signature_def(self, graph: Path) -> tensorflow_pb2.SignatureDef:
         definition = tensorflow_pb2.SignatureDef(method_name=PREDICT_METHOD)
@@ -98,3 +103,15 @@ def _agree(declared: tensorflow_pb2.SignatureDef, own: tensorflow_pb2.SignatureD
         {alias: info.dtype for alias, info in theirs.items()} == {alias: info.dtype for alias, info in ours.items()}
         for theirs, ours in ((declared.inputs, own.inputs), (declared.outputs, own.outputs))
     )
+
+
+def _to_text(array: Array, alias: str) -> Array:
+    """Strings as ONNX Runtime takes them; of bytes it would take Python's notation."""
+    try:
+        return np.array([value.decode() for value in array.ravel().tolist()], dtype=np.object_).reshape(array.shape)
+    except UnicodeDecodeError as error:
+        raise invalid_argument(f"input '{alias}': a string of an ONNX model has to be UTF-8: {error}") from error
+
+
+def _to_bytes(array: Array) -> Array:
+    return np.array([value.encode() for value in array.ravel().tolist()], dtype=np.object_).reshape(array.shape)

@@ -4,7 +4,8 @@ import contextlib
 import gzip
 import socket
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -71,6 +72,31 @@ def test_chunked_bodies_and_continue() -> None:
         answer = exchange(server, head + body)
         assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
         assert answer.endswith(b"POST / chunks")
+        old = b"POST / HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\nhi"
+        assert exchange(server, old).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [(b"gzip", gzip.compress), (b"deflate", zlib.compress)])
+def test_compressed_bodies(encoding: bytes, compress: Callable[[bytes], bytes]) -> None:
+    def head(size: int) -> bytes:
+        expect = b"Expect: 100-continue\r\n"
+        return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n" % (encoding, size) + (
+            expect + CLOSE + b"\r\n"
+        )
+
+    with serving_rest(echo, Http1Limits(max_body_bytes=2000)) as server:
+        for body, code, end in (
+            (compress(b"hello"), 200, b"POST / hello"),
+            (compress(b"x" * 2001), 413, b"larger than 2000 bytes after decompression"),
+            (b"nonsense", 400, b"not valid " + encoding),
+            (compress(b"hello")[:-1], 400, b"ends early"),
+            (compress(b"hello") * 2, 400, b"goes on after its end"),
+        ):
+            answer = exchange(server, head(len(body)) + body)
+            assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+            answer = answer.partition(b"\r\n\r\n")[2]
+            assert status(answer) == code
+            assert answer.endswith(end)
 
 
 @pytest.mark.parametrize(

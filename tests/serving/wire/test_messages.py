@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from tensorflow.core.example import example_pb2
 from tensorflow.core.framework import tensor_pb2
@@ -18,7 +19,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from bookserve.serving.wire import generate, tensorflow_pb2, tensorflow_serving_pb2
+from bookserve.serving.wire import generate, open_inference_pb2, tensorflow_pb2, tensorflow_serving_pb2
 from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
 
 PAIRS = [
@@ -42,6 +43,10 @@ PAIRS = [
     (tensorflow_serving_pb2.ReloadConfigRequest, model_management_pb2.ReloadConfigRequest),
     (tensorflow_serving_pb2.ReloadConfigResponse, model_management_pb2.ReloadConfigResponse),
     (PredictionLog, prediction_log_pb2.PredictionLog),
+    *(
+        (getattr(open_inference_pb2, name), getattr(tritonclient.grpc.service_pb2, name))
+        for name in open_inference_pb2.DESCRIPTOR.message_types_by_name
+    ),
 ]
 
 

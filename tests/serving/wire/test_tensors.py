@@ -70,6 +70,7 @@ def _proto(shape: list[int], number: int = tensorflow_pb2.DT_FLOAT, **fields: ob
         (_proto([65536, 65536], float_val=[1.0]), "needs 4294967296 values, it has 1"),
         (_proto([2**40, 2**40], float_val=[1.0]), "the last value is repeated only"),
         (_proto([-1, 2], float_val=[1.0, 2.0]), "negative size"),
+        (_proto([0, 2**62, 2**62]), "too large for a tensor without values"),
         (_proto([3], tensor_content=b"1234"), "needs 12 bytes, its tensor_content has 4"),
         (_proto([1], tensor_content=b"12345678"), "needs 4 bytes, its tensor_content has 8"),
         (_proto([1], float_val=[1.0, 2.0]), "needs 1 values, it has 2"),

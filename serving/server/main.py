@@ -25,6 +25,8 @@ import onnxruntime
 
 from bookserve.serving.server import flags as flag_parser
 from bookserve.serving.server import grpc_api, rest_api
+from bookserve.serving.server.batch_policy import ADAPTIVE, batch_threads, from_parameters, read_parameters
+from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import FlagError, Flags
 from bookserve.serving.server.http1 import Http1Limits, HttpConnection
@@ -32,6 +34,7 @@ from bookserve.serving.server.http2 import GrpcConnection, Http2Limits
 from bookserve.serving.server.manager import LoadOptions, ModelManager
 from bookserve.serving.server.model_config import ModelSetting, discover, read_config_file
 from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +53,7 @@ class ModelServer:
     def __init__(self, flags: Flags) -> None:
         self._flags = flags
         self._loop = asyncio.get_running_loop()
-        self._manager = ModelManager(
-            LoadOptions(
-                poll_seconds=flags.file_system_poll_wait_seconds,
-                max_retries=flags.max_num_load_retries,
-                retry_seconds=max(0.0, flags.load_retry_interval_micros / 1e6),
-                load_threads=max(1, flags.num_load_threads),
-                worker_threads=max(1, os.cpu_count() or 1),
-                threads_per_run=flags.tensorflow_intra_op_parallelism or 1,
-                max_queued=flags.max_queued_requests,
-            )
-        )
+        self._manager = ModelManager(_load_options(flags))
         self._rest = rest_api.RestApi(self._manager)
         self._grpc_connections: set[GrpcConnection] = set()
         self._http_connections: set[HttpConnection] = set()
@@ -239,13 +232,63 @@ def _drop_new_handshakes(descriptor: int) -> None:
         endpoint.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
+def _load_options(flags: Flags) -> LoadOptions:
+    """How versions are found, loaded, run and batched. Raises ServingError for settings that make no sense."""
+    if flags.tensorflow_session_parallelism and (
+        flags.tensorflow_intra_op_parallelism and flags.tensorflow_inter_op_parallelism
+    ):
+        raise invalid_argument(
+            "Either configure server_options.tensorflow_session_parallelism or"
+            " (server_options.tensorflow_intra_op_parallelism, server_options.tensorflow_inter_op_parallelism)"
+            " separately. You cannot configure all."
+        )
+    if flags.mixed_precision and flags.mixed_precision != "bfloat16":
+        log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
+    worker_threads, policy = os.cpu_count() or 1, ADAPTIVE
+    if flags.enable_batching:
+        parameters = BatchingParameters()
+        if flags.batching_parameters_file:
+            parameters = read_parameters(Path(flags.batching_parameters_file))
+        worker_threads = batch_threads(parameters)
+        policy = from_parameters(parameters, worker_threads)
+    elif flags.batching_parameters_file:
+        raise invalid_argument(
+            "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
+        )
+    elif flags.enable_per_model_batching_parameters:
+        log.warning("--enable_per_model_batching_parameters has no effect without --enable_batching")
+    interpreters = (flags.num_tflite_pools or os.cpu_count() or 1) * flags.num_tflite_interpreters_per_pool
+    return LoadOptions(
+        poll_seconds=flags.file_system_poll_wait_seconds,
+        max_retries=flags.max_num_load_retries,
+        retry_seconds=max(0.0, flags.load_retry_interval_micros / 1e6),
+        load_threads=max(1, flags.num_load_threads),
+        engine=EngineOptions(
+            intra_op_threads=flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism or 1,
+            inter_op_threads=flags.tensorflow_inter_op_parallelism or flags.tensorflow_session_parallelism or 1,
+            parallel_runs=policy.parallel_runs,
+            saved_model_tags=tuple(flags.saved_model_tags.split(",")),
+            session_config_file=flags.tensorflow_session_config_file,
+            gpu_memory_fraction=flags.per_process_gpu_memory_fraction,
+            bfloat16=flags.mixed_precision == "bfloat16",
+            allow_unsafe_ops=flags.allow_unsafe_ops,
+            prefer_tflite=flags.prefer_tflite_model,
+            tflite_interpreters=max(1, min(interpreters, policy.parallel_runs)),
+        ),
+        worker_threads=worker_threads,
+        max_queued=flags.max_queued_requests,
+        policy=policy,
+        per_model_policies=flags.enable_batching and flags.enable_per_model_batching_parameters,
+    )
+
+
 async def _serve(flags: Flags) -> int:
-    server = ModelServer(flags)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
     try:
+        server = ModelServer(flags)
         await server.start()
     except ServingError as error:
         print(f"Failed to start server. Error: {error}", flush=True)  # noqa: T201 - where TensorFlow Serving prints it

@@ -14,10 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from bookserve.serving.server import sources
+from bookserve.serving.server import rows, sources
+from bookserve.serving.server.batch_policy import (
+    ADAPTIVE,
+    PER_MODEL_FILE,
+    BatchPolicy,
+    from_parameters,
+    read_parameters,
+)
 from bookserve.serving.server.batching import Batcher, Workers
 from bookserve.serving.server.engines import engine as engines
-from bookserve.serving.server.engines.engine import Engine
+from bookserve.serving.server.engines.engine import Engine, EngineOptions
 from bookserve.serving.server.errors import ServingError, invalid_argument, not_found
 from bookserve.serving.server.model_config import ModelSetting
 from bookserve.serving.server.signatures import TensorSpec
@@ -36,9 +43,11 @@ class LoadOptions:
     max_retries: int = 5  # after a first failure
     retry_seconds: float = 60.0
     load_threads: int = 4
+    engine: EngineOptions = field(default_factory=EngineOptions)
     worker_threads: int = 2  # that run batches
-    threads_per_run: int = 1  # that one batch may use
     max_queued: int = 2000  # requests a model
+    policy: BatchPolicy = ADAPTIVE
+    per_model_policies: bool = False  # a version batches by the file in its folder, and adaptively without one
 
 
 class Servable:
@@ -177,6 +186,10 @@ class ModelManager:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._loaders.shutdown(wait=False, cancel_futures=True)
         await self._loop.run_in_executor(None, self._workers.stop)
+        for model in self._models.values():
+            for version in model.versions.values():
+                if version.servable is not None:
+                    version.servable.engine.close()
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
@@ -251,8 +264,8 @@ class ModelManager:
         version.state = ModelVersionStatus.LOADING
         for attempt in range(options.max_retries + 1):
             try:
-                engine = await self._loop.run_in_executor(
-                    self._loaders, _load_and_warm_up, version.path, options.threads_per_run
+                engine, policy, batchable = await self._loop.run_in_executor(
+                    self._loaders, _load_and_warm_up, version.path, options
                 )
             except Exception as fault:
                 version.error = _as_serving_error(fault, name, version.number)
@@ -263,7 +276,7 @@ class ModelManager:
                     version.error = ServingError(tensorflow_error_pb2.CANCELLED, "Loading of servable cancelled")
                     break
             else:
-                batcher = Batcher(engine, self._workers, self._loop, options.max_queued)
+                batcher = Batcher(engine, self._workers, self._loop, options.max_queued, policy, batchable)
                 version.servable = Servable(name, version.number, engine, batcher)
                 version.error = None
                 version.state = ModelVersionStatus.AVAILABLE
@@ -283,6 +296,7 @@ class ModelManager:
             servable.on_idle = asyncio.Event()
             await servable.on_idle.wait()
         version.servable = None
+        await self._loop.run_in_executor(self._loaders, servable.engine.close)
         version.state = ModelVersionStatus.END
         log.info("Unloaded servable version {name: %s version: %d}", servable.model, servable.version)
 
@@ -297,9 +311,18 @@ def _list_all(models: list[_Model]) -> list[dict[int, Path] | OSError]:
     return found
 
 
-def _load_and_warm_up(path: Path, threads: int) -> Engine:
-    """Loads a version and runs one row of zeros through it, so that the first request does not pay for set-up."""
-    engine = engines.load(path, threads)
+def _load_and_warm_up(path: Path, options: LoadOptions) -> tuple[Engine, BatchPolicy, set[str]]:
+    """Loads a version and runs one row of zeros through it, so that the first request does not pay for set-up.
+
+    Answers also how its requests are batched, and the signatures whose rows are independent.
+    """
+    policy = options.policy
+    if options.per_model_policies:
+        parameters = path / PER_MODEL_FILE
+        policy = ADAPTIVE
+        if parameters.is_file():
+            policy = from_parameters(read_parameters(parameters), options.worker_threads)
+    engine = engines.load(path, options.engine)
     for signature in engine.signatures.values():
         if all(_has_known_rows(spec) for spec in signature.inputs.values()):
             inputs = {name: _one_row(spec) for name, spec in signature.inputs.items()}
@@ -307,7 +330,7 @@ def _load_and_warm_up(path: Path, threads: int) -> Engine:
                 engine.run(signature, inputs, tuple(signature.outputs))
             except Exception as error:  # a model may well refuse zeros
                 log.info("the warm-up of %s with zeros was refused: %s", path, error)
-    return engine
+    return engine, policy, set() if policy.strict else rows.independent(engine)
 
 
 def _has_known_rows(spec: TensorSpec) -> bool:

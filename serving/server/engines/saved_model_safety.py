@@ -161,28 +161,46 @@ class _Reach:
                 )
             if node.op in _TABLE_FILE_OPS or self._called(node) & self._fillers:
                 for tensor in node.input:
-                    if not tensor.startswith("^") and not _is_asset_or_table(_node_of(tensor), nodes, assets):
+                    if not tensor.startswith("^") and not self._is_asset_or_table(_node_of(tensor), nodes, assets):
                         raise failed_precondition(
                             f"the SavedModel may not run: {node.op} (node '{node.name}' of {place}) fills a table from"
                             f" a file that is no asset of the version. {_IF_TRUSTED}"
                         )
 
+    def _is_asset_or_table(self, name: str, nodes: Mapping[str, NodeDef], assets: set[str] | None) -> bool:
+        for _ in range(len(nodes) + 1):
+            if assets is not None and name in assets:
+                return True
+            node = nodes.get(name)
+            if node is None:
+                return assets is None  # an argument of the function
+            if "HashTable" in node.op:
+                return True
+            if node.op == "ReadVariableOp" and assets is not None and node.input:
+                return self._holds_an_asset(_node_of(node.input[0]))
+            if node.op not in _PASSING_OPS or not node.input:
+                return False
+            name = _node_of(node.input[0])
+        return False
+
+    def _holds_an_asset(self, handle: str) -> bool:
+        """Whether a variable of the graph, in which TensorFlow 2 keeps the path of an asset, can hold nothing else."""
+        functions = (node for body in self._bodies.values() for node in body)
+        variables = [node for node in (*self._nodes.values(), *functions) if node.op == "VarHandleOp"]
+        names = [node.attr["shared_name"].s or node.name.encode() for node in variables if "shared_name" in node.attr]
+        mine = self._nodes.get(handle)
+        if mine is None or mine not in variables or "shared_name" not in mine.attr:
+            return False
+        if names.count(mine.attr["shared_name"].s or mine.name.encode()) != 1 or len(names) != len(variables):
+            return False
+        return all(
+            node.op in ("ReadVariableOp", "VarIsInitializedOp")
+            or (node.op == "AssignVariableOp" and _node_of(node.input[1]) in self._assets)
+            for node in self._nodes.values()
+            if handle in (_node_of(tensor) for tensor in node.input if not tensor.startswith("^"))
+        )
+
 
 def _node_of(tensor: str) -> str:
     """The node of "node:0", "^node" or, in a function, "node:output:0"."""
     return tensor.removeprefix("^").partition(":")[0]
-
-
-def _is_asset_or_table(name: str, nodes: Mapping[str, NodeDef], assets: set[str] | None) -> bool:
-    for _ in range(len(nodes) + 1):
-        if assets is not None and name in assets:
-            return True
-        node = nodes.get(name)
-        if node is None:
-            return assets is None  # an argument of the function
-        if node.op.endswith("HandleOp") or "HashTable" in node.op:
-            return True
-        if node.op not in _PASSING_OPS or not node.input:
-            return False
-        name = _node_of(node.input[0])
-    return False

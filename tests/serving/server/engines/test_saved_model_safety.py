@@ -11,6 +11,8 @@ from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
 from bookserve.serving.server.errors import ServingError
 
+pytestmark = pytest.mark.usefixtures("tensorflow_kept")
+
 STRINGS = [tf.TensorSpec([None], tf.string)]
 
 

@@ -20,6 +20,8 @@ from bookserve.serving.server.errors import ServingError
 from bookserve.serving.server.signatures import Signature
 from model_servers import wait_until
 
+pytestmark = pytest.mark.usefixtures("tensorflow_kept")
+
 
 class Model(tf.Module):
     def __init__(self) -> None:

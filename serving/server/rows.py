@@ -22,20 +22,21 @@ _RELATIVE, _OF_LARGEST = 1e-3, 1e-5  # how far rounding may go
 
 def independent(engine: Engine) -> set[str]:
     """The signatures of a loaded version whose rows do not depend on each other."""
-    names = set()
-    for name, signature in engine.signatures.items():
-        if not _has_free_rows([*signature.inputs.values(), *signature.outputs.values()]):
-            continue
-        for free_size in _FREE_SIZES:
-            try:
-                if any(_same_together_and_apart(engine, signature, free_size, seed) for seed in range(_ROUNDS)):
-                    names.add(name)
-                    break
-            except Exception as error:  # a model may well refuse random values
-                log.info("signature %s: a trial with random values was refused: %s", name, error)
-        else:
-            log.info("signature %s: its requests are not batched, its rows may depend on each other", name)
+    names = {name for name, signature in engine.signatures.items() if _is_independent(engine, signature)}
+    for name in sorted(engine.signatures.keys() - names):
+        log.info("signature %s: every request runs alone, its rows are fixed or depend on each other", name)
     return names
+
+
+def _is_independent(engine: Engine, signature: Signature) -> bool:
+    if not _has_free_rows([*signature.inputs.values(), *signature.outputs.values()]):
+        return False
+    for free_size in _FREE_SIZES:
+        try:
+            return any(_same_together_and_apart(engine, signature, free_size, seed) for seed in range(_ROUNDS))
+        except Exception as error:  # a model may well refuse random values
+            log.info("signature %s: a trial with random values was refused: %s", signature.name, error)
+    return False
 
 
 def _has_free_rows(specs: Sequence[TensorSpec]) -> bool:

@@ -8,6 +8,8 @@ processes: the server never imports it.
 """
 
 import gc
+import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -148,6 +150,8 @@ def main() -> None:
     import tensorflow as tf
 
     tf.get_logger().setLevel("ERROR")  # the session API is deprecated for building models, not for running them
+    if importlib.util.find_spec("tensorflow_text") is not None:
+        importlib.import_module("tensorflow_text")  # which registers its operations
     gc.freeze()
     signal.signal(signal.SIGCHLD, _reap)
     while True:

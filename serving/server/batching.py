@@ -135,7 +135,8 @@ class Batcher:
         self._open: dict[Any, Batch] = {}  # by key
         self._ready: deque[Batch] = deque()
         self._queued = 0  # tasks
-        self._scheduled = 0  # workers that run a batch or are about to
+        self._scheduled = 0  # workers that run a batch or are called
+        self._calls = 0  # of these, those that are yet to be called
 
     def submit(self, task: Task) -> None:
         """Queues a task; called on the event loop.
@@ -149,18 +150,22 @@ class Batcher:
                 f"the model's queue is full ({self._max_queued} requests, --max_queued_requests): try again later",
             )
         policy = self._policy
-        key = None
-        ranks = tuple([len(shape) for shape in task.shapes])
-        if task.rows and (policy.strict or self._batchable.get(task.signature.name) == ranks):
-            key = (task.signature.name, task.outputs, ranks if policy.pad_inputs else task.shapes)
+        sizes: tuple[Any, ...] = task.shapes
+        if policy.pad_inputs:
+            sizes = tuple([len(shape) for shape in sizes])
+        key = (task.signature.name, task.outputs, sizes)
         with self._lock:
             if policy.strict:
                 self._check(task, key)
-            if policy.split_requests and key is not None:
+            if policy.split_requests and task.rows:
                 for piece in self._pieces(task, key):
                     self._add(piece, key)
             else:
                 self._add(task, key)
+            workers = self._take_calls()
+        # Outside the lock, which a worker that wakes wants first of all.
+        for _ in range(workers):
+            self._workers.schedule(self)
 
     def _check(self, task: Task, key: object) -> None:
         """TensorFlow Serving's rules of what may be queued."""
@@ -213,7 +218,7 @@ class Batcher:
     def _add(self, task: Task, key: object) -> None:
         policy = self._policy
         nbytes = task.nbytes
-        batch = self._open.get(key)
+        batch = self._open.get(key) if task.rows else None
         if batch is not None and (
             batch.rows + task.rows > policy.max_rows
             or (policy.max_bytes is not None and batch.nbytes + nbytes > policy.max_bytes)
@@ -221,19 +226,27 @@ class Batcher:
             self._close(batch)
             batch = None
         if batch is None:
-            batch = Batch(key, task.signature, task.outputs)
-            if key is not None:
+            batch = Batch(key if self._may_share(task) else None, task.signature, task.outputs)
+            if batch.key is not None:
                 self._open[key] = batch
         batch.tasks.append(task)
         batch.rows += task.rows
         batch.nbytes += nbytes
         self._queued += 1
-        if key is not None and batch.rows >= policy.max_rows:
+        if batch.key is not None and batch.rows >= policy.max_rows:
             self._close(batch)
-        elif key is None or not policy.wait_seconds:
+        elif batch.ready:
+            return
+        elif batch.key is None or not policy.wait_seconds:
             self._make_ready(batch)
         elif batch.timer is None:
             batch.timer = self._loop.call_later(policy.wait_seconds, self._time_out, batch)
+
+    def _may_share(self, task: Task) -> bool:
+        if not task.rows:
+            return False
+        ranks = self._batchable.get(task.signature.name)
+        return self._policy.strict or (ranks is not None and ranks == tuple([len(shape) for shape in task.shapes]))
 
     def _close(self, batch: Batch) -> None:
         del self._open[batch.key]
@@ -244,6 +257,9 @@ class Batcher:
     def _time_out(self, batch: Batch) -> None:
         with self._lock:
             self._make_ready(batch)
+            workers = self._take_calls()
+        for _ in range(workers):
+            self._workers.schedule(self)
 
     def _make_ready(self, batch: Batch) -> None:
         if batch.ready:
@@ -252,20 +268,28 @@ class Batcher:
         self._ready.append(batch)
         if self._scheduled < self._policy.parallel_runs:
             self._scheduled += 1
-            self._workers.schedule(self)
+            self._calls += 1
+
+    def _take_calls(self) -> int:
+        """How many workers to call for what has become ready."""
+        calls, self._calls = self._calls, 0
+        return calls
 
     def run_one_batch(self) -> None:
         """Takes the next batch off the queue, runs it and hands the outcomes to the event loop; on a worker thread."""
-        tasks = self._take()
-        waited_for = [task for task in tasks if task.owner.open]
-        outcomes = dict(zip(waited_for, self._run(waited_for), strict=True)) if waited_for else {}
+        tasks: list[Task] = []
+        gone: list[Task] = []
+        for task in self._take():
+            (tasks if task.owner.open else gone).append(task)
+        outcomes = self._run(tasks) if tasks else []
         with self._lock:
-            if self._ready:
-                self._workers.schedule(self)
-            else:
+            more = bool(self._ready)
+            if not more:
                 self._scheduled -= 1
-        if tasks:
-            self._loop.call_soon_threadsafe(_deliver, tasks, outcomes)
+        if more:
+            self._workers.schedule(self)
+        if tasks or gone:
+            self._loop.call_soon_threadsafe(_deliver, tasks + gone, outcomes + [_CANCELLED] * len(gone))
 
     def _take(self) -> list[Task]:
         """The tasks of the first batch that is ready; none where another worker was faster."""
@@ -385,9 +409,9 @@ def _split(tasks: list[Task], arrays: Sequence[Array]) -> list[Outcome]:
 _CANCELLED: Outcome = ServingError(tensorflow_error_pb2.CANCELLED, "the client is gone")
 
 
-def _deliver(tasks: list[Task], outcomes: Mapping[Task, Outcome]) -> None:
-    for task in tasks:
+def _deliver(tasks: list[Task], outcomes: list[Outcome]) -> None:
+    for task, outcome in zip(tasks, outcomes, strict=True):
         try:
-            task.done(outcomes.get(task, _CANCELLED))
+            task.done(outcome)
         except Exception:
             log.exception("fault while answering a request")  # the others still get their answers

@@ -50,6 +50,8 @@ class OnnxEngine:
         session_options = onnxruntime.SessionOptions()
         session_options.intra_op_num_threads = options.intra_op_threads
         session_options.inter_op_num_threads = 1
+        # Measured on 2 cores: threads that spin for work cost half as much again and end hardly sooner.
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session_options.log_severity_level = _ERROR_LEVEL
         try:
             self._session = onnxruntime.InferenceSession(

@@ -1,22 +1,25 @@
-"""Runs requests on worker threads, batching whatever has queued while the last batch ran.
+"""Runs requests on worker threads, in batches that a BatchPolicy forms.
 
-No timer and no setting: an idle version runs a single request at once, a busy one takes all that waits, up to a limit,
-as one batch. A version runs one batch at a time; versions run side by side on the shared threads.
+A batch takes requests until it is full or a worker takes it. By default a worker takes it as soon as one is free: an
+idle version runs a single request at once, a busy one runs all that queued while the last batch ran. Requests share a
+batch where their rows have the same shapes and nothing mixes rows. Versions run side by side on the shared threads.
 """
 
 import asyncio
+import itertools
 import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
+from bookserve.serving.server.batch_policy import BatchPolicy
 from bookserve.serving.server.engines.engine import Engine
-from bookserve.serving.server.errors import ServingError
+from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument, unavailable
 from bookserve.serving.server.signatures import Signature
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensors import Array
@@ -24,13 +27,8 @@ from bookserve.serving.wire.tensors import Array
 log = logging.getLogger(__name__)
 
 
-# One batch: enough rows to amortise a run, few enough that nobody waits long behind it.
-MAX_BATCH_ROWS = 64
-MAX_BATCH_BYTES = 8 << 20
-
-
 class Owner(Protocol):
-    """Who asked. A task whose owner is no longer open is dropped from the queue instead of run."""
+    """Who asked. A task whose owner is no longer open (gone, or past its deadline) is dropped instead of run."""
 
     open: bool
 
@@ -48,28 +46,38 @@ class Task:
     owner: Owner
     done: Callable[[Outcome], None]  # called once, on the event loop
     rows: int = 0  # the common first dimension of the inputs; 0 where they have none
-    shapes: tuple[tuple[int, ...], ...] = ()  # of one row, input by input
+    shapes: tuple[tuple[int, ...], ...] = ()  # of one row, input by input in the signature's order
 
     def __post_init__(self) -> None:
-        rows = {array.shape[0] if array.ndim else 0 for array in self.inputs.values()}
+        arrays = [self.inputs[name] for name in self.signature.inputs]
+        rows = {array.shape[0] if array.ndim else 0 for array in arrays}
         if len(rows) == 1:
             self.rows = rows.pop()
-            self.shapes = tuple([array.shape[1:] for array in self.inputs.values()])
-
-    def fits(self, other: "Task") -> bool:
-        """Whether both may run as one batch."""
-        return (
-            self.rows > 0
-            and other.rows > 0
-            and self.shapes == other.shapes
-            and self.outputs == other.outputs
-            and self.signature is other.signature
-        )
+            self.shapes = tuple([array.shape[1:] for array in arrays])
 
     @property
     def nbytes(self) -> int:
         """The size of the inputs."""
-        return sum(array.nbytes for array in self.inputs.values())
+        return sum([array.nbytes for array in self.inputs.values()])
+
+    def piece(self, start: int, stop: int, done: Callable[[Outcome], None]) -> "Task":
+        """These rows as a task of their own."""
+        inputs = {name: array[start:stop] for name, array in self.inputs.items()}
+        return Task(self.signature, inputs, self.outputs, self.owner, done)
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Tasks that run together; open for more until it is full or a worker takes it."""
+
+    key: Any  # what its tasks have in common; None for one that stays alone
+    signature: Signature
+    outputs: tuple[str, ...]
+    tasks: list[Task] = field(default_factory=list)
+    rows: int = 0
+    nbytes: int = 0
+    ready: bool = False  # may be taken
+    timer: asyncio.TimerHandle | None = None  # makes it ready
 
 
 class Workers:
@@ -102,99 +110,300 @@ class Workers:
 class Batcher:
     """The queue of one loaded version."""
 
-    def __init__(self, engine: Engine, workers: Workers, loop: asyncio.AbstractEventLoop, max_queued: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        workers: Workers,
+        loop: asyncio.AbstractEventLoop,
+        max_queued: int,
+        policy: BatchPolicy,
+        batchable: Collection[str],
+    ) -> None:
+        """`batchable` names the signatures whose rows do not depend on each other; a strict policy does not ask."""
         self._engine = engine
         self._workers = workers
         self._loop = loop
         self._max_queued = max_queued
-        self._waiting: deque[Task] = deque()
-        self._busy = False  # scheduled or running; guarded by the lock, as is the queue's being empty
+        self._policy = policy
+        # Where requests share batches unasked: the ranks of one row, input by input.
+        self._batchable = {
+            name: tuple([len(spec.shape or ()) - 1 for spec in engine.signatures[name].inputs.values()])
+            for name in batchable
+        }
+        # All below is guarded by the lock. Tasks are added on the event loop and taken by the workers.
         self._lock = threading.Lock()
-        # Until a batch shows outputs that do not follow the batch dimension.
-        self._batchable = all(
-            spec.shape is not None and len(spec.shape) > 0 and spec.shape[0] is None
-            for signature in engine.signatures.values()
-            for spec in (*signature.inputs.values(), *signature.outputs.values())
-        )
+        self._open: dict[Any, Batch] = {}  # by key
+        self._ready: deque[Batch] = deque()
+        self._queued = 0  # tasks
+        self._scheduled = 0  # workers that run a batch or are called
+        self._calls = 0  # of these, those that are yet to be called
 
     def submit(self, task: Task) -> None:
         """Queues a task; called on the event loop.
 
-        Raises ServingError (RESOURCE_EXHAUSTED) when the queue is full.
+        Raises ServingError: RESOURCE_EXHAUSTED or UNAVAILABLE when a queue is full, INVALID_ARGUMENT for a task that a
+        strict policy does not take.
         """
-        if len(self._waiting) >= self._max_queued:
+        if self._queued >= self._max_queued:
             raise ServingError(
                 tensorflow_error_pb2.RESOURCE_EXHAUSTED,
                 f"the model's queue is full ({self._max_queued} requests, --max_queued_requests): try again later",
             )
+        policy = self._policy
+        sizes: tuple[Any, ...] = task.shapes
+        if policy.pad_inputs:
+            sizes = tuple([len(shape) for shape in sizes])
+        key = (task.signature.name, task.outputs, sizes)
         with self._lock:
-            self._waiting.append(task)
-            if self._busy:
-                return
-            self._busy = True
-        self._workers.schedule(self)
+            if policy.strict:
+                self._check(task, key)
+            if policy.split_requests and task.rows:
+                for piece in self._pieces(task, key):
+                    self._add(piece, key)
+            else:
+                self._add(task, key)
+            workers = self._take_calls()
+        # Outside the lock, which a worker that wakes wants first of all.
+        for _ in range(workers):
+            self._workers.schedule(self)
+
+    def _check(self, task: Task, key: object) -> None:
+        """TensorFlow Serving's rules of what may be queued."""
+        policy = self._policy
+        if not task.inputs:
+            raise invalid_argument("Batching Run() must have at least one input tensor")
+        if any(array.ndim == 0 for array in task.inputs.values()):
+            raise invalid_argument("Batching Run() input tensors must have at least one dimension")
+        if len({array.shape[0] for array in task.inputs.values()}) > 1:
+            raise invalid_argument("Batching Run() input tensors must have equal 0th-dimension size")
+        if policy.max_request_rows is not None and task.rows > policy.max_request_rows:
+            raise invalid_argument(
+                f"Task size {task.rows} is larger than maximum input batch size {policy.max_request_rows}"
+            )
+        last = self._open.get(key)
+        filled = last.rows if last is not None else policy.max_rows
+        room = policy.max_rows - filled
+        if policy.max_queued_batches is None or task.rows <= room:
+            return
+        queued = [*self._ready, *(batch for batch in self._open.values() if not batch.ready)]
+        count = sum(batch.signature is task.signature and batch.outputs == task.outputs for batch in queued)
+        most = max(1, policy.max_queued_batches)  # an open batch always counts there, even while it is empty
+        if policy.split_requests:
+            capacity = (most - count) * policy.max_rows + room
+            if task.rows > capacity:
+                raise unavailable(
+                    "The batch scheduling queue to which this task was submitted is full;"
+                    f" task size is {task.rows} but scheduling capacity is only {capacity}"
+                    f" (num_enqueued_batches={count}, max_enqueued_batches={policy.max_queued_batches},"
+                    f" open_batch_size={filled % policy.max_rows}, max_execution_batch_size={policy.max_rows})"
+                )
+        elif count >= most:
+            raise unavailable(
+                "The batch scheduling queue to which this task was submitted is full;"
+                f" currently {count} batches enqueued and max_enqueued_batches is {policy.max_queued_batches}"
+            )
+
+    def _pieces(self, task: Task, key: object) -> Iterator[Task]:
+        """The task cut so that it first fills the open batch, then whole ones."""
+        last = self._open.get(key)
+        first = min(task.rows, self._policy.max_rows - (last.rows if last is not None else 0))
+        cuts = [0, *range(first, task.rows, self._policy.max_rows), task.rows]
+        if len(cuts) == 2:
+            yield task
+            return
+        together = _Together(task, len(cuts) - 1)
+        for place, (start, stop) in enumerate(itertools.pairwise(cuts)):
+            yield task.piece(start, stop, together.done(place))
+
+    def _add(self, task: Task, key: object) -> None:
+        policy = self._policy
+        nbytes = task.nbytes
+        batch = self._open.get(key) if task.rows else None
+        if batch is not None and (
+            batch.rows + task.rows > policy.max_rows
+            or (policy.max_bytes is not None and batch.nbytes + nbytes > policy.max_bytes)
+        ):
+            self._close(batch)
+            batch = None
+        if batch is None:
+            batch = Batch(key if self._may_share(task) else None, task.signature, task.outputs)
+            if batch.key is not None:
+                self._open[key] = batch
+        batch.tasks.append(task)
+        batch.rows += task.rows
+        batch.nbytes += nbytes
+        self._queued += 1
+        if batch.key is not None and batch.rows >= policy.max_rows:
+            self._close(batch)
+        elif batch.ready:
+            return
+        elif batch.key is None or not policy.wait_seconds:
+            self._make_ready(batch)
+        elif batch.timer is None:
+            batch.timer = self._loop.call_later(policy.wait_seconds, self._time_out, batch)
+
+    def _may_share(self, task: Task) -> bool:
+        if not task.rows:
+            return False
+        ranks = self._batchable.get(task.signature.name)
+        return self._policy.strict or (ranks is not None and ranks == tuple([len(shape) for shape in task.shapes]))
+
+    def _close(self, batch: Batch) -> None:
+        del self._open[batch.key]
+        if batch.timer is not None:
+            batch.timer.cancel()
+        self._make_ready(batch)
+
+    def _time_out(self, batch: Batch) -> None:
+        with self._lock:
+            self._make_ready(batch)
+            workers = self._take_calls()
+        for _ in range(workers):
+            self._workers.schedule(self)
+
+    def _make_ready(self, batch: Batch) -> None:
+        if batch.ready:
+            return
+        batch.ready = True
+        self._ready.append(batch)
+        if self._scheduled < self._policy.parallel_runs:
+            self._scheduled += 1
+            self._calls += 1
+
+    def _take_calls(self) -> int:
+        """How many workers to call for what has become ready."""
+        calls, self._calls = self._calls, 0
+        return calls
 
     def run_one_batch(self) -> None:
         """Takes the next batch off the queue, runs it and hands the outcomes to the event loop; on a worker thread."""
-        batch, dropped = self._take()
-        outcomes = self._run(batch) if batch else []
+        tasks: list[Task] = []
+        gone: list[Task] = []
+        for task in self._take():
+            (tasks if task.owner.open else gone).append(task)
+        outcomes = self._run(tasks) if tasks else []
         with self._lock:
-            self._busy = bool(self._waiting)
-            if self._busy:
-                self._workers.schedule(self)
-        outcomes += [_CANCELLED] * len(dropped)
-        self._loop.call_soon_threadsafe(_deliver, batch + dropped, outcomes)
+            more = bool(self._ready)
+            if not more:
+                self._scheduled -= 1
+        if more:
+            self._workers.schedule(self)
+        if tasks or gone:
+            self._loop.call_soon_threadsafe(_deliver, tasks + gone, outcomes + [_CANCELLED] * len(gone))
 
-    def _take(self) -> tuple[list[Task], list[Task]]:
-        """The next batch, and the tasks met on the way that nobody waits for any more."""
-        batch: list[Task] = []
-        dropped: list[Task] = []
-        rows = size = 0
-        while self._waiting:
-            task = self._waiting[0]
-            if not task.owner.open:
-                dropped.append(self._waiting.popleft())
-                continue
-            if batch:
-                if not (self._batchable and batch[0].fits(task)):
-                    break
-                if rows + task.rows > MAX_BATCH_ROWS or size + task.nbytes > MAX_BATCH_BYTES:
-                    break
-            batch.append(self._waiting.popleft())
-            rows += task.rows
-            size += task.nbytes
-        return batch, dropped
+    def _take(self) -> list[Task]:
+        """The tasks of the first batch that is ready; none where another worker was faster."""
+        with self._lock:
+            if not self._ready:
+                return []
+            batch = self._ready.popleft()
+            if self._open.get(batch.key) is batch:
+                del self._open[batch.key]
+            self._queued -= len(batch.tasks)
+            return batch.tasks
 
-    def _run(self, batch: list[Task]) -> list[Outcome]:
-        if len(batch) == 1:
-            return [self._run_alone(batch[0])]
-        first = batch[0]
-        inputs = {name: np.concatenate([task.inputs[name] for task in batch]) for name in first.inputs}
-        rows = sum(task.rows for task in batch)
+    def _run(self, tasks: list[Task]) -> list[Outcome]:
+        first = tasks[0]
+        rows = sum([task.rows for task in tasks])
+        run_rows = self._policy.run_rows(rows)
+        inputs = first.inputs
+        outcome: ServingError
         try:
+            if len(tasks) > 1 or run_rows > rows:
+                inputs = {name: self._merge([task.inputs[name] for task in tasks], run_rows - rows) for name in inputs}
             arrays = self._engine.run(first.signature, inputs, first.outputs)
-        except Exception:
-            # One request that the model refuses may not fail the others.
-            return [self._run_alone(task) for task in batch]
-        if any(array.ndim == 0 or array.shape[0] != rows for array in arrays):
-            self._batchable = False
-            return [self._run_alone(task) for task in batch]
-        outcomes: list[Outcome] = []
-        start = 0
-        for task in batch:
-            stop = start + task.rows
-            outcomes.append({name: array[start:stop] for name, array in zip(first.outputs, arrays, strict=True)})
-            start = stop
-        return outcomes
-
-    def _run_alone(self, task: Task) -> Outcome:
-        try:
-            return dict(zip(task.outputs, self._engine.run(task.signature, task.inputs, task.outputs), strict=True))
         except ServingError as error:
-            return error
+            outcome = error
         except Exception:
-            log.exception("the %s engine failed", self._engine.name)
-            return ServingError(tensorflow_error_pb2.INTERNAL, "the model failed: see the server's log")
+            if len(tasks) == 1:
+                log.exception("the %s engine failed", self._engine.name)
+            outcome = ServingError(tensorflow_error_pb2.INTERNAL, "the model failed: see the server's log")
+        else:
+            if len(tasks) == 1 and not self._policy.strict:
+                return [dict(zip(first.outputs, arrays, strict=True))]
+            misfit = _misfit(arrays, run_rows)
+            if misfit is None:
+                return _split(tasks, arrays)
+            if self._policy.strict:
+                return [failed_precondition(misfit)] * len(tasks)
+            self._batchable.pop(first.signature.name, None)
+            return [self._run([task])[0] for task in tasks]
+        if len(tasks) == 1 or outcome.code == tensorflow_error_pb2.UNAVAILABLE:  # the engine's fault, not a request's
+            return [outcome] * len(tasks)
+        # One request that the model refuses may not fail the others.
+        return [self._run([task])[0] for task in tasks]
+
+    def _merge(self, arrays: list[Array], copies: int) -> Array:
+        """One array of all rows, then copies of the first."""
+        if self._policy.pad_inputs:
+            arrays = _same_sizes(arrays)
+        if copies:
+            arrays = [*arrays, np.broadcast_to(arrays[0][:1], (copies, *arrays[0].shape[1:]))]
+        return np.concatenate(arrays)
+
+
+class _Together:
+    """Puts the outcomes of a task's pieces together; on the event loop."""
+
+    def __init__(self, task: Task, pieces: int) -> None:
+        self._task = task
+        self._outcomes: list[Outcome | None] = [None] * pieces
+        self._missing = pieces
+
+    def done(self, place: int) -> Callable[[Outcome], None]:
+        def collect(outcome: Outcome) -> None:
+            self._outcomes[place] = outcome
+            self._missing -= 1
+            if not self._missing:
+                self._task.done(self._whole())
+
+        return collect
+
+    def _whole(self) -> Outcome:
+        parts: list[dict[str, Array]] = []
+        for outcome in self._outcomes:
+            if isinstance(outcome, ServingError):
+                return outcome
+            assert outcome is not None
+            parts.append(outcome)
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._task.outputs}
+
+
+def _same_sizes(arrays: list[Array]) -> list[Array]:
+    """Pads every dimension but the first to the largest, at its end, with the array's first value."""
+    shape = tuple([max(sizes) for sizes in zip(*[array.shape[1:] for array in arrays], strict=True)])
+    padded = []
+    for array in arrays:
+        if array.shape[1:] != shape:
+            if not array.size:
+                raise invalid_argument("Got empty tensor in batch of non-empty tensors.")
+            larger = np.full((array.shape[0], *shape), array.flat[0], dtype=array.dtype)
+            larger[tuple(slice(size) for size in array.shape)] = array
+            array = larger
+        padded.append(array)
+    return padded
+
+
+def _misfit(arrays: Sequence[Array], rows: int) -> str | None:
+    """What is wrong with outputs that cannot be cut by rows."""
+    if any(array.ndim == 0 for array in arrays):
+        return "Batched output tensor has 0 dimensions"
+    if any(array.shape[0] != rows for array in arrays):
+        return (
+            "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input"
+            " tensors"
+        )
+    return None
+
+
+def _split(tasks: list[Task], arrays: Sequence[Array]) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    start = 0
+    for task in tasks:
+        stop = start + task.rows
+        outcomes.append({name: array[start:stop] for name, array in zip(task.outputs, arrays, strict=True)})
+        start = stop
+    return outcomes
 
 
 _CANCELLED: Outcome = ServingError(tensorflow_error_pb2.CANCELLED, "the client is gone")

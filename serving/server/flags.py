@@ -54,7 +54,22 @@ class Flags:
     max_loaded_models: int = _flag(
         0, "with --lazy_loading: versions loaded at a time, the least recently used goes; 0 means no limit"
     )
-    tensorflow_intra_op_parallelism: int = _flag(0, "threads that one batch may use; 0 means one")
+    tensorflow_session_parallelism: int = _flag(0, "threads of one run, within and between operations; 0 means one")
+    tensorflow_intra_op_parallelism: int = _flag(0, "threads that one operation may use; overrides the former")
+    tensorflow_inter_op_parallelism: int = _flag(0, "operations of one TensorFlow run at a time; overrides, too")
+    tensorflow_session_config_file: str = _flag("", "text ConfigProto file for the versions that TensorFlow runs")
+    per_process_gpu_memory_fraction: float = _flag(0.0, "of each GPU, that TensorFlow may take; 0 leaves it to itself")
+    mixed_precision: str = _flag("", "bfloat16: TensorFlow computes in it where it thinks fit; ONNX graphs stay as is")
+    saved_model_tags: str = _flag("serve", "comma-separated tags of the graph to load from a SavedModel")
+    allow_unsafe_ops: bool = _flag(False, "run SavedModels that hold Python code or touch files, such as ReadFile")
+    prefer_tflite_model: bool = _flag(False, "serve model.tflite where a version has one")
+    num_tflite_pools: int = _flag(0, "TFLite interpreters of a version, with batching parameters; 0: one a CPU")
+    num_tflite_interpreters_per_pool: int = _flag(1, "multiplies them; never more than there are batch threads")
+    enable_batching: bool = _flag(False, "batch by parameters; without it a batch is what queued during the last one")
+    batching_parameters_file: str = _flag("", "text BatchingParameters file; without it TensorFlow Serving's defaults")
+    enable_per_model_batching_parameters: bool = _flag(
+        False, "with --enable_batching: by batching_params.pbtxt in the version's folder, adaptively without one"
+    )
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC answers as tensor_content, not typed fields")
     max_request_bytes: int = _flag(64 << 20, "largest request, over gRPC and REST, also after decompression")
     max_header_bytes: int = _flag(16 << 10, "largest request line and headers, over gRPC and REST")
@@ -77,29 +92,27 @@ WITHOUT_EFFECT: dict[str, type] = {
     "rest_api_num_threads": int,
     "rest_api_timeout_in_ms": int,
     "rest_api_enable_cors_support": bool,
-    "enable_batching": bool,
-    "batching_parameters_file": str,
-    "enable_per_model_batching_parameters": bool,
     "flush_filesystem_caches": bool,
-    "tensorflow_session_parallelism": int,
-    "tensorflow_inter_op_parallelism": int,
-    "tensorflow_session_config_file": str,
     "use_alts_credentials": bool,
     "platform_config_file": str,
-    "per_process_gpu_memory_fraction": float,
-    "saved_model_tags": str,
     "grpc_max_threads": int,
     "monitoring_config_file": str,
     "remove_unused_fields_from_bundle_metagraph": bool,
-    "prefer_tflite_model": bool,
-    "num_tflite_pools": int,
-    "num_tflite_interpreters_per_pool": int,
     "enable_signature_method_name_check": bool,
     "xla_cpu_compilation_enabled": bool,
     "xla_gpu_compilation_enabled": bool,
     "thread_pool_factory_config_file": str,
-    "mixed_precision": str,
     "skip_initialize_tpu": bool,
+}
+# Why, where it is not obvious.
+_REASONS = {
+    "platform_config_file": "it knows one platform, which the other flags set up",
+    "thread_pool_factory_config_file": "that plugs C++ code into a binary; see --tensorflow_intra_op_parallelism",
+    "skip_initialize_tpu": "it never initialises a TPU",
+    "remove_unused_fields_from_bundle_metagraph": "it keeps the signatures of a SavedModel's description, never more",
+    "flush_filesystem_caches": "the system's cache of files is shared with others, and gives way by itself",
+    "xla_cpu_compilation_enabled": "TensorFlow's wheel compiles whatever a graph marks for XLA, with or without it",
+    "xla_gpu_compilation_enabled": "TensorFlow's wheel compiles whatever a graph marks for XLA, with or without it",
 }
 # These ask for protection: serving on without it, with a warning in a log, would be worse than not serving.
 _REFUSED = ("use_alts_credentials",)
@@ -127,7 +140,8 @@ def parse(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
             value = _value(name, WITHOUT_EFFECT[name], text if equals else None)
             if name in _REFUSED and value:
                 raise FlagError(f"--{name} is not supported, as ALTS is Google's own: use TLS (--ssl_config_file)")
-            warnings.append(f"--{name} has no effect on this server")
+            reason = f": {_REASONS[name]}" if name in _REASONS else ""
+            warnings.append(f"--{name} has no effect on this server{reason}")
         else:
             warnings.append(f"unknown argument: {argument}")
     return Flags(**values), warnings

@@ -8,14 +8,21 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from bookserve.serving.server import integrity, warmup
+from bookserve.serving.server import integrity, rows, warmup
+from bookserve.serving.server.batch_policy import (
+    ADAPTIVE,
+    PER_MODEL_FILE,
+    BatchPolicy,
+    from_parameters,
+    read_parameters,
+)
 from bookserve.serving.server.batching import Batcher, Workers
 from bookserve.serving.server.engines import engine as engines
-from bookserve.serving.server.engines.engine import Engine
+from bookserve.serving.server.engines.engine import Engine, EngineOptions
 from bookserve.serving.server.servable import Servable
 
 log = logging.getLogger(__name__)
@@ -29,9 +36,11 @@ class LoadOptions:
 
     load_threads: int = 4  # versions that load at the same time
     unload_threads: int = 1
+    engine: EngineOptions = field(default_factory=EngineOptions)
     worker_threads: int = 2  # that run batches
-    threads_per_run: int = 1  # that one batch may use
     max_queued: int = 2000  # requests a model
+    policy: BatchPolicy = ADAPTIVE
+    per_model_policies: bool = False  # a version batches by the file in its folder, and adaptively without one
     warm_up: bool = True
     warm_up_iterations: int = 1  # of every warm-up request
 
@@ -46,19 +55,23 @@ class InProcessLoader:
         self._loads = asyncio.Semaphore(options.load_threads)
         self._unloads = asyncio.Semaphore(options.unload_threads)
         self._trim = _malloc_trim()
+        self._engines: set[Engine] = set()  # loaded
 
     async def load(self, name: str, version: int, path: Path) -> Servable:
         """See Loader.load."""
         options = self._options
         async with self._loads:
-            engine = await self._on_thread(f"load {name} {version}", lambda: _load(path, options))
-        batcher = Batcher(engine, self._workers, self._loop, options.max_queued)
+            loaded = await self._on_thread(f"load {name} {version}", lambda: _load(path, options))
+        engine, policy, batchable = loaded
+        self._engines.add(engine)
+        batcher = Batcher(engine, self._workers, self._loop, options.max_queued, policy, batchable)
         return Servable(name, version, engine, batcher)
 
     async def unload(self, servable: Servable) -> None:
         """See Loader.unload."""
         await servable.until_idle()
         held = [(servable.engine, servable.batcher)]
+        self._engines.discard(servable.engine)
         del servable.engine, servable.batcher
         async with self._unloads:
             # On a thread, as freeing a large model takes its time; nobody else holds it any more.
@@ -67,8 +80,13 @@ class InProcessLoader:
     async def close(self) -> None:
         """See Loader.close."""
         await self._loop.run_in_executor(None, self._workers.stop)
+        for engine in self._engines:
+            engine.close()
 
     def _free(self, held: list[tuple[Engine, Batcher]]) -> None:
+        ((engine, _),) = held
+        engine.close()
+        del engine
         held.clear()
         gc.collect()
         self._trim()
@@ -98,12 +116,19 @@ class InProcessLoader:
         return await future
 
 
-def _load(path: Path, options: LoadOptions) -> Engine:
+def _load(path: Path, options: LoadOptions) -> tuple[Engine, BatchPolicy, set[str]]:
+    """Answers also how the version's requests are batched, and the signatures whose rows are independent."""
     integrity.check(path)
-    engine = engines.load(path, options.threads_per_run)
+    policy = options.policy
+    if options.per_model_policies:
+        parameters = path / PER_MODEL_FILE
+        policy = ADAPTIVE
+        if parameters.is_file():
+            policy = from_parameters(read_parameters(parameters), options.worker_threads)
+    engine = engines.load(path, options.engine)
     if options.warm_up:
         warmup.warm_up(engine, path, options.warm_up_iterations)
-    return engine
+    return engine, policy, set() if policy.strict else rows.independent(engine)
 
 
 def _malloc_trim() -> Callable[[], None]:

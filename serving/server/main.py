@@ -24,6 +24,8 @@ from bookserve.serving.server import flags as flag_parser
 from bookserve.serving.server import grpc_api, lazy, model_service, oip_grpc, rest_api
 from bookserve.serving.server.admin import Access, ModelAdmin, default_roots
 from bookserve.serving.server.admin_api import AdminApi
+from bookserve.serving.server.batch_policy import ADAPTIVE, batch_threads, from_parameters, read_parameters
+from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import FlagError, Flags
 from bookserve.serving.server.health import Health
@@ -36,6 +38,7 @@ from bookserve.serving.server.model_config import ModelSetting, discover, merged
 from bookserve.serving.server.ports import Ports
 from bookserve.serving.server.profiler import Profiler
 from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +53,8 @@ class ModelServer:
     def __init__(self, flags: Flags) -> None:
         self._flags = flags
         self._loop = asyncio.get_running_loop()
-        loader = InProcessLoader(
-            LoadOptions(
-                load_threads=max(1, flags.num_load_threads),
-                unload_threads=max(1, flags.num_unload_threads),
-                worker_threads=max(1, os.cpu_count() or 1),
-                threads_per_run=flags.tensorflow_intra_op_parallelism or 1,
-                max_queued=flags.max_queued_requests,
-                warm_up=flags.enable_model_warmup,
-                warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
-            )
-        )
         self._manager = ModelManager(
-            loader,
+            InProcessLoader(_load_options(flags)),
             ManagerOptions(
                 poll_seconds=flags.file_system_poll_wait_seconds,
                 max_retries=flags.max_num_load_retries,
@@ -198,6 +190,56 @@ def _fail_call(call: GrpcCall) -> None:
 
 def _fail_exchange(exchange: HttpExchange) -> None:
     exchange.respond(500, rest_api.error_body("internal error"))
+
+
+def _load_options(flags: Flags) -> LoadOptions:
+    """How versions are loaded, run and batched. Raises ServingError for settings that make no sense."""
+    if flags.tensorflow_session_parallelism and (
+        flags.tensorflow_intra_op_parallelism and flags.tensorflow_inter_op_parallelism
+    ):
+        raise invalid_argument(
+            "Either configure server_options.tensorflow_session_parallelism or"
+            " (server_options.tensorflow_intra_op_parallelism, server_options.tensorflow_inter_op_parallelism)"
+            " separately. You cannot configure all."
+        )
+    if flags.mixed_precision and flags.mixed_precision != "bfloat16":
+        log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
+    worker_threads, policy = os.cpu_count() or 1, ADAPTIVE
+    if flags.enable_batching:
+        parameters = BatchingParameters()
+        if flags.batching_parameters_file:
+            parameters = read_parameters(Path(flags.batching_parameters_file))
+        worker_threads = batch_threads(parameters)
+        policy = from_parameters(parameters, worker_threads)
+    elif flags.batching_parameters_file:
+        raise invalid_argument(
+            "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
+        )
+    elif flags.enable_per_model_batching_parameters:
+        log.warning("--enable_per_model_batching_parameters has no effect without --enable_batching")
+    interpreters = (flags.num_tflite_pools or os.cpu_count() or 1) * flags.num_tflite_interpreters_per_pool
+    return LoadOptions(
+        load_threads=max(1, flags.num_load_threads),
+        unload_threads=max(1, flags.num_unload_threads),
+        engine=EngineOptions(
+            intra_op_threads=flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism or 1,
+            inter_op_threads=flags.tensorflow_inter_op_parallelism or flags.tensorflow_session_parallelism or 1,
+            parallel_runs=policy.parallel_runs,
+            saved_model_tags=tuple(flags.saved_model_tags.split(",")),
+            session_config_file=flags.tensorflow_session_config_file,
+            gpu_memory_fraction=flags.per_process_gpu_memory_fraction,
+            bfloat16=flags.mixed_precision == "bfloat16",
+            allow_unsafe_ops=flags.allow_unsafe_ops,
+            prefer_tflite=flags.prefer_tflite_model,
+            tflite_interpreters=max(1, min(interpreters, policy.parallel_runs)),
+        ),
+        worker_threads=worker_threads,
+        max_queued=flags.max_queued_requests,
+        policy=policy,
+        per_model_policies=flags.enable_batching and flags.enable_per_model_batching_parameters,
+        warm_up=flags.enable_model_warmup,
+        warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
+    )
 
 
 async def _serve(flags: Flags) -> int:

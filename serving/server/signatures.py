@@ -4,7 +4,7 @@ Read from `saved_model.pb` without TensorFlow where there is one, so that metada
 from the graph itself otherwise. A request's tensors are checked here before they reach an engine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from bookserve.serving.server.errors import failed_precondition, invalid_argument
+from bookserve.serving.server.errors import failed_precondition, invalid_argument, not_found
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensors import Array, data_type, numpy_type, type_name
 
@@ -22,11 +22,16 @@ PREDICT_METHOD = "tensorflow/serving/predict"
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a signature. `shape` has None for a free dimension, and is None for an unknown rank."""
+    """One input or output of a signature. `shape` has None for a free dimension, and is None for an unknown rank.
 
-    name: str
+    With `any_rank_of_ones` a shape whose fixed sizes are all 1 is no more than a hint: [?, 1] takes [3].
+    """
+
+    name: str  # the alias that requests use
     data_type: tensorflow_pb2.DataType
     shape: tuple[int | None, ...] | None
+    tensor: str = ""  # its name in the graph, such as "x:0"
+    any_rank_of_ones: bool = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -39,7 +44,7 @@ class TensorSpec:
             given, expected = _type_word(array.dtype), _type_word(self.dtype)
             raise invalid_argument(f"Expects arg[{self.name}] to be {expected} but {given} is provided")
         shape = self.shape
-        if shape is None:
+        if shape is None or (self.any_rank_of_ones and len(shape) != array.ndim and set(shape) <= {None, 1}):
             return
         if len(shape) != array.ndim or any(
             fixed is not None and fixed != size for fixed, size in zip(shape, array.shape, strict=True)
@@ -107,38 +112,46 @@ def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
     return signature
 
 
-def from_proto(name: str, proto: tensorflow_pb2.SignatureDef) -> Signature:
+def from_proto(name: str, proto: tensorflow_pb2.SignatureDef, *, any_rank_of_ones: bool = False) -> Signature:
     """Reads a SignatureDef."""
-    return Signature(name, _specs(proto.inputs), _specs(proto.outputs))
+    return Signature(name, _specs(proto.inputs, any_rank_of_ones), _specs(proto.outputs, any_rank_of_ones))
 
 
-def read_saved_model(path: Path) -> dict[str, tensorflow_pb2.SignatureDef]:
-    """The signature defs of a `saved_model.pb`, from its graph tagged "serve", or its only graph.
+def read_meta_graph(path: Path, tags: Collection[str]) -> tensorflow_pb2.MetaGraphDef:
+    """The graph of a `saved_model.pb` with exactly these tags.
 
-    Raises ServingError (FAILED_PRECONDITION) when the file is no SavedModel or has no such graph.
+    Raises ServingError: FAILED_PRECONDITION when the file is no SavedModel, NOT_FOUND when it has no such graph.
     """
     try:
         graphs = tensorflow_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
     except (OSError, DecodeError) as error:
         raise failed_precondition(f"{path} cannot be read as a SavedModel: {error}") from error
     for graph in graphs:
-        if list(graph.meta_info_def.tags) == ["serve"] or len(graphs) == 1:
-            return {name: _without_unknown_fields(signature) for name, signature in graph.signature_def.items()}
-    raise failed_precondition(f"{path} has no graph with the tag 'serve'")
+        if set(graph.meta_info_def.tags) == set(tags):
+            return graph
+    found = "; ".join("{ " + ", ".join(sorted(graph.meta_info_def.tags)) + " }" for graph in graphs)
+    raise not_found(
+        "Could not find meta graph def matching supplied tags: { " + " ".join(tags) + " }."
+        f" {path} has {found or 'no graph'}: choose one with --saved_model_tags"
+    )
 
 
-def _without_unknown_fields(signature: tensorflow_pb2.SignatureDef) -> tensorflow_pb2.SignatureDef:
-    # A copy of its own, so that the signature does not keep the whole parsed graph in memory.
-    return tensorflow_pb2.SignatureDef.FromString(signature.SerializeToString())
+def copies(definitions: Mapping[str, tensorflow_pb2.SignatureDef]) -> dict[str, tensorflow_pb2.SignatureDef]:
+    """Signature defs of their own, which do not keep the graph that they were read with in memory."""
+    return {
+        name: tensorflow_pb2.SignatureDef.FromString(definition.SerializeToString())
+        for name, definition in definitions.items()
+    }
 
 
-def _specs(infos: Mapping[str, tensorflow_pb2.TensorInfo]) -> dict[str, TensorSpec]:
+def _specs(infos: Mapping[str, tensorflow_pb2.TensorInfo], any_rank_of_ones: bool) -> dict[str, TensorSpec]:
     specs = {}
     for alias in sorted(infos):
         info = infos[alias]
         shape = info.tensor_shape
         sizes = tuple(dim.size if dim.size >= 0 else None for dim in shape.dim)
-        specs[alias] = TensorSpec(alias, info.dtype, None if shape.unknown_rank else sizes)
+        declared = None if shape.unknown_rank else sizes
+        specs[alias] = TensorSpec(alias, info.dtype, declared, info.name, any_rank_of_ones)
     return specs
 
 

@@ -1,6 +1,7 @@
 """The interface between the server and what runs a model, and the choice of the engine for a version."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,8 +11,24 @@ from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensors import Array
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """How versions are run. ONNX Runtime takes the first alone; the rest is for TensorFlow and LiteRT."""
+
+    intra_op_threads: int = 1  # that one operation may use; 0 leaves it to the engine
+    inter_op_threads: int = 1  # operations of one run at a time
+    parallel_runs: int = 1  # of one version
+    saved_model_tags: tuple[str, ...] = ("serve",)
+    session_config_file: str = ""  # text ConfigProto
+    gpu_memory_fraction: float = 0.0  # of each GPU; 0 leaves it to TensorFlow
+    bfloat16: bool = False  # lets TensorFlow compute in it where it thinks fit
+    allow_unsafe_ops: bool = False
+    prefer_tflite: bool = False
+    tflite_interpreters: int = 1  # a version; more runs than these wait
+
+
 class Engine(Protocol):
-    """One loaded version. `run` is called from worker threads, one call at a time a version."""
+    """One loaded version. `run` is called from worker threads, with batching parameters from several at a time."""
 
     name: str  # for logs and metrics, such as "onnx"
     signatures: Mapping[str, Signature]
@@ -24,21 +41,29 @@ class Engine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Gives back what the version holds; after it nothing runs."""
+        ...
 
-def load(version_path: Path, threads: int) -> Engine:
-    """Loads the version in that folder with the engine that fits its files; one run uses `threads`, 0 means all cores.
+
+def load(version_path: Path, options: EngineOptions) -> Engine:
+    """Loads the version in that folder with the engine that fits its files.
 
     Raises ServingError (FAILED_PRECONDITION) when no engine can serve the folder.
     """
+    if options.prefer_tflite and (version_path / "model.tflite").is_file():
+        from bookserve.serving.server.engines.tflite_engine import TfliteEngine
+
+        return TfliteEngine(version_path / "model.tflite", options)
     for candidate in (version_path / "assets.extra" / "model.onnx", version_path / "model.onnx"):
         if candidate.is_file():
             from bookserve.serving.server.engines.onnx_engine import OnnxEngine
 
-            return OnnxEngine(candidate, version_path / "saved_model.pb", threads)
+            return OnnxEngine(candidate, version_path / "saved_model.pb", options)
     if (version_path / "saved_model.pb").is_file():
         from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
 
-        return TensorFlowEngine(version_path, threads)
+        return TensorFlowEngine(version_path, options)
     raise failed_precondition(
         f"{version_path} holds no model: expected assets.extra/model.onnx, model.onnx or saved_model.pb in it"
     )

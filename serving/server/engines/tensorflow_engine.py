@@ -1,87 +1,235 @@
 """TensorFlow as the engine of any SavedModel without an ONNX graph, from TensorFlow 1 or 2.
 
-TensorFlow is imported when the first such version loads, and never otherwise. A version runs as TensorFlow Serving runs
-it: its graph in a session, feeds by tensor name. Like there, feeds are not compared with the declared shapes: a model
-that declares [?, 1] takes [3].
+TensorFlow runs in processes of its own (tensorflow_process.py), one a version. When one dies, the requests in it fail,
+the server goes on and the process is replaced; when a version is unloaded, its memory is free. As in TensorFlow
+Serving, a model that declares [?, 1] takes [3].
 """
 
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bookserve.serving.server.errors import ServingError, failed_precondition
-from bookserve.serving.server.signatures import Signature, TensorSpec, read_saved_model
-from bookserve.serving.wire import tensorflow_pb2
-from bookserve.serving.wire.tensors import Array
+from bookserve.serving.server.engines import frames, saved_model_safety
+from bookserve.serving.server.engines.engine import EngineOptions
+from bookserve.serving.server.errors import ServingError, failed_precondition, unavailable
+from bookserve.serving.server.signatures import Signature, copies, from_proto, read_meta_graph
+from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
+from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+from bookserve.serving.wire.tensors import Array, to_array, to_proto
 
-# SavedModels of TensorFlow 2 carry their initialiser as a signature.
-_INIT_SIGNATURE = "__saved_model_init_op"
+log = logging.getLogger(__name__)
+
+_STABLE_SECONDS = 60.0  # a process that lived that long is replaced at once
+_MAX_PAUSE_SECONDS = 60.0
 
 
 class TensorFlowEngine:
-    """A version run by TensorFlow in this process."""
+    """A version run by TensorFlow in a process of its own."""
 
     name = "tensorflow"
 
-    def __init__(self, version_path: Path, threads: int) -> None:
-        """Loads the graph tagged "serve" of the SavedModel in `version_path`.
+    def __init__(self, version_path: Path, options: EngineOptions) -> None:
+        """Loads the graph with the options' tags of the SavedModel in `version_path`.
 
-        Raises ServingError (FAILED_PRECONDITION) when TensorFlow is not installed or refuses the SavedModel.
+        Raises ServingError: FAILED_PRECONDITION when TensorFlow is not installed or refuses the SavedModel, or when the
+        graph runs code or touches files; NOT_FOUND without such a graph; INTERNAL when TensorFlow dies over it.
         """
-        self.signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = read_saved_model(
-            version_path / "saved_model.pb"
-        )
+        graph = read_meta_graph(version_path / "saved_model.pb", options.saved_model_tags)
+        if not options.allow_unsafe_ops:
+            saved_model_safety.check(graph, version_path)
+        self.signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = copies(graph.signature_def)
         self.signatures: Mapping[str, Signature] = {
-            name: Signature(name, _specs(definition.inputs), _specs(definition.outputs))
+            name: from_proto(name, definition, any_rank_of_ones=True)
             for name, definition in self.signature_defs.items()
-            if name != _INIT_SIGNATURE
+            if name != saved_model_safety.INIT_SIGNATURE
         }
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its notes on the processor are not the server's
-        try:
-            import tensorflow as tf
-        except ModuleNotFoundError:
+        if not hasattr(os, "fork"):
+            raise failed_precondition(f"{version_path} holds no ONNX graph, and TensorFlow is served on Unix alone")
+        if importlib.util.find_spec("tensorflow") is None:
             raise failed_precondition(
                 f"{version_path} holds no ONNX graph, and a SavedModel alone needs TensorFlow:"
                 " pip install 'bookserve[tensorflow]'"
-            ) from None
-        from tensorflow.core.protobuf.config_pb2 import CallableOptions
-
-        tf.get_logger().setLevel("ERROR")  # the session API is deprecated for building models, not for running them
-        self._op_error = tf.errors.OpError
-        self._call_options = CallableOptions
-        config = tf.compat.v1.ConfigProto(
-            intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads, allow_soft_placement=True
-        )
-        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
-        self._calls: dict[tuple[str, tuple[str, ...]], Callable[..., list[Array]]] = {}
-        try:
-            with self._session.graph.as_default():
-                tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(version_path))
-        except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
-            self._session.close()
-            raise failed_precondition(f"{version_path} does not load: {error}") from error
+            )
+        self._path = version_path
+        self._options = options
+        self._closing = threading.Event()
+        self._child: _Child | None = _Child(version_path, options)
+        threading.Thread(target=self._supervise, name="tensorflow-supervisor", daemon=True).start()
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """See Engine.run."""
-        key = (signature.name, tuple(outputs))
-        call = self._calls.get(key)
-        if call is None:
-            call = self._calls[key] = self._make_call(signature, outputs)
+        """See Engine.run. Raises ServingError (UNAVAILABLE) while the process is replaced."""
+        child = self._child
+        if child is None:
+            raise unavailable(f"TensorFlow died over an earlier request to {self._path.parent.name}: it is restarting")
+        return child.run(signature, inputs, outputs)
+
+    def close(self) -> None:
+        """See Engine.close."""
+        self._closing.set()
+        child = self._child
+        if child is not None:
+            child.close()
+
+    def _supervise(self) -> None:
+        """Replaces the process whenever it dies; a quick death makes the next one wait, for longer each time."""
+        pause = 0.0
+        while True:
+            child, started = self._child, time.monotonic()
+            assert child is not None
+            child.wait()
+            self._child = None
+            child.close()
+            while True:
+                pause = 0.0 if time.monotonic() - started >= _STABLE_SECONDS else pause
+                if self._closing.wait(pause):
+                    return
+                pause = min(_MAX_PAUSE_SECONDS, 2 * pause or 1.0)
+                log.error("TensorFlow's process of %s died and is replaced", self._path)
+                try:
+                    self._child = _Child(self._path, self._options)
+                    break
+                except ServingError as error:
+                    log.error("%s is not back: %s", self._path, error)
+            if self._closing.is_set():  # while it started
+                self._child.close()
+                return
+
+
+class _Child:
+    """One process that has loaded the version."""
+
+    def __init__(self, version_path: Path, options: EngineOptions) -> None:
+        """Raises ServingError when TensorFlow does not load the version, or dies over it."""
+        self._life, *self._channels = _TEMPLATE.fork(version_path, options)
+        self._idle: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+        for channel in self._channels:
+            self._idle.put(channel)
+        self._lock = threading.Lock()
+        self._closed = False
+        frame = frames.receive(self._life)
         try:
-            return call(*(inputs[alias] for alias in signature.inputs))
-        except self._op_error as error:
-            raise ServingError(error.error_code, error.message) from error
+            if frame is None:
+                raise ServingError(
+                    tensorflow_error_pb2.INTERNAL,
+                    f"TensorFlow died while it loaded {version_path}: see the server's log",
+                )
+            _content(frame)
+        except ServingError:
+            self.close()
+            raise
 
-    def _make_call(self, signature: Signature, outputs: Sequence[str]) -> Callable[..., list[Array]]:
-        """A compiled call: unlike Session.run it does not compare feeds with the declared shapes."""
-        definition = self.signature_defs[signature.name]
-        options = self._call_options(
-            feed=[definition.inputs[alias].name for alias in signature.inputs],
-            fetch=[definition.outputs[alias].name for alias in outputs],
-        )
-        call: Callable[..., list[Array]] = self._session._make_callable_from_options(options)
-        return call
+    def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """See Engine.run. Raises ServingError (UNAVAILABLE) when the process dies."""
+        fetch = [signature.outputs[alias].tensor for alias in outputs]
+        request = messages.PredictRequest(output_filter=fetch)
+        for alias, array in inputs.items():
+            request.inputs[signature.inputs[alias].tensor].CopyFrom(to_proto(array))
+        channel = self._idle.get()
+        try:
+            frames.send(channel, frames.ANSWER, request.SerializeToString())
+            frame = frames.receive(channel)
+        except OSError:
+            frame = None
+        finally:
+            self._idle.put(channel)
+        if frame is None:
+            raise unavailable("TensorFlow died while it ran this request: see the server's log")
+        response = messages.PredictResponse.FromString(_content(frame))
+        return [to_array(response.outputs[tensor]) for tensor in fetch]
+
+    def wait(self) -> None:
+        """Returns when the process is gone, or closed."""
+        frames.receive(self._life)
+
+    def close(self) -> None:
+        """Ends the process, also one that runs a request."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for one in (self._life, *self._channels):
+            with contextlib.suppress(OSError):  # the other side may be gone
+                one.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it; closing alone does not
+            one.close()
+        _TEMPLATE.leave()
 
 
-def _specs(infos: Mapping[str, tensorflow_pb2.TensorInfo]) -> dict[str, TensorSpec]:
-    return {alias: TensorSpec(alias, infos[alias].dtype, None) for alias in sorted(infos)}
+def _content(frame: tuple[int, bytes]) -> bytes:
+    kind, data = frame
+    if kind == frames.ERROR:
+        status = messages.StatusProto.FromString(data)
+        raise ServingError(status.error_code, status.error_message)
+    return data
+
+
+class _Template:
+    """The process that has imported TensorFlow, and forks; it lives as long as there are children."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._children = 0
+
+    def fork(self, version_path: Path, options: EngineOptions) -> list[socket.socket]:
+        """The sockets of a child that loads the version: for its life, and one for each parallel run.
+
+        Raises ServingError (INTERNAL) when TensorFlow does not start.
+        """
+        wish = json.dumps({"path": str(version_path), "options": dataclasses.asdict(options)}).encode()
+        ours, theirs = zip(*(socket.socketpair() for _ in range(1 + options.parallel_runs)), strict=True)
+        try:
+            with self._lock:
+                if self._process is None or self._process.poll() is not None:
+                    self._start()
+                assert self._control is not None
+                socket.send_fds(self._control, [wish], [one.fileno() for one in theirs])
+                if not self._control.recv(1):
+                    raise ConnectionError
+                self._children += 1
+        except ConnectionError:
+            for one in ours:
+                one.close()
+            raise ServingError(
+                tensorflow_error_pb2.INTERNAL, "TensorFlow does not start: see the server's log"
+            ) from None
+        finally:
+            for one in theirs:
+                one.close()
+        return list(ours)
+
+    def leave(self) -> None:
+        """Ends the template after its last child."""
+        with self._lock:
+            self._children -= 1
+            if self._children or self._process is None or self._control is None:
+                return
+            self._control.close()
+            self._process.wait()
+            self._process = self._control = None
+
+    def _start(self) -> None:
+        self._control, theirs = socket.socketpair()
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "OPENBLAS_NUM_THREADS": "1"} | os.environ
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "bookserve.serving.server.engines.tensorflow_process", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the server, which then ends its children
+            )
+
+
+_TEMPLATE = _Template()

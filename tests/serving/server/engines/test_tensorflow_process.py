@@ -1,0 +1,190 @@
+"""TensorFlow as an engine, with SavedModels of TensorFlow 1 and 2 made on the spot."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from bookserve.serving.server import rows
+from bookserve.serving.server.engines.engine import EngineOptions
+from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
+from bookserve.serving.server.errors import ServingError
+from bookserve.serving.server.signatures import Signature
+from model_servers import wait_until
+
+pytestmark = pytest.mark.usefixtures("tensorflow_kept")
+
+
+class Model(tf.Module):
+    def __init__(self) -> None:
+        self.factor = tf.Variable(2.0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32)])
+    def scale(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": self.factor * x}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32)])
+    def centre(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": x - tf.reduce_mean(x, axis=0)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def shout(self, words: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"loud": tf.strings.upper(words), "lengths": tf.strings.length(words)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "1"
+    model = Model()
+    signatures = {"serving_default": model.scale, "centre": model.centre, "shout": model.shout}
+    tf.saved_model.save(model, str(folder), signatures=signatures)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[TensorFlowEngine]:
+    with load(folder) as engine:
+        yield engine
+
+
+@contextmanager
+def load(folder: Path, options: EngineOptions | None = None) -> Iterator[TensorFlowEngine]:
+    engine = TensorFlowEngine(folder, options or EngineOptions())
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def run(engine: TensorFlowEngine, inputs: dict[str, Any], signature: str = "serving_default") -> dict[str, Any]:
+    asked: Signature = engine.signatures[signature]
+    asked.check_inputs(inputs)
+    names = tuple(asked.outputs)
+    return dict(zip(names, engine.run(asked, inputs, names), strict=True))
+
+
+def test_several_signatures_strings_and_several_outputs(engine: TensorFlowEngine) -> None:
+    assert set(engine.signatures) == {"serving_default", "centre", "shout"}
+    assert run(engine, {"x": np.ones((2, 3), np.float32)})["y"].tolist() == [[2, 2, 2], [2, 2, 2]]
+    loud = run(engine, {"words": np.array([b"a", "ü".encode(), b"\xff\0"], object)}, "shout")
+    assert loud["loud"].tolist() == [b"A", "ü".encode(), b"\xff\0"]
+    assert loud["lengths"].tolist() == [1, 2, 2]
+
+
+def test_only_signatures_with_independent_rows_are_batched(engine: TensorFlowEngine) -> None:
+    assert rows.independent(engine) == {"serving_default", "shout"}
+
+
+def test_types_and_shapes_are_checked_before_a_kernel_runs(engine: TensorFlowEngine) -> None:
+    with pytest.raises(ServingError, match=r"Expects arg\[x\] to be float but double is provided"):
+        run(engine, {"x": np.ones((2, 3))})
+    for shape in [(2, 4), (3,), (1, 2, 3)]:
+        with pytest.raises(ServingError, match=r"input 'x' expects shape \[\?, 3\]"):
+            run(engine, {"x": np.ones(shape, np.float32)})
+
+
+def test_other_tags_are_chosen_or_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match=r"NOT_FOUND: Could not find meta graph def .* has \{ serve \}") as caught:
+        TensorFlowEngine(folder, EngineOptions(saved_model_tags=("serve", "gpu")))
+    assert "--saved_model_tags" in caught.value.message
+    _save_tf1(tmp_path / "1", ["serve", "gpu"])
+    with load(tmp_path / "1", EngineOptions(saved_model_tags=("gpu", "serve"))) as engine:
+        assert set(engine.signatures) == {"serving_default"}
+
+
+def test_a_session_config_file_is_read(folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "session.config"
+    config.write_text("intra_op_parallelism_threads: 1 graph_options { optimizer_options { opt_level: L0 } }")
+    with load(folder, EngineOptions(session_config_file=str(config), bfloat16=True)) as engine:
+        assert run(engine, {"x": np.ones((1, 3), np.float32)})["y"].tolist() == [[2, 2, 2]]
+    config.write_text("intra_op: 1")
+    with pytest.raises(ServingError, match=r"Invalid protobuf file: '.*session\.config'"):
+        TensorFlowEngine(folder, EngineOptions(session_config_file=str(config)))
+
+
+def _save_tf1(folder: Path, tags: list[str]) -> None:
+    """Half plus two of TensorFlow Serving's own examples: x [?, 1], with an initialised table beside it."""
+    v1 = tf.compat.v1
+    with v1.Session(graph=tf.Graph()) as session:
+        x = v1.placeholder(tf.float32, [None, 1], name="x")
+        half = v1.get_variable("a", initializer=0.5)
+        y = half * x + 2.0
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(str(folder))
+        definition = v1.saved_model.signature_def_utils.predict_signature_def({"x": x}, {"y": y})
+        builder.add_meta_graph_and_variables(
+            session, tags, {"serving_default": definition}, main_op=v1.tables_initializer()
+        )
+        builder.save()
+
+
+def test_tensorflow_1_takes_a_vector_for_a_column(tmp_path: Path) -> None:
+    _save_tf1(tmp_path / "1", ["serve"])
+    with load(tmp_path / "1") as engine:
+        assert run(engine, {"x": np.array([1, 2, 5], np.float32)})["y"].tolist() == [2.5, 3.0, 4.5]
+        assert run(engine, {"x": np.array([[1], [2]], np.float32)})["y"].tolist() == [[2.5], [3.0]]
+        assert rows.independent(engine) == {"serving_default"}
+        with pytest.raises(ServingError, match=r"expects shape \[\?, 1\]"):
+            run(engine, {"x": np.ones((2, 2), np.float32)})
+
+
+def test_large_tensors_and_types_survive_the_way_to_the_process(engine: TensorFlowEngine) -> None:
+    x = np.random.default_rng(0).random((200_000, 3), np.float32)
+    np.testing.assert_array_equal(run(engine, {"x": x})["y"], 2 * x)
+    assert run(engine, {"x": np.empty((0, 3), np.float32)})["y"].shape == (0, 3)
+
+
+# Processes
+
+
+def descendants(pid: int) -> set[int]:
+    children = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return {*children, *(below for child in children for below in descendants(child))}
+
+
+needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+@needs_proc
+def test_a_process_that_dies_fails_its_requests_and_is_replaced(folder: Path) -> None:
+    x = {"x": np.ones((1, 3), np.float32)}
+    before = set(_leaves())
+    with load(folder) as engine:
+        (mine,) = _leaves() - before
+        os.kill(mine, signal.SIGSTOP)
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(run, engine, x)
+            os.kill(mine, signal.SIGKILL)
+            with pytest.raises(ServingError, match="UNAVAILABLE: TensorFlow died"):
+                asked.result()
+
+        def back() -> bool:
+            try:
+                return bool(run(engine, x)["y"].tolist() == [[2, 2, 2]])
+            except ServingError:
+                return False
+
+        wait_until(back, "the version is back", seconds=120)
+    wait_until(lambda: _leaves() <= before, "the process has ended with its engine")
+
+
+def _leaves() -> set[int]:
+    """The forks of the template."""
+    found = set()
+    for pid in descendants(os.getpid()):
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except FileNotFoundError:
+            continue
+        if b"tensorflow_process" in arguments and parent != os.getpid():
+            found.add(pid)
+    return found

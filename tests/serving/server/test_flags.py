@@ -38,12 +38,12 @@ def test_values_and_booleans() -> None:
 
 
 def test_what_has_no_effect_is_said_and_what_is_unknown_too() -> None:
-    _, warnings = parse(["--skip_initialize_tpu", "--model_nam=x", "stray", "--num_unload_threads=3"])
+    _, warnings = parse(["--skip_initialize_tpu", "--model_nam=x", "stray", "--grpc_max_threads=3"])
     assert warnings == [
         "--skip_initialize_tpu has no effect on this server: it never initialises a TPU",
         "unknown argument: --model_nam=x",
         "unknown argument: stray",
-        "--num_unload_threads has no effect on this server",
+        "--grpc_max_threads has no effect on this server",
     ]
 
 

@@ -595,7 +595,7 @@ def test_the_server_never_imports_tensorflow(scale: Path) -> None:
         (["--model_config_file=/nowhere/models.config"], "Invalid protobuf file: '/nowhere/models.config'"),
         (["--port=0", "--model_base_path=/x"], "At least one of server_options.grpc_port or"),
         (["--port=abc"], "--port=abc: expected a whole number"),
-        (["--ssl_config_file=/x"], "Invalid protobuf file: '/x'"),
+        (["--ssl_config_file=/x", "--model_base_path=/y"], "Invalid protobuf file: '/x'"),
         (["--use_alts_credentials"], "--use_alts_credentials is not supported"),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
+from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.onnx_engine import OnnxEngine
 from bookserve.serving.server.errors import ServingError
 from bookserve.serving.wire import tensorflow_error_pb2
@@ -14,7 +15,7 @@ from model_servers import write_echo_model
 
 def test_strings_are_bytes_outside_and_text_inside(tmp_path: Path) -> None:
     version = write_echo_model(tmp_path, 1, {"a": TensorProto.STRING, "b": TensorProto.FLOAT})
-    engine = OnnxEngine(version / "model.onnx", version / "saved_model.pb", 1)
+    engine = OnnxEngine(version / "model.onnx", version / "saved_model.pb", EngineOptions())
     (signature,) = engine.signatures.values()
     words = np.array([["é".encode(), b"", b"nul\0"]], dtype=object)
     numbers = np.float32([[1, 2, 3]])

@@ -33,6 +33,8 @@ _ENDED_VERSIONS = 5
 _REMOVED_MODELS = 32
 _MAX_WAITING = 2000  # requests that wait for one version to load
 
+_CANCELLED = ServingError(tensorflow_error_pb2.CANCELLED, "Loading of servable cancelled")
+
 
 @dataclass(frozen=True)
 class ManagerOptions:
@@ -362,12 +364,18 @@ class ModelManager:
                 version = model.versions[number] = _Version(number, model.on_disk[number])
                 if not self._options.lazy:
                     self._begin_load(model, version)
+            elif version.state == _LOADING and version.dropped.is_set():
+                version.error = None  # it is on its way after all
+                version.tried.clear()
             version.dropped.clear()
         unwanted = [version for version in model.versions.values() if version.number not in model.wanted]
         for version in unwanted:
             version.dropped.set()
             if version.state == _START:
                 del model.versions[version.number]
+            elif version.state == _LOADING:
+                version.error = _CANCELLED
+                version.tried.set()
         idle = sorted((v for v in unwanted if v.state == _AVAILABLE), key=lambda version: version.number)
         if model.wanted and not any(version.number in model.wanted for version in model.available()):
             idle = idle[:-1]  # serves until a wanted one does
@@ -420,7 +428,7 @@ class ModelManager:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(version.dropped.wait(), options.retry_seconds)
             if version.dropped.is_set():
-                version.error = ServingError(tensorflow_error_pb2.CANCELLED, "Loading of servable cancelled")
+                version.error = _CANCELLED
                 break
             if attempt < retries:
                 log.info("Retrying of Loading servable: {name: %s version: %d} retry: %d", name, number, attempt + 1)

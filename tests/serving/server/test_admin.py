@@ -411,6 +411,7 @@ def test_models_by_rest(server: Server, models: Path) -> None:
         ({"base_path": "/x", "version_policy": {"newest": {}}}, "newest"),
         ({"base_path": "/x", "version_labels": {"stable": "one"}}, "version_labels"),
         ({"base_path": "/x", "version_labels": 3}, "version_labels"),
+        (b'{"base_path": "/\\ud800"}', "base_path"),
     ],
 )
 def test_a_put_that_makes_no_sense_says_why(server: Server, body: Any, error: str) -> None:

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import (
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
 from model_servers import Server, StartServer, wait_until, write_graph, write_scale_model
 
@@ -101,6 +106,32 @@ def test_a_version_that_is_removed_while_it_loads_and_a_model_beside_it(
     wait_until(lambda: get(server, "/v1/models/other")[0] == 200, "the other model is found")
     wait_until(lambda: states(server, "other") == {"1": "AVAILABLE"}, "a load goes by the slow one")
     assert predict(server, "m") == 2
+
+
+def test_a_reload_that_waits_holds_up_no_other(start_server: StartServer, tmp_path: Path) -> None:
+    write_scale_model(tmp_path / "m", 1, 2.0)
+    write_endless_model(tmp_path / "endless", 1)
+    server = start_server("--model_name=m", f"--model_base_path={tmp_path / 'm'}")
+
+    def request(*names: str) -> model_management_pb2.ReloadConfigRequest:
+        reload = model_management_pb2.ReloadConfigRequest()
+        for name in names:
+            reload.config.model_config_list.config.add(
+                name=name, base_path=str(tmp_path / name), model_platform="tensorflow"
+            )
+        return reload
+
+    with grpc.insecure_channel(server.target) as channel:
+        reload = model_service_pb2_grpc.ModelServiceStub(channel).HandleReloadConfigRequest
+        waiting = reload.future(request("m", "endless"), timeout=60)
+        wait_until(lambda: get(server, "/v1/models/endless")[0] == 200, "the new model is named")
+        assert states(server, "endless") == {"1": "LOADING"}
+        assert not waiting.done()
+        assert predict(server, "m") == 2
+        reload(request("m"), timeout=60)
+        assert predict(server, "m") == 2
+        with pytest.raises(grpc.RpcError, match=r"\{name: endless version: 1\} due to error: CANCELLED: Loading of"):
+            waiting.result()
 
 
 def test_a_broken_model_at_the_start_stops_nobody(start_server: StartServer, tmp_path: Path) -> None:

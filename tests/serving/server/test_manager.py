@@ -155,6 +155,28 @@ def test_a_version_that_comes_back_while_it_is_unloaded(tmp_path: Path) -> None:
     run(body)
 
 
+def test_who_waits_for_a_version_that_is_no_longer_wanted_is_told(tmp_path: Path) -> None:
+    async def body(loader: FakeLoader) -> None:
+        loader.held[1] = asyncio.Event()
+        manager = ModelManager(loader, ManagerOptions(poll_seconds=0))
+        setting = ModelSetting("m", folder(tmp_path, 1))
+        waiting = asyncio.create_task(manager.until_tried(await manager.apply([setting])))
+        await asyncio.sleep(0)
+        await manager.apply([ModelSetting("m", tmp_path, Specific(frozenset()))])
+        (failure,) = await asyncio.wait_for(waiting, 20)
+        assert str(failure.error) == "CANCELLED: Loading of servable cancelled"
+        await manager.apply([setting])
+        assert not manager.ready
+        loader.held[1].set()
+        await manager.until_tried(["m"])
+        assert states(manager) == {1: "AVAILABLE"}
+        assert message(manager, 1) == ""
+        assert loader.attempts == [("m", 1)]
+        await manager.close()
+
+    run(body)
+
+
 def test_only_the_last_versions_that_ended_are_remembered(tmp_path: Path) -> None:
     async def body(loader: FakeLoader) -> None:
         manager, _ = await serve(loader, folder(tmp_path, 1))

@@ -266,6 +266,7 @@ def test_headers_have_their_limits() -> None:
         for frames in (
             [frame(HEADERS, END_HEADERS, 1, request_headers(bomb="x" * 2000))],
             [frame(HEADERS, END_HEADERS, 1, b"\x00\x01a\x01b" * 30)],  # short, but each field counts 32 bytes more
+            [frame(HEADERS, END_HEADERS, 1, b"\x20" * 2000)],  # no field at all, but work
             [frame(HEADERS, 0, 1, b"\x00\x01a\x01b"), *[frame(CONTINUATION, 0, 1, b"\x00\x01a\x01b" * 50)] * 5],
         ):
             with RawClient(server.port, *frames) as client:

@@ -76,7 +76,7 @@ class Flags:
     max_connections: int = _flag(4096, "connections of each port; more are turned away")
     max_buffered_bytes: int = _flag(512 << 20, "unfinished requests and unread answers of all connections together")
     handshake_seconds: float = _flag(10.0, "for a new connection to shake hands: TLS, and HTTP/2 over gRPC")
-    request_seconds: float = _flag(30.0, "for a client to send one request, from its first byte to its last")
+    request_seconds: float = _flag(28.0, "for a client to send one request, from its first byte to its last")
     stalled_seconds: float = _flag(60.0, "for a client to go on reading an answer")
     grpc_idle_seconds: float = _flag(3600.0, "after which a gRPC connection without calls is closed")
     rest_idle_seconds: float = _flag(120.0, "after which a REST connection without requests is closed")

@@ -890,7 +890,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         """Sends what waits for window: one frame a call in turn, until the windows or the socket are full."""
-        while self._blocked and self._send_window > 0 and not self._write_paused:
+        while self._blocked and self._send_window > 0:
             progress = False
             for call in list(self._blocked.values()):
                 outgoing = call._outgoing

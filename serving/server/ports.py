@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bookserve.serving.server import channel_arguments, rest_api, tls
 from bookserve.serving.server.buffered import BufferedBytes
@@ -155,7 +156,7 @@ class Ports:
             )
             log.info("Exporting HTTP/REST API at:%s:%d ...", host, flags.rest_api_port)
 
-    def _tls_options(self, context: ssl.SSLContext | None) -> dict[str, ssl.SSLContext | float]:
+    def _tls_options(self, context: ssl.SSLContext | None) -> dict[str, Any]:
         if context is None:
             return {}
         return {

@@ -14,8 +14,8 @@ from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import to_proto
 from model_servers import Server, wait_until
 
-_PATH = "/v1/models/scale:predict"
-_BODY = json.dumps({"instances": [[1, 2, 3]]}).encode()
+REST_PATH = "/v1/models/scale:predict"
+REST_BODY = json.dumps({"instances": [[1, 2, 3]]}).encode()
 
 
 def predict_request() -> bytes:
@@ -76,7 +76,7 @@ class Load:
         self, connection: http.client.HTTPConnection, way: str, headers: dict[str, str]
     ) -> http.client.HTTPResponse | None:
         try:
-            connection.request("POST", _PATH, _BODY, headers)
+            connection.request("POST", REST_PATH, REST_BODY, headers)
             response = connection.getresponse()
             response.read()
         except (http.client.HTTPException, OSError) as error:

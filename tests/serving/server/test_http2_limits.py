@@ -266,6 +266,7 @@ def test_headers_have_their_limits() -> None:
         for frames in (
             [frame(HEADERS, END_HEADERS, 1, request_headers(bomb="x" * 2000))],
             [frame(HEADERS, END_HEADERS, 1, b"\x00\x01a\x01b" * 30)],  # short, but each field counts 32 bytes more
+            [frame(HEADERS, END_HEADERS, 1, b"\x20" * 2000)],  # no field at all, but work
             [frame(HEADERS, 0, 1, b"\x00\x01a\x01b"), *[frame(CONTINUATION, 0, 1, b"\x00\x01a\x01b" * 50)] * 5],
         ):
             with RawClient(server.port, *frames) as client:
@@ -366,9 +367,10 @@ def test_answers_that_are_not_read_have_the_same_limit() -> None:
 
 
 def test_a_client_that_does_not_read_its_socket_is_bounded_too() -> None:
-    """The windows are wide open, so answers wait in the socket: what does not fit the limit is refused."""
+    """Windows and frames are wide open, so answers wait in the socket: what does not fit the limit is refused."""
+    wide = settings_frame(window=2**31 - 1, max_frame=2**24 - 1)
     with serving({b"/t/Echo": echo, b"/t/Big": big}, max_buffered=16 << 20) as server:
-        with RawClient(server.port, window_update(0, 2**30), settings=WIDE) as client:
+        with RawClient(server.port, window_update(0, 2**30), settings=wide) as client:
             with contextlib.suppress(ConnectionError):
                 client.send(*[request(stream, b"1000000", b"/t/Big") for stream in range(1, 201, 2)])
             wait_until(lambda: server.buffered.used > 8 << 20, "answers wait")

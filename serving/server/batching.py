@@ -8,9 +8,10 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +40,16 @@ Outcome = dict[str, Array] | ServingError
 
 
 @dataclass(slots=True, eq=False)
+class Run:
+    """One batch that has run: when, by time.perf_counter(), and with how many rows."""
+
+    started: float
+    ended: float
+    rows: int
+    padding: int = 0  # rows that were added
+
+
+@dataclass(slots=True, eq=False)
 class Task:
     """One request: inputs that its signature has checked, and where the outcome goes."""
 
@@ -49,6 +60,8 @@ class Task:
     done: Callable[[Outcome], None]  # called once, on the event loop
     rows: int = 0  # the common first dimension of the inputs; 0 where they have none
     shapes: tuple[tuple[int, ...], ...] = ()  # of one row, input by input
+    queued: float = field(default_factory=time.perf_counter)
+    run: Run | None = None  # once it is over
 
     def __post_init__(self) -> None:
         rows = {array.shape[0] if array.ndim else 0 for array in self.inputs.values()}
@@ -102,7 +115,16 @@ class Workers:
 class Batcher:
     """The queue of one loaded version."""
 
-    def __init__(self, engine: Engine, workers: Workers, loop: asyncio.AbstractEventLoop, max_queued: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        workers: Workers,
+        loop: asyncio.AbstractEventLoop,
+        max_queued: int,
+        on_run: Callable[[Run], None] | None = None,
+    ) -> None:
+        """`on_run` is called with every batch that has run, on the event loop."""
+        self._on_run = on_run
         self._engine = engine
         self._workers = workers
         self._loop = loop
@@ -116,6 +138,11 @@ class Batcher:
             for signature in engine.signatures.values()
             for spec in (*signature.inputs.values(), *signature.outputs.values())
         )
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait."""
+        return len(self._waiting)
 
     def submit(self, task: Task) -> None:
         """Queues a task; called on the event loop.
@@ -137,13 +164,19 @@ class Batcher:
     def run_one_batch(self) -> None:
         """Takes the next batch off the queue, runs it and hands the outcomes to the event loop; on a worker thread."""
         batch, dropped = self._take()
-        outcomes = self._run(batch) if batch else []
+        outcomes: list[Outcome] = []
+        if batch:
+            started = time.perf_counter()
+            outcomes = self._run(batch)
+            run = Run(started, time.perf_counter(), sum([task.rows or 1 for task in batch]))
+            for task in batch:
+                task.run = run
         with self._lock:
             self._busy = bool(self._waiting)
             if self._busy:
                 self._workers.schedule(self)
         outcomes += [_CANCELLED] * len(dropped)
-        self._loop.call_soon_threadsafe(_deliver, batch + dropped, outcomes)
+        self._loop.call_soon_threadsafe(_deliver, batch + dropped, outcomes, self._on_run)
 
     def _take(self) -> tuple[list[Task], list[Task]]:
         """The next batch, and the tasks met on the way that nobody waits for any more."""
@@ -200,7 +233,9 @@ class Batcher:
 _CANCELLED: Outcome = ServingError(tensorflow_error_pb2.CANCELLED, "the client is gone")
 
 
-def _deliver(tasks: list[Task], outcomes: list[Outcome]) -> None:
+def _deliver(tasks: list[Task], outcomes: list[Outcome], on_run: Callable[[Run], None] | None) -> None:
+    if on_run is not None and tasks and tasks[0].run is not None:
+        on_run(tasks[0].run)
     for task, outcome in zip(tasks, outcomes, strict=True):
         try:
             task.done(outcome)

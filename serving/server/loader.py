@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from bookserve.serving.server import integrity, warmup
 from bookserve.serving.server.batching import Batcher, Workers
 from bookserve.serving.server.engines import engine as engines
 from bookserve.serving.server.engines.engine import Engine
+from bookserve.serving.server.errors import ServingError
+from bookserve.serving.server.metrics import Metrics
 from bookserve.serving.server.servable import Servable
+from bookserve.serving.wire.tensorflow_error_pb2 import Code
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +43,9 @@ class LoadOptions:
 class InProcessLoader:
     """The `Loader` whose versions answer in this process."""
 
-    def __init__(self, options: LoadOptions) -> None:
+    def __init__(self, options: LoadOptions, metrics: Metrics | None = None) -> None:
         self._options = options
+        self._metrics = metrics or Metrics(enabled=False)
         self._loop = asyncio.get_running_loop()
         self._workers = Workers(options.worker_threads)
         self._loads = asyncio.Semaphore(options.load_threads)
@@ -51,8 +56,9 @@ class InProcessLoader:
         """See Loader.load."""
         options = self._options
         async with self._loads:
-            engine = await self._on_thread(f"load {name} {version}", lambda: _load(path, options))
-        batcher = Batcher(engine, self._workers, self._loop, options.max_queued)
+            engine = await self._on_thread(f"load {name} {version}", lambda: _load(path, options, self._metrics))
+        on_run = self._metrics.ran if self._metrics.enabled else None
+        batcher = Batcher(engine, self._workers, self._loop, options.max_queued, on_run)
         return Servable(name, version, engine, batcher)
 
     async def unload(self, servable: Servable) -> None:
@@ -98,11 +104,25 @@ class InProcessLoader:
         return await future
 
 
-def _load(path: Path, options: LoadOptions) -> Engine:
-    integrity.check(path)
-    engine = engines.load(path, options.threads_per_run)
+def _load(path: Path, options: LoadOptions, metrics: Metrics) -> Engine:
+    started = time.perf_counter()
+    try:
+        integrity.check(path)
+        engine = engines.load(path, options.threads_per_run)
+    except Exception:
+        metrics.loaded(path, False, time.perf_counter() - started)
+        raise
+    loaded = time.perf_counter()
+    metrics.loaded(path, True, loaded - started)
     if options.warm_up:
-        warmup.warm_up(engine, path, options.warm_up_iterations)
+        records, status = 0, "UNKNOWN"
+        try:
+            records, status = warmup.warm_up(engine, path, options.warm_up_iterations), "OK"
+        except ServingError as error:
+            status = Code.Name(error.code)
+            raise
+        finally:
+            metrics.warmed_up(path, status, time.perf_counter() - loaded, records)
     return engine
 
 

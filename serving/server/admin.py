@@ -16,6 +16,7 @@ from bookserve.serving.server import model_config
 from bookserve.serving.server.errors import ServingError, invalid_argument, not_found
 from bookserve.serving.server.manager import LoadFailure, ModelManager
 from bookserve.serving.server.model_config import ModelSetting
+from bookserve.serving.server.request_log import check_prefix
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
@@ -78,11 +79,12 @@ def default_roots(settings: Iterable[ModelSetting], model_root: str) -> list[Pat
 
 
 class ModelAdmin:
-    """Changes the models of a manager, within `roots`."""
+    """Changes the models of a manager, within `roots`, and with request logs within `log_roots`."""
 
-    def __init__(self, manager: ModelManager, roots: Sequence[Path]) -> None:
+    def __init__(self, manager: ModelManager, roots: Sequence[Path], log_roots: Iterable[Path] = ()) -> None:
         self._manager = manager
         self._roots = roots
+        self._log_roots = list(log_roots)
 
     def config(self) -> messages.ModelServerConfig:
         """The models as they are configured now."""
@@ -155,6 +157,8 @@ class ModelAdmin:
                 tensorflow_error_pb2.PERMISSION_DENIED,
                 f"{shown}: it is not inside of --allowed_model_roots={','.join(map(str, self._roots))}",
             )
+        if model.HasField("logging_config"):
+            check_prefix(model.logging_config.log_collector_config.filename_prefix, self._log_roots)
 
 
 def _id(failure: LoadFailure) -> str:

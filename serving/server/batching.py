@@ -10,6 +10,7 @@ import itertools
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,16 @@ Outcome = dict[str, Array] | ServingError
 
 
 @dataclass(slots=True, eq=False)
+class Run:
+    """One batch that has run: when, by time.perf_counter(), and with how many rows."""
+
+    started: float
+    ended: float
+    rows: int
+    padding: int = 0  # rows that were added
+
+
+@dataclass(slots=True, eq=False)
 class Task:
     """One request: inputs that its signature has checked, and where the outcome goes."""
 
@@ -47,6 +58,8 @@ class Task:
     done: Callable[[Outcome], None]  # called once, on the event loop
     rows: int = 0  # the common first dimension of the inputs; 0 where they have none
     shapes: tuple[tuple[int, ...], ...] = ()  # of one row, input by input in the signature's order
+    queued: float = field(default_factory=time.perf_counter)
+    run: Run | None = None  # once it is over
 
     def __post_init__(self) -> None:
         arrays = [self.inputs[name] for name in self.signature.inputs]
@@ -118,8 +131,13 @@ class Batcher:
         max_queued: int,
         policy: BatchPolicy,
         batchable: Collection[str],
+        on_run: Callable[[Run], None] | None = None,
     ) -> None:
-        """`batchable` names the signatures whose rows do not depend on each other; a strict policy does not ask."""
+        """`batchable` names the signatures whose rows do not depend on each other; a strict policy does not ask.
+
+        `on_run` is called with every batch that has run, on the event loop.
+        """
+        self._on_run = on_run
         self._engine = engine
         self._workers = workers
         self._loop = loop
@@ -137,6 +155,11 @@ class Batcher:
         self._queued = 0  # tasks
         self._scheduled = 0  # workers that run a batch or are called
         self._calls = 0  # of these, those that are yet to be called
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait."""
+        return self._queued
 
     def submit(self, task: Task) -> None:
         """Queues a task; called on the event loop.
@@ -213,7 +236,9 @@ class Batcher:
             return
         together = _Together(task, len(cuts) - 1)
         for place, (start, stop) in enumerate(itertools.pairwise(cuts)):
-            yield task.piece(start, stop, together.done(place))
+            piece = task.piece(start, stop, together.done(place))
+            together.pieces.append(piece)
+            yield piece
 
     def _add(self, task: Task, key: object) -> None:
         policy = self._policy
@@ -281,7 +306,14 @@ class Batcher:
         gone: list[Task] = []
         for task in self._take():
             (tasks if task.owner.open else gone).append(task)
-        outcomes = self._run(tasks) if tasks else []
+        outcomes: list[Outcome] = []
+        if tasks:
+            started = time.perf_counter()
+            outcomes = self._run(tasks)
+            rows = sum([task.rows or 1 for task in tasks])
+            run = Run(started, time.perf_counter(), rows, self._policy.run_rows(rows) - rows)
+            for task in tasks:
+                task.run = run
         with self._lock:
             more = bool(self._ready)
             if not more:
@@ -289,7 +321,7 @@ class Batcher:
         if more:
             self._workers.schedule(self)
         if tasks or gone:
-            self._loop.call_soon_threadsafe(_deliver, tasks + gone, outcomes + [_CANCELLED] * len(gone))
+            self._loop.call_soon_threadsafe(_deliver, tasks + gone, outcomes + [_CANCELLED] * len(gone), self._on_run)
 
     def _take(self) -> list[Task]:
         """The tasks of the first batch that is ready; none where another worker was faster."""
@@ -347,6 +379,7 @@ class _Together:
 
     def __init__(self, task: Task, pieces: int) -> None:
         self._task = task
+        self.pieces: list[Task] = []
         self._outcomes: list[Outcome | None] = [None] * pieces
         self._missing = pieces
 
@@ -355,6 +388,7 @@ class _Together:
             self._outcomes[place] = outcome
             self._missing -= 1
             if not self._missing:
+                self._task.run = self.pieces[-1].run
                 self._task.done(self._whole())
 
         return collect
@@ -409,7 +443,9 @@ def _split(tasks: list[Task], arrays: Sequence[Array]) -> list[Outcome]:
 _CANCELLED: Outcome = ServingError(tensorflow_error_pb2.CANCELLED, "the client is gone")
 
 
-def _deliver(tasks: list[Task], outcomes: list[Outcome]) -> None:
+def _deliver(tasks: list[Task], outcomes: list[Outcome], on_run: Callable[[Run], None] | None) -> None:
+    if on_run is not None and tasks and tasks[0].run is not None:
+        on_run(tasks[0].run)
     for task, outcome in zip(tasks, outcomes, strict=True):
         try:
             task.done(outcome)

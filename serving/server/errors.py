@@ -29,6 +29,18 @@ HTTP_STATUS: dict[Code, int] = {
 }
 
 
+# The way back, for answers of which only the HTTP status is known.
+_CODES = {status: code for code, status in reversed(HTTP_STATUS.items())} | {500: tensorflow_error_pb2.INTERNAL}
+
+
+def code_of_http(status: int) -> Code:
+    """The canonical code that an HTTP status most likely stands for."""
+    code = _CODES.get(status)
+    if code is None:
+        code = tensorflow_error_pb2.INTERNAL if status >= 500 else tensorflow_error_pb2.INVALID_ARGUMENT
+    return code
+
+
 class ServingError(Exception):
     """A request, a model or a setting that cannot be served, with the status that the client gets."""
 

@@ -81,6 +81,17 @@ class Flags:
     grpc_idle_seconds: float = _flag(3600.0, "after which a gRPC connection without calls is closed")
     rest_idle_seconds: float = _flag(120.0, "after which a REST connection without requests is closed")
     max_queued_requests: int = _flag(2000, "requests that may wait for one model; more are refused")
+    rest_api_timeout_in_ms: int = _flag(30_000, "how long a REST request may wait for its answer; 0 is for ever")
+    rest_api_enable_cors_support: bool = _flag(False, "let web pages of other origins use the REST API")
+    monitoring_config_file: str = _flag("", "text MonitoringConfig file that turns the metrics on")
+    enable_metrics: bool = _flag(False, "metrics without such a file, at /monitoring/prometheus/metrics of REST")
+    log_format: str = _flag("text", "the server's log: text or json")
+    log_level: str = _flag("", "debug, info, warning or error; else as TF_CPP_MIN_LOG_LEVEL says")
+    log_requests: str = _flag("none", "a line in that log for requests: none, errors or all")
+    request_log_file: str = _flag("", "prefix of the files with requests and answers of all models, as JSON lines")
+    request_log_sampling_rate: float = _flag(1.0, "share of the requests that goes there, 0 to 1")
+    request_log_max_bytes: int = _flag(100 << 20, "a request log's file that reaches this size is followed by another")
+    request_log_max_files: int = _flag(10, "files kept of each request log; 0 keeps all")
     drain_seconds: float = _flag(10.0, "after SIGTERM or SIGINT: how long requests under way may take")
     drain_quiet_seconds: float = _flag(0.5, "after SIGTERM or SIGINT: how long without a new request ends the drain")
     version: bool = _flag(False, "print the versions and exit")
@@ -90,13 +101,10 @@ class Flags:
 # Flags of tensorflow_model_server that change nothing here, with their type.
 WITHOUT_EFFECT: dict[str, type] = {
     "rest_api_num_threads": int,
-    "rest_api_timeout_in_ms": int,
-    "rest_api_enable_cors_support": bool,
     "flush_filesystem_caches": bool,
     "use_alts_credentials": bool,
     "platform_config_file": str,
     "grpc_max_threads": int,
-    "monitoring_config_file": str,
     "remove_unused_fields_from_bundle_metagraph": bool,
     "enable_signature_method_name_check": bool,
     "xla_cpu_compilation_enabled": bool,
@@ -113,6 +121,12 @@ _REASONS = {
     "flush_filesystem_caches": "the system's cache of files is shared with others, and gives way by itself",
     "xla_cpu_compilation_enabled": "TensorFlow's wheel compiles whatever a graph marks for XLA, with or without it",
     "xla_gpu_compilation_enabled": "TensorFlow's wheel compiles whatever a graph marks for XLA, with or without it",
+}
+# Flags that are one of a few words.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "log_format": ("text", "json"),
+    "log_level": ("", "debug", "info", "warning", "error"),
+    "log_requests": ("none", "errors", "all"),
 }
 # These ask for protection: serving on without it, with a warning in a log, would be worse than not serving.
 _REFUSED = ("use_alts_credentials",)
@@ -136,6 +150,8 @@ def parse(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
             kind = known[name]
             assert isinstance(kind, type)
             values[name] = _value(name, kind, text if equals else None)
+            if name in _CHOICES and values[name] not in _CHOICES[name]:
+                raise FlagError(f"--{name}={text}: expected {' or '.join(filter(None, _CHOICES[name]))}")
         elif argument.startswith("-") and name in WITHOUT_EFFECT:
             value = _value(name, WITHOUT_EFFECT[name], text if equals else None)
             if name in _REFUSED and value:

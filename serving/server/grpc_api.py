@@ -68,7 +68,7 @@ def _predict(manager: ModelManager, tensor_content: bool) -> Handler:
             request = parse(messages.PredictRequest, data)
             if not request.HasField("model_spec"):
                 raise invalid_argument("Missing ModelSpec")
-            servable = inference.find(manager, request.model_spec)
+            servable = inference.find(manager, request.model_spec, call)
             signature = find_signature(servable.engine.signatures, request.model_spec.signature_name)
             inputs = {}
             for alias, proto in request.inputs.items():

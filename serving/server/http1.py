@@ -16,6 +16,9 @@ from typing import Any, cast
 import httptools
 
 from bookserve.serving.server.buffered import BufferedBytes
+from bookserve.serving.server.errors import code_of_http
+from bookserve.serving.server.record import Record
+from bookserve.serving.wire import tensorflow_error_pb2
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class Http1Limits:
     request_seconds: float = 30.0  # from a request's first byte to its last
     stalled_seconds: float = 60.0  # for the client to read anything of an answer that waits for it
     idle_seconds: float = 120.0  # a kept-alive connection without a request
+    answer_seconds: float = 30.0  # from a request's last byte to its answer; 0 is for ever
 
 
 class HttpExchange:
@@ -46,7 +50,19 @@ class HttpExchange:
     `open` turns false when it is answered or its connection is gone; from then on an answer is dropped.
     """
 
-    __slots__ = ("_answer", "_connection", "_keep_alive", "body", "headers", "method", "open", "path")
+    __slots__ = (
+        "_answer",
+        "_connection",
+        "_keep_alive",
+        "answer_headers",
+        "body",
+        "headers",
+        "method",
+        "open",
+        "path",
+        "received",
+        "record",
+    )
 
     def __init__(self, connection: "HttpConnection", method: bytes, path: bytes, headers: dict[bytes, bytes]) -> None:
         self.method = method
@@ -54,6 +70,9 @@ class HttpExchange:
         self.headers = headers  # names in lower case; of a repeated header the last
         self.body = b""  # decompressed
         self.open = True
+        self.received = 0.0  # the loop's time
+        self.answer_headers = b""  # further header lines of the answer, each with its line break
+        self.record: Record | None = None  # taken off and ended with the exchange
         self._connection = connection
         self._keep_alive = True
         self._answer: bytes | None = None
@@ -72,7 +91,17 @@ class HttpExchange:
     ) -> None:
         """Answers the request; a HEAD request gets the headers alone."""
         if self.open:
+            if self.record is not None:
+                record, self.record = self.record, None
+                record.end(record.error.code if record.error else code_of_http(status), "", len(body))
             self._connection.send_response(self, status, body, content_type, headers)
+
+    def drop(self) -> None:
+        """Ends the exchange without an answer: the client is gone."""
+        self.open = False
+        if self.record is not None:
+            record, self.record = self.record, None
+            record.end(tensorflow_error_pb2.CANCELLED, "the client is gone", 0)
 
 
 Handler = Callable[[HttpExchange], None]
@@ -145,7 +174,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
         for exchange in self._queue:
-            exchange.open = False
+            exchange.drop()
         self._queue.clear()
         self._body = []
         self._buffered.give_back(self._held + self._unsent)
@@ -184,6 +213,10 @@ class HttpConnection(asyncio.Protocol):
             self._finish_with(408, f"the request was not complete after {seconds}")
         elif self._idle_since is not None and now - self._idle_since > limits.idle_seconds:
             self._transport.close()
+        elif limits.answer_seconds:
+            for exchange in list(self._queue):
+                if now - exchange.received > limits.answer_seconds:
+                    exchange.respond(504, self._refuse("Timed out waiting for notification"))
 
     def drain(self) -> None:
         """From now on the next answer closes the connection; an idle one stays open for a last request."""
@@ -319,6 +352,7 @@ class HttpConnection(asyncio.Protocol):
         if encoding != b"identity" and body:
             body = self._decompressed(body, encoding)
         exchange.body = body
+        exchange.received = self._loop.time()
         if len(self._queue) >= _MAX_PIPELINED:
             raise _Refusal(429, f"more than {_MAX_PIPELINED} requests wait for their answers on one connection")
         self.requests += 1
@@ -374,6 +408,7 @@ class HttpConnection(asyncio.Protocol):
             _STATUS_LINES[status],
             b"Content-Type: %b\r\nContent-Length: %d\r\n" % (content_type, len(body)),
             *[b"%b: %b\r\n" % header for header in headers],
+            exchange.answer_headers,
             b"\r\n" if exchange._keep_alive else b"Connection: close\r\n\r\n",
         ]
         if exchange.method != b"HEAD":

@@ -58,6 +58,7 @@ from bookserve.serving.server.http2_frames import (
     reset,
     window_update,
 )
+from bookserve.serving.server.record import Record
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
 
@@ -121,8 +122,11 @@ class GrpcCall:
         "authorization",
         "open",
         "path",
+        "record",
+        "request_id",
         "stream_id",
         "timeout",
+        "trailers",
     )
 
     def __init__(self, connection: "GrpcConnection", stream_id: int, path: bytes) -> None:
@@ -131,6 +135,9 @@ class GrpcCall:
         self.timeout: float | None = None  # seconds, from the client's deadline
         self.authorization = b""  # the metadata of that name
         self.open = True
+        self.request_id = b""  # as the client sent it
+        self.trailers = b""  # a header block that follows those of the status
+        self.record: Record | None = None  # taken off and ended with the call
         self._connection = connection
         self._encoding = b"identity"
         self._body: bytearray | None = None
@@ -160,6 +167,8 @@ class GrpcCall:
     def reply(self, message: bytes) -> None:
         """Answers the call with a serialised message."""
         if self.open:
+            if self.record is not None:
+                self._end_record(self.record, tensorflow_error_pb2.OK, "", len(message))
             self._connection.send_message(self, message)
 
     def send(self, message: bytes) -> None:
@@ -175,10 +184,18 @@ class GrpcCall:
     def fail(self, code: Code, message: str) -> None:
         """Ends the call with an error status; the message is cut as TensorFlow Serving cuts it."""
         if self.open:
+            if self.record is not None:
+                self._end_record(self.record, code, message, 0)
             self._connection.send_failure(self, code, message)
+
+    def _end_record(self, record: Record, code: Code, message: str, nbytes: int) -> None:
+        self.record = None
+        record.end(code, message, nbytes)
 
     def _close(self) -> None:
         self.open = False
+        if self.record is not None:
+            self._end_record(self.record, tensorflow_error_pb2.CANCELLED, "the client is gone", 0)
         self._body = self._outgoing = None
         if self._timer is not None:
             self._timer.cancel()
@@ -186,7 +203,7 @@ class GrpcCall:
 
     def _expire(self) -> None:
         self._timer = None
-        self.fail(tensorflow_error_pb2.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        self.fail(tensorflow_error_pb2.DEADLINE_EXCEEDED, "Timed out waiting for notification")
 
 
 # Called with the one message of a call.
@@ -576,6 +593,8 @@ class GrpcConnection(asyncio.Protocol):
                 call.timeout = grpc_protocol.seconds(value)
             elif name == b"grpc-encoding":
                 call._encoding = value
+            elif name == b"x-request-id":
+                call.request_id = value
             elif name == b"authorization":
                 call.authorization = value
         if not call.path or not method:
@@ -826,7 +845,7 @@ class GrpcConnection(asyncio.Protocol):
         ):
             self._send_window -= size
             head = FRAME.pack(size >> 8, size & 0xFF, DATA, 0, stream_id)
-            trailers = frame(HEADERS, END_STREAM | END_HEADERS, stream_id, OK_TRAILERS)
+            trailers = frame(HEADERS, END_STREAM | END_HEADERS, stream_id, OK_TRAILERS + call.trailers)
             self._end(call, b"".join((headers, head, prefix, message, trailers)))
             return
         call._ending = True
@@ -854,11 +873,11 @@ class GrpcConnection(asyncio.Protocol):
             self._transport.write(frame(HEADERS, END_HEADERS, call.stream_id, RESPONSE_HEADERS))
         call._ending = True
         if call._outgoing is None:
-            self._end(call, frame(HEADERS, END_STREAM | END_HEADERS, call.stream_id, OK_TRAILERS))
+            self._end(call, frame(HEADERS, END_STREAM | END_HEADERS, call.stream_id, OK_TRAILERS + call.trailers))
 
     def send_failure(self, call: GrpcCall, code: Code, message: str) -> None:
         """Sends an error status: trailers only, or trailers behind what has been sent."""
-        block = grpc_protocol.error_trailers(code, message, alone=not call._begun)
+        block = grpc_protocol.error_trailers(code, message, alone=not call._begun) + call.trailers
         frames = frame(HEADERS, END_STREAM | END_HEADERS, call.stream_id, block)
         if call._receiving:  # the client need not send the rest (RFC 9113, 8.1)
             frames += reset(call.stream_id, NO_ERROR)
@@ -909,7 +928,8 @@ class GrpcConnection(asyncio.Protocol):
                     call._outgoing = outgoing[size:]
                     self._transport.write(part)
                 elif call._ending:
-                    self._end(call, part + frame(HEADERS, END_STREAM | END_HEADERS, call.stream_id, OK_TRAILERS))
+                    trailers = OK_TRAILERS + call.trailers
+                    self._end(call, part + frame(HEADERS, END_STREAM | END_HEADERS, call.stream_id, trailers))
                 else:
                     del self._blocked[call.stream_id]
                     call._outgoing = None

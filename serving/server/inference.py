@@ -5,10 +5,12 @@ A transport decodes its request, calls here, and encodes what comes back; nothin
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from bookserve.serving.server.batching import Outcome, Owner, Task
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.record import Record
 from bookserve.serving.server.servable import Servable
 from bookserve.serving.server.signatures import Signature
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
@@ -28,8 +30,16 @@ class Prediction:
 Done = Callable[[Prediction | ServingError], None]
 
 
-def find(manager: ModelManager, spec: messages.ModelSpec) -> Servable:
+class Caller(Owner, Protocol):
+    """A request of one of the transports."""
+
+    record: Record | None
+
+
+def find(manager: ModelManager, spec: messages.ModelSpec, caller: Caller | None) -> Servable:
     """The loaded version that a ModelSpec names. Raises ServingError as ModelManager.find."""
+    if caller is not None and caller.record is not None:
+        caller.record.model = spec.name
     choice = spec.WhichOneof("version_choice")
     if choice is None:
         return manager.find(spec.name)
@@ -43,7 +53,7 @@ def predict(
     signature: Signature,
     inputs: Mapping[str, Array],
     output_filter: list[str],
-    owner: Owner,
+    caller: Caller,
     done: Done,
 ) -> None:
     """Queues one request; `done` is called on the event loop with the prediction or the error, once.
@@ -57,9 +67,14 @@ def predict(
         if isinstance(outcome, ServingError):
             done(outcome)
         else:
+            if caller.record is not None:
+                caller.record.outputs = outcome
             done(Prediction(servable.model, servable.version, signature.name, outcome))
 
-    servable.batcher.submit(Task(signature, inputs, signature.choose_outputs(output_filter), owner, finish))
+    task = Task(signature, inputs, signature.choose_outputs(output_filter), caller, finish)
+    if caller.record is not None:
+        caller.record.asks(servable.version, servable.engine.name, task)
+    servable.batcher.submit(task)
     servable.in_flight += 1
 
 
@@ -75,7 +90,7 @@ def metadata(manager: ModelManager, request: messages.GetModelMetadataRequest) -
     for name in request.metadata_field:
         if name != "signature_def":
             raise invalid_argument(f"Metadata field {name} is not supported")
-    servable = find(manager, request.model_spec)
+    servable = find(manager, request.model_spec, None)
     signatures = messages.SignatureDefMap()
     for name, definition in servable.engine.signature_defs.items():
         signatures.signature_def[name].CopyFrom(definition)

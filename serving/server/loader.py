@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,10 @@ from bookserve.serving.server.batch_policy import (
 from bookserve.serving.server.batching import Batcher, Workers
 from bookserve.serving.server.engines import engine as engines
 from bookserve.serving.server.engines.engine import Engine, EngineOptions
+from bookserve.serving.server.errors import ServingError
+from bookserve.serving.server.metrics import Metrics
 from bookserve.serving.server.servable import Servable
+from bookserve.serving.wire.tensorflow_error_pb2 import Code
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +52,9 @@ class LoadOptions:
 class InProcessLoader:
     """The `Loader` whose versions answer in this process."""
 
-    def __init__(self, options: LoadOptions) -> None:
+    def __init__(self, options: LoadOptions, metrics: Metrics | None = None) -> None:
         self._options = options
+        self._metrics = metrics or Metrics(enabled=False)
         self._loop = asyncio.get_running_loop()
         self._workers = Workers(options.worker_threads)
         self._loads = asyncio.Semaphore(options.load_threads)
@@ -61,10 +66,11 @@ class InProcessLoader:
         """See Loader.load."""
         options = self._options
         async with self._loads:
-            loaded = await self._on_thread(f"load {name} {version}", lambda: _load(path, options))
+            loaded = await self._on_thread(f"load {name} {version}", lambda: _load(path, options, self._metrics))
         engine, policy, batchable = loaded
         self._engines.add(engine)
-        batcher = Batcher(engine, self._workers, self._loop, options.max_queued, policy, batchable)
+        on_run = self._metrics.ran if self._metrics.enabled else None
+        batcher = Batcher(engine, self._workers, self._loop, options.max_queued, policy, batchable, on_run)
         return Servable(name, version, engine, batcher)
 
     async def unload(self, servable: Servable) -> None:
@@ -116,18 +122,32 @@ class InProcessLoader:
         return await future
 
 
-def _load(path: Path, options: LoadOptions) -> tuple[Engine, BatchPolicy, set[str]]:
+def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, BatchPolicy, set[str]]:
     """Answers also how the version's requests are batched, and the signatures whose rows are independent."""
-    integrity.check(path)
-    policy = options.policy
-    if options.per_model_policies:
-        parameters = path / PER_MODEL_FILE
-        policy = ADAPTIVE
-        if parameters.is_file():
-            policy = from_parameters(read_parameters(parameters), options.worker_threads)
-    engine = engines.load(path, options.engine)
+    started = time.perf_counter()
+    try:
+        integrity.check(path)
+        policy = options.policy
+        if options.per_model_policies:
+            parameters = path / PER_MODEL_FILE
+            policy = ADAPTIVE
+            if parameters.is_file():
+                policy = from_parameters(read_parameters(parameters), options.worker_threads)
+        engine = engines.load(path, options.engine)
+    except Exception:
+        metrics.loaded(path, False, time.perf_counter() - started)
+        raise
+    loaded = time.perf_counter()
+    metrics.loaded(path, True, loaded - started)
     if options.warm_up:
-        warmup.warm_up(engine, path, options.warm_up_iterations)
+        records, status = 0, "UNKNOWN"
+        try:
+            records, status = warmup.warm_up(engine, path, options.warm_up_iterations), "OK"
+        except ServingError as error:
+            status = Code.Name(error.code)
+            raise
+        finally:
+            metrics.warmed_up(path, status, time.perf_counter() - loaded, records)
     return engine, policy, set() if policy.strict else rows.independent(engine)
 
 

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ import click
 import onnxruntime
 
 from bookserve.serving.server import flags as flag_parser
-from bookserve.serving.server import grpc_api, lazy, model_service, oip_grpc, rest_api
+from bookserve.serving.server import grpc_api, lazy, logs, metrics, model_service, oip_grpc, rest_api
 from bookserve.serving.server.admin import Access, ModelAdmin, default_roots
 from bookserve.serving.server.admin_api import AdminApi
 from bookserve.serving.server.batch_policy import ADAPTIVE, batch_threads, from_parameters, read_parameters
@@ -34,9 +34,12 @@ from bookserve.serving.server.http1 import HttpExchange
 from bookserve.serving.server.http2 import GrpcCall, StreamHandler
 from bookserve.serving.server.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.manager import ManagerOptions, ModelManager
+from bookserve.serving.server.metrics import Metrics
 from bookserve.serving.server.model_config import ModelSetting, discover, merged, read_config_file
+from bookserve.serving.server.observer import Observer
 from bookserve.serving.server.ports import Ports
 from bookserve.serving.server.profiler import Profiler
+from bookserve.serving.server.request_log import RequestLogSetting
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
@@ -53,8 +56,20 @@ class ModelServer:
     def __init__(self, flags: Flags) -> None:
         self._flags = flags
         self._loop = asyncio.get_running_loop()
+        self._metrics_path = _metrics_path(flags)
+        self._metrics = Metrics(enabled=self._metrics_path is not None)
+        log_all = None
+        if flags.request_log_file:
+            log_all = RequestLogSetting(flags.request_log_file, flags.request_log_sampling_rate)
+        self._observer = Observer(
+            self._metrics,
+            log_requests=flags.log_requests,
+            log_all=log_all,
+            max_file_bytes=flags.request_log_max_bytes,
+            max_files=flags.request_log_max_files,
+        )
         self._manager = ModelManager(
-            InProcessLoader(_load_options(flags)),
+            InProcessLoader(_load_options(flags), self._metrics),
             ManagerOptions(
                 poll_seconds=flags.file_system_poll_wait_seconds,
                 max_retries=flags.max_num_load_retries,
@@ -63,8 +78,14 @@ class ModelServer:
                 lazy=flags.lazy_loading,
                 max_loaded=flags.max_loaded_models,
             ),
+            self._observer.follow,
         )
-        self._rest = rest_api.RestApi(self._manager)
+        self._rest = rest_api.RestApi(
+            self._manager,
+            cors=flags.rest_api_enable_cors_support,
+            metrics_path=self._metrics_path.encode() if self._metrics_path else None,
+            metrics_page=self._metrics_page,
+        )
         self._health = Health()
         self._ports: Ports
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,7 +100,9 @@ class ModelServer:
             raise invalid_argument("--max_loaded_models needs --lazy_loading")
         settings = self._settings()
         roots = [Path(root).absolute() for root in flags.allowed_model_roots.split(",") if root]
-        admin = ModelAdmin(self._manager, roots or default_roots(settings, flags.model_root))
+        logs_of_start = [setting.request_log.prefix for setting in settings if setting.request_log]
+        log_roots = {Path(prefix).absolute().parent for prefix in (*logs_of_start, flags.request_log_file) if prefix}
+        admin = ModelAdmin(self._manager, roots or default_roots(settings, flags.model_root), log_roots)
         self._ports = self._make_ports(admin, Access(flags.admin_token_file))
         if flags.model_config_file:
             self._manager.check_labels(settings)
@@ -111,7 +134,14 @@ class ModelServer:
         if flags.lazy_loading:
             handlers = {path: lazy.when_loaded(handler, _fail_call) for path, handler in handlers.items()}
             rest = lazy.when_loaded(rest, _fail_exchange)
-        return Ports(flags, handlers, streams, rest)
+        if self._metrics_path and not flags.rest_api_port:
+            log.warning("the metrics are on the REST port, and --rest_api_port is 0: they cannot be read")
+        return Ports(flags, self._observer.grpc(handlers), streams, self._observer.rest(rest))
+
+    def _metrics_page(self, done: Callable[[bytes], None]) -> None:
+        snapshot = self._metrics.snapshot(self._manager.gauges())
+        page = self._loop.run_in_executor(None, metrics.render, [snapshot])  # 20 ms for a hundred models
+        page.add_done_callback(lambda rendered: done(rendered.result()))
 
     def _settings(self) -> list[ModelSetting]:
         flags = self._flags
@@ -182,6 +212,16 @@ class ModelServer:
         for task in list(self._tasks):
             task.cancel()
         await self._manager.close()
+        await self._loop.run_in_executor(None, self._observer.close)
+
+
+def _metrics_path(flags: Flags) -> str | None:
+    """Where the metrics are; None while they are off. Raises ServingError for a monitoring config that is malformed."""
+    if flags.monitoring_config_file:
+        path = metrics.read_monitoring_config(Path(flags.monitoring_config_file))
+        if path is not None:
+            return path
+    return metrics.DEFAULT_PATH if flags.enable_metrics else None
 
 
 def _fail_call(call: GrpcCall) -> None:
@@ -247,7 +287,10 @@ async def _serve(flags: Flags) -> int:
     stop = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
-    server = ModelServer(flags)
+    try:
+        server = ModelServer(flags)
+    except ServingError as error:
+        return _cannot_start(error)
     starting = loop.create_task(server.start())
     stopping = loop.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -258,13 +301,17 @@ async def _serve(flags: Flags) -> int:
     try:
         await starting
     except ServingError as error:
-        print(f"Failed to start server. Error: {error}", flush=True)  # noqa: T201 - where TensorFlow Serving prints it
-        return 255
+        return _cannot_start(error)
     await stopping
     log.info("draining: answering what was accepted, then stopping")
     await server.drain()
     log.info("stopped")
     return 0
+
+
+def _cannot_start(error: ServingError) -> int:
+    print(f"Failed to start server. Error: {error}", flush=True)  # noqa: T201 - where TensorFlow Serving prints it
+    return 255
 
 
 @click.command(
@@ -274,14 +321,12 @@ async def _serve(flags: Flags) -> int:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def main(arguments: tuple[str, ...]) -> None:
     """Serve models over gRPC and REST, as tensorflow_model_server does."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
-    )
     try:
         flags, warnings = flag_parser.parse(arguments)
     except FlagError as error:
         click.echo(f"{error}\n\n{flag_parser.usage()}")
         sys.exit(255)
+    logs.configure(flags.log_format, flags.log_level)
     for warning in warnings:
         log.warning("%s", warning)
     if any(warning.startswith("unknown argument") for warning in warnings):

@@ -11,13 +11,14 @@ longest makes room.
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bookserve.serving.server import sources
 from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument, not_found
+from bookserve.serving.server.metrics import IN_FLIGHT, QUEUE_LENGTH, VERSION_STATE, Gauge
 from bookserve.serving.server.model_config import ModelSetting
 from bookserve.serving.server.servable import Loader, Servable
 from bookserve.serving.wire import tensorflow_error_pb2
@@ -95,8 +96,15 @@ class _Model:
 class ModelManager:
     """All models of the server."""
 
-    def __init__(self, loader: Loader, options: ManagerOptions) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        options: ManagerOptions,
+        on_settings: Callable[[Sequence[ModelSetting]], None] = lambda settings: None,
+    ) -> None:
+        """`on_settings` is told the configured models, before the first request that can meet them."""
         self._loader = loader
+        self._on_settings = on_settings
         self._options = options
         self._models: dict[str, _Model] = {}
         self._removed: dict[str, _Model] = {}
@@ -183,6 +191,26 @@ class ModelManager:
             return [_status(model.versions[version])]
         return [_status(model.versions[number]) for number in sorted(model.versions, reverse=True)]
 
+    def overview(self) -> dict[str, tuple[Mapping[str, int], list[ModelVersionStatus]]]:
+        """The labels and the versions, highest first, of every configured model, by its name."""
+        return {
+            name: (model.setting.labels, [_status(model.versions[n]) for n in sorted(model.versions, reverse=True)])
+            for name, model in sorted(self._models.items())
+        }
+
+    def gauges(self) -> list[Gauge]:
+        """What the metrics show of the versions at this moment."""
+        gauges: list[Gauge] = []
+        for name, model in self._models.items():
+            for number, version in model.versions.items():
+                labels = (name, str(number))
+                gauges.append((VERSION_STATE, (*labels, ModelVersionStatus.State.Name(version.state)), 1))
+                if version.servable is not None:
+                    gauges.append((IN_FLIGHT, labels, version.servable.in_flight))
+                if version.state == _AVAILABLE:
+                    gauges.append((QUEUE_LENGTH, labels, _servable(version).batcher.queued))
+        return gauges
+
     @property
     def names(self) -> list[str]:
         """The configured models."""
@@ -229,6 +257,7 @@ class ModelManager:
         """Makes these the configured models and starts what that asks for; returns the names that are new."""
         log.info("Adding/updating models.")
         given = {setting.name: setting for setting in settings}
+        self._on_settings(list(given.values()))
         for name in [name for name in self._models if name not in given]:
             self._retire(self._models.pop(name))
         new = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from bookserve.serving.server.errors import invalid_argument
+from bookserve.serving.server.request_log import RequestLogSetting, check_type
 from bookserve.serving.server.sources import All, Latest, Policy, Specific, versions_on_disk
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
@@ -19,6 +20,7 @@ class ModelSetting:
     base_path: Path
     policy: Policy = field(default_factory=Latest)
     labels: Mapping[str, int] = field(default_factory=dict)
+    request_log: RequestLogSetting | None = None
 
 
 def read_config_file(path: Path) -> list[ModelSetting]:
@@ -108,7 +110,16 @@ def _setting(model: messages.ModelConfig) -> ModelSetting:
             chosen = All()
         case "specific":
             chosen = Specific(frozenset(policy.specific.versions))
-    return ModelSetting(model.name, Path(model.base_path), chosen, dict(model.version_labels))
+    return ModelSetting(model.name, Path(model.base_path), chosen, dict(model.version_labels), _request_log(model))
+
+
+def _request_log(model: messages.ModelConfig) -> RequestLogSetting | None:
+    if not model.HasField("logging_config"):
+        return None
+    config = model.logging_config
+    check_type(config.log_collector_config.type)
+    rate = config.sampling_config.sampling_rate if config.HasField("sampling_config") else 1.0
+    return RequestLogSetting(config.log_collector_config.filename_prefix, rate)
 
 
 def to_message(settings: Iterable[ModelSetting]) -> messages.ModelServerConfig:
@@ -122,6 +133,10 @@ def to_message(settings: Iterable[ModelSetting]) -> messages.ModelServerConfig:
             model_platform="tensorflow",
             version_labels=dict(setting.labels),
         )
+        if setting.request_log is not None:
+            model.logging_config.log_collector_config.type = "jsonl"
+            model.logging_config.log_collector_config.filename_prefix = setting.request_log.prefix
+            model.logging_config.sampling_config.sampling_rate = setting.request_log.rate
         policy = model.model_version_policy
         match setting.policy:
             case Latest(count):

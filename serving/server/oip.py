@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument
+from bookserve.serving.server.inference import Caller
 from bookserve.serving.server.manager import ModelManager
 from bookserve.serving.server.servable import Servable
 from bookserve.serving.server.signatures import Signature, find_signature
@@ -61,12 +62,14 @@ _REASONS = {ModelVersionStatus.START: "not loaded yet", ModelVersionStatus.END: 
 # Models
 
 
-def find(manager: ModelManager, name: str, version: str) -> Servable:
+def find(manager: ModelManager, name: str, version: str, caller: Caller | None) -> Servable:
     """The version that a request names; the empty one means the latest.
 
     Raises ServingError: INVALID_ARGUMENT without a name or for a version that is no number, NOT_FOUND where nothing is
     loaded.
     """
+    if caller is not None and caller.record is not None:
+        caller.record.model = name
     if not name:
         raise invalid_argument("the request names no model")
     return manager.find(name, version=version_number(version) if version else None)
@@ -102,7 +105,7 @@ def server_metadata() -> dict[str, Any]:
 
 def model_metadata(manager: ModelManager, name: str, version: str) -> dict[str, Any]:
     """Versions, inputs and outputs of a model's default signature. Raises ServingError as `find`."""
-    servable = find(manager, name, version)
+    servable = find(manager, name, version, None)
     signature = find_signature(servable.engine.signatures, "")
     definition = servable.engine.signature_defs[signature.name]
     available = [status.version for status in manager.status(name) if status.state == ModelVersionStatus.AVAILABLE]

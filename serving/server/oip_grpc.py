@@ -79,7 +79,7 @@ def _infer(manager: ModelManager) -> Handler:
     def handle(call: GrpcCall, data: bytes) -> None:
         try:
             request = parse(messages.ModelInferRequest, data)
-            servable = oip.find(manager, request.model_name, request.model_version)
+            servable = oip.find(manager, request.model_name, request.model_version, call)
             signature = find_signature(servable.engine.signatures, _signature_name(request))
             raw = request.raw_input_contents
             if raw and len(raw) != len(request.inputs):

@@ -49,6 +49,8 @@ class OipRest:
         path = exchange.path
         if match := _MODEL.fullmatch(path):
             name, version = (unquote((part or b"").decode("utf-8", "replace")) for part in match.groups()[:2])
+            if exchange.record is not None:
+                exchange.record.model = name
             if match[3] == b"infer":
                 if _allows(exchange, b"POST"):
                     self._infer(exchange, name, version)
@@ -103,7 +105,7 @@ class OipRest:
         if not _is_text(request_id):
             raise invalid_argument("the request: 'id' holds half a surrogate pair")
         parameters = _parameters(request, "the request")
-        servable = oip.find(self._manager, name, version)
+        servable = oip.find(self._manager, name, version, exchange)
         signature_name = _field(parameters, "signature_name", str, "the request's parameters", "")
         signature = find_signature(servable.engine.signatures, signature_name)
         booleans = b"true" in head or b"false" in head

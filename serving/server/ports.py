@@ -25,6 +25,7 @@ from bookserve.serving.wire import tensorflow_error_pb2
 log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 1.0
+_MIN_SWEEP_SECONDS = 0.005
 _BACKLOG = 1024
 _DRAIN_STEP_SECONDS = 0.02
 _TLS_GOODBYE_SECONDS = 2.0
@@ -75,6 +76,7 @@ class Ports:
             request_seconds=flags.request_seconds,
             stalled_seconds=flags.stalled_seconds,
             idle_seconds=flags.rest_idle_seconds,
+            answer_seconds=max(0, flags.rest_api_timeout_in_ms) / 1000,
         )
         self._grpc_tls = tls.server_context(Path(flags.ssl_config_file), "h2") if flags.ssl_config_file else None
         self._rest_tls = (
@@ -166,10 +168,15 @@ class Ports:
         }
 
     async def sweep(self) -> None:
-        """Once a second, for ever: time-outs and refilled allowances of every connection."""
+        """Once a second, for ever: time-outs and refilled allowances of every connection.
+
+        More often where --rest_api_timeout_in_ms is shorter than that.
+        """
+        timeout = self._rest_limits.answer_seconds
+        seconds = min(_SWEEP_SECONDS, max(_MIN_SWEEP_SECONDS, timeout / 4)) if timeout else _SWEEP_SECONDS
         last = self._loop.time()
         while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
+            await asyncio.sleep(seconds)
             now = self._loop.time()
             for grpc_connection in list(self._grpc_connections):
                 grpc_connection.sweep(now, now - last)

@@ -15,6 +15,7 @@ from bookserve.serving.server.errors import HTTP_STATUS, ServingError, invalid_a
 from bookserve.serving.server.http1 import HttpExchange
 from bookserve.serving.server.inference import Prediction
 from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.metrics import CONTENT_TYPE
 from bookserve.serving.server.oip_rest import OipRest
 from bookserve.serving.server.signatures import DEFAULT_SIGNATURE
 from bookserve.serving.wire import tensorflow_error_pb2
@@ -34,6 +35,11 @@ _MODEL = rb"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
 _POST = re.compile(_MODEL + rb":(predict)", re.IGNORECASE)
 _GET = re.compile(_MODEL + rb"(/metadata)?", re.IGNORECASE)
 _MAX_VERSION = 2**63 - 1
+_CORS = (
+    b"Access-Control-Allow-Origin: *\r\n"
+    b"Access-Control-Allow-Methods: POST, GET\r\n"
+    b"Access-Control-Allow-Headers: Content-Type\r\n"
+)
 
 
 def error_body(message: str) -> bytes:
@@ -44,9 +50,20 @@ def error_body(message: str) -> bytes:
 class RestApi:
     """Answers the requests of all REST connections; `draining` turns readiness off."""
 
-    def __init__(self, manager: ModelManager) -> None:
+    def __init__(
+        self,
+        manager: ModelManager,
+        *,
+        cors: bool = False,
+        metrics_path: bytes | None = None,
+        metrics_page: Callable[[Callable[[bytes], None]], None] | None = None,
+    ) -> None:
+        """`metrics_page` calls its argument with the page for `metrics_path`, now or later, on the event loop."""
         self.draining = False
         self._manager = manager
+        self._cors = cors  # whether browsers may let pages of other origins read the answers
+        self._metrics_path = metrics_path
+        self._metrics_page = metrics_page
         self._oip = OipRest(manager, lambda: self.ready, _fail)
 
     @property
@@ -56,13 +73,19 @@ class RestApi:
 
     def handle(self, exchange: HttpExchange) -> None:
         """Answers one request, now or from a callback."""
+        if self._cors and _is_v1(exchange.path):
+            exchange.answer_headers += _CORS
         try:
             if exchange.method == b"POST" and (match := _POST.fullmatch(exchange.path)) and match[4] == b"predict":
-                self._predict(exchange, _spec(match))
+                self._predict(exchange, _spec(exchange, match))
+            elif exchange.path == self._metrics_path and self._metrics_page is not None:
+                self._metrics_page(lambda page: exchange.respond(200, page, CONTENT_TYPE))
             elif exchange.path.startswith(b"/v2"):
                 self._oip.handle(exchange)
             elif exchange.method == b"GET":
                 self._get(exchange)
+            elif exchange.method == b"OPTIONS" and _is_v1(exchange.path):
+                _preflight(exchange)
             else:
                 raise _malformed(exchange)
         except ServingError as error:
@@ -75,18 +98,29 @@ class RestApi:
         elif path == b"/readyz":
             self._readiness(exchange)
         elif path == b"/v1/models":
-            exchange.respond(200, _json({"models": [{"name": name} for name in self._manager.names]}))
+            exchange.respond(200, _json({"models": self._models()}))
         elif (match := _GET.fullmatch(path)) and match[4]:
-            spec = _spec(match)
+            spec = _spec(exchange, match)
             request = messages.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
             exchange.respond(200, _metadata_json(inference.metadata(self._manager, request)))
         elif match:
-            status = inference.status(self._manager, messages.GetModelStatusRequest(model_spec=_spec(match)))
+            status = inference.status(self._manager, messages.GetModelStatusRequest(model_spec=_spec(exchange, match)))
             exchange.respond(200, _json(_fields(status)))
-        elif path.lower().startswith(b"/v1/"):
+        elif _is_v1(path):
             raise _malformed(exchange)
         else:
             raise not_found(f"nothing is served at {path.decode('utf-8', 'replace')}: the models are under /v1/models")
+
+    def _models(self) -> list[dict[str, Any]]:
+        """Every model: its labels, and its versions as its own status shows them."""
+        return [
+            {
+                "name": name,
+                "labels": {label: str(version) for label, version in sorted(labels.items())},
+                **_fields(messages.GetModelStatusResponse(model_version_status=versions)),
+            }
+            for name, (labels, versions) in self._manager.overview().items()
+        ]
 
     def _readiness(self, exchange: HttpExchange) -> None:
         if self.draining:
@@ -104,7 +138,7 @@ class RestApi:
             signature_name = body.get("signature_name", "")
             if not isinstance(signature_name, str):
                 raise JsonError("not formatted correctly. 'signature_name' key must be a string value.")
-            servable = inference.find(self._manager, spec)
+            servable = inference.find(self._manager, spec, exchange)
             signature = servable.engine.signatures.get(signature_name or DEFAULT_SIGNATURE)
             if signature is None:
                 raise invalid_argument(f'Serving signature name: "{signature_name}" not found in signature def')
@@ -143,7 +177,19 @@ def _answer(exchange: HttpExchange, write: Callable[..., bytes]) -> inference.Do
     return done
 
 
+def _is_v1(path: bytes) -> bool:
+    return path[:4].lower() == b"/v1/"
+
+
+def _preflight(exchange: HttpExchange) -> None:
+    """A browser's question before it lets a page send a request (CORS), answered as TensorFlow Serving does."""
+    origin = exchange.headers.get(b"origin", b"")
+    exchange.respond(200 if b"http://" in origin or b"https://" in origin else 400, b"")
+
+
 def _fail(exchange: HttpExchange, error: ServingError) -> None:
+    if exchange.record is not None:
+        exchange.record.error = error
     headers = ((b"Retry-After", b"1"),) if error.code == tensorflow_error_pb2.RESOURCE_EXHAUSTED else ()
     exchange.respond(HTTP_STATUS[error.code], error_body(error.message), headers=headers)
 
@@ -153,8 +199,10 @@ def _malformed(exchange: HttpExchange) -> ServingError:
     return invalid_argument(f"Malformed request: {method} {path}")
 
 
-def _spec(match: re.Match[bytes]) -> messages.ModelSpec:
+def _spec(exchange: HttpExchange, match: re.Match[bytes]) -> messages.ModelSpec:
     spec = messages.ModelSpec(name=unquote(match[1].decode("utf-8", "replace")))
+    if exchange.record is not None:
+        exchange.record.model = spec.name
     if match[2]:
         number = int(match[2])
         if number > _MAX_VERSION:

@@ -34,8 +34,8 @@ _LENGTH = struct.Struct("<Q")
 _FOOTER = struct.Struct("<L")
 
 
-def warm_up(engine: Engine, version_path: Path, iterations: int) -> None:
-    """Runs the version's own requests, each `iterations` times, or zeros where it has none.
+def warm_up(engine: Engine, version_path: Path, iterations: int) -> int:
+    """Runs the version's own requests, each `iterations` times, or zeros where it has none; returns how many it has.
 
     Raises ServingError when a record cannot be read or its request fails: such a version is not to be served.
     """
@@ -43,7 +43,7 @@ def warm_up(engine: Engine, version_path: Path, iterations: int) -> None:
     if not path.is_file():
         log.info("No warmup data file found at %s: running zeros", path)
         _run_zeros(engine, version_path)
-        return
+        return 0
     count = 0
     for record in read_records(path):
         count += 1
@@ -56,6 +56,7 @@ def warm_up(engine: Engine, version_path: Path, iterations: int) -> None:
         for _ in range(max(1, iterations)):
             _run(engine, entry)
     log.info("Finished reading warmup data for model at %s. Number of warmup records read: %d.", path, count)
+    return count
 
 
 def read_records(path: Path) -> Iterator[bytes]:

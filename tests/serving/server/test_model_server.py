@@ -384,7 +384,11 @@ def test_rest_status_metadata_and_probes(server: Server) -> None:
         "dim": [{"size": "-1", "name": ""}, {"size": "3", "name": ""}],
         "unknown_rank": False,
     }
-    assert get(server, "/v1/models") == (200, {"models": [{"name": "scale"}]})
+    versions = get(server, "/v1/models/scale")[1]["model_version_status"]
+    assert get(server, "/v1/models") == (
+        200,
+        {"models": [{"name": "scale", "labels": {}, "model_version_status": versions}]},
+    )
     assert get(server, "/v1/models/foo")[0] == 404
     assert get(server, "/nothing")[0] == 404
     assert answers(f"{server.url}/healthz")
@@ -523,6 +527,10 @@ def test_config_file_policies_labels_and_changes(start_server: StartServer, tmp_
     assert post(server, "/v1/models/scale/labels/stable:predict", body)[1] == {"predictions": [[4, 4, 4]]}
     assert post(server, "/v1/models/scale/labels/canary:predict", body)[1] == {"predictions": [[6, 6, 6]]}
     assert post(server, "/v1/models/scale/versions/1:predict", body)[0] == 404
+    (entry,) = get(server, "/v1/models")[1]["models"]
+    assert entry["labels"] == {"canary": "3", "stable": "2"}
+    states = {version["version"]: version["state"] for version in entry["model_version_status"]}
+    assert states == {"2": "AVAILABLE", "3": "AVAILABLE"}
     other = tmp_path / "models" / "other"
     write_scale_model(other, 5, 10.0)
     write("all {}", f'config {{ name: "other" base_path: "{other}" model_platform: "tensorflow" }}')

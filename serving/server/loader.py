@@ -126,9 +126,13 @@ def _load(path: Path, options: LoadOptions) -> tuple[Engine, BatchPolicy, set[st
         if parameters.is_file():
             policy = from_parameters(read_parameters(parameters), options.worker_threads)
     engine = engines.load(path, options.engine)
-    if options.warm_up:
-        warmup.warm_up(engine, path, options.warm_up_iterations)
-    return engine, policy, set() if policy.strict else rows.independent(engine)
+    try:
+        if options.warm_up:
+            warmup.warm_up(engine, path, options.warm_up_iterations)
+        return engine, policy, set() if policy.strict else rows.independent(engine)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def _malloc_trim() -> Callable[[], None]:

@@ -247,15 +247,15 @@ async def _serve(flags: Flags) -> int:
     stop = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
-    server = ModelServer(flags)
-    starting = loop.create_task(server.start())
     stopping = loop.create_task(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        log.info("stopped before the models were loaded")
-        starting.cancel()
-        return 0
     try:
+        server = ModelServer(flags)
+        starting = loop.create_task(server.start())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            log.info("stopped before the models were loaded")
+            starting.cancel()
+            return 0
         await starting
     except ServingError as error:
         print(f"Failed to start server. Error: {error}", flush=True)  # noqa: T201 - where TensorFlow Serving prints it

@@ -97,6 +97,13 @@ def test_what_is_not_read_is_not_hashed_unless_tensorflow_reads_it(version: Path
         integrity.check(version)
 
 
+def test_settings_may_be_put_beside_the_files_of_a_manifest(version: Path) -> None:
+    (version / "batching_params.pbtxt").write_text("max_batch_size { value: 4 }")
+    (version / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"")
+    (version / ".DS_Store").write_bytes(b"")
+    integrity.check(version)
+
+
 def test_links_inside_of_a_version_pass(version: Path) -> None:
     (version / "assets.extra" / "manifest.json").unlink()
     (version / "again").symlink_to("assets.extra")

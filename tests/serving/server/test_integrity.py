@@ -172,7 +172,7 @@ def test_weights_from_outside_never_load(tmp_path: Path, secret: Path, way: str,
 
     def load() -> None:
         integrity.check(path)
-        engine.load(path, 1)
+        engine.load(path, engine.EngineOptions())
 
     with pytest.raises(ServingError, match="FAILED_PRECONDITION"):
         load()
@@ -184,7 +184,7 @@ def test_weights_beside_the_graph_load(tmp_path: Path) -> None:
     (path / "weights").write_bytes(np.arange(4, dtype=np.float32).tobytes())
     (path / "model.onnx").write_bytes(graph_with_external_weights("weights", sparse=False))
     integrity.check(path)
-    loaded = engine.load(path, 1)
+    loaded = engine.load(path, engine.EngineOptions())
     (y,) = loaded.run(loaded.signatures["serving_default"], {"x": np.zeros((1, 4), np.float32)}, ["y"])
     np.testing.assert_array_equal(y, [[0, 1, 2, 3]])
 

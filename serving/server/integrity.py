@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bookserve.serving.server import warmup
+from bookserve.serving.server.batch_policy import PER_MODEL_FILE
 from bookserve.serving.server.errors import ServingError, failed_precondition
 
 MANIFEST = "assets.extra/manifest.json"
 _GRAPHS = ("assets.extra/model.onnx", "model.onnx")
+_BY_HAND = (PER_MODEL_FILE, warmup.LOCATION)  # what may be put beside the files of the manifest
 _NOT_READ = ("variables/", "assets.extra/report/")  # where there is an ONNX graph
 _MAX_MANIFEST_BYTES = 16 << 20
 
@@ -83,8 +86,8 @@ def _verify(root: Path, files: dict[str, os.stat_result], has_graph: bool) -> se
     for name in files:
         if name == MANIFEST or (has_graph and name.startswith(_NOT_READ)):
             continue
-        if name not in listed and Path(name).name.startswith("."):
-            continue  # such as what a file manager leaves behind
+        if name not in listed and (name in _BY_HAND or Path(name).name.startswith(".")):
+            continue  # hidden files are what a file manager leaves behind
         if name not in listed:
             raise _refused(root, f"{name} is not in its manifest")
         with (root / name).open("rb") as stream:

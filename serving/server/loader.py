@@ -137,18 +137,26 @@ def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, B
     except Exception:
         metrics.loaded(path, False, time.perf_counter() - started)
         raise
-    loaded = time.perf_counter()
-    metrics.loaded(path, True, loaded - started)
-    if options.warm_up:
-        records, status = 0, "UNKNOWN"
-        try:
-            records, status = warmup.warm_up(engine, path, options.warm_up_iterations), "OK"
-        except ServingError as error:
-            status = Code.Name(error.code)
-            raise
-        finally:
-            metrics.warmed_up(path, status, time.perf_counter() - loaded, records)
-    return engine, policy, set() if policy.strict else rows.independent(engine)
+    metrics.loaded(path, True, time.perf_counter() - started)
+    try:
+        if options.warm_up:
+            _warm_up(engine, path, options.warm_up_iterations, metrics)
+        return engine, policy, set() if policy.strict else rows.independent(engine)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def _warm_up(engine: Engine, path: Path, iterations: int, metrics: Metrics) -> None:
+    started = time.perf_counter()
+    records, status = 0, "UNKNOWN"
+    try:
+        records, status = warmup.warm_up(engine, path, iterations), "OK"
+    except ServingError as error:
+        status = Code.Name(error.code)
+        raise
+    finally:
+        metrics.warmed_up(path, status, time.perf_counter() - started, records)
 
 
 def _malloc_trim() -> Callable[[], None]:

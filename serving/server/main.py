@@ -287,31 +287,24 @@ async def _serve(flags: Flags) -> int:
     stop = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
+    stopping = loop.create_task(stop.wait())
     try:
         server = ModelServer(flags)
-    except ServingError as error:
-        return _cannot_start(error)
-    starting = loop.create_task(server.start())
-    stopping = loop.create_task(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        log.info("stopped before the models were loaded")
-        starting.cancel()
-        return 0
-    try:
+        starting = loop.create_task(server.start())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            log.info("stopped before the models were loaded")
+            starting.cancel()
+            return 0
         await starting
     except ServingError as error:
-        return _cannot_start(error)
+        print(f"Failed to start server. Error: {error}", flush=True)  # noqa: T201 - where TensorFlow Serving prints it
+        return 255
     await stopping
     log.info("draining: answering what was accepted, then stopping")
     await server.drain()
     log.info("stopped")
     return 0
-
-
-def _cannot_start(error: ServingError) -> int:
-    print(f"Failed to start server. Error: {error}", flush=True)  # noqa: T201 - where TensorFlow Serving prints it
-    return 255
 
 
 @click.command(

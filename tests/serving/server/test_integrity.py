@@ -97,6 +97,13 @@ def test_what_is_not_read_is_not_hashed_unless_tensorflow_reads_it(version: Path
         integrity.check(version)
 
 
+def test_settings_may_be_put_beside_the_files_of_a_manifest(version: Path) -> None:
+    (version / "batching_params.pbtxt").write_text("max_batch_size { value: 4 }")
+    (version / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"")
+    (version / ".DS_Store").write_bytes(b"")
+    integrity.check(version)
+
+
 def test_links_inside_of_a_version_pass(version: Path) -> None:
     (version / "assets.extra" / "manifest.json").unlink()
     (version / "again").symlink_to("assets.extra")
@@ -165,7 +172,7 @@ def test_weights_from_outside_never_load(tmp_path: Path, secret: Path, way: str,
 
     def load() -> None:
         integrity.check(path)
-        engine.load(path, 1)
+        engine.load(path, engine.EngineOptions())
 
     with pytest.raises(ServingError, match="FAILED_PRECONDITION"):
         load()
@@ -177,7 +184,7 @@ def test_weights_beside_the_graph_load(tmp_path: Path) -> None:
     (path / "weights").write_bytes(np.arange(4, dtype=np.float32).tobytes())
     (path / "model.onnx").write_bytes(graph_with_external_weights("weights", sparse=False))
     integrity.check(path)
-    loaded = engine.load(path, 1)
+    loaded = engine.load(path, engine.EngineOptions())
     (y,) = loaded.run(loaded.signatures["serving_default"], {"x": np.zeros((1, 4), np.float32)}, ["y"])
     np.testing.assert_array_equal(y, [[0, 1, 2, 3]])
 

@@ -124,7 +124,8 @@ def test_lines_that_tools_look_for_are_there(server: Server) -> None:
         f"Running gRPC ModelServer at 127.0.0.1:{server.grpc_port} ...",
         f"Exporting HTTP/REST API at:127.0.0.1:{server.rest_port} ...",
         "Building single TensorFlow model file config:  model_name: scale model_base_path: ",
-        "(Re-)adding model: scale",
+        "Adding/updating models.",
+        " (Re-)adding model: scale",
         "Successfully loaded servable version {name: scale version: 1}",
     ):
         assert any(message.startswith(start) for message in messages), start

@@ -26,6 +26,7 @@ from bookserve.serving.server.metrics import (
     read_monitoring_config,
     render,
 )
+from bookserve.serving.wire.open_inference_pb2 import ModelInferRequest
 from model_servers import Server, StartServer, server_starter, wait_until, write_scale_model
 
 # tensorflow_model_server's own: name -> (type, labels). From its sources, see the module that is tested.
@@ -201,8 +202,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield start("--model_name=scale", f"--model_base_path={folder / 'scale'}", f"--monitoring_config_file={config}")
 
 
-def fetch(server: Server, path: str = "/metrics", method: str = "GET") -> tuple[int, str, str]:
-    request = urllib.request.Request(server.url + path, method=method)
+def fetch(
+    server: Server, path: str = "/metrics", method: str = "GET", body: bytes | None = None
+) -> tuple[int, str, str]:
+    request = urllib.request.Request(server.url + path, body, method=method)
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
             return response.status, response.headers["Content-Type"], response.read().decode()
@@ -292,6 +295,21 @@ def test_every_rest_call_is_counted(server: Server) -> None:
     assert (
         increase.of(':tensorflow:serving:runtime_latency_count{model_name="scale",API="predict",runtime="ONNX"}') == 1
     )
+
+
+def test_the_open_inference_protocol_is_counted_too(server: Server) -> None:
+    increase = Increase(server)
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}
+    assert fetch(server, "/v2/models/scale/infer", "POST", json.dumps(body).encode())[0] == 200
+    assert fetch(server, "/v2/models/gone/infer", "POST", json.dumps(body).encode())[0] == 404
+    call = ModelInferRequest(model_name="scale")
+    call.inputs.add(name="x", datatype="FP32", shape=[1, 3]).contents.fp32_contents.extend([1, 2, 3])
+    with grpc.insecure_channel(server.target) as channel:
+        channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(call.SerializeToString(), timeout=20)
+    latency = ":tensorflow:serving:request_latency_count"
+    assert increase.of(f'{latency}{{model_name="scale",API="infer",entrypoint="REST"}}') == 1
+    assert increase.of(f'{latency}{{model_name="scale",API="ModelInfer",entrypoint="GRPC"}}') == 1
+    assert increase.of(':tensorflow:serving:request_count{model_name="gone",status="NOT_FOUND"}') == 1
 
 
 def test_probes_and_the_page_itself_are_not_counted(server: Server) -> None:

@@ -1,11 +1,11 @@
 """What a client meets around every request: request ids, pages of other origins, time-outs, and readiness."""
 
+import asyncio
 import http.client
 import json
 import re
 import signal
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +19,12 @@ import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from bookserve.serving.server.http1 import HttpExchange
+from bookserve.serving.server.loader import InProcessLoader, LoadOptions
+from bookserve.serving.server.manager import ManagerOptions, ModelManager
+from bookserve.serving.server.model_config import ModelSetting
+from bookserve.serving.server.rest_api import RestApi
+from bookserve.serving.server.servable import Servable
 from model_servers import Server, StartServer, answers, server_starter, wait_until, write_graph, write_scale_model
 
 
@@ -268,25 +274,14 @@ def test_readiness_turns_off_first_when_the_server_drains(start_server: StartSer
     assert server.process.wait(60) == 0
 
 
-def test_readiness_waits_for_a_version_that_is_being_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readiness_waits_for_a_version_that_is_being_loaded(tmp_path: Path) -> None:
     """In process, with a load that is held up."""
-    import asyncio
-
-    from bookserve.serving.server import manager as module
-    from bookserve.serving.server.http1 import HttpExchange
-    from bookserve.serving.server.metrics import Metrics
-    from bookserve.serving.server.model_config import ModelSetting
-    from bookserve.serving.server.rest_api import RestApi
-
     write_scale_model(tmp_path / "scale", 1, 2.0)
-    go_on = threading.Event()
-    load = module.engines.load
 
-    def held_up(path: Path, threads: int) -> Any:
-        assert go_on.wait(60)
-        return load(path, threads)
-
-    monkeypatch.setattr(module.engines, "load", held_up)
+    class HeldUp(InProcessLoader):
+        async def load(self, name: str, version: int, path: Path) -> Servable:
+            await go_on.wait()
+            return await super().load(name, version, path)
 
     class Connection:
         answer: tuple[int, bytes] = (0, b"")
@@ -294,8 +289,10 @@ def test_readiness_waits_for_a_version_that_is_being_loaded(tmp_path: Path, monk
         def send_response(self, exchange: Any, status: int, body: bytes, *_: Any) -> None:
             self.answer = (status, body)
 
+    go_on = asyncio.Event()
+
     async def run() -> None:
-        manager = module.ModelManager(module.LoadOptions(), Metrics(), lambda settings: None)
+        manager = ModelManager(HeldUp(LoadOptions()), ManagerOptions())
         api = RestApi(manager)
 
         def readiness() -> tuple[int, bytes]:
@@ -304,13 +301,10 @@ def test_readiness_waits_for_a_version_that_is_being_loaded(tmp_path: Path, monk
             answer: tuple[int, bytes] = connection.answer
             return answer
 
-        loading = asyncio.create_task(manager.apply([ModelSetting("scale", tmp_path / "scale")]))
-        end = time.monotonic() + 60
-        while readiness() != (503, b"loading\n"):
-            assert time.monotonic() < end
-            await asyncio.sleep(0.01)
+        new = await manager.apply([ModelSetting("scale", tmp_path / "scale")])
+        assert readiness() == (503, b"loading\n")
         go_on.set()
-        await loading
+        assert await manager.until_tried(new) == []
         assert readiness() == (200, b"ready\n")
         await manager.close()
 

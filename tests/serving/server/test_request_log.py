@@ -23,6 +23,7 @@ from bookserve.serving.server.request_log import (
     check_prefix,
     check_type,
 )
+from bookserve.serving.wire.model_admin_pb2 import AddOrReplaceModelRequest
 from model_servers import Server, StartServer, server_starter, wait_until, write_scale_model
 
 
@@ -299,6 +300,34 @@ def test_sampling_and_the_log_of_the_other_models(server: Server, folder: Path) 
     with urllib.request.urlopen(server.url + "/monitoring/prometheus/metrics", timeout=20) as response:
         page = response.read().decode()
     assert ':tensorflow:serving:request_log_count{model_name="other",status_code="OK"} 1\n' in page
+
+
+def test_a_reload_may_log_only_where_the_start_did(server: Server, folder: Path) -> None:
+    outside = folder.parent / "elsewhere" / "log"
+    with grpc.insecure_channel(server.target) as channel:
+        admin = channel.unary_unary(
+            "/bookserve.ModelAdminService/AddOrReplaceModel",
+            request_serializer=AddOrReplaceModelRequest.SerializeToString,
+        )
+        request = AddOrReplaceModelRequest()
+        request.model.name = "added"
+        request.model.base_path = str(folder / "other")
+        request.model.model_platform = "tensorflow"
+        collector = request.model.logging_config.log_collector_config
+        collector.filename_prefix = str(outside)
+        with pytest.raises(grpc.RpcError) as caught:
+            admin(request, timeout=60)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "outside the allowed folders" in caught.value.details()
+        collector.filename_prefix = str(folder / "of-added")
+        admin(request, timeout=60)
+    assert post(server, "added", "added-1", {"instances": [[1, 2, 3]]}) == 200
+    assert line_of(folder, "of-added", "added-1")["model"] == "added"
+    with urllib.request.urlopen(server.url + "/v1/config", timeout=20) as response:
+        configs = json.load(response)["model_config_list"]["config"]
+    (added,) = [config for config in configs if config["name"] == "added"]
+    assert added["logging_config"]["log_collector_config"]["filename_prefix"] == str(folder / "of-added")
+    assert not outside.parent.exists()
 
 
 def test_what_is_queued_at_the_stop_is_written(start_server: StartServer, tmp_path: Path) -> None:

@@ -183,6 +183,10 @@ def test_lazy_models_load_on_their_first_request(start_server: StartServer, tmp_
     loaded = [name for name in (f"m{number}" for number in range(8)) if states(server, name) == {"1": "AVAILABLE"}]
     assert 1 <= len(loaded) <= 3
     assert get(server, "/v1/models/m0/metadata")[0] == 200  # loads it, too
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}
+    for name in ("m4", "m5", "m6", "m7"):
+        status, answer = get(server, f"/v2/models/{name}/infer", {"inputs": [tensor]})
+        assert (status, answer["outputs"][0]["data"][0]) == (200, float(name[1:]))
 
     with pytest.raises(grpc.RpcError, match="failed: FAILED_PRECONDITION") as caught:
         predict(server, "bad")

@@ -16,6 +16,7 @@ from typing import Any, cast
 import httptools
 
 from bookserve.serving.server.buffered import BufferedBytes
+from bookserve.serving.server.connection_limit import is_full
 from bookserve.serving.server.errors import code_of_http
 from bookserve.serving.server.record import Record
 from bookserve.serving.wire import tensorflow_error_pb2
@@ -138,6 +139,7 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[HttpExchange] = deque()  # under way, in the order of the requests
         self.requests = 0  # that have been read completely
+        self.turned_away = False
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._in_head = True
@@ -165,10 +167,10 @@ class HttpConnection(asyncio.Protocol):
         self._idle_since: float | None = self._loop.time()  # None from a request's first byte to its answer
         self._request_since: float | None = None  # None but while a request is coming in
         self._unsent_since = self._loop.time()
-        if len(self._connections) < self._limits.max_connections:
-            self._connections.add(self)
-        else:
-            limit = self._limits.max_connections
+        self._connections.add(self)
+        limit = self._limits.max_connections
+        if is_full(self._connections, limit):
+            self.turned_away = True
             self._finish_with(503, f"this port has {limit} connections already (--max_connections): try again later")
 
     def connection_lost(self, exc: Exception | None) -> None:

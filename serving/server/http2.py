@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from bookserve.serving.server import grpc_protocol, hpack, http2_frames
 from bookserve.serving.server.buffered import BufferedBytes
+from bookserve.serving.server.connection_limit import is_full
 from bookserve.serving.server.grpc_protocol import OK_TRAILERS, PREFIX, RESPONSE_HEADERS
 from bookserve.serving.server.http2_frames import (
     ACK,
@@ -229,6 +230,7 @@ class GrpcConnection(asyncio.Protocol):
     ) -> None:
         self.limits = limits
         self.peer_window = DEFAULT_WINDOW  # what a new stream may send
+        self.turned_away = False
         self._handlers = handlers
         self._streams = streams
         self._buffered = buffered
@@ -278,18 +280,14 @@ class GrpcConnection(asyncio.Protocol):
         }
         more = limits.connection_window_bytes - DEFAULT_WINDOW
         self._transport.write(http2_frames.settings(settings) + window_update(0, more))
-        if len(self._connections) >= limits.max_connections:
+        self._connections.add(self)
+        if is_full(self._connections, limits.max_connections):
+            self.turned_away = True
             self._abandon(CALM, f"this port has {limits.max_connections} connections already (--max_connections)")
-        else:
-            self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
-        for call in self._calls.values():
-            call._close()
-            self._let_go(call, call._held)
-        self._calls.clear()
-        self._blocked.clear()
+        self._close_calls()
         self._buffered.give_back(self._unsent)
         self._unsent = 0
 
@@ -390,7 +388,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Tells the client to start no more calls here, answers those under way, then closes the connection."""
-        if self._draining:
+        if self._draining or self._closing:
             return
         self._draining = True
         if not self._greeted:
@@ -437,6 +435,13 @@ class GrpcConnection(asyncio.Protocol):
             if call.streaming:
                 call.fail(tensorflow_error_pb2.UNAVAILABLE, "this connection is closed by the server: call again")
 
+    def _close_calls(self) -> None:
+        for call in self._calls.values():
+            call._close()
+            self._let_go(call, call._held)
+        self._calls.clear()
+        self._blocked.clear()
+
     def _linger(self) -> None:
         """Closes our direction and leaves it to the client to close the connection, for a moment.
 
@@ -446,6 +451,7 @@ class GrpcConnection(asyncio.Protocol):
         if self._closing:
             return
         self._closing = True
+        self._close_calls()  # after a fault of the peer there may be some
         if self._transport.can_write_eof():
             self._transport.write_eof()
             self._loop.call_later(_LINGER_SECONDS, self._transport.close)
@@ -913,7 +919,8 @@ class GrpcConnection(asyncio.Protocol):
             progress = False
             for call in list(self._blocked.values()):
                 outgoing = call._outgoing
-                assert outgoing is not None
+                if outgoing is None:  # closed by the end of another one, the last of a drain
+                    continue
                 if self._write_paused:
                     return
                 size = min(len(outgoing), self._send_window, call._send_window, self._peer_max_frame)

@@ -55,16 +55,12 @@ class Transport:
         return f"127.0.0.1:{self.port}"
 
     def on_loop(self, work: Callable[[], Any]) -> None:
-        done = threading.Event()
+        """Runs `work` in the loop's thread; what it raises is raised here."""
 
-        def run() -> None:
-            try:
-                work()
-            finally:
-                done.set()
+        async def run() -> None:
+            work()
 
-        self.loop.call_soon_threadsafe(run)
-        assert done.wait(10)
+        asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
 
     def close(self) -> None:
         def stop() -> None:

@@ -1,5 +1,6 @@
 """The gRPC transport on a loopback port: asked by the official client, attacked with raw frames."""
 
+import asyncio
 import contextlib
 import socket
 import struct
@@ -14,6 +15,7 @@ import h2.config
 import h2.connection
 import h2.events
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +38,7 @@ from raw_http2 import (
     request,
     request_headers,
 )
-from transports import GrpcTransport, echo, serving
+from transports import GrpcTransport, LoopFactory, echo, serving
 
 
 def fail(call: GrpcCall, message: bytes) -> None:
@@ -185,6 +187,14 @@ def test_a_cancelled_call_is_closed(server: GrpcTransport, held: Held) -> None:
         wait_until(lambda: not held.calls[0].open, "the server has closed the call")
 
 
+def test_the_calls_of_a_client_that_is_gone_are_closed(server: GrpcTransport, held: Held) -> None:
+    """From then on their place in the model's queue is passed over."""
+    with RawClient(server.port, *[request(stream, b"", b"/t/Hold") for stream in (1, 3, 5)]):
+        wait_until(lambda: len(held.calls) == 3, "the calls have arrived")
+        assert all(call.open for call in held.calls)
+    wait_until(lambda: not any(call.open for call in held.calls), "they are closed")
+
+
 def test_keep_alive_pings_are_answered(server: GrpcTransport, held: Held) -> None:
     options = {"keepalive_time_ms": 100, "keepalive_timeout_ms": 2000, "http2.max_pings_without_data": 0}
     with channel_to(server, **options) as channel:
@@ -260,6 +270,16 @@ def test_many_messages_may_have_many_answers(streaming: GrpcTransport) -> None:
         call = channel.stream_stream("/t/Each")
         assert list(call(iter([b"z" * 10_000] * 3), timeout=20)) == [b"z" * 20_000] * 3
     assert streaming.buffered.used == 0
+
+
+def test_a_message_of_a_stream_has_its_limit() -> None:
+    limits = Http2Limits(max_message_bytes=1000)
+    with serving({}, limits, streams={b"/t/Each": answer_each}) as server, channel_to(server) as channel:
+        answers = channel.stream_stream("/t/Each")(iter([b"x" * 1000, b"x" * 1001]), timeout=20)
+        assert next(answers) == b"x" * 2000
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_messages_of_a_stream_may_be_cut_anywhere(streaming: GrpcTransport) -> None:
@@ -360,6 +380,24 @@ def test_what_is_no_http2_is_turned_away(server: GrpcTransport) -> None:
         client.read_to_end()
     assert client.goaways() == [(1, b"this port speaks gRPC (HTTP/2) only")]
     assert_others_unharmed(server)
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_after_a_fault_of_the_peer_nothing_is_written_any_more(held: Held, loop_factory: LoopFactory) -> None:
+    """Neither the answers that come later nor the drain of the server may stumble over what is half closed."""
+    with (
+        serving({b"/t/Hold": held}, loop_factory=loop_factory) as server,
+        RawClient(server.port, request(1, b"", b"/t/Hold"), frame(PING, 0, 0, b"short")) as client,
+    ):
+        wait_until(lambda: len(held.calls) == 1 and not held.calls[0].open, "the call has come and gone")
+        for connection in list(server.connections):
+            server.on_loop(connection.drain)
+            server.on_loop(lambda connection=connection: connection.sweep(connection._loop.time() + 1e6, 1.0))  # type: ignore[misc]
+            server.on_loop(connection.close)
+        server.on_loop(lambda: held.calls[0].reply(b"late"))
+        client.read_to_end()
+        assert [code for code, _ in client.goaways()] == [6]
+        assert server.buffered.used == 0
 
 
 FLOODS = {

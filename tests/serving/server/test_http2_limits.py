@@ -399,6 +399,17 @@ def test_a_message_of_four_gigabytes_is_refused_by_its_prefix(server: GrpcTransp
         assert client.resets() == {1: 0}  # the client need not send the rest
 
 
+def test_a_message_in_one_frame_has_the_same_limit() -> None:
+    with (
+        serving(ECHO, Http2Limits(max_message_bytes=1000)) as server,
+        RawClient(server.port, request(1, b"x" * 1000), request(3, b"x" * 1001)) as client,
+    ):
+        client.read_until(lambda: client.ended() == {1, 3})
+        assert client.data(1) == grpc_message(b"x" * 1000)
+        assert client.data(3) == b""
+        assert any(b"1001 bytes larger than max (1000 bytes" in f.payload for f in client.frames)
+
+
 # Time
 
 

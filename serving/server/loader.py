@@ -34,6 +34,7 @@ class LoadOptions:
     max_queued: int = 2000  # requests a model
     warm_up: bool = True
     warm_up_iterations: int = 1  # of every warm-up request
+    check_method_names: bool = False  # of signatures, against the method that a request calls
 
 
 class InProcessLoader:
@@ -53,7 +54,7 @@ class InProcessLoader:
         async with self._loads:
             engine = await self._on_thread(f"load {name} {version}", lambda: _load(path, options))
         batcher = Batcher(engine, self._workers, self._loop, options.max_queued)
-        return Servable(name, version, engine, batcher)
+        return Servable(name, version, engine, batcher, options.check_method_names)
 
     async def unload(self, servable: Servable) -> None:
         """See Loader.unload."""

@@ -59,6 +59,7 @@ class ModelServer:
                 max_queued=flags.max_queued_requests,
                 warm_up=flags.enable_model_warmup,
                 warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
+                check_method_names=flags.enable_signature_method_name_check,
             )
         )
         self._manager = ModelManager(

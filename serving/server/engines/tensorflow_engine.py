@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bookserve.serving.server.errors import ServingError, failed_precondition
-from bookserve.serving.server.signatures import Signature, TensorSpec, read_saved_model
+from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument
+from bookserve.serving.server.signatures import Signature, from_proto, read_saved_model
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensors import Array
 
@@ -32,7 +32,7 @@ class TensorFlowEngine:
             version_path / "saved_model.pb"
         )
         self.signatures: Mapping[str, Signature] = {
-            name: Signature(name, _specs(definition.inputs), _specs(definition.outputs))
+            name: from_proto(name, definition, check_shapes=False)
             for name, definition in self.signature_defs.items()
             if name != _INIT_SIGNATURE
         }
@@ -53,7 +53,7 @@ class TensorFlowEngine:
             intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads, allow_soft_placement=True
         )
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
-        self._calls: dict[tuple[str, tuple[str, ...]], Callable[..., list[Array]]] = {}
+        self._calls: dict[tuple[tuple[str, ...], tuple[str, ...]], Callable[..., list[Array]]] = {}
         try:
             with self._session.graph.as_default():
                 tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(version_path))
@@ -63,25 +63,16 @@ class TensorFlowEngine:
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run."""
-        key = (signature.name, tuple(outputs))
-        call = self._calls.get(key)
+        feed = tuple(spec.tensor for spec in signature.inputs.values())
+        fetch = tuple(signature.outputs[alias].tensor for alias in outputs)
+        call = self._calls.get((feed, fetch))
         if call is None:
-            call = self._calls[key] = self._make_call(signature, outputs)
+            # A compiled call: unlike Session.run it does not compare feeds with the declared shapes.
+            options = self._call_options(feed=feed, fetch=fetch)
+            call = self._calls[feed, fetch] = self._session._make_callable_from_options(options)
         try:
             return call(*(inputs[alias] for alias in signature.inputs))
         except self._op_error as error:
             raise ServingError(error.error_code, error.message) from error
-
-    def _make_call(self, signature: Signature, outputs: Sequence[str]) -> Callable[..., list[Array]]:
-        """A compiled call: unlike Session.run it does not compare feeds with the declared shapes."""
-        definition = self.signature_defs[signature.name]
-        options = self._call_options(
-            feed=[definition.inputs[alias].name for alias in signature.inputs],
-            fetch=[definition.outputs[alias].name for alias in outputs],
-        )
-        call: Callable[..., list[Array]] = self._session._make_callable_from_options(options)
-        return call
-
-
-def _specs(infos: Mapping[str, tensorflow_pb2.TensorInfo]) -> dict[str, TensorSpec]:
-    return {alias: TensorSpec(alias, infos[alias].dtype, None) for alias in sorted(infos)}
+        except UnicodeDecodeError as error:  # TensorFlow's message quotes bytes of the request that are not UTF-8
+            raise invalid_argument(error.object.decode("utf-8", "replace")) from error

@@ -71,6 +71,9 @@ class Flags:
         False, "with --enable_batching: by batching_params.pbtxt in the version's folder, adaptively without one"
     )
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC answers as tensor_content, not typed fields")
+    enable_signature_method_name_check: bool = _flag(
+        False, "a signature answers only the method that its method_name names (Predict answers all three)"
+    )
     max_request_bytes: int = _flag(64 << 20, "largest request, over gRPC and REST, also after decompression")
     max_header_bytes: int = _flag(16 << 10, "largest request line and headers, over gRPC and REST")
     max_connections: int = _flag(4096, "connections of each port; more are turned away")
@@ -106,7 +109,6 @@ WITHOUT_EFFECT: dict[str, type] = {
     "platform_config_file": str,
     "grpc_max_threads": int,
     "remove_unused_fields_from_bundle_metagraph": bool,
-    "enable_signature_method_name_check": bool,
     "xla_cpu_compilation_enabled": bool,
     "xla_gpu_compilation_enabled": bool,
     "thread_pool_factory_config_file": str,

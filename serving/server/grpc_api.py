@@ -5,11 +5,12 @@
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from bookserve.serving.server import inference
+from bookserve.serving.server.classification import CLASSIFY, REGRESS
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.http2 import GrpcCall, Handler
 from bookserve.serving.server.inference import Prediction
@@ -28,6 +29,18 @@ def handlers(manager: ModelManager, *, tensor_content: bool) -> dict[bytes, Hand
     """The handler of each method path; `tensor_content` answers packed bytes instead of typed fields."""
     services: dict[str, Handler] = {
         "PredictionService/Predict": _predict(manager, tensor_content),
+        "PredictionService/Classify": _queued(
+            messages.ClassificationRequest,
+            lambda request, call, done: inference.classify_or_regress(manager, CLASSIFY, request, call, done),
+        ),
+        "PredictionService/Regress": _queued(
+            messages.RegressionRequest,
+            lambda request, call, done: inference.classify_or_regress(manager, REGRESS, request, call, done),
+        ),
+        "PredictionService/MultiInference": _queued(
+            messages.MultiInferenceRequest,
+            lambda request, call, done: inference.multi_inference(manager, request, call, done),
+        ),
         "PredictionService/GetModelMetadata": unary(
             messages.GetModelMetadataRequest, lambda request: inference.metadata(manager, request)
         ),
@@ -44,6 +57,24 @@ def unary(request_type: type[Request], answer: Callable[[Request], Message]) -> 
     def handle(call: GrpcCall, data: bytes) -> None:
         try:
             call.reply(answer(parse(request_type, data)).SerializeToString())
+        except ServingError as error:
+            call.fail(error.code, error.message)
+
+    return handle
+
+
+def _queued(request_type: type[Request], start: Callable[[Request, GrpcCall, Callable[[Any], None]], None]) -> Handler:
+    """For methods whose responses come from a callback as complete messages."""
+
+    def handle(call: GrpcCall, data: bytes) -> None:
+        def done(result: Message | ServingError) -> None:
+            if isinstance(result, ServingError):
+                call.fail(result.code, result.message)
+            else:
+                call.reply(result.SerializeToString())
+
+        try:
+            start(parse(request_type, data), call, done)
         except ServingError as error:
             call.fail(error.code, error.message)
 

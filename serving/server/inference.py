@@ -1,4 +1,4 @@
-"""What both transports call: predict, metadata and status over the loaded models.
+"""What both transports call: predict, classify, regress, metadata and status over the loaded models.
 
 A transport decodes its request, calls here, and encodes what comes back; nothing of gRPC or HTTP is known here.
 """
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bookserve.serving.server.batching import Outcome, Owner, Task
+from bookserve.serving.server.classification import METHODS, ExampleMethod, Response, join, read_examples
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.manager import ModelManager
 from bookserve.serving.server.record import Record
 from bookserve.serving.server.servable import Servable
-from bookserve.serving.server.signatures import Signature
+from bookserve.serving.server.signatures import DEFAULT_SIGNATURE, Signature
+from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array
 
@@ -60,10 +62,10 @@ def predict(
 
     Raises ServingError when the inputs or the filter do not fit the signature, or the model's queue is full.
     """
-    signature.check_inputs(inputs)
+    if servable.check_method_names:
+        signature.check_predict_method()
 
-    def finish(outcome: Outcome) -> None:
-        servable.release()
+    def answer(outcome: Outcome) -> None:
         if isinstance(outcome, ServingError):
             done(outcome)
         else:
@@ -71,11 +73,131 @@ def predict(
                 caller.record.outputs = outcome
             done(Prediction(servable.model, servable.version, signature.name, outcome))
 
-    task = Task(signature, inputs, signature.choose_outputs(output_filter), caller, finish)
+    inputs = signature.complete(inputs)
+    _submit(servable, signature, inputs, signature.choose_outputs(output_filter), caller, answer)
+
+
+def classify_or_regress(
+    manager: ModelManager,
+    method: ExampleMethod,
+    request: messages.ClassificationRequest | messages.RegressionRequest,
+    caller: Caller,
+    done: Callable[[Response | ServingError], None],
+) -> None:
+    """Queues a Classify or Regress request; `done` is called on the event loop with the response or the error, once.
+
+    Raises ServingError as `find`, for a signature that cannot be asked this way, and without examples.
+    """
+    if not request.HasField("model_spec"):
+        raise invalid_argument("Missing ModelSpec")
+    servable = find(manager, request.model_spec, caller)
+    signature = _example_signature(servable, request.model_spec, "No signature was found with the name")
+    outputs = method.outputs(signature, servable.check_method_names)
+    examples = read_examples(request.input)
+
+    def answer(outcome: Outcome) -> None:
+        if isinstance(outcome, ServingError):
+            done(outcome)
+            return
+        try:
+            result = method.read(outcome, len(examples))
+        except ServingError as error:
+            done(error)
+            return
+        done(method.response(model_spec=_spec_of(servable, signature), result=result))
+
+    _submit(servable, signature, dict.fromkeys(signature.inputs, examples), outputs, caller, answer)
+
+
+def multi_inference(
+    manager: ModelManager,
+    request: messages.MultiInferenceRequest,
+    caller: Caller,
+    done: Callable[[messages.MultiInferenceResponse | ServingError], None],
+) -> None:
+    """Queues one run for all tasks of the request; `done` is called as for classify_or_regress.
+
+    As in TensorFlow Serving all tasks are of one model, and the first says which version. Other than there, signatures
+    with inputs of their own are served too: every input gets the examples.
+    Raises ServingError as classify_or_regress, UNIMPLEMENTED for another method than Classify and Regress.
+    """
+    spec = request.tasks[0].model_spec if request.tasks else messages.ModelSpec()
+    servable = find(manager, spec, caller)
+    tasks: list[tuple[ExampleMethod, Signature, tuple[str, ...]]] = []
+    for task in request.tasks:
+        if not task.model_spec.name:
+            raise invalid_argument("Found ModelSpec with an empty model name.")
+        if task.model_spec.name != spec.name:
+            raise invalid_argument("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+        name = task.model_spec.signature_name or DEFAULT_SIGNATURE
+        if any(signature.name == name for _, signature, _ in tasks):
+            raise invalid_argument(f"Duplicate evaluation of signature: {name}")
+        signature = _example_signature(servable, task.model_spec, "Requested signature not found in model graph")
+        method = METHODS.get(task.method_name)
+        if method is None:
+            raise ServingError(
+                tensorflow_error_pb2.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
+            )
+        tasks.append((method, signature, method.outputs(signature, servable.check_method_names)))
+    examples = read_examples(request.input)
+    joined = join(tuple([signature for _, signature, _ in tasks]))
+
+    def key(signature: Signature, alias: str) -> str:
+        return alias if signature is joined else signature.outputs[alias].tensor
+
+    def answer(outcome: Outcome) -> None:
+        if isinstance(outcome, ServingError):
+            done(outcome)
+            return
+        response = messages.MultiInferenceResponse()
+        try:
+            for method, signature, outputs in tasks:
+                result = method.read({alias: outcome[key(signature, alias)] for alias in outputs}, len(examples))
+                response.results.add(model_spec=_spec_of(servable, signature), **{method.result_field: result})
+        except ServingError as error:
+            done(error)
+            return
+        done(response)
+
+    fetched = tuple(sorted({key(signature, alias) for _, signature, outputs in tasks for alias in outputs}))
+    _submit(servable, joined, dict.fromkeys(joined.inputs, examples), fetched, caller, answer)
+
+
+def _submit(
+    servable: Servable,
+    signature: Signature,
+    inputs: Mapping[str, Array],
+    outputs: tuple[str, ...],
+    caller: Caller,
+    done: Callable[[Outcome], None],
+) -> None:
+    """Queues a run and keeps the version loaded until it is done."""
+
+    def finish(outcome: Outcome) -> None:
+        servable.release()
+        done(outcome)
+
+    task = Task(signature, inputs, outputs, caller, finish)
     if caller.record is not None:
         caller.record.asks(servable.version, servable.engine.name, task)
     servable.batcher.submit(task)
     servable.in_flight += 1
+
+
+def _example_signature(servable: Servable, spec: messages.ModelSpec, complaint: str) -> Signature:
+    name = spec.signature_name or DEFAULT_SIGNATURE
+    signature = servable.engine.signatures.get(name)
+    if signature is None:
+        in_model = name in servable.engine.signature_defs
+        hint = f" (it is in the SavedModel, not in what the {servable.engine.name} engine serves)" if in_model else ""
+        raise invalid_argument(f"{complaint}: {name}{hint}")
+    return signature
+
+
+def _spec_of(servable: Servable, signature: Signature) -> messages.ModelSpec:
+    spec = messages.ModelSpec(name=servable.model, signature_name=signature.name)
+    spec.version.value = servable.version
+    return spec
 
 
 def metadata(manager: ModelManager, request: messages.GetModelMetadataRequest) -> messages.GetModelMetadataResponse:

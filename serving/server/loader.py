@@ -47,6 +47,7 @@ class LoadOptions:
     per_model_policies: bool = False  # a version batches by the file in its folder, and adaptively without one
     warm_up: bool = True
     warm_up_iterations: int = 1  # of every warm-up request
+    check_method_names: bool = False  # of signatures, against the method that a request calls
 
 
 class InProcessLoader:
@@ -71,7 +72,7 @@ class InProcessLoader:
         self._engines.add(engine)
         on_run = self._metrics.ran if self._metrics.enabled else None
         batcher = Batcher(engine, self._workers, self._loop, options.max_queued, policy, batchable, on_run)
-        return Servable(name, version, engine, batcher)
+        return Servable(name, version, engine, batcher, options.check_method_names)
 
     async def unload(self, servable: Servable) -> None:
         """See Loader.unload."""

@@ -20,7 +20,8 @@ from bookserve.serving.server.inference import Prediction
 from bookserve.serving.server.manager import ModelManager
 from bookserve.serving.server.signatures import Signature, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2
-from bookserve.serving.wire.json_tensors import JsonError, parse, to_array
+from bookserve.serving.wire.json_tensors import to_array
+from bookserve.serving.wire.json_text import JsonError, parse
 from bookserve.serving.wire.tensors import Array
 
 log = logging.getLogger(__name__)

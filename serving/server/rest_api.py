@@ -11,28 +11,23 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from bookserve.serving.server import inference
+from bookserve.serving.server.classification import CLASSIFY, REGRESS, ExampleMethod
 from bookserve.serving.server.errors import HTTP_STATUS, ServingError, invalid_argument, not_found
 from bookserve.serving.server.http1 import HttpExchange
-from bookserve.serving.server.inference import Prediction
 from bookserve.serving.server.manager import ModelManager
 from bookserve.serving.server.metrics import CONTENT_TYPE
 from bookserve.serving.server.oip_rest import OipRest
 from bookserve.serving.server.signatures import DEFAULT_SIGNATURE
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
-from bookserve.serving.wire.json_tensors import (
-    JsonError,
-    parse,
-    read_inputs,
-    read_instances,
-    write_columns,
-    write_rows,
-)
+from bookserve.serving.wire.json_examples import read_examples, write_classifications, write_regressions
+from bookserve.serving.wire.json_tensors import read_tensors, write_columns, write_rows
+from bookserve.serving.wire.json_text import JsonError, parse_object, quoted
 
 log = logging.getLogger(__name__)
 
 _MODEL = rb"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
-_POST = re.compile(_MODEL + rb":(predict)", re.IGNORECASE)
+_POST = re.compile(_MODEL + rb":(classify|regress|predict)", re.IGNORECASE)  # the verb itself in lower case only
 _GET = re.compile(_MODEL + rb"(/metadata)?", re.IGNORECASE)
 _MAX_VERSION = 2**63 - 1
 _CORS = (
@@ -45,6 +40,10 @@ _CORS = (
 def error_body(message: str) -> bytes:
     """The body of every error: TensorFlow Serving's JSON object with the one key `error`."""
     return b'{\n    "error": ' + json.dumps(message).encode() + b"\n}"
+
+
+class _BareError(ServingError):
+    """An error that TensorFlow Serving answers with its status and an empty body."""
 
 
 class RestApi:
@@ -76,8 +75,8 @@ class RestApi:
         if self._cors and _is_v1(exchange.path):
             exchange.answer_headers += _CORS
         try:
-            if exchange.method == b"POST" and (match := _POST.fullmatch(exchange.path)) and match[4] == b"predict":
-                self._predict(exchange, _spec(exchange, match))
+            if exchange.method == b"POST" and (match := _POST.fullmatch(exchange.path)):
+                self._post(exchange, match)
             elif exchange.path == self._metrics_path and self._metrics_page is not None:
                 self._metrics_page(lambda page: exchange.respond(200, page, CONTENT_TYPE))
             elif exchange.path.startswith(b"/v2"):
@@ -88,8 +87,23 @@ class RestApi:
                 _preflight(exchange)
             else:
                 raise _malformed(exchange)
+        except _BareError as error:
+            exchange.respond(HTTP_STATUS[error.code], b"")
         except ServingError as error:
             _fail(exchange, error)
+
+    def _post(self, exchange: HttpExchange, match: re.Match[bytes]) -> None:
+        match match[4]:
+            case b"predict":
+                self._predict(exchange, _spec(exchange, match))
+            case b"classify":
+                request = messages.ClassificationRequest(model_spec=_spec(exchange, match))
+                self._classify_or_regress(exchange, CLASSIFY, request, write_classifications)
+            case b"regress":
+                regression = messages.RegressionRequest(model_spec=_spec(exchange, match))
+                self._classify_or_regress(exchange, REGRESS, regression, write_regressions)
+            case _:
+                raise _malformed(exchange)
 
     def _get(self, exchange: HttpExchange) -> None:
         path = exchange.path
@@ -132,46 +146,67 @@ class RestApi:
 
     def _predict(self, exchange: HttpExchange, spec: messages.ModelSpec) -> None:
         try:
-            body = parse(exchange.body)
-            if not isinstance(body, dict):
-                raise JsonError(f"JSON Value: {json.dumps(body)[:256]} Is not object")
-            signature_name = body.get("signature_name", "")
-            if not isinstance(signature_name, str):
-                raise JsonError("not formatted correctly. 'signature_name' key must be a string value.")
+            body = parse_object(exchange.body)
+            name = _signature_name(body)
             servable = inference.find(self._manager, spec, exchange)
-            signature = servable.engine.signatures.get(signature_name or DEFAULT_SIGNATURE)
+            signature = servable.engine.signatures.get(name or DEFAULT_SIGNATURE)
             if signature is None:
-                raise invalid_argument(f'Serving signature name: "{signature_name}" not found in signature def')
-            in_rows = "instances" in body
-            if in_rows and "inputs" in body:
-                raise JsonError("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ")
-            if not in_rows and "inputs" not in body:
-                raise JsonError("Missing 'inputs' or 'instances' key")
-            dtypes = {alias: spec.dtype for alias, spec in signature.inputs.items()}
-            booleans = b"true" in exchange.body or b"false" in exchange.body
-            if in_rows:
-                inputs = read_instances(body["instances"], dtypes, booleans)
-            else:
-                inputs = read_inputs(body["inputs"], dtypes, booleans)
+                raise invalid_argument(
+                    f'Serving signature name: "{name or DEFAULT_SIGNATURE}" not found in signature def'
+                )
+            if not signature.inputs:
+                raise invalid_argument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
+            types = {alias: tensor.data_type for alias, tensor in signature.inputs.items()}
+            inputs = read_tensors(body, types, _may_have_booleans(exchange.body))
         except JsonError as error:
-            raise invalid_argument(str(error)) from error
-        write = write_rows if in_rows else write_columns
-        inference.predict(servable, signature, inputs, [], exchange, _answer(exchange, write))
+            raise ServingError(error.code, str(error)) from error
+        write = write_rows if "instances" in body else write_columns
+        done = _answer(exchange, lambda prediction: write(prediction.outputs))
+        inference.predict(servable, signature, inputs, [], exchange, done)
+
+    def _classify_or_regress(
+        self,
+        exchange: HttpExchange,
+        method: ExampleMethod,
+        request: messages.ClassificationRequest | messages.RegressionRequest,
+        write: Callable[[Any], bytes],
+    ) -> None:
+        try:
+            body = parse_object(exchange.body)
+            request.model_spec.signature_name = _signature_name(body)
+            request.input.CopyFrom(read_examples(body))
+        except JsonError as error:
+            raise ServingError(error.code, str(error)) from error
+        done = _answer(exchange, lambda response: write(response.result))
+        inference.classify_or_regress(self._manager, method, request, exchange, done)
 
 
-def _answer(exchange: HttpExchange, write: Callable[..., bytes]) -> inference.Done:
-    def done(result: Prediction | ServingError) -> None:
+def _may_have_booleans(body: bytes) -> bool:
+    # The search for one letter is so much faster that it comes first: a body of numbers has neither.
+    return (b"u" in body and b"true" in body) or (b"f" in body and b"false" in body)
+
+
+def _signature_name(body: dict[str, Any]) -> str:
+    """`signature_name`; "" without one. Raises JsonError when it is no string."""
+    name = body.get("signature_name", "")
+    if not isinstance(name, str):
+        raise JsonError(f"{quoted(body)} not formatted correctly. 'signature_name' key must be a string value.")
+    return name.encode("utf-8", "replace").decode()  # what is no UTF-8 is no signature's name
+
+
+def _answer(exchange: HttpExchange, encode: Callable[[Any], bytes]) -> Callable[[Any], None]:
+    def done(result: Any) -> None:
         if not exchange.open:
             return
         if isinstance(result, ServingError):
             _fail(exchange, result)
             return
         try:
-            exchange.respond(200, write(result.outputs))
+            exchange.respond(200, encode(result))
         except JsonError as error:
             _fail(exchange, invalid_argument(str(error)))
         except Exception:
-            log.exception("fault while encoding an answer of %s", result.model)
+            log.exception("fault while encoding an answer to %s", exchange.path)
             _fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
 
     return done
@@ -204,10 +239,10 @@ def _spec(exchange: HttpExchange, match: re.Match[bytes]) -> messages.ModelSpec:
     if exchange.record is not None:
         exchange.record.model = spec.name
     if match[2]:
-        number = int(match[2])
-        if number > _MAX_VERSION:
-            raise invalid_argument(f"Failed to convert version: {number} to numeric.")
-        spec.version.value = number
+        digits = match[2].lstrip(b"0") or b"0"
+        if len(digits) > len(str(_MAX_VERSION)) or int(digits) > _MAX_VERSION:
+            raise _BareError(tensorflow_error_pb2.INVALID_ARGUMENT, "Failed to convert version to numeric.")
+        spec.version.value = int(digits)
     elif match[3]:
         spec.version_label = unquote(match[3].decode("utf-8", "replace"))
     return spec

@@ -11,13 +11,16 @@ from bookserve.serving.server.engines.engine import Engine
 class Servable:
     """One version that is loaded and may be asked."""
 
-    __slots__ = ("batcher", "engine", "in_flight", "last_used", "model", "on_idle", "version")
+    __slots__ = ("batcher", "check_method_names", "engine", "in_flight", "last_used", "model", "on_idle", "version")
 
-    def __init__(self, model: str, version: int, engine: Engine, batcher: Batcher) -> None:
+    def __init__(
+        self, model: str, version: int, engine: Engine, batcher: Batcher, check_method_names: bool = False
+    ) -> None:
         self.model = model
         self.version = version
         self.engine = engine
         self.batcher = batcher
+        self.check_method_names = check_method_names
         self.in_flight = 0  # requests that have been accepted and not yet answered
         self.last_used = 0  # by the manager's count of uses; only with --lazy_loading
         self.on_idle: asyncio.Event | None = None  # set once the version is to be unloaded

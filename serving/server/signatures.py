@@ -4,20 +4,26 @@ Read from `saved_model.pb` without TensorFlow where there is one, so that metada
 from the graph itself otherwise. A request's tensors are checked here before they reach an engine.
 """
 
+import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from bookserve.serving.server.errors import failed_precondition, invalid_argument, not_found
-from bookserve.serving.wire import tensorflow_pb2
-from bookserve.serving.wire.tensors import Array, data_type, numpy_type, type_name
+from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument, not_found
+from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
+from bookserve.serving.wire.tensors import Array, TensorError, data_type, numpy_type, to_array, type_word
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SIGNATURE = "serving_default"
 PREDICT_METHOD = "tensorflow/serving/predict"
+CLASSIFY_METHOD = "tensorflow/serving/classify"
+REGRESS_METHOD = "tensorflow/serving/regress"
 
 
 @dataclass(frozen=True)
@@ -33,16 +39,25 @@ class TensorSpec:
     tensor: str = ""  # its name in the graph, such as "x:0"
     any_rank_of_ones: bool = False
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy type of the values; object (of bytes) for strings."""
+        """The numpy type of the values; object (of bytes) for strings. Raises TensorError for bfloat16 and its like."""
         return numpy_type(self.data_type)
 
-    def check(self, array: Array) -> None:
-        """Raises ServingError (INVALID_ARGUMENT) when the array has another type or does not fit the shape."""
-        if array.dtype != self.dtype:
-            given, expected = _type_word(array.dtype), _type_word(self.dtype)
-            raise invalid_argument(f"Expects arg[{self.name}] to be {expected} but {given} is provided")
+    def check(self, array: Array, place: int) -> None:
+        """Raises ServingError (INVALID_ARGUMENT) when the array has another type or does not fit the shape.
+
+        `place` is the input's number among those of its signature, which TensorFlow's message gives.
+        """
+        try:
+            fits = array.dtype == self.dtype
+        except TensorError:
+            fits = False
+        if not fits:
+            expected, given = type_word(self.data_type), type_word(data_type(array.dtype))
+            raise invalid_argument(
+                f"Expects arg[{place}] to be {expected} but {given} is provided: input '{self.name}'"
+            )
         shape = self.shape
         if shape is None or (self.any_rank_of_ones and len(shape) != array.ndim and set(shape) <= {None, 1}):
             return
@@ -54,32 +69,49 @@ class TensorSpec:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Signature:
-    """The inputs and outputs of one way to call a model, by alias."""
+    """The inputs and outputs of one way to call a model, by alias, and the inputs' defaults where there are any."""
 
     name: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    defaults: Mapping[str, Array] = field(default_factory=dict)
+    definition: tensorflow_pb2.SignatureDef = field(default_factory=tensorflow_pb2.SignatureDef)
 
-    def check_inputs(self, inputs: Mapping[str, Array]) -> None:
-        """Raises ServingError (INVALID_ARGUMENT) for missing, unknown or unfit inputs."""
+    def complete(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The inputs to run: those of a request, checked, and the defaults of those that it leaves out.
+
+        Raises ServingError (INVALID_ARGUMENT) for missing, unknown or unfit inputs.
+        """
         if inputs.keys() != self.inputs.keys():
-            given, expected = set(inputs), set(self.inputs)
-            if len(given) != len(expected):
-                raise invalid_argument(
-                    f"input size does not match signature: {len(given)}!={len(expected)}"
-                    f" len({_names(given)}) != len({_names(expected)})."
-                    f" Sent extra: {_names(given - expected)}."
-                    f" Missing but required: {_names(expected - given)}."
-                )
-            missing = min(expected - given)
+            inputs = self._with_defaults(inputs)
+        for place, (alias, spec) in enumerate(self.inputs.items()):
+            spec.check(inputs[alias], place)
+        return inputs
+
+    def _with_defaults(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        given, expected, defaults = set(inputs), set(self.inputs), self.defaults
+        if len(given) > len(expected) or (len(given) < len(expected) and not defaults):
             raise invalid_argument(
-                f"Signature input alias: {missing} not found in request and no default value provided."
-                f" Inputs expected to be in the request {_names(expected)}, or default input alias set: {{}}"
+                f"input size does not match signature: {len(given)}!={len(expected)}"
+                f" len({_names(given)}) != len({_names(expected)})."
+                f" Sent extra: {_names(given - expected)}."
+                f" Missing but required: {_names(expected - given)}."
             )
-        for name, array in inputs.items():
-            self.inputs[name].check(array)
+        for alias, spec in self.inputs.items():
+            if alias not in inputs and alias not in defaults:
+                raise invalid_argument(
+                    f"Signature input alias: {alias}(feed name: {spec.tensor}) not found in request and no default"
+                    f" value provided. Inputs expected to be in the request {_names(given)},"
+                    f" or default input alias set: {','.join(sorted(defaults))}"
+                )
+        if not given <= expected:
+            raise invalid_argument(
+                f"Inputs contains invalid name. Used request inputs: {','.join(sorted(given & expected))},"
+                f" request input: {','.join(sorted(given))}"
+            )
+        return {alias: inputs[alias] if alias in inputs else defaults[alias] for alias in self.inputs}
 
     def choose_outputs(self, output_filter: list[str]) -> tuple[str, ...]:
         """The outputs to answer: those of the filter, or all.
@@ -98,7 +130,20 @@ class Signature:
             if name in chosen:
                 raise invalid_argument(f"duplicate output tensor alias: {name}")
             chosen.append(name)
-        return tuple(chosen)
+        return tuple(name for name in self.outputs if name in chosen)  # one order: the same runs whatever the filter's
+
+    def check_predict_method(self) -> None:
+        """What --enable_signature_method_name_check asks of a signature that is called by Predict.
+
+        Raises ServingError (INTERNAL) for a method name that TensorFlow Serving does not know.
+        """
+        known = (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD)
+        if self.definition.method_name not in known:
+            raise ServingError(
+                tensorflow_error_pb2.INTERNAL,
+                f"Expected prediction signature method_name to be one of {{{', '.join(known)}}}."
+                f" Was: {self.definition.method_name}",
+            )
 
 
 def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
@@ -113,8 +158,9 @@ def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
 
 
 def from_proto(name: str, proto: tensorflow_pb2.SignatureDef, *, any_rank_of_ones: bool = False) -> Signature:
-    """Reads a SignatureDef."""
-    return Signature(name, _specs(proto.inputs, any_rank_of_ones), _specs(proto.outputs, any_rank_of_ones))
+    """Reads a SignatureDef; `any_rank_of_ones` as in TensorSpec."""
+    inputs, outputs = (_specs(infos, any_rank_of_ones) for infos in (proto.inputs, proto.outputs))
+    return Signature(name, inputs, outputs, _defaults(name, proto), proto)
 
 
 def read_meta_graph(path: Path, tags: Collection[str]) -> tensorflow_pb2.MetaGraphDef:
@@ -155,6 +201,16 @@ def _specs(infos: Mapping[str, tensorflow_pb2.TensorInfo], any_rank_of_ones: boo
     return specs
 
 
+def _defaults(name: str, proto: tensorflow_pb2.SignatureDef) -> dict[str, Array]:
+    defaults = {}
+    for alias, tensor in proto.defaults.items():
+        try:
+            defaults[alias] = to_array(tensor)
+        except TensorError as error:
+            log.warning("signature '%s': the default of input '%s' cannot be used: %s", name, alias, error)
+    return defaults
+
+
 def shape_text(shape: tuple[int | None, ...]) -> str:
     """A shape for messages, with "?" for a free dimension."""
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
@@ -162,8 +218,3 @@ def shape_text(shape: tuple[int | None, ...]) -> str:
 
 def _names(names: set[str]) -> str:
     return "{" + ",".join(sorted(names)) + "}"
-
-
-def _type_word(dtype: np.dtype[Any]) -> str:
-    """TensorFlow's word for a type in its messages, such as "float"."""
-    return type_name(data_type(dtype)).removeprefix("DT_").lower()

@@ -7,7 +7,7 @@ zeros runs through each signature that it fits.
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,9 +15,10 @@ import google_crc32c
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from bookserve.serving.server.classification import CLASSIFY, METHODS, REGRESS, ExampleMethod, read_examples
 from bookserve.serving.server.engines.engine import Engine
 from bookserve.serving.server.errors import ServingError, invalid_argument
-from bookserve.serving.server.signatures import TensorSpec, find_signature
+from bookserve.serving.server.signatures import DEFAULT_SIGNATURE, TensorSpec, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
@@ -100,21 +101,47 @@ def _data_loss(problem: str) -> ServingError:
 
 
 def _run(engine: Engine, entry: PredictionLog) -> None:
-    kind = entry.WhichOneof("log_type")
-    if kind != "predict_log":
-        raise ServingError(
-            tensorflow_error_pb2.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind or 'none of those known'}"
-        )
-    _predict(engine, entry.predict_log.request)
+    match entry.WhichOneof("log_type"):
+        case "predict_log":
+            _predict(engine, entry.predict_log.request)
+        case "classify_log":
+            classify = entry.classify_log.request
+            _run_examples(engine, CLASSIFY, classify.model_spec, classify.input)
+        case "regress_log":
+            regress = entry.regress_log.request
+            _run_examples(engine, REGRESS, regress.model_spec, regress.input)
+        case "multi_inference_log":
+            request = entry.multi_inference_log.request
+            for task in request.tasks:
+                if task.method_name not in METHODS:
+                    raise _unimplemented(f"Unsupported signature method_name: {task.method_name}")
+                _run_examples(engine, METHODS[task.method_name], task.model_spec, request.input)
+        case _:
+            raise _unimplemented("Unsupported log_type for warmup: none of those known")
+
+
+def _unimplemented(message: str) -> ServingError:
+    return ServingError(tensorflow_error_pb2.UNIMPLEMENTED, message)
+
+
+def _run_examples(engine: Engine, method: ExampleMethod, spec: messages.ModelSpec, source: messages.Input) -> None:
+    name = spec.signature_name or DEFAULT_SIGNATURE
+    signature = engine.signatures.get(name)
+    if signature is None:
+        raise invalid_argument(f"No signature was found with the name: {name}")
+    outputs = method.outputs(signature, check_method_name=False)
+    examples = read_examples(source)
+    arrays = engine.run(signature, dict.fromkeys(signature.inputs, examples), outputs)
+    method.read(dict(zip(outputs, arrays, strict=True)), len(examples))
 
 
 def _predict(engine: Engine, request: messages.PredictRequest) -> None:
     signature = find_signature(engine.signatures, request.model_spec.signature_name)
     try:
-        inputs = {alias: to_array(proto) for alias, proto in request.inputs.items()}
+        inputs: Mapping[str, Array] = {alias: to_array(proto) for alias, proto in request.inputs.items()}
     except TensorError as error:
         raise invalid_argument(f"tensor parsing error: {error}") from error
-    signature.check_inputs(inputs)
+    inputs = signature.complete(inputs)
     engine.run(signature, inputs, signature.choose_outputs(list(request.output_filter)))
 
 

@@ -75,6 +75,11 @@ def type_name(number: DataType) -> str:
         return f"DataType {number}"
 
 
+def type_word(number: DataType) -> str:
+    """TensorFlow's word for a type in its messages, such as "float"."""
+    return type_name(number).removeprefix("DT_").lower()
+
+
 def to_proto(array: Array, *, as_content: bool = True) -> TensorProto:
     """Writes an array of any shape as a TensorProto.
 

@@ -71,6 +71,8 @@ class Session:
             return call(*(inputs[name] for name in feed))
         except self._op_error as error:
             raise ServingError(error.error_code, error.message) from error
+        except UnicodeDecodeError as error:  # TensorFlow's message quotes bytes of the request that are not UTF-8
+            raise invalid_argument(error.object.decode("utf-8", "replace")) from error
 
 
 def _session_config(tf: Any, options: EngineOptions) -> Any:

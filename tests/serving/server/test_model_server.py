@@ -179,8 +179,8 @@ ROW = [[1.0, 2.0, 3.0]]
         (
             renamed(request_of(ROW), "z"),
             grpc.StatusCode.INVALID_ARGUMENT,
-            "Signature input alias: x not found in request and no default value provided."
-            " Inputs expected to be in the request {x}, or default input alias set: {}",
+            "Signature input alias: x(feed name: x) not found in request and no default value provided."
+            " Inputs expected to be in the request {z}, or default input alias set: ",
         ),
         (
             with_filter(request_of(ROW), "q"),
@@ -195,7 +195,7 @@ ROW = [[1.0, 2.0, 3.0]]
         (
             with_input(request_of(ROW), "x", [["a", "b", "c"]]),
             grpc.StatusCode.INVALID_ARGUMENT,
-            "Expects arg[x] to be float but string is provided",
+            "Expects arg[0] to be float but string is provided: input 'x'",
         ),
         (
             request_of([[1.0, 2.0]]),
@@ -280,6 +280,9 @@ def test_rest_rows_and_columns(server: Server) -> None:
     assert post(server, "/v1/models/scale/versions/1:predict", {"instances": [[1, 2, 3]]})[0] == 200
 
 
+DEEP = b"[" * 900 + b"1" + b"]" * 900
+
+
 def test_rest_writes_what_is_no_number_as_tensorflow_serving_does(server: Server) -> None:
     request = urllib.request.Request(
         server.url + "/v1/models/scale:predict", data=b'{"instances": [[NaN, -Infinity, 1.5]]}'
@@ -309,7 +312,27 @@ def test_rest_writes_what_is_no_number_as_tensorflow_serving_does(server: Server
         ("/v1/models/scale:predict", b"{", 400, "JSON Parse error: "),
         ("/v1/models/scale:predict", b"[" * 100_000, 400, "JSON Parse error: "),
         ("/v1/models/scale:predict", b'{"instances": NaN' + b"[" * 100_000, 400, "JSON Parse error: "),
-        ("/v1/models/scale:predict", [1], 400, "JSON Value: [1] Is not object"),
+        ("/v1/models/scale:predict", b'{"instances": %b}' % DEEP, 400, "lists nested 899 levels deep"),
+        ("/v1/models/scale:predict", b'{"inputs": %b} more' % DEEP, 400, "lists nested 900 levels deep"),
+        (
+            "/v1/models/scale:classify",
+            b'{"examples": %b}' % DEEP,
+            400,
+            "Example must be JSON object but got JSON Array",
+        ),
+        ("/v1/models/scale:regress", b'{"examples": [{"x": %b}]}' % DEEP, 400, "unexpected JSON type: Array"),
+        ("/v1/models/scale:regress", b'{"context": NaN, "examples": ' + b"[" * 100_000, 400, "JSON Parse error: "),
+        ("/v1/models/scale:predict", [1], 400, "JSON Value: [\n    1\n] Is not object"),
+        (
+            "/v1/models/foo:predict",
+            {"signature_name": 5},
+            400,
+            'JSON Value: {\n    "signature_name": 5\n} not formatted correctly.'
+            " 'signature_name' key must be a string value.",
+        ),
+        ("/v1/models/scale:PREDICT", {}, 400, "Malformed request: POST /v1/models/scale:PREDICT"),
+        ("/v1/models/scale:predict/", {}, 400, "Malformed request: POST /v1/models/scale:predict/"),
+        ("/v1/models/scale:regress", {"examples": [{}]}, 400, "No regression inputs found in SignatureDef: "),
         ("/v1/models/scale:predict", {}, 400, "Missing 'inputs' or 'instances' key"),
         (
             "/v1/models/scale:predict",
@@ -336,13 +359,13 @@ def test_rest_writes_what_is_no_number_as_tensorflow_serving_does(server: Server
             {"instances": [[1, 2, 3], [1, 2]]},
             400,
             "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT:"
-            " Expecting shape [3] but got: [2]",
+            " Expecting tensor size: 3 but got: 2",
         ),
         (
             "/v1/models/scale:predict",
             {"instances": [[1, True, 3]]},
             400,
-            "JSON Value: true Type: Boolean is not of expected type: float",
+            "JSON Value: true Type: True is not of expected type: float",
         ),
         (
             "/v1/models/scale:predict",
@@ -365,6 +388,31 @@ def test_rest_errors(server: Server, path: str, body: Any, status: int, error: s
     given, answer = post(server, path, body)
     assert given == status
     assert error in answer["error"]
+
+
+def test_rest_paths(server: Server) -> None:
+    body = {"instances": [[1, 2, 3]]}
+    answer = (200, {"predictions": [[2, 4, 6]]})
+    assert post(server, "/V1/Models/scale/Versions/01:predict", body) == answer
+    assert post(server, "/v1/models/sc%61le:predict?a=b", body) == answer
+    assert (
+        post(server, "/v1/models/scale:predict", b'{"instances": [[1, 2, 3]], "instances": [[0, 0, 0]]} more') == answer
+    )
+    assert get(server, "/v1/models/scale/labels/any")[0] == 200
+    assert get(server, "/v1/models/scale/labels/any/metadata") == (
+        400,
+        {"error": "Unrecognized servable version label: any"},
+    )
+
+
+@pytest.mark.parametrize("digits", ["9223372036854775808", "1" * 5000])
+@pytest.mark.parametrize("rest", [":predict", ":classify", "", "/metadata"])
+def test_rest_a_version_that_is_no_int64_has_an_empty_answer(server: Server, digits: str, rest: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=10)
+    connection.request("POST" if rest.startswith(":") else "GET", f"/v1/models/scale/versions/{digits}{rest}", b"{}")
+    response = connection.getresponse()
+    assert (response.status, response.read()) == (400, b"")
+    connection.close()
 
 
 def test_rest_status_metadata_and_probes(server: Server) -> None:

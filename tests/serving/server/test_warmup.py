@@ -124,6 +124,45 @@ def test_a_request_that_the_model_refuses(version: Path) -> None:
     assert fails(version) == "INVALID_ARGUMENT: input 'x' expects shape [?, 3], the request has [1, 4]"
 
 
+class ExampleEngine(CountingEngine):
+    """Scores and values for examples, each the number of its bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = {"inputs": TensorSpec("inputs", tensorflow_pb2.DT_STRING, (None,))}
+        self.signatures = {
+            name: Signature(name, inputs, {alias: TensorSpec(alias, tensorflow_pb2.DT_FLOAT, None)})
+            for name, alias in (("serving_default", "scores"), ("regress", "outputs"))
+        }
+
+    def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        self.inputs.append(inputs["inputs"])
+        return [np.float32([[len(value)] for value in inputs["inputs"]])]
+
+
+def test_classify_regress_and_multi_inference_are_run(version: Path) -> None:
+    classify, regress, multi = (prediction_log_pb2.PredictionLog() for _ in range(3))
+    classify.classify_log.request.input.example_list.examples.add()
+    regress.regress_log.request.model_spec.signature_name = "regress"
+    regress.regress_log.request.input.example_list.examples.add()
+    multi.multi_inference_log.request.tasks.add(method_name="tensorflow/serving/classify")
+    multi.multi_inference_log.request.tasks.add(method_name="tensorflow/serving/regress")
+    multi.multi_inference_log.request.tasks[1].model_spec.signature_name = "regress"
+    multi.multi_inference_log.request.input.example_list.examples.add()
+    write(version, *(log.SerializeToString() for log in (classify, regress, multi)))
+    engine = ExampleEngine()
+    warmup.warm_up(engine, version, iterations=1)
+    assert [array.tolist() for array in engine.inputs] == [[b""]] * 4
+    write(version, regress.SerializeToString())
+    assert fails(version) == "INVALID_ARGUMENT: No signature was found with the name: regress"
+    classify.classify_log.request.model_spec.signature_name = ""
+    write(version, classify.SerializeToString())
+    assert fails(version).startswith("INVALID_ARGUMENT: No classification inputs found in SignatureDef: ")
+    multi.multi_inference_log.request.tasks[0].method_name = "tensorflow/serving/predict"
+    write(version, multi.SerializeToString())
+    assert fails(version) == "UNIMPLEMENTED: Unsupported signature method_name: tensorflow/serving/predict"
+
+
 def test_logs_of_other_kinds_are_unimplemented(version: Path) -> None:
     log = prediction_log_pb2.PredictionLog()
     log.session_run_log.SetInParent()

@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bookserve.serving.wire.json_tensors import JsonError, parse, read_inputs, read_instances, write_columns, write_rows
+from bookserve.serving.wire import tensorflow_pb2
+from bookserve.serving.wire.json_tensors import (
+    UnsupportedTypeError,
+    _read_at_once,
+    _read_one_by_one,
+    read_tensors,
+    to_array,
+    write_columns,
+    write_rows,
+)
+from bookserve.serving.wire.json_text import JsonError, parse
+from bookserve.serving.wire.tensorflow_pb2 import DataType
+from bookserve.serving.wire.tensors import data_type, numpy_type
 
 NUMBERS = ["float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
 arrays = st.sampled_from(NUMBERS).flatmap(
@@ -21,10 +33,8 @@ arrays = st.sampled_from(NUMBERS).flatmap(
 @given(arrays)
 def test_rows_and_columns_are_read_back(array: np.ndarray) -> None:
     body = parse(json.dumps({"instances": array.tolist(), "inputs": {"x": array.tolist()}}).encode())
-    for read in (
-        read_instances(body["instances"], {"x": array.dtype}),
-        read_inputs(body["inputs"], {"x": array.dtype}),
-    ):
+    for key in ("instances", "inputs"):
+        read = read_tensors({key: body[key]}, {"x": data_type(array.dtype)})
         assert read["x"].dtype == array.dtype
         np.testing.assert_array_equal(read["x"], array)
 
@@ -40,61 +50,168 @@ def test_what_is_written_is_the_array(array: np.ndarray) -> None:
 def test_numbers_keep_their_shortest_form_and_what_is_none_its_name() -> None:
     values = np.float32([0.1, math.nan, math.inf, -math.inf])
     assert write_columns({"y": values[:1]}) == b'{\n    "outputs": [0.1]\n}'
-    assert b"[0.10000000149011612, NaN, Infinity, -Infinity]" in write_columns({"y": values})
-    assert math.isnan(parse(b"[NaN, Infinity]")[0])
+    assert b"[0.1, NaN, Infinity, -Infinity]" in write_columns({"y": values})
+    assert write_columns({"y": values[0]}) == b'{\n    "outputs": 0.1\n}'
+    assert b'"y": NaN, "n": 1}' in write_rows({"y": values[1:2], "n": np.int8([1])})
 
 
 def test_strings_and_bytes() -> None:
     encoded = base64.b64encode(b"\x00\xff").decode()
-    read = read_instances(["a", {"b64": encoded}], {"x": np.dtype(object)})
+    read = read_tensors({"instances": ["a", {"b64": encoded}]}, {"x": tensorflow_pb2.DT_STRING})
     assert read["x"].tolist() == [b"a", b"\x00\xff"]
     array = np.array([b"a", b"b"], dtype=object)
     assert json.loads(write_rows({"text": array})) == {"predictions": ["a", "b"]}
     assert json.loads(write_rows({"raw_bytes": array})) == {"predictions": [{"b64": "YQ=="}, {"b64": "Yg=="}]}
 
 
-FLOAT, INT, STRING = np.dtype(np.float32), np.dtype(np.int32), np.dtype(object)
+FLOAT, INT, STRING = tensorflow_pb2.DT_FLOAT, tensorflow_pb2.DT_INT32, tensorflow_pb2.DT_STRING
+ROW = "Failed to process element: %s of 'instances' list. Error: INVALID_ARGUMENT: "
 
 
 @pytest.mark.parametrize(
-    ("instances", "dtypes", "message"),
+    ("instances", "types", "message"),
     [
-        ([1, "a"], {"x": FLOAT}, 'element: 1 .* JSON Value: "a" Type: String is not of expected type: float'),
-        (["1"], {"x": FLOAT}, 'JSON Value: "1" Type: String'),
-        ([1, True], {"x": FLOAT}, "JSON Value: true Type: Boolean"),
-        ([1.0], {"x": INT}, "JSON Value: 1.0 Type: Number is not of expected type: int32"),
-        ([1e39], {"x": FLOAT}, "a number is too large for float32"),
-        ([10**400], {"x": FLOAT}, "a number is too large for float32"),
-        ([2**40], {"x": INT}, "1099511627776 is outside the range of int32"),
-        ([2**70], {"x": INT}, "1180591620717411303424 is outside the range of int32"),
-        ([-1], {"x": np.dtype(np.uint8)}, "-1 is outside the range of uint8, 0 to 255"),
-        ([1], {"x": np.dtype(np.bool_)}, "JSON Value: 1 Type: Number is not of expected type: bool"),
-        ([[1, [2]]], {"x": FLOAT}, "not all of one size"),
-        ([[1, 2], [3]], {"x": FLOAT}, r"element: 1 .* Expecting shape \[2\] but got: \[1\]"),
-        ([{"a": 1}], {"x": FLOAT}, "element: 0 key: a .* does not have named input: a"),
-        ([{"x": 1}], {"x": FLOAT, "y": FLOAT}, "keys must be equal to: x,y"),
-        ([1], {"x": FLOAT, "y": FLOAT}, "instances is a plain list, but expecting list of objects"),
-        ([1, {"x": 1}], {"x": FLOAT}, "Expecting value/list but got object at item 1"),
-        ([{"x": 1}, 1], {"x": FLOAT}, "Expecting object but got list at item 1"),
-        ([{"b64": "?"}], {"x": STRING}, "Unable to base64 decode"),
-        ([1], {"x": STRING}, "JSON Value: 1 Type: Number is not of expected type: string"),
-        ([["a"], ["b", "c"]], {"x": STRING}, r"Expecting shape \[1\] but got: \[2\]"),
-        ({}, {"x": FLOAT}, "Expecting 'instances' to be an list/array"),
-        ([], {"x": FLOAT}, "No values in 'instances' array"),
+        ([1, "a"], {"x": FLOAT}, ROW % 1 + 'JSON Value: "a" Type: String is not of expected type: float'),
+        (["1"], {"x": FLOAT}, ROW % 0 + 'JSON Value: "1" Type: String is not of expected type: float'),
+        ([1, True], {"x": FLOAT}, ROW % 1 + "JSON Value: true Type: True is not of expected type: float"),
+        ([None], {"x": FLOAT}, ROW % 0 + "JSON Value: null Type: Null is not of expected type: float"),
+        (
+            [{"b64": "YQ=="}],
+            {"x": FLOAT},
+            ROW % 0 + 'JSON Value: {\n    "b64": "YQ=="\n} Type: Object is not of expected type: float',
+        ),
+        ([1.0], {"x": INT}, ROW % 0 + "JSON Value: 1.0 Type: Number is not of expected type: int32"),
+        ([1e39], {"x": FLOAT}, ROW % 0 + "JSON Value: 1e+39 is too large a number for type: float"),
+        (
+            [2**40],
+            {"x": INT},
+            ROW % 0 + "JSON Value: 1099511627776 Type: Number is not of expected type: int32,"
+            " which ranges from -2147483648 to 2147483647",
+        ),
+        (
+            [-1],
+            {"x": tensorflow_pb2.DT_UINT8},
+            ROW % 0 + "JSON Value: -1 Type: Number is not of expected type: uint8, which ranges from 0 to 255",
+        ),
+        ([1], {"x": tensorflow_pb2.DT_BOOL}, ROW % 0 + "JSON Value: 1 Type: Number is not of expected type: bool"),
+        ([[1, [2]]], {"x": FLOAT}, ROW % 0 + "Encountered list at unexpected level: 1 expected < 1"),
+        (
+            [[[1], 2]],
+            {"x": FLOAT},
+            ROW % 0 + "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2",
+        ),
+        (
+            [[[1], [2, 3]]],
+            {"x": FLOAT},
+            ROW % 0 + "Encountered list at unexpected size: 2 at level: 1 expected size: 1",
+        ),
+        ([[1, 2], [3]], {"x": FLOAT}, ROW % 1 + "Expecting tensor size: 2 but got: 1"),
+        ([[1, 2], [[3], [4]]], {"x": FLOAT}, ROW % 1 + "Expecting shape [2] but got: [2,1]"),
+        ([{"a": 1}], {"x": FLOAT}, ROW % "0 key: a" + "JSON object: does not have named input: a"),
+        (
+            [{"x": 1, "y": 1}, {"x": 1, "y": "a"}],
+            {"x": FLOAT, "y": FLOAT},
+            ROW % "1 key: y" + 'JSON Value: "a" Type: String is not of expected type: float',
+        ),
+        (
+            [{"x": 1}],
+            {"y": FLOAT, "x": FLOAT},
+            "Failed to process element: 0 of 'instances' list."
+            ' JSON object: {\n    "x": 1\n} keys must be equal to: x,y',
+        ),
+        (
+            [1],
+            {"x": FLOAT, "y": FLOAT},
+            "instances is a plain list, but expecting list of objects as multiple input tensors required as per"
+            " tensorinfo_map",
+        ),
+        ([1, {"x": 1}], {"x": FLOAT}, "Expecting value/list but got object at item 1 of input list"),
+        ([{"x": 1}, 1], {"x": FLOAT}, "Expecting object but got list at item 1 of input list"),
+        ([{"b64": "?"}], {"x": STRING}, ROW % 0 + "Unable to base64 decode"),
+        (
+            [[{"b64": 1}]],
+            {"x": STRING},
+            ROW % 0 + 'JSON Value: {\n    "b64": 1\n} not formatted correctly for base64 data',
+        ),
+        ([1], {"x": STRING}, ROW % 0 + "JSON Value: 1 Type: Number is not of expected type: string"),
+        ([["a"], ["b", "c"]], {"x": STRING}, ROW % 1 + "Expecting tensor size: 1 but got: 2"),
+        (
+            [1],
+            {"x": tensorflow_pb2.DT_HALF},
+            "Failed to process element: 0 of 'instances' list."
+            " Error: UNIMPLEMENTED: Conversion of JSON Value: 1 to type: half",
+        ),
+        ({}, {"x": FLOAT}, "JSON Value: {\n    \"instances\": {}\n} Expecting 'instances' to be an list/array"),
+        ([], {"x": FLOAT}, "JSON Value: {\n    \"instances\": []\n} No values in 'instances' array"),
     ],
 )
-def test_rows_that_are_no_tensor(instances: object, dtypes: dict[str, np.dtype], message: str) -> None:
-    with pytest.raises(JsonError, match=message):
-        read_instances(instances, dtypes)
+def test_rows_that_are_no_tensor(instances: object, types: dict[str, DataType], message: str) -> None:
+    with pytest.raises(JsonError) as caught:
+        read_tensors({"instances": instances}, types)
+    assert str(caught.value) == message
 
 
-def test_columns_that_are_no_tensor() -> None:
-    with pytest.raises(JsonError, match="Missing named input: y"):
-        read_inputs({"x": [1]}, {"x": FLOAT, "y": FLOAT})
-    with pytest.raises(JsonError, match="inputs is a plain value/list"):
-        read_inputs([1], {"x": FLOAT, "y": FLOAT})
-    with pytest.raises(JsonError, match="not all of one size"):
-        read_inputs({"x": [[1], [2, 3]]}, {"x": FLOAT})
+@pytest.mark.parametrize(
+    ("inputs", "types", "message"),
+    [
+        ({"x": [1]}, {"x": FLOAT, "y": FLOAT}, "Missing named input: y in 'inputs' object."),
+        (
+            [1],
+            {"x": FLOAT, "y": FLOAT},
+            "inputs is a plain value/list, but expecting an object as multiple input tensors required as per"
+            " tensorinfo_map",
+        ),
+        (
+            {"x": [[1], [2, 3]]},
+            {"x": FLOAT},
+            "Encountered list at unexpected size: 2 at level: 1 expected size: 1",
+        ),
+        ("a", {"x": FLOAT}, 'JSON Value: "a" Type: String is not of expected type: float'),
+        (
+            {"x": 1, "y": "a"},
+            {"x": FLOAT, "y": FLOAT},
+            "JSON Value: \"a\" Type: String is not of expected type: float in input 'y'",
+        ),
+    ],
+)
+def test_columns_that_are_no_tensor(inputs: object, types: dict[str, DataType], message: str) -> None:
+    with pytest.raises(JsonError) as caught:
+        read_tensors({"inputs": inputs}, types)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("number", [tensorflow_pb2.DT_HALF, tensorflow_pb2.DT_BFLOAT16, tensorflow_pb2.DT_COMPLEX64])
+@pytest.mark.parametrize("value", [1, [1.5], []])
+def test_types_that_json_cannot_carry(value: object, number: DataType) -> None:
+    with pytest.raises(UnsupportedTypeError, match="Conversion of JSON Value: "):
+        read_tensors({"inputs": value}, {"x": number})
+
+
+def test_both_forms_and_none() -> None:
+    with pytest.raises(JsonError, match="Missing 'inputs' or 'instances' key"):
+        read_tensors({}, {"x": FLOAT})
+    with pytest.raises(JsonError, match=r"expecting only one of 'inputs' or 'instances' keys to exist $"):
+        read_tensors({"inputs": [], "instances": []}, {"x": FLOAT})
+
+
+def test_scalars_empty_lists_and_extra_inputs() -> None:
+    assert read_tensors({"inputs": 1}, {"x": FLOAT})["x"].shape == ()
+    assert read_tensors({"inputs": [[], []]}, {"x": INT})["x"].shape == (2, 0)
+    assert read_tensors({"instances": [[], []]}, {"x": STRING})["x"].shape == (2, 0)
+    assert list(read_tensors({"inputs": {"x": 1, "z": "a"}}, {"x": FLOAT})) == ["x"]
+    assert read_tensors({"inputs": [1, 2**63]}, {"x": tensorflow_pb2.DT_UINT64})["x"].tolist() == [1, 2**63]
+
+
+@pytest.mark.parametrize("levels", [63, 64, 65, 900])
+@pytest.mark.parametrize("number", [FLOAT, STRING])
+def test_deep_lists_are_a_json_error_at_most(levels: int, number: DataType) -> None:
+    body = json.loads("[" * levels + ('"a"' if number == STRING else "1") + "]" * levels)
+    for key in ("inputs", "instances"):
+        if levels <= 64:
+            assert read_tensors({key: body}, {"x": number})["x"].ndim == levels
+        else:
+            with pytest.raises(JsonError, match="levels deep"):
+                read_tensors({key: body}, {"x": number})
 
 
 def test_outputs_that_are_no_rows() -> None:
@@ -102,6 +219,15 @@ def test_outputs_that_are_no_rows() -> None:
         write_rows({"y": np.float32(1)})
     with pytest.raises(JsonError, match="z has inconsistent batch size: 1 expecting: 2"):
         write_rows({"y": np.zeros(2), "z": np.zeros(1)})
+    with pytest.raises(JsonError, match="Cannot convert empty tensor map to JSON"):
+        write_rows({})
+
+
+@pytest.mark.parametrize(("dtype", "word"), [("float16", "half"), ("complex64", "complex64")])
+def test_outputs_that_json_cannot_carry(dtype: str, word: str) -> None:
+    for write in (write_rows, write_columns):
+        with pytest.raises(JsonError, match=f"Failed to write JSON value for tensor type: {word}"):
+            write({"y": np.zeros(1, dtype)})
 
 
 json_values = st.recursive(
@@ -114,10 +240,30 @@ json_values = st.recursive(
 @settings(max_examples=400)
 @given(json_values, st.sampled_from([*NUMBERS, "object"]), st.booleans())
 def test_any_json_is_a_tensor_or_a_json_error(value: object, dtype: str, two: bool) -> None:
-    dtypes = {"x": np.dtype(dtype)} | ({"y": np.dtype(dtype)} if two else {})
-    for read in (read_instances, read_inputs):
+    types = {"x": data_type(np.dtype(dtype))} | ({"y": data_type(np.dtype(dtype))} if two else {})
+    for key in ("instances", "inputs"):
         try:
-            tensors = read(value, dtypes)
+            tensors = read_tensors({key: value}, types)
         except JsonError:
             continue
-        assert {name: array.dtype for name, array in tensors.items()} == dtypes
+        assert {name: data_type(array.dtype) for name, array in tensors.items()} == types
+
+
+@given(json_values, st.sampled_from([*NUMBERS, "object"]))
+def test_what_numpy_reads_at_once_is_what_is_read_value_by_value(value: object, dtype: str) -> None:
+    number = data_type(np.dtype(dtype))
+    at_once = _read_at_once(value, number, booleans=True)
+    if at_once is not None:
+        one_by_one = _read_one_by_one(value, number, 64)
+        assert (
+            (at_once.dtype, at_once.shape)
+            == (one_by_one.dtype, one_by_one.shape)
+            == (numpy_type(number), at_once.shape)
+        )
+        np.testing.assert_array_equal(at_once, one_by_one)
+
+
+def test_to_array_names_the_value() -> None:
+    assert to_array([[1, 2]], np.dtype("int32"), "input 'x'").tolist() == [[1, 2]]
+    with pytest.raises(JsonError, match=r"^input 'x': JSON Value: 1\.5 Type: Number is not of expected"):
+        to_array([1.5], np.dtype("int32"), "input 'x'")

@@ -88,5 +88,5 @@ def test_what_the_graph_refuses_keeps_its_status(server: Server) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         ask(server, "half", "", x=["a"])
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "Expects arg[x] to be float but string is provided" in caught.value.details()
+    assert "Expects arg[0] to be float but string is provided" in caught.value.details()
     assert ask(server, "half", "positive", x=np.float32([1])) == {"y": [1.0]}

@@ -1,0 +1,162 @@
+"""The JSON of the REST API as text: parsing as TensorFlow Serving parses, values in messages, writing numbers.
+
+orjson does the normal case. What it refuses and TensorFlow Serving's RapidJSON accepts is read by Python's own parser.
+"""
+
+import base64
+import binascii
+import json
+import re
+from typing import Any
+
+import numpy as np
+import orjson
+
+from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire.tensorflow_error_pb2 import Code
+
+# TensorFlow Serving cuts the JSON that it quotes in its messages there (kMaxJsonDebugStringBytes).
+_MAX_QUOTED = 256
+# The keys of a request; where one may be there twice, the first counts.
+_KEYS = {key: f'"{key}"'.encode() for key in ("instances", "inputs", "signature_name", "examples", "context")}
+
+
+class JsonError(ValueError):
+    """A body that is no JSON, or JSON that is no tensor of the expected type and shape."""
+
+    code: Code = tensorflow_error_pb2.INVALID_ARGUMENT
+
+
+def parse(body: bytes) -> Any:
+    """The JSON value that a body starts with; what follows it is ignored, as in TensorFlow Serving.
+
+    NaN, Inf, Infinity and their negatives are numbers, bytes that are not UTF-8 are kept in strings as surrogates.
+    Raises JsonError for an empty body, malformed JSON, or nesting that no tensor has.
+    """
+    if not body:
+        raise JsonError("JSON Parse error: The document is empty")
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if error.msg.startswith("number is infinity"):
+            raise JsonError(
+                f"JSON Parse error: Number too big to be stored in double. at offset: {error.pos}"
+            ) from None
+        return _parse_leniently(body)
+    if isinstance(value, dict) and any(key in _KEYS and body.count(_KEYS[key]) > 1 for key in value):
+        return _parse_leniently(body)
+    return value
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body starts with. Raises JsonError as parse, and for another value."""
+    value = parse(body)
+    if not isinstance(value, dict):
+        raise JsonError(f"{quoted(value)} Is not object")
+    return value
+
+
+def _parse_leniently(body: bytes) -> Any:
+    """Parses what orjson refuses and TensorFlow Serving's parser does not."""
+    text = body.decode("utf-8-sig", "surrogateescape")
+    if re.search(rb"Inf(?!inity)", body):
+        text = _STRING_OR_INF.sub(lambda match: match[1] or "Infinity", text)
+    start = len(text) - len(text.lstrip(" \t\r\n"))
+    if start == len(text):
+        raise JsonError(f"JSON Parse error: The document is empty. at offset: {start}")
+    try:
+        return _LENIENT.raw_decode(text, start)[0]
+    except json.JSONDecodeError as error:
+        offset = len(text[: error.pos].encode("utf-8", "surrogateescape"))
+        raise JsonError(f"JSON Parse error: {_PARSE_ERRORS.get(error.msg, error.msg)} at offset: {offset}") from None
+    except RecursionError:
+        raise JsonError("JSON Parse error: the values are nested too deeply") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise JsonError(f"JSON Parse error: {error}") from None
+
+
+def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        values.setdefault(key, value)
+    return values
+
+
+_STRING_OR_INF = re.compile(r'("(?:[^"\\]|\\.)*")|\bInf\b', re.DOTALL)
+_LENIENT = json.JSONDecoder(object_pairs_hook=_first_wins)
+# Python's messages -> RapidJSON's.
+_PARSE_ERRORS = {
+    "Expecting value": "Invalid value.",
+    "Expecting property name enclosed in double quotes": "Missing a name for object member.",
+    "Expecting ':' delimiter": "Missing a colon after a name of object member.",
+    "Expecting ',' delimiter": "Missing a comma or a closing bracket.",
+    "Unterminated string starting at": "Missing a closing quotation mark in string.",
+    "Invalid \\escape": "Invalid escape character in string.",
+    "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",
+    "Invalid control character at": "Invalid encoding in string.",
+}
+
+
+def kind_of(value: Any) -> str:
+    """RapidJSON's word for the type of a JSON value."""
+    if isinstance(value, bool):
+        return str(value)
+    names = {int: "Number", float: "Number", str: "String", list: "Array", dict: "Object"}
+    return names.get(type(value), "Null")
+
+
+def is_base64(value: Any) -> bool:
+    """Whether the value is `{"b64": "…"}` and nothing else."""
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def to_bytes(value: str | dict[str, Any]) -> bytes:
+    """The bytes of a string or of `{"b64": "…"}`, whose padding may be missing. Raises JsonError."""
+    if isinstance(value, str):
+        try:
+            return value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise JsonError("JSON Parse error: The surrogate pair in string is invalid.") from None
+    if not is_base64(value):
+        raise JsonError(f"{quoted(value)} not formatted correctly for base64 data")
+    text = "".join(value["b64"].split())
+    if "=" not in text:
+        text += "=" * (-len(text) % 4)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise JsonError("Unable to base64 decode") from None
+
+
+def quoted(value: Any) -> str:
+    """How TensorFlow Serving's messages name a value."""
+    return f"JSON Value: {pretty(value)}"
+
+
+def pretty(value: Any) -> str:
+    """The JSON of a value as TensorFlow Serving prints it in messages, cut where it is long."""
+    text = ""
+    for piece in _PRETTY.iterencode(value):
+        text += piece
+        if len(text) > _MAX_QUOTED:
+            text = text[:_MAX_QUOTED] + "..."
+            break
+    return text.encode("utf-8", "replace").decode()
+
+
+_PRETTY = json.JSONEncoder(indent=4, ensure_ascii=False)
+
+
+def dumps(value: Any, finite: bool) -> bytes:
+    """JSON of lists, objects, arrays and numpy's numbers; `finite` false says that some may be no numbers."""
+    if finite:
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    # orjson writes null for what is no number; TensorFlow Serving writes NaN, Infinity and -Infinity.
+    return json.dumps(value, default=_shortest).encode()
+
+
+def _shortest(array: Any) -> Any:
+    """Numbers for json.dumps; float32 as the double with the fewest digits that tell it: 0.1, not 0.10000000149."""
+    if array.dtype == np.float32:
+        return np.asarray(array).astype(np.str_).astype(np.float64).tolist()
+    return array.tolist()

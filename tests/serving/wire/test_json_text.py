@@ -1,0 +1,107 @@
+"""The JSON parser: what TensorFlow Serving's accepts, and its messages for what it does not."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bookserve.serving.wire.json_text import JsonError, parse, parse_object, quoted, to_bytes
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(json_values, st.booleans())
+def test_what_python_writes_is_read(value: object, ascii_only: bool) -> None:
+    assert parse(json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "replace")) == value
+
+
+@given(st.binary(max_size=60) | st.text(alphabet='{}[],:"\\ue1.0-NaInfty ', max_size=60).map(str.encode))
+def test_any_bytes_are_json_or_a_json_error(body: bytes) -> None:
+    try:
+        value = parse(body)
+    except JsonError:
+        return
+    assert quoted(value).startswith("JSON Value: ")
+
+
+def test_numbers_that_are_none() -> None:
+    values = parse(b'{"x": [NaN, Inf, -Inf, Infinity, -Infinity, 1.5], "s": "Inf", "Inf": 1}')
+    assert math.isnan(values["x"][0])
+    assert values["x"][1:] == [math.inf, -math.inf, math.inf, -math.inf, 1.5]
+    assert (values["s"], values["Inf"]) == ("Inf", 1)
+
+
+def test_text_after_the_value_is_ignored() -> None:
+    assert parse(b'\xef\xbb\xbf {"inputs": [1]} and more') == {"inputs": [1]}
+
+
+def test_the_first_of_two_equal_keys_counts() -> None:
+    assert parse(b'{"inputs": [1], "inputs": [2], "signature_name": "a", "signature_name": "b"}') == {
+        "inputs": [1],
+        "signature_name": "a",
+    }
+
+
+def test_strings_are_not_validated() -> None:
+    assert to_bytes(parse(b'{"x": "\xff\xc3\xa9"}')["x"]) == b"\xff\xc3\xa9"
+    with pytest.raises(JsonError, match="The surrogate pair in string is invalid"):
+        to_bytes(parse(b'"\\ud800"'))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "The document is empty"),
+        (b" \n", "The document is empty. at offset: 2"),
+        (b"x", "Invalid value. at offset: 0"),
+        ('{"é": x'.encode(), "Invalid value. at offset: 7"),
+        (b"{1: 2}", "Missing a name for object member. at offset: 1"),
+        (b'{"a" 1}', "Missing a colon after a name of object member. at offset: 5"),
+        (b"[1 2]", "Missing a comma or a closing bracket. at offset: 3"),
+        (b'"abc', "Missing a closing quotation mark in string. at offset: 0"),
+        (b'"\\x"', "Invalid escape character in string. at offset: 1"),
+        (b'"\\uzzzz"', "Incorrect hex digit after \\u escape in string. at offset: 2"),
+        (b'"a\nb"', "Invalid encoding in string. at offset: 2"),
+        (b"[1e999]", "Number too big to be stored in double. at offset: 1"),
+        (b"[" + b"9" * 5000 + b"]", "Number too big to be stored in double. at offset: 1"),
+        (b"[" * 100_000, "the values are nested too deeply"),
+        (b'{"a": NaN, "b": ' + b"[" * 100_000, "the values are nested too deeply"),
+    ],
+)
+def test_malformed_json(body: bytes, message: str) -> None:
+    with pytest.raises(JsonError) as caught:
+        parse(body)
+    assert str(caught.value) == f"JSON Parse error: {message}"
+
+
+def test_a_body_is_an_object() -> None:
+    assert parse_object(b"{}") == {}
+    with pytest.raises(JsonError) as caught:
+        parse_object(b"[1]")
+    assert str(caught.value) == "JSON Value: [\n    1\n] Is not object"
+
+
+def test_a_long_value_is_quoted_in_part() -> None:
+    assert quoted({"x": ["é"] * 10_000}).endswith("...")
+    assert len(quoted("a" * 1_000_000)) < 300
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert len(quoted(deep)) < 300
+
+
+@pytest.mark.parametrize("text", ["YWI=", "YWI", "Y W\nI="])
+def test_base64_may_lack_its_padding(text: str) -> None:
+    assert to_bytes({"b64": text}) == b"ab"
+
+
+@pytest.mark.parametrize("text", ["?", "YWI==", "a", "ä"])
+def test_what_is_no_base64(text: str) -> None:
+    with pytest.raises(JsonError, match="Unable to base64 decode"):
+        to_bytes({"b64": text})

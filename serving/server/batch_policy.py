@@ -1,6 +1,6 @@
 """How requests become batches: the adaptive default, or BatchingParameters as TensorFlow Serving reads them.
 
-The defaults of the fields are the adaptive policy: a batch is what queued while the last one ran, nobody waits for it
+The defaults of the fields are the adaptive policy: a batch is what queued while the last ones ran, nobody waits for it
 to fill, and what cannot be batched runs alone. BatchingParameters are somebody's decision: they hold to the letter, and
 what cannot be batched is an error, as in TensorFlow Serving (batching_session.cc, shared_batch_scheduler.h).
 """
@@ -31,14 +31,17 @@ class BatchPolicy:
     allowed_rows: tuple[int, ...] = ()  # a run has the next of these, filled with copies of its first row
     pad_inputs: bool = False  # bring inputs of different sizes to the largest
     split_requests: bool = False  # a request that is larger than `max_rows` runs in pieces
-    parallel_runs: int = 1
+    parallel_runs: int = 1  # of one version
+    share_runs: bool = False  # a batch takes no more than its share of what is under way, so that all runs have work
 
     def run_rows(self, rows: int) -> int:
         """How many rows a run of that many gets."""
         return next((allowed for allowed in self.allowed_rows if allowed >= rows > 0), rows)
 
 
-ADAPTIVE = BatchPolicy()
+def adaptive(parallel_runs: int) -> BatchPolicy:
+    """The default: that many runs of a version at a time, each with its share of the requests."""
+    return BatchPolicy(parallel_runs=parallel_runs, share_runs=parallel_runs > 1)
 
 
 def read_parameters(path: Path) -> BatchingParameters:

@@ -1,7 +1,8 @@
 """Runs requests on worker threads, in batches that a BatchPolicy forms.
 
 A batch takes requests until it is full or a worker takes it. By default a worker takes it as soon as one is free: an
-idle version runs a single request at once, a busy one runs all that queued while the last batch ran. Requests share a
+idle version runs a single request at once, a busy one runs all that queued while the last batches ran, in shares that
+keep every worker busy. Requests share a
 batch where their rows have the same shapes and nothing mixes rows. Versions run side by side on the shared threads.
 """
 
@@ -153,6 +154,7 @@ class Batcher:
         self._open: dict[Any, Batch] = {}  # by key
         self._ready: deque[Batch] = deque()
         self._queued = 0  # tasks
+        self._under_way = 0  # rows, queued or running
         self._scheduled = 0  # workers that run a batch or are called
         self._calls = 0  # of these, those that are yet to be called
 
@@ -244,9 +246,12 @@ class Batcher:
         policy = self._policy
         nbytes = task.nbytes
         batch = self._open.get(key) if task.rows else None
+        self._under_way += task.rows
+        most = policy.max_rows
+        if policy.share_runs:
+            most = min(most, -(-self._under_way // policy.parallel_runs))
         if batch is not None and (
-            batch.rows + task.rows > policy.max_rows
-            or (policy.max_bytes is not None and batch.nbytes + nbytes > policy.max_bytes)
+            batch.rows + task.rows > most or (policy.max_bytes is not None and batch.nbytes + nbytes > policy.max_bytes)
         ):
             self._close(batch)
             batch = None
@@ -315,6 +320,7 @@ class Batcher:
             for task in tasks:
                 task.run = run
         with self._lock:
+            self._under_way -= sum([task.rows for task in (*tasks, *gone)])
             more = bool(self._ready)
             if not more:
                 self._scheduled -= 1

@@ -18,7 +18,8 @@ from bookserve.serving.server.manager import ModelManager
 from bookserve.serving.server.signatures import find_signature
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
-from bookserve.serving.wire.tensors import TensorError, to_array, to_proto
+from bookserve.serving.wire.predict_messages import PredictRequests, write_response
+from bookserve.serving.wire.tensors import TensorError
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ def _queued(request_type: type[Request], start: Callable[[Request, GrpcCall, Cal
 
 
 def _predict(manager: ModelManager, tensor_content: bool) -> Handler:
+    requests = PredictRequests()
+
     def handle(call: GrpcCall, data: bytes) -> None:
         def done(result: Prediction | ServingError) -> None:
             if not call.open:
@@ -90,24 +93,28 @@ def _predict(manager: ModelManager, tensor_content: bool) -> Handler:
                 call.fail(result.code, result.message)
                 return
             try:
-                call.reply(_encode(result, tensor_content))
+                answer = write_response(
+                    result.model, result.version, result.signature, result.outputs, as_content=tensor_content
+                )
             except Exception:
                 log.exception("fault while encoding an answer of %s", result.model)
                 call.fail(tensorflow_error_pb2.INTERNAL, "internal error")
+            else:
+                call.reply(answer)
 
         try:
-            request = parse(messages.PredictRequest, data)
+            request, inputs = requests.read(data)
             if not request.HasField("model_spec"):
                 raise invalid_argument("Missing ModelSpec")
             servable = inference.find(manager, request.model_spec, call)
             signature = find_signature(servable.engine.signatures, request.model_spec.signature_name)
-            inputs = {}
-            for alias, proto in request.inputs.items():
-                try:
-                    inputs[alias] = to_array(proto)
-                except TensorError as error:
-                    raise invalid_argument(f"tensor parsing error: {alias}: {error}") from error
+            if inputs is None:
+                inputs = requests.tensors(request, data)
             inference.predict(servable, signature, inputs, list(request.output_filter), call, done)
+        except TensorError as error:
+            call.fail(tensorflow_error_pb2.INVALID_ARGUMENT, f"tensor parsing error: {error}")
+        except DecodeError:
+            call.fail(tensorflow_error_pb2.INVALID_ARGUMENT, _no_message(messages.PredictRequest))
         except ServingError as error:
             call.fail(error.code, error.message)
 
@@ -119,16 +126,8 @@ def parse(request_type: type[Request], data: bytes) -> Request:
     try:
         return request_type.FromString(data)
     except DecodeError:
-        name = request_type.DESCRIPTOR.full_name
-        raise ServingError(tensorflow_error_pb2.INVALID_ARGUMENT, f"the message is no {name}") from None
+        raise invalid_argument(_no_message(request_type)) from None
 
 
-def _encode(prediction: Prediction, tensor_content: bool) -> bytes:
-    response = messages.PredictResponse()
-    spec = response.model_spec
-    spec.name = prediction.model
-    spec.version.value = prediction.version
-    spec.signature_name = prediction.signature
-    for alias, array in prediction.outputs.items():
-        response.outputs[alias].CopyFrom(to_proto(array, as_content=tensor_content))
-    return response.SerializeToString()
+def _no_message(request_type: type[Message]) -> str:
+    return f"the message is no {request_type.DESCRIPTOR.full_name}"

@@ -1,14 +1,19 @@
 """HPACK (RFC 7541): reads the header blocks of HTTP/2 requests and writes those of the answers.
 
 A gRPC client sends the same dozen headers with every call, so nearly every field is one index into a table, which this
-decoder reads in one list access. Huffman strings are left to the `hpack` package. Answers are written without the
+decoder reads in one list access. Huffman strings are left to the `hpack` package, and the short ones kept, as
+clients repeat those, too. Answers are written without the
 dynamic table: literals that are the same bytes on every connection and can be made once.
 """
+
+from functools import lru_cache
 
 from hpack.exceptions import HPACKDecodingError
 from hpack.huffman_table import decode_huffman
 
 Header = tuple[bytes, bytes]
+
+_MAX_KEPT = 64  # bytes of a string that is kept decoded
 
 # RFC 7541, Appendix A.
 _STATIC: tuple[Header, ...] = (
@@ -235,7 +240,12 @@ def _string(block: bytes, position: int) -> tuple[bytes, int]:
     text = block[position:end]
     if huffman:
         try:
-            text = decode_huffman(text)
+            text = _decoded(text) if length <= _MAX_KEPT else decode_huffman(text)
         except HPACKDecodingError as error:
             raise HpackError("malformed Huffman string") from error
     return text, end
+
+
+@lru_cache(512)
+def _decoded(text: bytes) -> bytes:
+    return decode_huffman(text)

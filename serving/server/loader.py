@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from bookserve.serving.server import integrity, rows, warmup
 from bookserve.serving.server.batch_policy import (
-    ADAPTIVE,
     PER_MODEL_FILE,
     BatchPolicy,
+    adaptive,
     from_parameters,
     read_parameters,
 )
@@ -43,7 +43,7 @@ class LoadOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
     worker_threads: int = 2  # that run batches
     max_queued: int = 2000  # requests a model
-    policy: BatchPolicy = ADAPTIVE
+    policy: BatchPolicy = field(default_factory=lambda: adaptive(1))
     per_model_policies: bool = False  # a version batches by the file in its folder, and adaptively without one
     warm_up: bool = True
     warm_up_iterations: int = 1  # of every warm-up request
@@ -131,7 +131,7 @@ def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, B
         policy = options.policy
         if options.per_model_policies:
             parameters = path / PER_MODEL_FILE
-            policy = ADAPTIVE
+            policy = adaptive(options.worker_threads)
             if parameters.is_file():
                 policy = from_parameters(read_parameters(parameters), options.worker_threads)
         engine = engines.load(path, options.engine)

@@ -24,7 +24,7 @@ from bookserve.serving.server import flags as flag_parser
 from bookserve.serving.server import grpc_api, lazy, logs, metrics, model_service, oip_grpc, rest_api
 from bookserve.serving.server.admin import Access, ModelAdmin, default_roots
 from bookserve.serving.server.admin_api import AdminApi
-from bookserve.serving.server.batch_policy import ADAPTIVE, batch_threads, from_parameters, read_parameters
+from bookserve.serving.server.batch_policy import adaptive, batch_threads, from_parameters, read_parameters
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import FlagError, Flags
@@ -244,7 +244,9 @@ def _load_options(flags: Flags) -> LoadOptions:
         )
     if flags.mixed_precision and flags.mixed_precision != "bfloat16":
         log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
-    worker_threads, policy = os.cpu_count() or 1, ADAPTIVE
+    intra_op_threads = flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism or 1
+    worker_threads = os.cpu_count() or 1
+    policy = adaptive(max(1, worker_threads // intra_op_threads))
     if flags.enable_batching:
         parameters = BatchingParameters()
         if flags.batching_parameters_file:
@@ -262,7 +264,7 @@ def _load_options(flags: Flags) -> LoadOptions:
         load_threads=max(1, flags.num_load_threads),
         unload_threads=max(1, flags.num_unload_threads),
         engine=EngineOptions(
-            intra_op_threads=flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism or 1,
+            intra_op_threads=intra_op_threads,
             inter_op_threads=flags.tensorflow_inter_op_parallelism or flags.tensorflow_session_parallelism or 1,
             parallel_runs=policy.parallel_runs,
             saved_model_tags=tuple(flags.saved_model_tags.split(",")),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bookserve.serving.server.batch_policy import ADAPTIVE, BatchPolicy, from_parameters
+from bookserve.serving.server.batch_policy import BatchPolicy, adaptive, from_parameters
 from bookserve.serving.server.batching import Batcher, Outcome, Task, Workers
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.signatures import Signature, TensorSpec
@@ -24,6 +24,7 @@ SIGNATURE = Signature(
     {"y": TensorSpec("y", tensorflow_pb2.DT_FLOAT, (None, None))},
 )
 NAMES = {"serving_default"}
+ADAPTIVE = adaptive(1)
 
 
 @dataclass
@@ -122,12 +123,21 @@ def strict(**values: int) -> BatchPolicy:
 
 POLICIES = {
     "adaptive": ADAPTIVE,
+    "adaptive, in shares": adaptive(3),
     "small": BatchPolicy(max_rows=4, max_bytes=40),
     "side by side": BatchPolicy(max_rows=3, parallel_runs=3),
     "sizes": BatchPolicy(strict=True, max_rows=8, allowed_rows=(2, 4, 8), max_queued_batches=1000),
     "split": BatchPolicy(strict=True, max_rows=3, split_requests=True, allowed_rows=(1, 3), max_queued_batches=1000),
     "waiting": BatchPolicy(strict=True, max_rows=8, wait_seconds=0.001, max_queued_batches=1000),
 }
+
+
+def test_parallel_runs_share_what_is_under_way() -> None:
+    alone, shared = Doubler(), Doubler()
+    answers(ask(alone, adaptive(1), [rows(n) for n in range(9)]))
+    answers(ask(shared, adaptive(2), [rows(n) for n in range(9)]))
+    assert max(alone.sizes) == 9
+    assert max(shared.sizes) <= 5  # half of ten under way
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)

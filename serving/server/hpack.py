@@ -2,8 +2,8 @@
 
 A gRPC client sends the same dozen headers with every call, so nearly every field is one index into a table, which this
 decoder reads in one list access. Huffman strings are left to the `hpack` package, and the short ones kept, as
-clients repeat those, too. Answers are written without the
-dynamic table: literals that are the same bytes on every connection and can be made once.
+clients repeat those, too. Answers are written without the dynamic table: literals that are the same bytes on every
+connection and can be made once.
 """
 
 from functools import lru_cache
@@ -248,4 +248,5 @@ def _string(block: bytes, position: int) -> tuple[bytes, int]:
 
 @lru_cache(512)
 def _decoded(text: bytes) -> bytes:
-    return decode_huffman(text)
+    decoded: bytes = decode_huffman(text)
+    return decoded

@@ -18,7 +18,7 @@ from bookserve.serving.server.manager import ModelManager
 from bookserve.serving.server.metrics import CONTENT_TYPE
 from bookserve.serving.server.oip_rest import OipRest
 from bookserve.serving.server.signatures import DEFAULT_SIGNATURE
-from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire import json_numbers, tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.json_examples import read_examples, write_classifications, write_regressions
 from bookserve.serving.wire.json_tensors import read_tensors, write_columns, write_rows
@@ -146,7 +146,7 @@ class RestApi:
 
     def _predict(self, exchange: HttpExchange, spec: messages.ModelSpec) -> None:
         try:
-            body = parse_object(exchange.body)
+            body: dict[str, Any] = json_numbers.read(exchange.body) or parse_object(exchange.body)
             name = _signature_name(body)
             servable = inference.find(self._manager, spec, exchange)
             signature = servable.engine.signatures.get(name or DEFAULT_SIGNATURE)

@@ -66,7 +66,7 @@ def load(folder: Path, options: EngineOptions | None = None) -> Iterator[TensorF
 
 def run(engine: TensorFlowEngine, inputs: dict[str, Any], signature: str = "serving_default") -> dict[str, Any]:
     asked: Signature = engine.signatures[signature]
-    asked.check_inputs(inputs)
+    asked.complete(inputs)
     names = tuple(asked.outputs)
     return dict(zip(names, engine.run(asked, inputs, names), strict=True))
 

@@ -1,0 +1,83 @@
+"""Regular nested lists of numbers, read from the bytes of a predict request: REST's hot path.
+
+`{"instances": [[0.1, 0.2], [0.3, 0.4]]}` is read without its lists being built: the numbers as one flat list, and the
+brackets and commas by comparison with those of an earlier request. What is not that regular, or the first of its shape,
+takes the ordinary way over json_text.py and json_tensors.py, with the same result.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+_HEAD = re.compile(rb'\{\s*"(instances|inputs)"\s*:\s*(?=\[)')
+_NUMBER = b"+-.0123456789Ee"
+_SPACE = b" \t\r\n"
+_DIGITS = bytes(0x30 if code in _NUMBER else code for code in range(256))
+_BRACKETS = b"[]"
+# Skeletons that are remembered: how many, and how long.
+_MAX_KNOWN = 128
+_MAX_LENGTH = 1 << 18
+
+# Brackets and commas of a list -> its shape.
+_KNOWN: dict[bytes, tuple[int, ...]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """A nested list of numbers that has not been built: its numbers in order, int or float, and its shape."""
+
+    flat: list[Any]
+    shape: tuple[int, ...]
+
+    def nested(self) -> list[Any]:
+        """The list itself."""
+        level = self.flat
+        for size in reversed(self.shape[1:]):
+            level = [level[start : start + size] for start in range(0, len(level), size)]
+        return level
+
+
+def read(body: bytes) -> dict[str, Numbers] | None:
+    """A request of one key, `instances` or `inputs`, with its numbers; None where the ordinary way is to be taken."""
+    head = _HEAD.match(body)
+    if head is None or not body.endswith(b"}"):
+        return None
+    text = body[head.end() : -1]
+    skeleton = text.translate(None, _NUMBER + _SPACE)
+    shape = _KNOWN.get(skeleton)
+    if shape is None:
+        return None
+    # The skeleton is a regular list's. A number may stand only behind "[" or "," and before "]" or ","; where one is
+    # missing or broken, the flat list is no JSON.
+    digits = text.translate(_DIGITS, _SPACE)
+    if b"0[" in digits or b"]0" in digits:
+        return None
+    try:
+        flat = orjson.loads(b"[%b]" % text.translate(None, _BRACKETS))
+    except orjson.JSONDecodeError:
+        return None
+    return {head[1].decode(): Numbers(flat, shape)}
+
+
+def remember(shape: tuple[int, ...]) -> None:
+    """Lets lists of this shape be read by `read` from now on."""
+    skeleton = _skeleton(shape)
+    if skeleton is None or skeleton in _KNOWN:
+        return
+    if len(_KNOWN) >= _MAX_KNOWN:
+        _KNOWN.clear()
+    _KNOWN[skeleton] = shape
+
+
+def _skeleton(shape: tuple[int, ...]) -> bytes | None:
+    """Brackets and commas of a list of that shape; None for no list, an empty one, or one that is too large."""
+    if not shape or 0 in shape:
+        return None
+    skeleton = b""
+    for size in reversed(shape):
+        if size * (len(skeleton) + 1) + 2 > _MAX_LENGTH:
+            return None
+        skeleton = b"[%b]" % b",".join([skeleton] * size)
+    return skeleton

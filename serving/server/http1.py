@@ -42,7 +42,7 @@ class Http1Limits:
     request_seconds: float = 30.0  # from a request's first byte to its last
     stalled_seconds: float = 60.0  # for the client to read anything of an answer that waits for it
     idle_seconds: float = 120.0  # a kept-alive connection without a request
-    answer_seconds: float = 30.0  # from a request's last byte to its answer; 0 is for ever
+    answer_seconds: float = 0.0  # from a request's last byte to its answer; 0 is for ever
 
 
 class HttpExchange:

@@ -69,8 +69,6 @@ def predict(
         if isinstance(outcome, ServingError):
             done(outcome)
         else:
-            if caller.record is not None:
-                caller.record.outputs = outcome
             done(Prediction(servable.model, servable.version, signature.name, outcome))
 
     inputs = signature.complete(inputs)
@@ -175,6 +173,8 @@ def _submit(
 
     def finish(outcome: Outcome) -> None:
         servable.release()
+        if caller.record is not None and not isinstance(outcome, ServingError):
+            caller.record.outputs = outcome
         done(outcome)
 
     task = Task(signature, inputs, outputs, caller, finish)

@@ -137,7 +137,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "}"
     )
     with server_starter(folder) as start:
-        yield start(f"--model_config_file={config}")
+        yield start(f"--model_config_file={config}", "--allow_version_labels_for_unavailable_models")
 
 
 @pytest.fixture(scope="module")

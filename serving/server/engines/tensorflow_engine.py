@@ -89,10 +89,10 @@ class TensorFlowEngine:
             assert child is not None
             child.wait()
             self._child = None
-            child.close()
             while True:
                 pause = 0.0 if time.monotonic() - started >= _STABLE_SECONDS else pause
                 if self._closing.wait(pause):
+                    child.close()
                     return
                 pause = min(_MAX_PAUSE_SECONDS, 2 * pause or 1.0)
                 log.error("TensorFlow's process of %s died and is replaced", self._path)
@@ -101,6 +101,7 @@ class TensorFlowEngine:
                     break
                 except ServingError as error:
                     log.error("%s is not back: %s", self._path, error)
+            child.close()  # now, as the template lives as long as there are children
             if self._closing.is_set():  # while it started
                 self._child.close()
                 return

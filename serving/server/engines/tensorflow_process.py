@@ -7,6 +7,7 @@ answers PredictRequests whose names are tensors of the graph. Nothing is unpickl
 processes: the server never imports it.
 """
 
+import contextlib
 import gc
 import importlib
 import importlib.util
@@ -119,6 +120,8 @@ def _answer(session: Session, channel: socket.socket) -> None:
 def _serve(wish: dict[str, Any], sockets: list[socket.socket]) -> None:
     """The life of a version's process."""
     life, *channels = sockets
+    watching = threading.Thread(target=_end_with, args=(life,), daemon=True)
+    watching.start()
     options = EngineOptions(**wish["options"] | {"saved_model_tags": tuple(wish["options"]["saved_model_tags"])})
     try:
         session = Session(Path(wish["path"]), options)
@@ -128,7 +131,13 @@ def _serve(wish: dict[str, Any], sockets: list[socket.socket]) -> None:
     for channel in channels:
         threading.Thread(target=_answer, args=(session, channel), daemon=True).start()
     frames.send(life, frames.ANSWER, b"")
-    frames.receive(life)  # answers when the server closes it, or is gone
+    watching.join()
+
+
+def _end_with(life: socket.socket) -> None:
+    """Ends the process, whatever it is at, when the server closes the socket or is gone."""
+    frames.receive(life)
+    os._exit(0)
 
 
 def _reap(number: int, frame: FrameType | None) -> None:
@@ -159,6 +168,9 @@ def main() -> None:
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, _MAX_SOCKETS)
         if not message:
+            with contextlib.suppress(ChildProcessError):  # until none is left
+                while True:
+                    os.wait()
             os._exit(0)  # without TensorFlow's own tidying up, which may wait for a kernel
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         if os.fork() == 0:

@@ -308,6 +308,7 @@ def test_a_streaming_call_does_not_hold_up_a_drain(streaming: GrpcTransport) -> 
     with channel_to(streaming) as channel:
         answers = channel.stream_stream("/t/Each")(ask(), timeout=60)
         assert next(answers) == b"aa"
+        assert streaming.buffered.used == 0
         (connection,) = streaming.connections
         assert connection.idle
         streaming.on_loop(connection.drain)

@@ -216,6 +216,7 @@ def test_drain_answers_what_is_under_way_and_moves_the_client_on(server: GrpcTra
         server.on_loop(lambda: held.calls[0].reply(b"answered"))
         assert future.result() == b"answered"
         wait_until(lambda: old not in server.connections, "the drained connection is closed")
+        assert channel.unary_unary("/t/Echo")(b"again", timeout=10) == b"again"
         assert len(server.connections) == 1
 
 

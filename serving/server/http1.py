@@ -252,7 +252,6 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._request_since is None and not self._queue:
             self._request_since = self._loop.time()
-            self._idle_since = None
         self._progress = False
         try:
             self._parser.feed_data(data)

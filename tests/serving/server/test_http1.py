@@ -268,42 +268,63 @@ def test_unfinished_bodies_have_one_limit_for_all_connections() -> None:
             assert server.buffered.used == 120_000
             clients[1].sendall(b"x" * 40_000)
             assert status(clients[1].recv(65536)) == 200
+            wait_until(lambda: server.buffered.used == 60_000, "what is complete is not held")
             assert status(exchange(server, GET_AND_CLOSE)) == 200
         wait_until(lambda: server.buffered.used == 0, "nothing is held for clients that are gone")
 
 
-def large(exchange: HttpExchange) -> None:
-    exchange.respond(200, b"x" * 5_000_000)
+class Large:
+    """Answers 5 MB, and counts the requests."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, exchange: HttpExchange) -> None:
+        self.asked += 1
+        exchange.respond(200, b"x" * 5_000_000)
 
 
-def test_answers_that_are_not_read_are_bounded_and_end() -> None:
-    with serving_rest(large, max_buffered=20 << 20) as server:
-        with connected(server) as slow:
-            slow.sendall(GET * 30)
-            wait_until(lambda: not server.connections, "the connection is dropped")
-            assert server.buffered.used == 0
-        with connected(server) as slow:
-            slow.sendall(GET * 2)
-            wait_until(lambda: server.buffered.used > 0, "the answers wait")
+def test_answers_that_are_not_read_are_bounded() -> None:
+    large = Large()
+    with serving_rest(large, max_buffered=20 << 20) as server, connected(server) as slow:
+        slow.sendall(GET * 30)
+        wait_until(lambda: large.asked == 30, "all are asked")
+        wait_until(lambda: not server.connections, "the connection is dropped")
+        assert server.buffered.used == 0
 
-            def stuck() -> bool:
-                server.sweep(0)
-                server.sweep(61)
-                return not server.connections
 
-            wait_until(stuck, "the connection is cut off")
-            assert server.buffered.used == 0
+def test_a_client_that_does_not_read_at_all_is_cut_off() -> None:
+    large = Large()
+    with serving_rest(large) as server, connected(server) as slow:
+        slow.sendall(GET * 2)
+        wait_until(lambda: large.asked == 2, "both are asked")
+        for seconds in (0, 59, 59, 61):
+            assert server.buffered.used > 0
+            server.sweep(seconds)
+        wait_until(lambda: not server.connections, "the connection is cut off")
+        assert server.buffered.used == 0
 
 
 def test_a_slow_but_steady_reader_gets_everything() -> None:
-    with serving_rest(large) as server, connected(server) as slow:
-        slow.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n")
-        size = 0
-        while part := slow.recv(200_000):
-            server.sweep(0)
+    with serving_rest(Large()) as server, connected(server) as slow:
+        slow.sendall(GET_AND_CLOSE)
+        size = minutes = 0
+        while part := slow.recv(1 << 20):
             size += len(part)
+            minutes += 1
+            server.sweep(50 * minutes)
         assert size > 5_000_000
         assert server.buffered.used == 0
+
+
+def test_a_client_that_does_not_read_may_not_go_on_asking() -> None:
+    """60 MB of requests whose answers nobody reads do not all get into the server."""
+    ask = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000
+    with serving_rest(echo) as server, connected(server) as client:
+        client.settimeout(1)
+        with pytest.raises(TimeoutError):
+            client.sendall(ask * 200)
+        assert server.buffered.used < 40_000_000
 
 
 def test_a_body_that_trickles_in_is_cut_off() -> None:
@@ -320,7 +341,7 @@ def test_a_body_that_trickles_in_is_cut_off() -> None:
 
 def test_a_request_that_waits_for_its_answer_is_neither_slow_nor_idle() -> None:
     held: list[HttpExchange] = []
-    with serving_rest(held.append) as server, connected(server) as client:
+    with serving_rest(held.append, Http1Limits(answer_seconds=0)) as server, connected(server) as client:
         client.sendall(GET)
         wait_until(lambda: len(held) == 1, "the request has arrived")
         server.sweep(1000)

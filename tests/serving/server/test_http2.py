@@ -216,6 +216,7 @@ def test_drain_answers_what_is_under_way_and_moves_the_client_on(server: GrpcTra
         server.on_loop(lambda: held.calls[0].reply(b"answered"))
         assert future.result() == b"answered"
         wait_until(lambda: old not in server.connections, "the drained connection is closed")
+        assert channel.unary_unary("/t/Echo")(b"again", timeout=10) == b"again"
         assert len(server.connections) == 1
 
 
@@ -308,6 +309,7 @@ def test_a_streaming_call_does_not_hold_up_a_drain(streaming: GrpcTransport) -> 
     with channel_to(streaming) as channel:
         answers = channel.stream_stream("/t/Each")(ask(), timeout=60)
         assert next(answers) == b"aa"
+        assert streaming.buffered.used == 0
         (connection,) = streaming.connections
         assert connection.idle
         streaming.on_loop(connection.drain)
@@ -316,6 +318,33 @@ def test_a_streaming_call_does_not_hold_up_a_drain(streaming: GrpcTransport) -> 
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         done.set()
         wait_until(lambda: not streaming.connections, "the drained connection is closed")
+
+
+def test_a_drain_ends_the_connection_once_the_last_unary_call_is_answered(held: Held) -> None:
+    handlers, streams = {b"/t/Hold": held}, {b"/t/Each": answer_each}
+    with (
+        serving(handlers, streams=streams) as server,
+        RawClient(server.port, request(1, b"", b"/t/Hold")) as client,
+    ):
+        client.send(frame(HEADERS, 4, 3, request_headers(b"/t/Each")), frame(DATA, 0, 3, grpc_message(b"a")))
+        client.settle()
+        (connection,) = server.connections
+        server.on_loop(connection.drain)
+        client.read_until(lambda: any(f.kind == PING and not f.flags for f in client.frames))
+        ping = next(f for f in client.frames if f.kind == PING and not f.flags)
+        client.send(frame(PING, 1, 0, ping.payload))
+        client.settle()
+        assert [reason for _, reason in client.goaways()] == [b"draining", b"drained"]
+        assert not client.closed
+        client.send(request(5, b"", b"/t/Hold"))
+        client.settle()
+        assert client.resets() == {5: 7}  # refused: to be repeated elsewhere
+        server.on_loop(lambda: held.calls[0].reply(b"answered"))
+        client.read_to_end()
+        assert client.closed
+        assert client.data(1) == grpc_message(b"answered")
+        status = next(f for f in client.frames if f.stream == 3 and f.flags & 1)
+        assert b"grpc-status\x0214" in status.payload
 
 
 # Raw frames

@@ -14,6 +14,8 @@ from hpack.huffman_table import decode_huffman
 Header = tuple[bytes, bytes]
 
 _MAX_KEPT = 64  # bytes of a string that is kept decoded
+_MAX_REPEATED = 16  # blocks that a connection keeps decoded, and the bytes of one
+_MAX_REPEATED_SIZE = 512
 
 # RFC 7541, Appendix A.
 _STATIC: tuple[Header, ...] = (
@@ -101,19 +103,25 @@ class Decoder:
     6.5.2: name and value octets plus 32 a field).
     """
 
-    __slots__ = ("_dynamic", "_size", "_table_size", "max_list_size")
+    __slots__ = ("_dynamic", "_repeated", "_size", "_table_size", "max_list_size")
 
     def __init__(self, max_list_size: int) -> None:
         self.max_list_size = max_list_size
         self._dynamic: list[Header] = []  # newest first, as the indices count
         self._size = 0
         self._table_size = MAX_TABLE_SIZE
+        # Blocks that left the table as it is, with their fields, for as long as it stays so.
+        self._repeated: dict[bytes, list[Header]] = {}
 
     def decode(self, block: bytes) -> list[Header]:
-        """The fields of one complete header block, in order.
+        """The fields of one complete header block, in order; the list may be shared.
 
         Raises HeaderListTooLarge above `max_list_size` and HpackError for anything that RFC 7541 forbids.
         """
+        repeated = self._repeated.get(block)
+        if repeated is not None:
+            return repeated
+        changed = False
         headers: list[Header] = []
         total = 0
         position = 0
@@ -129,6 +137,7 @@ class Decoder:
             elif first & 0x40:  # literal, added to the table
                 field, position = self._literal(block, position, 0x3F)
                 self._add(field)
+                changed = True
             elif first & 0x20:  # new table size
                 if headers:
                     raise HpackError("table size update after the first field")
@@ -137,6 +146,7 @@ class Decoder:
                     raise HpackError(f"table size {size} is above the {MAX_TABLE_SIZE} allowed")
                 self._table_size = size
                 self._evict(0)
+                changed = True
                 continue
             else:  # literal, not added (also "never indexed")
                 field, position = self._literal(block, position, 0x0F)
@@ -146,6 +156,10 @@ class Decoder:
                     f"the header list is larger than {self.max_list_size} bytes (--max_header_bytes)"
                 )
             headers.append(field)
+        if changed or len(self._repeated) >= _MAX_REPEATED:
+            self._repeated.clear()
+        if not changed and end <= _MAX_REPEATED_SIZE:
+            self._repeated[block] = headers
         return headers
 
     def _field(self, index: int) -> Header:

@@ -75,3 +75,28 @@ def test_a_small_block_cannot_expand_without_bound() -> None:
     decoder.decode(hpack.Encoder().encode([(b"x-bomb", b"a" * 3000)]))
     with pytest.raises(HeaderListTooLarge):
         decoder.decode(b"\xbe" * 1000)
+
+
+def test_a_block_that_comes_again_means_what_the_table_says_then() -> None:
+    decoder = Decoder(max_list_size=1 << 20)
+    newest = bytes([0x80 | 62])
+
+    def added(value: bytes) -> bytes:
+        return b"\x40\x01x" + bytes([len(value)]) + value
+
+    decoder.decode(added(b"one"))
+    assert decoder.decode(newest) == decoder.decode(newest) == [(b"x", b"one")]
+    decoder.decode(added(b"two"))
+    assert decoder.decode(newest) == decoder.decode(newest) == [(b"x", b"two")]
+    decoder.decode(b"\x20")  # an empty table
+    with pytest.raises(HpackError, match="outside the table"):
+        decoder.decode(newest)
+
+
+def test_a_connection_keeps_few_blocks_decoded() -> None:
+    decoder = Decoder(max_list_size=1 << 20)
+    for number in range(1000):
+        decoder.decode(encode([(b"x", b"%d" % number)]))
+        decoder.decode(encode([(b"x", b"a" * 600 + b"%d" % number)]))
+    assert len(decoder._repeated) <= 16
+    assert max(map(len, decoder._repeated)) <= 512

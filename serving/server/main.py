@@ -121,7 +121,7 @@ class ModelServer:
         flags = self._flags
         handlers = grpc_api.handlers(self._manager, tensor_content=flags.enable_serialization_as_tensor_content)
         handlers |= oip_grpc.handlers(self._manager, lambda: self._rest.ready)
-        handlers |= model_service.handlers(admin, access)
+        handlers |= model_service.handlers(admin, access, self._metrics)
         handlers |= Profiler(enabled=flags.enable_profiler).handlers
         rest: RestHandler = AdminApi(admin, access, self._rest.handle).handle
         streams: dict[bytes, StreamHandler] = {}

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from bookserve.serving.server.admin import Access, ModelAdmin
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.http2 import GrpcCall, Handler
+from bookserve.serving.server.metrics import Metrics
 from bookserve.serving.wire import model_admin_pb2, tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
@@ -18,12 +19,16 @@ log = logging.getLogger(__name__)
 Request = TypeVar("Request", bound=Message)
 
 
-def handlers(admin: ModelAdmin, access: Access) -> dict[bytes, Handler]:
-    """The handler of each method path."""
+def handlers(admin: ModelAdmin, access: Access, metrics: Metrics) -> dict[bytes, Handler]:
+    """The handler of each method path; `metrics` is for the increases that a reload may ask for."""
 
     async def reload(request: messages.ReloadConfigRequest) -> Message:
+        before = _first_points(request.metric_names, metrics)
         await admin.reload(request.config)
-        return messages.ReloadConfigResponse(status=messages.StatusProto(error_code=tensorflow_error_pb2.OK))
+        response = messages.ReloadConfigResponse(status=messages.StatusProto(error_code=tensorflow_error_pb2.OK))
+        for name, value in _first_points(request.metric_names, metrics).items():
+            response.metric.add(name=name, int64_value_increase=value - before.get(name, 0))
+        return response
 
     async def add_or_replace(request: model_admin_pb2.AddOrReplaceModelRequest) -> Message:
         await admin.add_or_replace(request.model)
@@ -47,6 +52,15 @@ def handlers(admin: ModelAdmin, access: Access) -> dict[bytes, Handler]:
         b"/bookserve.ModelAdminService/RemoveModel": guarded.unary(model_admin_pb2.RemoveModelRequest, remove),
         b"/bookserve.ModelAdminService/GetConfig": guarded.unary(model_admin_pb2.GetConfigRequest, config),
     }
+
+
+def _first_points(names: Sequence[str], metrics: Metrics) -> dict[str, int]:
+    """The first series of each counter that is named, as in TensorFlow Serving; other names are left out."""
+    if not names:
+        return {}
+    snapshot = metrics.snapshot()
+    found = {name: snapshot[name][0][1] for name in names if snapshot.get(name)}
+    return {name: int(values[0]) for name, values in found.items() if len(values) == 1}
 
 
 class _Guarded:

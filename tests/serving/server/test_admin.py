@@ -123,6 +123,28 @@ def test_a_reload_replaces_the_models_and_waits_for_the_new_ones(server: Server,
     assert served(server) == []
 
 
+def test_a_reload_tells_the_increase_of_counters(server: Server, models: Path) -> None:
+    request = model_management_pb2.ReloadConfigRequest(
+        metric_names=["/tensorflow/cc/saved_model/load_attempt_count", "/unknown", "/bookserve/response_bytes"]
+    )
+    text_format.Parse(config(models, "a"), request.config.model_config_list)
+    with grpc.insecure_channel(server.target) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        (metric,) = stub.HandleReloadConfigRequest(request, timeout=30).metric
+        # The first series is that of the first path which was loaded: model a's.
+        assert (metric.name, metric.int64_value_increase) == ("/tensorflow/cc/saved_model/load_attempt_count", 0)
+        stub.HandleReloadConfigRequest(
+            model_management_pb2.ReloadConfigRequest(
+                config=model_server_config_pb2.ModelServerConfig(
+                    model_config_list=model_server_config_pb2.ModelConfigList()
+                )
+            ),
+            timeout=30,
+        )
+        (metric,) = stub.HandleReloadConfigRequest(request, timeout=30).metric
+        assert metric.int64_value_increase == 1
+
+
 def test_a_removed_model_shows_its_end(server: Server, models: Path) -> None:
     reload(server, config(models, "b"))
     request = get_model_status_pb2.GetModelStatusRequest()

@@ -26,7 +26,6 @@ class Flags:
     grpc_channel_arguments: str = _flag("", "gRPC's own settings, such as grpc.max_connection_age_ms=60000,...")
     enable_grpc_healthcheck_service: bool = _flag(False, "answer grpc.health.v1 on the gRPC port")
     enable_grpc_reflection: bool = _flag(False, "let grpcurl and its like list and describe the gRPC services")
-    enable_profiler: bool = _flag(True, "answer tensorflow.ProfilerService where TensorFlow runs a model")
     model_name: str = _flag("default", "name of the one model (without --model_config_file)")
     model_base_path: str = _flag("", "folder of the version folders of the one model")
     model_config_file: str = _flag("", "text ModelServerConfig file with the models to serve")
@@ -113,6 +112,7 @@ WITHOUT_EFFECT: dict[str, type] = {
     "xla_gpu_compilation_enabled": bool,
     "thread_pool_factory_config_file": str,
     "skip_initialize_tpu": bool,
+    "enable_profiler": bool,
 }
 # Why, where it is not obvious.
 _REASONS = {

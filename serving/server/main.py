@@ -38,7 +38,6 @@ from bookserve.serving.server.metrics import Metrics
 from bookserve.serving.server.model_config import ModelSetting, discover, merged, read_config_file
 from bookserve.serving.server.observer import Observer
 from bookserve.serving.server.ports import Ports
-from bookserve.serving.server.profiler import Profiler
 from bookserve.serving.server.request_log import RequestLogSetting
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
@@ -122,7 +121,6 @@ class ModelServer:
         handlers = grpc_api.handlers(self._manager, tensor_content=flags.enable_serialization_as_tensor_content)
         handlers |= oip_grpc.handlers(self._manager, lambda: self._rest.ready)
         handlers |= model_service.handlers(admin, access, self._metrics)
-        handlers |= Profiler(enabled=flags.enable_profiler).handlers
         rest: RestHandler = AdminApi(admin, access, self._rest.handle).handle
         streams: dict[bytes, StreamHandler] = {}
         if flags.enable_grpc_healthcheck_service:

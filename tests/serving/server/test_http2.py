@@ -361,8 +361,8 @@ message = grpc_message(b"hi")
 def test_the_text_of_a_deadline_is_tensorflow_servings(server: GrpcTransport, held: Held) -> None:
     """The official client says its own text first; this one has no clock."""
     with RawClient(server.port) as client:
-        client.send(frame(HEADERS, 4, 1, request_headers(b"/t/Hold", grpc_timeout="20m")))
-        client.send(frame(DATA, 1, 1, grpc_message(b"hi")))
+        headers = frame(HEADERS, 4, 1, request_headers(b"/t/Hold", grpc_timeout="200m"))
+        client.send(headers, frame(DATA, 1, 1, grpc_message(b"hi")))  # at once: the time runs from the headers on
         client.read_until(lambda: 1 in client.ended())
         (trailers,) = [frame.payload for frame in client.frames if frame.kind == HEADERS and frame.stream == 1]
     assert b"grpc-status\x014" in trailers

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import os
 import re
 import signal
 import threading
@@ -213,19 +214,19 @@ def test_a_rest_request_that_takes_too_long_is_answered_and_its_like_in_the_queu
         status, _, body = fetch(server, slow, {"inputs": [3_000_000]})
         answered.append((status, body))
 
-    first = threading.Thread(target=ask)
-    first.start()
-    wait_until(lambda: metric(server, in_flight) == 1, "the first request runs")
-    second = threading.Thread(target=ask)
-    second.start()
-    for thread in (first, second):
+    cores = os.cpu_count() or 1
+    threads = [threading.Thread(target=ask) for _ in range(cores + 1)]
+    for number, thread in enumerate(threads):  # one runs on every core, and one waits
+        thread.start()
+        wait_until(lambda number=number: metric(server, in_flight) == number + 1, "the request is there")  # type: ignore[misc]
+    for thread in threads:
         thread.join(60)
-    assert answered == [(504, b'{\n    "error": "Timed out waiting for notification"\n}')] * 2
-    wait_until(lambda: metric(server, in_flight) == 0, "the first run is over", seconds=120)
+    assert answered == [(504, b'{\n    "error": "Timed out waiting for notification"\n}')] * len(threads)
+    wait_until(lambda: metric(server, in_flight) == 0, "the runs are over", seconds=120)
     assert fetch(server, slow, {"inputs": [1]})[0] == 200
-    assert metric(server, ":tensorflow:serving:batching_session:wrapped_run_count{}") == runs + 2
+    assert metric(server, ":tensorflow:serving:batching_session:wrapped_run_count{}") == runs + cores + 1
     expired = ':tensorflow:serving:request_count{model_name="slow",status="DEADLINE_EXCEEDED"}'
-    assert metric(server, expired) == 2
+    assert metric(server, expired) == len(threads)
 
 
 def test_a_client_that_goes_away_is_counted_once_as_cancelled(server: Server) -> None:

@@ -9,13 +9,16 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import orjson
 
 _HEAD = re.compile(rb'\{\s*"(instances|inputs)"\s*:\s*(?=\[)')
 _NUMBER = b"+-.0123456789Ee"
 _SPACE = b" \t\r\n"
-_DIGITS = bytes(0x30 if code in _NUMBER else code for code in range(256))
 _BRACKETS = b"[]"
+# What each character is, as a bit.
+_PART, _OPEN, _CLOSE = 1, 2, 4
+_KINDS = bytes(_PART if code in _NUMBER else {ord("["): _OPEN, ord("]"): _CLOSE}.get(code, 0) for code in range(256))
 # Skeletons that are remembered: how many, and how long.
 _MAX_KNOWN = 128
 _MAX_LENGTH = 1 << 18
@@ -51,8 +54,9 @@ def read(body: bytes) -> dict[str, Numbers] | None:
         return None
     # The skeleton is a regular list's. A number may stand only behind "[" or "," and before "]" or ","; where one is
     # missing or broken, the flat list is no JSON.
-    digits = text.translate(_DIGITS, _SPACE)
-    if b"0[" in digits or b"]0" in digits:
+    kinds = np.frombuffer(text.translate(_KINDS, _SPACE), np.uint8)
+    before, after = kinds[:-1], kinds[1:]
+    if ((before << 1 & after & _OPEN) | (before >> 2 & after & _PART)).any():
         return None
     try:
         flat = orjson.loads(b"[%b]" % text.translate(None, _BRACKETS))

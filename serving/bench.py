@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import statistics
 import struct
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -321,21 +322,23 @@ def _triton(scratch: Path, venv: Path, graph: Path) -> Iterator[tuple[int, int]]
         str(venv / "bin" / "python"), "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"
     )
     grpc_port, rest_port, metrics_port = _free_port(), _free_port(), _free_port()
-    with ExitStack() as stack:
-        process = subprocess.Popen(
-            [
-                *(home / "bin" / "tritonserver", f"--model-repository={repository}"),
-                *(f"--backend-directory={home / 'backends'}", f"--http-port={rest_port}", f"--http-address={_HOST}"),
-                *(f"--grpc-port={grpc_port}", f"--grpc-address={_HOST}", f"--metrics-port={metrics_port}"),
-            ],
-            env=os.environ | {"LD_LIBRARY_PATH": f"{libraries.strip()}:{site / 'nvidia_pytriton.libs'}"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        stack.callback(process.wait)
-        stack.callback(process.kill)
+    process = subprocess.Popen(
+        [
+            *(home / "bin" / "tritonserver", f"--model-repository={repository}"),
+            *(f"--backend-directory={home / 'backends'}", f"--http-port={rest_port}", f"--http-address={_HOST}"),
+            *(f"--grpc-port={grpc_port}", f"--grpc-address={_HOST}", f"--metrics-port={metrics_port}"),
+        ],
+        env=os.environ | {"LD_LIBRARY_PATH": f"{libraries.strip()}:{site / 'nvidia_pytriton.libs'}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
         _wait_for(process, rest_port)
         yield grpc_port, rest_port
+    finally:
+        for pid in _family(process.pid):  # its own stop waits for connections, and its death leaves its children
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
 
 
 # The models

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from bookserve.serving.server.admin import Access, ModelAdmin
+from bookserve.serving.server.admin import Access, Admin
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.http2 import GrpcCall, Handler
 from bookserve.serving.wire import model_admin_pb2, tensorflow_error_pb2
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 Request = TypeVar("Request", bound=Message)
 
 
-def handlers(admin: ModelAdmin, access: Access) -> dict[bytes, Handler]:
+def handlers(admin: Admin, access: Access) -> dict[bytes, Handler]:
     """The handler of each method path."""
 
     async def reload(request: messages.ReloadConfigRequest) -> Message:
@@ -34,7 +34,7 @@ def handlers(admin: ModelAdmin, access: Access) -> dict[bytes, Handler]:
         return model_admin_pb2.RemoveModelResponse()
 
     async def config(request: model_admin_pb2.GetConfigRequest) -> Message:
-        return model_admin_pb2.GetConfigResponse(config=admin.config())
+        return model_admin_pb2.GetConfigResponse(config=await admin.config())
 
     guarded = _Guarded(access)
     return {

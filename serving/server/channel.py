@@ -25,10 +25,10 @@ _ANSWER, _ERROR = "", "!"  # in place of a name
 class Channel(asyncio.Protocol):
     """One end. Calls are begun in the order in which the other end made them."""
 
-    def __init__(self, handlers: Mapping[str, Callable[..., Any]], on_lost: Callable[[], None]) -> None:
+    def __init__(self, handlers: Mapping[str, Callable[..., Any]]) -> None:
         """A handler's value, or that of the awaitable which it returns, is the answer to its call."""
+        self.lost = asyncio.Event()  # set when the other end is gone, or this one closed
         self._handlers = handlers
-        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
         self._numbers = itertools.count(1)
@@ -53,6 +53,12 @@ class Channel(asyncio.Protocol):
             self._send(number, name, arguments)
         return future
 
+    async def close(self) -> None:
+        """Closes this end, once what has been said is sent."""
+        if self._transport is not None:
+            self._transport.close()
+            await self.lost.wait()
+
     def _send(self, number: int, name: str, arguments: Any) -> None:
         if self._transport is not None:
             data = pickle.dumps((number, name, arguments), pickle.HIGHEST_PROTOCOL)
@@ -70,7 +76,7 @@ class Channel(asyncio.Protocol):
                 future.set_exception(ConnectionResetError())
                 future.exception()  # whoever asked may be gone
         self._asked.clear()
-        self._on_lost()
+        self.lost.set()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""

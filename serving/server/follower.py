@@ -78,18 +78,25 @@ class Follower:
                 "drain": self._drain,
                 "finish": self._finish,
                 "exit": self._ending.set,
-            },
-            _end_at_once,
+            }
         )
         self._process.connect(self._replica, LeadersAdmin(self.leader), self._metrics_page)
 
     async def run(self) -> int:
         """Does as the leader says; answers the exit status."""
+        self._process.start(self._end_with_leader())
         await self._ending.wait()
+        self._loop.remove_reader(self._taking.fileno())
         self._process.stop_tasks()
         await self._process.loader.close()
         await self._process.write_logs()
+        await self.leader.close()
         return 0
+
+    async def _end_with_leader(self) -> None:
+        await self.leader.lost.wait()
+        logging.shutdown()
+        os._exit(1)
 
     def _follow(self, state: State) -> None:
         self._process.observer.follow([model.setting for model in state.models.values()])
@@ -139,11 +146,6 @@ class Follower:
     async def _finish(self, seconds: float) -> None:
         self._take_connections()
         await self._process.connections.finish(seconds)
-
-
-def _end_at_once() -> None:
-    logging.shutdown()
-    os._exit(1)
 
 
 def _die_with_leader() -> None:

@@ -64,7 +64,6 @@ class _Follower:
     process: "subprocess.Popen[bytes]"
     channel: Channel
     passing: socket.socket  # carries connections
-    lost: asyncio.Event
     serves: bool = False  # has every version, and is handed connections
     handed: dict[Api, int] = field(default_factory=lambda: dict.fromkeys(Api, 0))
     # As it told last: how many connections it has received and how many it has.
@@ -128,9 +127,8 @@ class Followers:
                 pass_fds=(theirs.fileno(), taking.fileno()),
                 start_new_session=True,  # so that a terminal's Ctrl-C reaches the leader alone
             )
-        lost = asyncio.Event()
-        channel = Channel({**self._answers, "connections": lambda counts: follower.tell_counts(counts)}, lost.set)
-        follower = _Follower(number, process, channel, passing, lost)
+        channel = Channel({**self._answers, "connections": lambda counts: follower.tell_counts(counts)})
+        follower = _Follower(number, process, channel, passing)
         await self._loop.create_unix_connection(lambda: channel, sock=ours)
         self._followers.append(follower)  # from here on it is told what all are told
         channel.tell("state", self._state())
@@ -144,7 +142,7 @@ class Followers:
             try:
                 await self._bring_up(follower)
                 tried.set()
-                await follower.lost.wait()
+                await follower.channel.lost.wait()
             except ServingError as error:
                 log.error("worker %d cannot load what is served: %s", follower.number, error)
             except ConnectionError:
@@ -276,6 +274,7 @@ class Followers:
         for follower in self._followers:
             follower.channel.tell("exit")
         await self._loop.run_in_executor(None, self._wait)
+        await self._close_channels()
 
     def _wait(self) -> None:
         for follower in self._followers:
@@ -288,13 +287,19 @@ class Followers:
             if status:
                 log.warning("worker %d ended with %d", follower.number, status)
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         """Ends the followers at once, where the server does not start."""
         for task in self._keeping:
             task.cancel()
         for follower in self._followers:
             follower.process.kill()
             follower.process.wait()
+        await self._close_channels()
+
+    async def _close_channels(self) -> None:
+        for follower in self._followers:
+            follower.passing.close()
+            await follower.channel.close()
 
 
 class ReplicatingLoader:

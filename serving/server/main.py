@@ -188,10 +188,10 @@ class ModelServer:
         await self._manager.close()
         await self._process.write_logs()
 
-    def give_up(self) -> None:
+    async def give_up(self) -> None:
         """Leaves nothing behind where the server does not start."""
         if self._followers is not None:
-            self._followers.kill()
+            await self._followers.kill()
 
 
 async def _serve(flags: Flags) -> int:
@@ -208,12 +208,12 @@ async def _serve(flags: Flags) -> int:
         if not starting.done():
             log.info("stopped before the models were loaded")
             starting.cancel()
-            server.give_up()
+            await server.give_up()
             return 0
         await starting
     except ServingError as error:
         if server is not None:
-            server.give_up()
+            await server.give_up()
         print(f"Failed to start server. Error: {error}", flush=True)  # noqa: T201 - where TensorFlow Serving prints it
         return 255
     await stopping

@@ -64,6 +64,7 @@ class _Follower:
     process: "subprocess.Popen[bytes]"
     channel: Channel
     passing: socket.socket  # carries connections
+    catching_up: list[asyncio.Future[None]] = field(default_factory=list)  # loads
     serves: bool = False  # has every version, and is handed connections
     handed: dict[Api, int] = field(default_factory=lambda: dict.fromkeys(Api, 0))
     # As it told last: how many connections it has received and how many it has.
@@ -93,7 +94,8 @@ class Followers:
         self._versions: dict[int, tuple[str, int, Path]] = {}  # that are loaded or loading, by key
         self._keys = itertools.count()
         self._keeping: list[asyncio.Task[None]] = []
-        self._tried: list[asyncio.Event] = []  # set once a follower serves or has failed to
+        self._serving = asyncio.Event()  # set when followers may serve
+        self._tried: list[asyncio.Event] = []  # set once one of them does or has failed to
         self._past: Snapshot = {}  # counts of followers that are gone
         self._stopping = False
 
@@ -108,8 +110,9 @@ class Followers:
             self._tried.append(asyncio.Event())
             self._keeping.append(self._loop.create_task(self._keep(follower, self._tried[-1])))
 
-    async def until_tried(self) -> None:
-        """Waits until each follower serves or has failed to."""
+    async def serve(self) -> None:
+        """Lets the followers serve, now that the models are loaded; returns when each does or has failed to."""
+        self._serving.set()
         for tried in self._tried:
             await tried.wait()
 
@@ -132,6 +135,7 @@ class Followers:
         await self._loop.create_unix_connection(lambda: channel, sock=ours)
         self._followers.append(follower)  # from here on it is told what all are told
         channel.tell("state", self._state())
+        follower.catching_up = [channel.ask("load", key, *version) for key, version in self._versions.items()]
         return follower
 
     async def _keep(self, follower: _Follower, tried: asyncio.Event) -> None:
@@ -155,10 +159,10 @@ class Followers:
             follower = await self._spawn(follower.number)
 
     async def _bring_up(self, follower: _Follower) -> None:
-        """Has everything loaded that is loaded here, then lets it serve."""
-        loads = [follower.channel.ask("load", key, *version) for key, version in self._versions.items()]
-        for load in loads:
+        """Waits until it has loaded what is loaded here, then lets it serve."""
+        for load in follower.catching_up:
             await load
+        await self._serving.wait()
         self.share()
         await follower.channel.ask("serve")
         follower.serves = not self._stopping

@@ -84,7 +84,7 @@ class ModelServer:
         elif flags.model_root and not flags.model_config_file and flags.file_system_poll_wait_seconds > 0:
             self._process.start(self._follow_root(settings, flags.file_system_poll_wait_seconds))
         if self._followers is not None:
-            await self._followers.until_tried()
+            await self._followers.serve()
         gc.collect()
         gc.freeze()
         await self._ports.open()

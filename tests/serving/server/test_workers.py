@@ -438,15 +438,13 @@ def test_rates_and_memory(start_server: StartServer, tmp_path: Path) -> None:
         server = start_server(f"--model_root={tmp_path / 'models'}", f"--workers={workers}")
         rates = []
         for name in inputs:
-            output = subprocess.run(
-                ["h2load", "-n60000", "-c32", "-t1", "-d", str(tmp_path / name), "-H", "content-type: application/grpc"]
-                + ["-H", "te: trailers", f"http://{server.target}/tensorflow.serving.PredictionService/Predict"],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
+            arguments = ["-n60000", "-c32", "-t1", "-d", str(tmp_path / name), "-H", "te: trailers"]
+            url = f"http://{server.target}/tensorflow.serving.PredictionService/Predict"
+            command = ["h2load", *arguments, "-H", "content-type: application/grpc", url]
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             assert "60000 succeeded, 0 failed" in output
-            rates.append(f"{name} {float(re.findall(r'([\d.]+) req/s', output)[0]):.0f} calls/s")
+            rate = re.findall(r"([\d.]+) req/s", output)[0]
+            rates.append(f"{name} {float(rate):.0f} calls/s")
         memory = memory_mib([server.process.pid, *followers(server)])
         print(f"workers {workers}: {', '.join(rates)}, {memory:.0f} MiB")  # noqa: T201
         assert server.stop() == 0

@@ -29,6 +29,7 @@ from bookserve.serving.server.loader import InProcessLoader
 from bookserve.serving.server.metrics import Snapshot
 from bookserve.serving.server.models import State
 from bookserve.serving.server.servable import Servable
+from bookserve.serving.wire import tensorflow_error_pb2
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +107,12 @@ class Followers:
         """
         self._state, self._answers = state, answers
         for number in range(1, processes(self._flags)):
-            follower = await self._spawn(number)
+            try:
+                follower = await self._spawn(number)
+            except OSError as error:
+                raise ServingError(tensorflow_error_pb2.UNKNOWN, f"worker {number} does not start: {error}") from error
             self._tried.append(asyncio.Event())
-            self._keeping.append(self._loop.create_task(self._keep(follower, self._tried[-1])))
+            self._keeping.append(self._loop.create_task(self._keep(number, follower, self._tried[-1])))
 
     async def serve(self) -> None:
         """Lets the followers serve, now that the models are loaded; returns when each does or has failed to."""
@@ -138,25 +142,27 @@ class Followers:
         follower.catching_up = [channel.ask("load", key, *version) for key, version in self._versions.items()]
         return follower
 
-    async def _keep(self, follower: _Follower, tried: asyncio.Event) -> None:
+    async def _keep(self, number: int, follower: _Follower | None, tried: asyncio.Event) -> None:
         """Follows the life of a follower, and of those that replace it."""
         delay = _FIRST_DELAY_SECONDS
         while True:
             began = self._loop.time()
             try:
+                follower = follower or await self._spawn(number)
                 await self._bring_up(follower)
                 tried.set()
                 await follower.channel.lost.wait()
             except ServingError as error:
-                log.error("worker %d cannot load what is served: %s", follower.number, error)
-            except ConnectionError:
-                pass
-            await self._bury(follower)
+                log.error("worker %d cannot load what is served: %s", number, error)
+            except OSError as error:
+                log.error("worker %d does not start: %s", number, error or "it ended")
+            if follower is not None:
+                await self._bury(follower)
+                follower = None
             tried.set()
             lasted = self._loop.time() - began
             delay = _FIRST_DELAY_SECONDS if lasted > _MAX_DELAY_SECONDS else min(2 * delay, _MAX_DELAY_SECONDS)
             await asyncio.sleep(delay)
-            follower = await self._spawn(follower.number)
 
     async def _bring_up(self, follower: _Follower) -> None:
         """Waits until it has loaded what is loaded here, then lets it serve."""

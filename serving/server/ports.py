@@ -85,11 +85,21 @@ class Ports:
         """On every address that the host's name has."""
         host = self._flags.bind_address or None
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, address in dict.fromkeys((entry[0], entry[4]) for entry in found):
-            self._endpoints.append((api, socket.create_server(address, family=family, backlog=_BACKLOG)))
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            endpoint = socket.socket(family, kind, protocol)
+            self._endpoints.append((api, endpoint))
+            if os.name == "posix":
+                endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                endpoint.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                endpoint.bind(address)
+            except OSError as error:
+                raise OSError(error.errno, f"{address[0]}:{address[1]}: {error.strerror}") from error
 
     async def _serve(self, api: Api, endpoint: socket.socket) -> None:
-        start = self._loop.create_unix_server if endpoint.family == socket.AF_UNIX else self._loop.create_server
+        is_unix = isinstance(endpoint.getsockname(), str)
+        start = self._loop.create_unix_server if is_unix else self._loop.create_server
         options = self._connections.tls_options(api)
         self._listeners.append(await start(self._connections.factory(api), sock=endpoint, backlog=_BACKLOG, **options))
 

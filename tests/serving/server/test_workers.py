@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
@@ -420,11 +421,17 @@ def memory_mib(pids: Sequence[int]) -> float:
     return sum(int(re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[0]) for rollup in rollups) / 1024
 
 
+def processor_seconds(pids: Sequence[int]) -> float:
+    """That the processes have used."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(user) + int(system) for user, system in (row[11:13] for row in fields)) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load (Debian: nghttp2-client)")
 def test_rates_and_memory(start_server: StartServer, tmp_path: Path) -> None:
-    """To be read: calls a second over 32 connections, and memory, with one process and with two."""
+    """To be read: calls a second over 32 connections, their cost, and memory, with one process and with two."""
     write_scale_model(tmp_path / "models" / "scale", 1, 2.0)
     write_lenet(tmp_path / "models" / "lenet")
     inputs = {"scale": np.ones((1, 3), np.float32), "lenet": np.ones((1, 1, 28, 28), np.float32)}
@@ -436,17 +443,19 @@ def test_rates_and_memory(start_server: StartServer, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(struct.pack(">BL", 0, len(message)) + message)
     for workers in (1, 2, 1, 2):
         server = start_server(f"--model_root={tmp_path / 'models'}", f"--workers={workers}")
+        pids = [server.process.pid, *followers(server)]
         rates = []
         for name in inputs:
+            used = processor_seconds(pids)
             arguments = ["-n60000", "-c32", "-t1", "-d", str(tmp_path / name), "-H", "te: trailers"]
             url = f"http://{server.target}/tensorflow.serving.PredictionService/Predict"
             command = ["h2load", *arguments, "-H", "content-type: application/grpc", url]
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             assert "60000 succeeded, 0 failed" in output
             rate = re.findall(r"([\d.]+) req/s", output)[0]
-            rates.append(f"{name} {float(rate):.0f} calls/s")
-        memory = memory_mib([server.process.pid, *followers(server)])
-        print(f"workers {workers}: {', '.join(rates)}, {memory:.0f} MiB")  # noqa: T201
+            micros = (processor_seconds(pids) - used) / 60_000 * 1e6
+            rates.append(f"{name} {float(rate):.0f} calls/s at {micros:.0f} us of a core each")
+        print(f"workers {workers}: {', '.join(rates)}, {memory_mib(pids):.0f} MiB")  # noqa: T201
         assert server.stop() == 0
 
 

@@ -95,7 +95,7 @@ class Ports:
             try:
                 endpoint.bind(address)
             except OSError as error:
-                raise OSError(error.errno, f"{address[0]}:{address[1]}: {error.strerror}") from error
+                raise OSError(error.errno, f"{host or 'all addresses'}:{port}: {error.strerror}") from error
 
     async def _serve(self, api: Api, endpoint: socket.socket) -> None:
         is_unix = isinstance(endpoint.getsockname(), str)

@@ -8,9 +8,9 @@ import hmac
 import ipaddress
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bookserve.serving.server import model_config
 from bookserve.serving.server.errors import ServingError, invalid_argument, not_found
@@ -78,17 +78,12 @@ def default_roots(settings: Iterable[ModelSetting], model_root: str) -> list[Pat
     return sorted(roots)
 
 
-class ModelAdmin:
-    """Changes the models of a manager, within `roots`, and with request logs within `log_roots`."""
+class Admin(Protocol):
+    """Changes the models. What is changed is so for every request that comes after the answer."""
 
-    def __init__(self, manager: ModelManager, roots: Sequence[Path], log_roots: Iterable[Path] = ()) -> None:
-        self._manager = manager
-        self._roots = roots
-        self._log_roots = list(log_roots)
-
-    def config(self) -> messages.ModelServerConfig:
+    async def config(self) -> messages.ModelServerConfig:
         """The models as they are configured now."""
-        return model_config.to_message(self._manager.settings)
+        ...
 
     async def reload(self, config: messages.ModelServerConfig) -> None:
         """Makes these the models; returns when the new ones are available.
@@ -96,6 +91,43 @@ class ModelAdmin:
         Raises ServingError: as TensorFlow Serving for a config that is refused, PERMISSION_DENIED for a base path
         outside of the roots, UNKNOWN where a new model did not become available (it stays configured).
         """
+        ...
+
+    async def add_or_replace(self, model: messages.ModelConfig) -> None:
+        """Adds a model, or replaces its settings; returns when it is available. Raises as `reload`."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Stops serving a model. Raises ServingError (NOT_FOUND) when there is none of that name."""
+        ...
+
+
+async def _at_once() -> None:
+    """Where one process answers all requests."""
+
+
+class ModelAdmin:
+    """The `Admin` of a manager, within `roots`, and with request logs within `log_roots`."""
+
+    def __init__(
+        self,
+        manager: ModelManager,
+        roots: Sequence[Path],
+        log_roots: Iterable[Path] = (),
+        until_known: Callable[[], Awaitable[None]] = _at_once,
+    ) -> None:
+        """`until_known` waits until every process knows what the manager has changed."""
+        self._manager = manager
+        self._roots = roots
+        self._log_roots = list(log_roots)
+        self._until_known = until_known
+
+    async def config(self) -> messages.ModelServerConfig:
+        """See Admin.config."""
+        return model_config.to_message(self._manager.settings)
+
+    async def reload(self, config: messages.ModelServerConfig) -> None:
+        """See Admin.reload."""
         if config.WhichOneof("config") != "model_config_list":
             raise invalid_argument(
                 "ServerModelConfig type not supported by HandleReloadConfigRequest."
@@ -108,7 +140,7 @@ class ModelAdmin:
         await self._apply(settings)
 
     async def add_or_replace(self, model: messages.ModelConfig) -> None:
-        """Adds a model, or replaces its settings; returns when it is available. Raises as `reload`."""
+        """See Admin.add_or_replace."""
         self._check(model)
         (setting,) = model_config.from_message(
             messages.ModelServerConfig(model_config_list=messages.ModelConfigList(config=[model]))
@@ -118,15 +150,17 @@ class ModelAdmin:
         await self._apply(list((others | {setting.name: setting}).values()))
 
     async def remove(self, name: str) -> None:
-        """Stops serving a model. Raises ServingError (NOT_FOUND) when there is none of that name."""
+        """See Admin.remove."""
         settings = self._manager.settings
         left = [setting for setting in settings if setting.name != name]
         if len(left) == len(settings):
             raise not_found(f"no model '{name[:255]}' is configured")
         await self._manager.apply(left)
+        await self._until_known()
 
     async def _apply(self, settings: list[ModelSetting]) -> None:
         failures = await self._manager.until_tried(await self._manager.apply(settings))
+        await self._until_known()
         if failures:
             text = "".join(f"{{{_id(failure)}}} due to error: {failure.error}}}, " for failure in failures)
             raise ServingError(

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from google.protobuf import json_format
 
-from bookserve.serving.server.admin import Access, ModelAdmin
+from bookserve.serving.server.admin import Access, Admin
 from bookserve.serving.server.errors import HTTP_STATUS, ServingError, invalid_argument
 from bookserve.serving.server.http1 import Handler, HttpExchange
 from bookserve.serving.server.rest_api import error_body
@@ -25,7 +25,7 @@ _EXAMPLE = '{"base_path": "/models/mnist", "version_policy": {"latest": {"num_ve
 class AdminApi:
     """Answers what changes models, for callers with access, and leaves every other request to `next_handler`."""
 
-    def __init__(self, admin: ModelAdmin, access: Access, next_handler: Handler) -> None:
+    def __init__(self, admin: Admin, access: Access, next_handler: Handler) -> None:
         self._admin = admin
         self._access = access
         self._next = next_handler
@@ -48,7 +48,7 @@ class AdminApi:
             self._access.check(exchange.peer, headers.get(b"authorization", b""), browser=browser)
             match = _MODEL.fullmatch(exchange.path)
             if match is None:
-                exchange.respond(200, _config_json(self._admin.config()))
+                exchange.respond(200, _config_json(await self._admin.config()))
                 return
             name = unquote(match[1].decode("utf-8", "replace"))
             if exchange.method == b"DELETE":

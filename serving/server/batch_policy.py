@@ -6,7 +6,6 @@ what cannot be batched is an error, as in TensorFlow Serving (batching_session.c
 """
 
 import itertools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +51,10 @@ def read_parameters(path: Path) -> BatchingParameters:
         raise invalid_argument(f"Invalid protobuf file: '{path}': {error}") from error
 
 
-def batch_threads(parameters: BatchingParameters) -> int:
-    """How many threads run batches. Raises ServingError (INVALID_ARGUMENT) for a number below one."""
+def batch_threads(parameters: BatchingParameters, cores: int) -> int:
+    """How many threads run batches, by default one per core. Raises ServingError (INVALID_ARGUMENT) below one."""
     if not parameters.HasField("num_batch_threads"):
-        return os.cpu_count() or 1
+        return cores
     return _at_least(1, "num_batch_threads", parameters.num_batch_threads.value)
 
 

@@ -26,6 +26,7 @@ class Flags:
     grpc_channel_arguments: str = _flag("", "gRPC's own settings, such as grpc.max_connection_age_ms=60000,...")
     enable_grpc_healthcheck_service: bool = _flag(False, "answer grpc.health.v1 on the gRPC port")
     enable_grpc_reflection: bool = _flag(False, "let grpcurl and its like list and describe the gRPC services")
+    workers: int = _flag(1, "processes that answer requests behind the same ports; 0: one per core")
     model_name: str = _flag("default", "name of the one model (without --model_config_file)")
     model_base_path: str = _flag("", "folder of the version folders of the one model")
     model_config_file: str = _flag("", "text ModelServerConfig file with the models to serve")
@@ -75,7 +76,7 @@ class Flags:
     )
     max_request_bytes: int = _flag(64 << 20, "largest request, over gRPC and REST, also after decompression")
     max_header_bytes: int = _flag(16 << 10, "largest request line and headers, over gRPC and REST")
-    max_connections: int = _flag(4096, "connections of each port; more are turned away")
+    max_connections: int = _flag(4096, "connections of each port, and process; more are turned away")
     max_buffered_bytes: int = _flag(512 << 20, "unfinished requests and unread answers of all connections together")
     handshake_seconds: float = _flag(10.0, "for a new connection to shake hands: TLS, and HTTP/2 over gRPC")
     request_seconds: float = _flag(28.0, "for a client to send one request, from its first byte to its last")
@@ -178,6 +179,12 @@ def _value(name: str, kind: type, text: str | None) -> Any:
         return kind(text)
     except ValueError:
         raise FlagError(f"--{name}={text}: expected {'a number' if kind is float else 'a whole number'}") from None
+
+
+def arguments(flags: Flags) -> list[str]:
+    """A command line that `parse` reads as these flags."""
+    values = [(flag, getattr(flags, flag.name)) for flag in fields(Flags)]
+    return [f"--{flag.name}={value}" for flag, value in values if value != flag.default]
 
 
 def usage() -> str:

@@ -14,7 +14,7 @@ from bookserve.serving.server.classification import CLASSIFY, REGRESS
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.http2 import GrpcCall, Handler
 from bookserve.serving.server.inference import Prediction
-from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.models import Models
 from bookserve.serving.server.signatures import find_signature
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Request = TypeVar("Request", bound=Message)
 
 
-def handlers(manager: ModelManager, *, tensor_content: bool) -> dict[bytes, Handler]:
+def handlers(manager: Models, *, tensor_content: bool) -> dict[bytes, Handler]:
     """The handler of each method path; `tensor_content` answers packed bytes instead of typed fields."""
     services: dict[str, Handler] = {
         "PredictionService/Predict": _predict(manager, tensor_content),
@@ -82,7 +82,7 @@ def _queued(request_type: type[Request], start: Callable[[Request, GrpcCall, Cal
     return handle
 
 
-def _predict(manager: ModelManager, tensor_content: bool) -> Handler:
+def _predict(manager: Models, tensor_content: bool) -> Handler:
     requests = PredictRequests()
 
     def handle(call: GrpcCall, data: bytes) -> None:

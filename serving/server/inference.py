@@ -10,7 +10,7 @@ from typing import Protocol
 from bookserve.serving.server.batching import Outcome, Owner, Task
 from bookserve.serving.server.classification import METHODS, ExampleMethod, Response, join, read_examples
 from bookserve.serving.server.errors import ServingError, invalid_argument
-from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.models import Models
 from bookserve.serving.server.record import Record
 from bookserve.serving.server.servable import Servable
 from bookserve.serving.server.signatures import DEFAULT_SIGNATURE, Signature
@@ -38,8 +38,8 @@ class Caller(Owner, Protocol):
     record: Record | None
 
 
-def find(manager: ModelManager, spec: messages.ModelSpec, caller: Caller | None) -> Servable:
-    """The loaded version that a ModelSpec names. Raises ServingError as ModelManager.find."""
+def find(manager: Models, spec: messages.ModelSpec, caller: Caller | None) -> Servable:
+    """The loaded version that a ModelSpec names. Raises ServingError as Models.find."""
     if caller is not None and caller.record is not None:
         caller.record.model = spec.name
     choice = spec.WhichOneof("version_choice")
@@ -76,7 +76,7 @@ def predict(
 
 
 def classify_or_regress(
-    manager: ModelManager,
+    manager: Models,
     method: ExampleMethod,
     request: messages.ClassificationRequest | messages.RegressionRequest,
     caller: Caller,
@@ -108,7 +108,7 @@ def classify_or_regress(
 
 
 def multi_inference(
-    manager: ModelManager,
+    manager: Models,
     request: messages.MultiInferenceRequest,
     caller: Caller,
     done: Callable[[messages.MultiInferenceResponse | ServingError], None],
@@ -200,7 +200,7 @@ def _spec_of(servable: Servable, signature: Signature) -> messages.ModelSpec:
     return spec
 
 
-def metadata(manager: ModelManager, request: messages.GetModelMetadataRequest) -> messages.GetModelMetadataResponse:
+def metadata(manager: Models, request: messages.GetModelMetadataRequest) -> messages.GetModelMetadataResponse:
     """The signatures of a version, as TensorFlow Serving's GetModelMetadata answers them.
 
     Raises ServingError: INVALID_ARGUMENT for a request without spec or field, or for another field than signature_def.
@@ -223,8 +223,8 @@ def metadata(manager: ModelManager, request: messages.GetModelMetadataRequest) -
     return response
 
 
-def status(manager: ModelManager, request: messages.GetModelStatusRequest) -> messages.GetModelStatusResponse:
-    """The states of a model's versions. Raises ServingError as ModelManager.status."""
+def status(manager: Models, request: messages.GetModelStatusRequest) -> messages.GetModelStatusResponse:
+    """The states of a model's versions. Raises ServingError as Models.status."""
     if not request.HasField("model_spec"):
         raise invalid_argument("Missing ModelSpec")
     spec = request.model_spec

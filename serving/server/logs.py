@@ -18,10 +18,13 @@ _TF_LEVELS = {"0": logging.INFO, "1": logging.WARNING, "2": logging.ERROR, "3": 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def configure(style: str, level: str) -> None:
-    """Sets up logging for this process; without a level TF_CPP_MIN_LOG_LEVEL decides, and without that it is info."""
+def configure(style: str, level: str, worker: int = 0) -> None:
+    """Sets up logging for this process; without a level TF_CPP_MIN_LOG_LEVEL decides, and without that it is info.
+
+    The lines of every `worker` but 0 tell its number.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter(worker) if style == "json" else TextFormatter(worker))
     chosen = _LEVELS[level] if level else _TF_LEVELS.get(os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0"), logging.INFO)
     logging.basicConfig(level=chosen, handlers=[handler])
 
@@ -29,9 +32,14 @@ def configure(style: str, level: str) -> None:
 class TextFormatter(logging.Formatter):
     """Time, level, logger and message on one line; a traceback below it, indented."""
 
+    def __init__(self, worker: int = 0) -> None:
+        super().__init__()
+        self._worker = f" worker {worker}" if worker else ""
+
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
-        lines = [f"{self.formatTime(record)} {record.levelname[0]} {record.name}: {printable(record.getMessage())}"]
+        head = f"{self.formatTime(record)} {record.levelname[0]} {record.name}{self._worker}"
+        lines = [f"{head}: {printable(record.getMessage())}"]
         if record.exc_info:
             lines += ["    " + printable(line) for line in self.formatException(record.exc_info).splitlines()]
         return "\n".join(lines)
@@ -40,6 +48,10 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """Time, level, logger, message, what `extra={"fields": …}` adds, and the traceback where there is one."""
 
+    def __init__(self, worker: int = 0) -> None:
+        super().__init__()
+        self._worker = {"worker": worker} if worker else {}
+
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
         fields = {
@@ -47,6 +59,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._worker,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bookserve.serving.server import sources
-from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument, not_found
+from bookserve.serving.server.errors import ServingError, failed_precondition, not_found
 from bookserve.serving.server.metrics import IN_FLIGHT, QUEUE_LENGTH, VERSION_STATE, Gauge
 from bookserve.serving.server.model_config import ModelSetting
+from bookserve.serving.server.models import ModelState, State, nameless, not_served, number_of, statuses
 from bookserve.serving.server.servable import Loader, Servable
 from bookserve.serving.wire import tensorflow_error_pb2
-from bookserve.serving.wire.tensorflow_serving_pb2 import ModelVersionStatus
+from bookserve.serving.wire.tensorflow_serving_pb2 import GetModelStatusResponse, ModelVersionStatus
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +102,15 @@ class ModelManager:
         loader: Loader,
         options: ManagerOptions,
         on_settings: Callable[[Sequence[ModelSetting]], None] = lambda settings: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_settings` is told the configured models, before the first request that can meet them."""
+        """`on_settings` is told the configured models, before the first request that can meet them.
+
+        `on_change` is called when what `state` answers has changed, maybe more than once for one change.
+        """
         self._loader = loader
         self._on_settings = on_settings
+        self._on_change = on_change
         self._options = options
         self._models: dict[str, _Model] = {}
         self._removed: dict[str, _Model] = {}
@@ -124,12 +130,10 @@ class ModelManager:
         With `lazy`: raises LoadPending while the version loads, and the error of the load when it failed.
         """
         if not name:
-            raise invalid_argument("ModelSpec has no name specified.")
+            raise nameless()
         model = self._models.get(name)
         if label is not None and model is not None:
-            version = model.setting.labels.get(label)
-            if version is None:
-                raise invalid_argument(f"Unrecognized servable version label: {label}")
+            version = number_of(model.setting.labels, label)
         servable = None
         if model is not None:
             servable = model.latest if version is None else _available(model, version)
@@ -137,8 +141,7 @@ class ModelManager:
                 servable = servable or self._load_for_request(model, version)
                 servable.last_used = next(self._uses)
         if servable is None:
-            wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-            raise not_found(f"Servable not found for request: {wanted}")
+            raise not_served(name, version)
         return servable
 
     def _load_for_request(self, model: _Model, number: int | None) -> Servable:
@@ -146,13 +149,13 @@ class ModelManager:
         name = model.setting.name
         if number is None:
             if not model.wanted:
-                raise not_found(f"Servable not found for request: Latest({name})")
+                raise not_served(name, None)
             versions = [model.versions[number] for number in sorted(model.wanted, reverse=True)]
             version = next((version for version in versions if not self._has_failed(version)), versions[0])
         elif number in model.wanted:
             version = model.versions[number]
         else:
-            raise not_found(f"Servable not found for request: Specific({name}, {number})")
+            raise not_served(name, number)
         if version.state == _END and not self._has_failed(version):
             version.state, version.error = _START, None
         if version.state == _START:
@@ -180,23 +183,28 @@ class ModelManager:
         Of versions that have ended the last few are remembered, also of models that are no longer configured.
         Raises ServingError: INVALID_ARGUMENT without a name, NOT_FOUND for an unknown model or version.
         """
-        if not name:
-            raise invalid_argument("ModelSpec has no name specified.")
         model = self._models.get(name) or self._removed.get(name)
-        if model is None or not model.versions:
-            raise not_found(f"Could not find any versions of model {name}")
-        if version is not None:
-            if version not in model.versions:
-                raise not_found(f"Could not find version {version} of model {name}")
-            return [_status(model.versions[version])]
-        return [_status(model.versions[number]) for number in sorted(model.versions, reverse=True)]
+        return statuses(name, model.versions if model is not None else {}, version, _status)
 
     def overview(self) -> dict[str, tuple[Mapping[str, int], list[ModelVersionStatus]]]:
         """The labels and the versions, highest first, of every configured model, by its name."""
-        return {
-            name: (model.setting.labels, [_status(model.versions[n]) for n in sorted(model.versions, reverse=True)])
-            for name, model in sorted(self._models.items())
-        }
+        return {name: (model.setting.labels, _statuses(model)) for name, model in sorted(self._models.items())}
+
+    def state(self, key_of: Callable[[Servable], int]) -> State:
+        """Everything that another process needs to answer as this one does; `key_of` names loaded versions."""
+        return State(
+            {
+                name: ModelState(
+                    model.setting,
+                    key_of(model.latest) if model.latest is not None else None,
+                    {number: key_of(servable) for number, servable in _all_available(model).items()},
+                    _packed(model),
+                )
+                for name, model in self._models.items()
+            },
+            {name: _packed(model) for name, model in self._removed.items()},
+            self.ready,
+        )
 
     def gauges(self) -> list[Gauge]:
         """What the metrics show of the versions at this moment."""
@@ -277,6 +285,7 @@ class ModelManager:
                 new.append(name)
             models[name] = model
         self._models = models
+        self._on_change()
         if self._options.poll_seconds >= 0:
             await self._look()
         return new
@@ -427,9 +436,11 @@ class ModelManager:
             model.latest = model.replaces.latest
         else:
             model.latest = newest.servable if newest is not None else None
+        self._on_change()
 
     def _begin_load(self, model: _Model, version: _Version) -> None:
         version.state = _LOADING
+        self._on_change()
         self._start(self._load(model, version))
 
     def _begin_unload(self, model: _Model, version: _Version) -> None:
@@ -449,6 +460,7 @@ class ModelManager:
             except Exception as fault:
                 version.error = _as_serving_error(fault, name, number)
                 version.tried.set()
+                self._on_change()
             else:
                 version.state, version.error = _AVAILABLE, None
                 log.info("Successfully loaded servable version {name: %s version: %d}", name, number)
@@ -518,6 +530,11 @@ def _available(model: _Model, number: int) -> Servable | None:
     return _available(model.replaces, number) if model.replaces is not None else None
 
 
+def _all_available(model: _Model) -> dict[int, Servable]:
+    older = _all_available(model.replaces) if model.replaces is not None else {}
+    return older | {version.number: _servable(version) for version in model.available()}
+
+
 def _servable(version: _Version) -> Servable:
     assert version.servable is not None
     return version.servable
@@ -544,6 +561,14 @@ def _as_serving_error(fault: Exception, name: str, number: int) -> ServingError:
         return fault
     log.error("the fault in full", exc_info=fault)
     return ServingError(tensorflow_error_pb2.UNKNOWN, f"{type(fault).__name__}: {fault}")
+
+
+def _statuses(model: _Model) -> list[ModelVersionStatus]:
+    return [_status(model.versions[number]) for number in sorted(model.versions, reverse=True)]
+
+
+def _packed(model: _Model) -> bytes:
+    return GetModelStatusResponse(model_version_status=_statuses(model)).SerializeToString()
 
 
 def _status(version: _Version) -> ModelVersionStatus:

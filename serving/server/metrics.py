@@ -79,12 +79,13 @@ RESPONSE_BYTES = Family("/bookserve/response_bytes", "histogram", ("model_name",
 QUEUE_LENGTH = Family("/bookserve/queue_length", "gauge", ("model_name", "version"))
 IN_FLIGHT = Family("/bookserve/requests_in_flight", "gauge", ("model_name", "version"))
 VERSION_STATE = Family("/bookserve/model_version_state", "gauge", ("model_name", "version", "state"))
+CONNECTIONS = Family("/bookserve/connections", "gauge", ("worker", "api"))
 
 FAMILIES = (
     *(REQUEST_COUNT, REQUEST_LATENCY, RUNTIME_LATENCY, EXAMPLE_COUNTS, EXAMPLE_COUNT_TOTAL, WARMUP_LATENCY),
     *(WARMUP_RECORDS, REQUEST_LOG_COUNT, QUEUING_LATENCY, RUN_COUNT, INPUT_BATCH_SIZE, PROCESSED_BATCH_SIZE),
     *(PADDING_SIZE, LOAD_ATTEMPTS, LOAD_LATENCY, SIGNATURE_COUNT, RESPONSE_BYTES, QUEUE_LENGTH, IN_FLIGHT),
-    VERSION_STATE,
+    *(VERSION_STATE, CONNECTIONS),
 )
 
 # The thread pool that TensorFlow Serving has without a batching parameters file.
@@ -300,8 +301,13 @@ class Metrics:
         return cell
 
 
-def render(snapshots: Iterable[Snapshot]) -> bytes:
-    """The Prometheus page of one process or of several: series with the same labels are added together.
+def lasting(snapshot: Snapshot) -> Snapshot:
+    """What remains true of a process that is gone: its counts, not its gauges."""
+    return {family.name: snapshot.get(family.name, []) for family in FAMILIES if family.kind != "gauge"}
+
+
+def merged(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Series of several processes with the same labels added together.
 
     So a gauge such as `model_version_state` says in how many processes a version is in that state.
     """
@@ -313,11 +319,17 @@ def render(snapshots: Iterable[Snapshot]) -> bytes:
                 key = tuple(labels)
                 before = total.get(key)
                 total[key] = list(values) if before is None else [a + b for a, b in zip(before, values, strict=True)]
+    return {name: list(total.items()) for name, total in sums.items()}
+
+
+def render(snapshots: Iterable[Snapshot]) -> bytes:
+    """The Prometheus page of one process, or of several as `merged` adds them up."""
+    whole = merged(snapshots)
     lines: list[str] = []
     for family in sorted(FAMILIES, key=lambda family: family.name):
         name = re.sub("[^A-Za-z0-9_]", ":", family.name)
         lines.append(f"# TYPE {name} {family.kind}")
-        for labels, values in sorted(sums[family.name].items()):
+        for labels, values in sorted(whole[family.name]):
             pairs = ",".join(f'{label}="{_escaped(value)}"' for label, value in zip(family.labels, labels, strict=True))
             if family.kind == "histogram":
                 lines += _histogram_lines(name, pairs, family.bounds, values)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from bookserve.serving.server.admin import Access, ModelAdmin
+from bookserve.serving.server.admin import Access, Admin
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.http2 import GrpcCall, Handler
 from bookserve.serving.server.metrics import Metrics
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Request = TypeVar("Request", bound=Message)
 
 
-def handlers(admin: ModelAdmin, access: Access, metrics: Metrics) -> dict[bytes, Handler]:
+def handlers(admin: Admin, access: Access, metrics: Metrics) -> dict[bytes, Handler]:
     """The handler of each method path; `metrics` is for the increases that a reload may ask for."""
 
     async def reload(request: messages.ReloadConfigRequest) -> Message:
@@ -39,7 +39,7 @@ def handlers(admin: ModelAdmin, access: Access, metrics: Metrics) -> dict[bytes,
         return model_admin_pb2.RemoveModelResponse()
 
     async def config(request: model_admin_pb2.GetConfigRequest) -> Message:
-        return model_admin_pb2.GetConfigResponse(config=admin.config())
+        return model_admin_pb2.GetConfigResponse(config=await admin.config())
 
     guarded = _Guarded(access)
     return {

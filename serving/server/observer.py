@@ -51,13 +51,18 @@ class Observer:
         log_all: RequestLogSetting | None,
         max_file_bytes: int,
         max_files: int,
+        worker: int = 0,
     ) -> None:
-        """`log_requests` is none, errors or all; `log_all` is the request log of models that have none of their own."""
+        """`log_requests` is none, errors or all; `log_all` is the request log of models that have none of their own.
+
+        Every `worker` but 0 writes request logs to files of its own, with its number in their names.
+        """
         self.metrics = metrics
         self._log_requests = log_requests
         self._log_all = log_all
         self._max_file_bytes = max_file_bytes
         self._max_files = max_files
+        self._log_suffix = f"-worker{worker}" if worker else ""
         self._settings: dict[str, RequestLogSetting] = {}  # by model
         self._logs: dict[str, RequestLog] = {}  # by prefix
         self._id_prefix = secrets.token_hex(8).encode()
@@ -77,7 +82,8 @@ class Observer:
     def _choose(self) -> None:
         prefixes = {setting.prefix for setting in (*self._settings.values(), self._log_all) if setting}
         for prefix in prefixes - self._logs.keys():
-            self._logs[prefix] = RequestLog(prefix, self._max_file_bytes, self._max_files, self._lost)
+            own_prefix = prefix + self._log_suffix
+            self._logs[prefix] = RequestLog(own_prefix, self._max_file_bytes, self._max_files, self._lost)
         for prefix in self._logs.keys() - prefixes:
             self._logs.pop(prefix).stop()
         self._makes_ids = self._log_requests != "none" or bool(prefixes)

@@ -15,7 +15,7 @@ import numpy as np
 
 from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument
 from bookserve.serving.server.inference import Caller
-from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.models import Models
 from bookserve.serving.server.servable import Servable
 from bookserve.serving.server.signatures import Signature, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
@@ -62,7 +62,7 @@ _REASONS = {ModelVersionStatus.START: "not loaded yet", ModelVersionStatus.END: 
 # Models
 
 
-def find(manager: ModelManager, name: str, version: str, caller: Caller | None) -> Servable:
+def find(manager: Models, name: str, version: str, caller: Caller | None) -> Servable:
     """The version that a request names; the empty one means the latest.
 
     Raises ServingError: INVALID_ARGUMENT without a name or for a version that is no number, NOT_FOUND where nothing is
@@ -82,7 +82,7 @@ def version_number(version: str) -> int:
     return int(version)
 
 
-def model_ready(manager: ModelManager, name: str, version: str) -> bool:
+def model_ready(manager: Models, name: str, version: str) -> bool:
     """Whether the model, or that version of it, is loaded and may be asked; False also for one that does not exist.
 
     Raises ServingError (INVALID_ARGUMENT) without a name or for a version that is no number.
@@ -103,7 +103,7 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "bookserve", "version": version, "extensions": ["binary_tensor_data"]}
 
 
-def model_metadata(manager: ModelManager, name: str, version: str) -> dict[str, Any]:
+def model_metadata(manager: Models, name: str, version: str) -> dict[str, Any]:
     """Versions, inputs and outputs of a model's default signature. Raises ServingError as `find`."""
     servable = find(manager, name, version, None)
     signature = find_signature(servable.engine.signatures, "")
@@ -131,7 +131,7 @@ def _tensors(infos: Mapping[str, tensorflow_pb2.TensorInfo]) -> list[dict[str, A
     ]
 
 
-def repository_index(manager: ModelManager, repository: str, *, only_ready: bool) -> list[dict[str, str]]:
+def repository_index(manager: Models, repository: str, *, only_ready: bool) -> list[dict[str, str]]:
     """Every version of every configured model, with its state and the reason of a state that is not READY.
 
     Raises ServingError (INVALID_ARGUMENT) for a named repository: there is only one, without a name.

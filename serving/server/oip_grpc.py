@@ -15,7 +15,7 @@ from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.grpc_api import parse, unary
 from bookserve.serving.server.http2 import GrpcCall, Handler
 from bookserve.serving.server.inference import Prediction
-from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.models import Models
 from bookserve.serving.server.signatures import find_signature
 from bookserve.serving.wire import open_inference_pb2 as messages
 from bookserve.serving.wire import tensorflow_error_pb2
@@ -40,7 +40,7 @@ _CONTENTS = {
 }
 
 
-def handlers(manager: ModelManager, ready: Callable[[], bool]) -> dict[bytes, Handler]:
+def handlers(manager: Models, ready: Callable[[], bool]) -> dict[bytes, Handler]:
     """The handler of each method path; `ready` tells whether the server should be asked."""
     service: dict[str, Handler] = {
         "ServerLive": unary(messages.ServerLiveRequest, lambda _: messages.ServerLiveResponse(live=True)),
@@ -75,7 +75,7 @@ def _load_and_unload(call: GrpcCall, data: bytes) -> None:
     call.fail(tensorflow_error_pb2.UNIMPLEMENTED, oip.NO_LOAD_OR_UNLOAD)
 
 
-def _infer(manager: ModelManager) -> Handler:
+def _infer(manager: Models) -> Handler:
     def handle(call: GrpcCall, data: bytes) -> None:
         try:
             request = parse(messages.ModelInferRequest, data)

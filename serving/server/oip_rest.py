@@ -17,7 +17,7 @@ from bookserve.serving.server import inference, oip
 from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument, not_found
 from bookserve.serving.server.http1 import HttpExchange
 from bookserve.serving.server.inference import Prediction
-from bookserve.serving.server.manager import ModelManager
+from bookserve.serving.server.models import Models
 from bookserve.serving.server.signatures import Signature, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.json_tensors import to_array
@@ -40,7 +40,7 @@ class OipRest:
     `ready` tells whether the server should be asked; `fail` is how the REST API answers a request with an error.
     """
 
-    def __init__(self, manager: ModelManager, ready: Callable[[], bool], fail: Fail) -> None:
+    def __init__(self, manager: Models, ready: Callable[[], bool], fail: Fail) -> None:
         self._manager = manager
         self._ready = ready
         self._fail = fail

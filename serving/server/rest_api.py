@@ -14,8 +14,8 @@ from bookserve.serving.server import inference
 from bookserve.serving.server.classification import CLASSIFY, REGRESS, ExampleMethod
 from bookserve.serving.server.errors import HTTP_STATUS, ServingError, invalid_argument, not_found
 from bookserve.serving.server.http1 import HttpExchange
-from bookserve.serving.server.manager import ModelManager
 from bookserve.serving.server.metrics import CONTENT_TYPE
+from bookserve.serving.server.models import Models
 from bookserve.serving.server.oip_rest import OipRest
 from bookserve.serving.server.signatures import DEFAULT_SIGNATURE
 from bookserve.serving.wire import json_numbers, tensorflow_error_pb2
@@ -51,7 +51,7 @@ class RestApi:
 
     def __init__(
         self,
-        manager: ModelManager,
+        manager: Models,
         *,
         cors: bool = False,
         metrics_path: bytes | None = None,

@@ -23,7 +23,7 @@ _ANSWER, _ERROR = "", "!"  # in place of a name
 
 
 class Channel(asyncio.Protocol):
-    """One end. Calls are begun in the order in which the other end made them."""
+    """One end. Calls are taken in the order in which the other end made them; coroutines run beside what follows."""
 
     def __init__(self, handlers: Mapping[str, Callable[..., Any]]) -> None:
         """A handler's value, or that of the awaitable which it returns, is the answer to its call."""

@@ -19,6 +19,7 @@ from bookserve.serving.server import flags as flag_parser
 from bookserve.serving.server import logs
 from bookserve.serving.server.channel import Channel
 from bookserve.serving.server.connections import Activity, Api
+from bookserve.serving.server.errors import ServingError
 from bookserve.serving.server.flags import Flags
 from bookserve.serving.server.metrics import Snapshot
 from bookserve.serving.server.models import State
@@ -159,7 +160,11 @@ async def _serve(flags: Flags, number: int, control: socket.socket, taking: sock
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, lambda: None)  # the leader, which has got it, too, decides
     taking.setblocking(False)
-    follower = Follower(flags, number, taking)
+    try:
+        follower = Follower(flags, number, taking)
+    except ServingError as error:  # files that the flags name have changed since the leader read them
+        log.error("%s", error)
+        return 1
     await loop.create_unix_connection(lambda: follower.leader, sock=control)
     return await follower.run()
 

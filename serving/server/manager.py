@@ -86,7 +86,7 @@ class _Model:
     versions: dict[int, _Version] = field(default_factory=dict)
     on_disk: dict[int, Path] = field(default_factory=dict)
     wanted: set[int] = field(default_factory=set)
-    latest: Servable | None = None
+    latest: Servable | None = None  # of its own versions
     complaint: str = ""  # the last problem with the folder, so that it is logged once
     replaces: "_Model | None" = None  # the model as it was at its old base path, until a version is available here
 
@@ -136,7 +136,7 @@ class ModelManager:
             version = number_of(model.setting.labels, label)
         servable = None
         if model is not None:
-            servable = model.latest if version is None else _available(model, version)
+            servable = _latest(model) if version is None else _available(model, version)
             if self._options.lazy:
                 servable = servable or self._load_for_request(model, version)
                 servable.last_used = next(self._uses)
@@ -196,7 +196,7 @@ class ModelManager:
             {
                 name: ModelState(
                     model.setting,
-                    key_of(model.latest) if model.latest is not None else None,
+                    key_of(latest) if (latest := _latest(model)) is not None else None,
                     {number: key_of(servable) for number, servable in _all_available(model).items()},
                     _packed(model),
                 )
@@ -233,7 +233,7 @@ class ModelManager:
     def ready(self) -> bool:
         """Whether every model serves, or has nothing left that is tried for the first time."""
         return all(
-            model.latest is not None
+            _latest(model) is not None
             or all(version.state != _LOADING or version.tried.is_set() for version in model.versions.values())
             for model in self._models.values()
         )
@@ -281,7 +281,6 @@ class ModelManager:
                     self._retire(old)
                 elif old is not None:
                     model.replaces = old
-                    self._choose_latest(model)
                 new.append(name)
             models[name] = model
         self._models = models
@@ -432,10 +431,7 @@ class ModelManager:
         newest = max(available, key=lambda version: version.number) if available else None
         if newest is not None and self._options.lazy and newest.number != max(model.wanted, default=newest.number):
             newest = None  # so that the next request brings the one that is wanted
-        if newest is None and model.replaces is not None:
-            model.latest = model.replaces.latest
-        else:
-            model.latest = newest.servable if newest is not None else None
+        model.latest = newest.servable if newest is not None else None
         self._on_change()
 
     def _begin_load(self, model: _Model, version: _Version) -> None:
@@ -521,6 +517,12 @@ class ModelManager:
             async with self._room:
                 self._loaded -= freed
                 self._room.notify_all()
+
+
+def _latest(model: _Model) -> Servable | None:
+    if model.latest is None and model.replaces is not None:
+        return _latest(model.replaces)
+    return model.latest
 
 
 def _available(model: _Model, number: int) -> Servable | None:

@@ -242,6 +242,23 @@ def test_a_new_base_path_serves_the_old_one_until_it_has_something(tmp_path: Pat
     run(body)
 
 
+def test_the_old_base_path_goes_on_swapping_until_the_new_one_has_something(tmp_path: Path) -> None:
+    async def body(loader: FakeLoader) -> None:
+        loader.held[8] = asyncio.Event()
+        manager, _ = await serve(loader, folder(tmp_path / "old", 7))
+        folder(tmp_path / "old", 8)
+        await until(lambda: states(manager) == {8: "LOADING", 7: "AVAILABLE"}, "8 loads")
+        (tmp_path / "new").mkdir()
+        await manager.apply([ModelSetting("m", tmp_path / "new")])
+        loader.held[8].set()
+        await until(lambda: loader.loaded == {("m", 8)}, "7 is unloaded")
+        assert manager.find("m").version == 8
+        assert manager.state(lambda servable: servable.version).models["m"].latest == 8
+        await manager.close()
+
+    run(body)
+
+
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [

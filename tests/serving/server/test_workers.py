@@ -331,6 +331,7 @@ def test_a_process_that_dies_is_replaced_and_none_outlives_the_leader(
         assert [connection.predict()[0] for connection in rest] == [200] * 4
         write_scale_model(tmp_path / "models" / "scale", 2, 3.0)
         wait_until(lambda: all("3.0" in connection.predict()[1] for connection in rest), "version 2 serves")
+        assert all(connection.predict()[0] == 200 for connection in rest for _ in range(20))
         counted = series(rest[0].ask("GET", METRICS)[1], ":tensorflow:serving:request_count", status="OK")
         (first,) = followers(server)
         subprocess.run(["kill", "-KILL", str(first)], check=True)

@@ -149,13 +149,11 @@ def test_no_line_can_be_forged_as_text(start_server: StartServer, folder: Path) 
     ("level", "flag", "shown"),
     [("0", "", True), ("1", "", False), ("1", "info", True), ("0", "warning", False), ("", "", True)],
 )
-def test_levels(
-    monkeypatch: pytest.MonkeyPatch, start_server: StartServer, folder: Path, level: str, flag: str, shown: bool
-) -> None:
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+def test_levels(start_server: StartServer, folder: Path, level: str, flag: str, shown: bool) -> None:
     server = start_server(
         *("--model_name=scale", f"--model_base_path={folder / 'scale'}", "--unknown=1"),
         *([f"--log_level={flag}"] if flag else []),
+        tensorflow_log_level=level,
     )
     text = server.log.read_text()
     assert ("Running gRPC ModelServer at" in text) == shown

@@ -26,6 +26,7 @@ class Flags:
     grpc_channel_arguments: str = _flag("", "gRPC's own settings, such as grpc.max_connection_age_ms=60000,...")
     enable_grpc_healthcheck_service: bool = _flag(False, "answer grpc.health.v1 on the gRPC port")
     enable_grpc_reflection: bool = _flag(False, "let grpcurl and its like list and describe the gRPC services")
+    enable_profiler: bool = _flag(True, "answer tensorflow.ProfilerService on the gRPC port for what TensorFlow runs")
     workers: int = _flag(1, "processes that answer requests behind the same ports; 0: one per core")
     model_name: str = _flag("default", "name of the one model (without --model_config_file)")
     model_base_path: str = _flag("", "folder of the version folders of the one model")
@@ -113,7 +114,6 @@ WITHOUT_EFFECT: dict[str, type] = {
     "xla_gpu_compilation_enabled": bool,
     "thread_pool_factory_config_file": str,
     "skip_initialize_tpu": bool,
-    "enable_profiler": bool,
 }
 # Why, where it is not obvious.
 _REASONS = {

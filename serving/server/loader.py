@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from bookserve.serving.server import integrity, rows, warmup
 from bookserve.serving.server.batch_policy import (
@@ -28,6 +28,9 @@ from bookserve.serving.server.errors import ServingError
 from bookserve.serving.server.metrics import Metrics
 from bookserve.serving.server.servable import Servable
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
+
+if TYPE_CHECKING:
+    from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class InProcessLoader:
         self._loads = asyncio.Semaphore(options.load_threads)
         self._unloads = asyncio.Semaphore(options.unload_threads)
         self._trim = _malloc_trim()
-        self._engines: set[Engine] = set()  # loaded
+        self._engines: list[Engine] = []  # loaded, in that order
 
     async def load(self, name: str, version: int, path: Path) -> Servable:
         """See Loader.load."""
@@ -69,7 +72,7 @@ class InProcessLoader:
         async with self._loads:
             loaded = await self._on_thread(f"load {name} {version}", lambda: _load(path, options, self._metrics))
         engine, policy, batchable = loaded
-        self._engines.add(engine)
+        self._engines.append(engine)
         on_run = self._metrics.ran if self._metrics.enabled else None
         batcher = Batcher(engine, self._workers, self._loop, options.max_queued, policy, batchable, on_run)
         return Servable(name, version, engine, batcher, options.check_method_names)
@@ -78,11 +81,17 @@ class InProcessLoader:
         """See Loader.unload."""
         await servable.until_idle()
         held = [(servable.engine, servable.batcher)]
-        self._engines.discard(servable.engine)
+        self._engines.remove(servable.engine)
         del servable.engine, servable.batcher
         async with self._unloads:
             # On a thread, as freeing a large model takes its time; nobody else holds it any more.
             await self._on_thread(f"unload {servable.model} {servable.version}", lambda: self._free(held))
+
+    def profiled(self) -> "TensorFlowEngine | None":
+        """The version that TensorFlow loaded last; None where it runs none."""
+        from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
+
+        return next((engine for engine in reversed(self._engines) if isinstance(engine, TensorFlowEngine)), None)
 
     async def close(self) -> None:
         """See Loader.close."""

@@ -26,6 +26,7 @@ from bookserve.serving.server.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.metrics import CONNECTIONS, Metrics, Snapshot
 from bookserve.serving.server.models import Models
 from bookserve.serving.server.observer import Observer
+from bookserve.serving.server.profiler import Profiler
 from bookserve.serving.server.request_log import RequestLogSetting
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
@@ -88,6 +89,7 @@ class Process:
         handlers = grpc_api.handlers(models, tensor_content=flags.enable_serialization_as_tensor_content)
         handlers |= oip_grpc.handlers(models, lambda: self._rest.ready)
         handlers |= model_service.handlers(admin, access, self._metrics)
+        handlers |= Profiler(self.loader, self.start, enabled=flags.enable_profiler).handlers
         rest: RestHandler = AdminApi(admin, access, self._rest.handle).handle
         streams: dict[bytes, StreamHandler] = {}
         if flags.enable_grpc_healthcheck_service:

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _STABLE_SECONDS = 60.0  # a process that lived that long is replaced at once
 _MAX_PAUSE_SECONDS = 60.0
+_PROFILER_SECONDS = 30.0  # for a process to start its profiler and tell where it is
 
 
 class TensorFlowEngine:
@@ -69,10 +70,14 @@ class TensorFlowEngine:
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run. Raises ServingError (UNAVAILABLE) while the process is replaced."""
-        child = self._child
-        if child is None:
-            raise unavailable(f"TensorFlow died over an earlier request to {self._path.parent.name}: it is restarting")
-        return child.run(signature, inputs, outputs)
+        return self._living().run(signature, inputs, outputs)
+
+    def profiler_port(self) -> int:
+        """The port of TensorFlow's profiler server for this version, which is started by the first call.
+
+        For one thread at a time. Raises ServingError (UNAVAILABLE) where the process does not tell.
+        """
+        return self._living().profiler_port()
 
     def close(self) -> None:
         """See Engine.close."""
@@ -80,6 +85,12 @@ class TensorFlowEngine:
         child = self._child
         if child is not None:
             child.close()
+
+    def _living(self) -> "_Child":
+        child = self._child
+        if child is None:
+            raise unavailable(f"TensorFlow died over an earlier request to {self._path.parent.name}: it is restarting")
+        return child
 
     def _supervise(self) -> None:
         """Replaces the process whenever it dies; a quick death makes the next one wait, for longer each time."""
@@ -112,7 +123,8 @@ class _Child:
 
     def __init__(self, version_path: Path, options: EngineOptions) -> None:
         """Raises ServingError when TensorFlow does not load the version, or dies over it."""
-        self._life, *self._channels = _TEMPLATE.fork(version_path, options)
+        self._life, self._profiler, *self._channels = _TEMPLATE.fork(version_path, options)
+        self._profiler.settimeout(_PROFILER_SECONDS)
         self._idle: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         for channel in self._channels:
             self._idle.put(channel)
@@ -149,6 +161,17 @@ class _Child:
         response = messages.PredictResponse.FromString(_content(frame))
         return [to_array(response.outputs[tensor]) for tensor in fetch]
 
+    def profiler_port(self) -> int:
+        """See TensorFlowEngine.profiler_port."""
+        try:
+            frames.send(self._profiler, frames.ANSWER, b"")
+            frame = frames.receive(self._profiler)
+        except OSError:
+            frame = None
+        if frame is None:
+            raise unavailable("TensorFlow's process does not tell where its profiler is: see the server's log")
+        return int(_content(frame))
+
     def wait(self) -> None:
         """Returns when the process is gone, or closed."""
         frames.receive(self._life)
@@ -159,7 +182,7 @@ class _Child:
             if self._closed:
                 return
             self._closed = True
-        for one in (self._life, *self._channels):
+        for one in (self._life, self._profiler, *self._channels):
             with contextlib.suppress(OSError):  # the other side may be gone
                 one.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it; closing alone does not
             one.close()
@@ -184,12 +207,12 @@ class _Template:
         self._children = 0
 
     def fork(self, version_path: Path, options: EngineOptions) -> list[socket.socket]:
-        """The sockets of a child that loads the version: for its life, and one for each parallel run.
+        """The sockets of a child that loads the version: for its life, its profiler, and one for each parallel run.
 
         Raises ServingError (INTERNAL) when TensorFlow does not start.
         """
         wish = json.dumps({"path": str(version_path), "options": dataclasses.asdict(options)}).encode()
-        ours, theirs = zip(*(socket.socketpair() for _ in range(1 + options.parallel_runs)), strict=True)
+        ours, theirs = zip(*(socket.socketpair() for _ in range(2 + options.parallel_runs)), strict=True)
         try:
             with self._lock:
                 if self._process is None or self._process.poll() is not None:

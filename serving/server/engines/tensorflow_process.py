@@ -2,8 +2,9 @@
 
 A kernel whose check fails aborts its process, and TensorFlow never gives memory back; so neither happens in the server.
 The template reads requests to fork from the socket whose number is its argument. Each comes with sockets for the child:
-the first tells how loading went, and ends the child when the server closes it; on each other one a thread of the child
-answers PredictRequests whose names are tensors of the graph. Nothing is unpickled. This module is the program of these
+the first tells how loading went, and ends the child when the server closes it; on the second the child tells the port
+of TensorFlow's profiler, which it starts when it is first asked; on each other one a thread of the child answers
+PredictRequests whose names are tensors of the graph. Nothing is unpickled. This module is the program of these
 processes: the server never imports it.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 
 from bookserve.serving.server.engines import frames
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument
+from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument, unavailable
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array, to_array, to_proto
@@ -117,9 +118,33 @@ def _answer(session: Session, channel: socket.socket) -> None:
             frames.send_error(channel, ServingError(tensorflow_error_pb2.INTERNAL, "the model failed: see the log"))
 
 
+def _tell_profiler_port(channel: socket.socket) -> None:
+    """Answers questions for the port of TensorFlow's profiler until the server closes the channel."""
+    port: int | None = None
+    while frames.receive(channel) is not None:
+        try:
+            port = port or _start_profiler()
+        except Exception:
+            log.exception("fault while starting the profiler")
+            frames.send_error(channel, unavailable("TensorFlow's profiler does not start: see the server's log"))
+        else:
+            frames.send(channel, frames.ANSWER, str(port).encode())
+
+
+def _start_profiler() -> int:
+    """Starts TensorFlow's profiler server, which nothing but the end of the process stops; answers its port."""
+    import tensorflow as tf
+
+    with socket.socket() as probe:  # as TensorFlow does not tell which port it has been given
+        probe.bind(("", 0))
+        port = int(probe.getsockname()[1])
+    tf.profiler.experimental.server.start(port)
+    return port
+
+
 def _serve(wish: dict[str, Any], sockets: list[socket.socket]) -> None:
     """The life of a version's process."""
-    life, *channels = sockets
+    life, profiler, *channels = sockets
     watching = threading.Thread(target=_end_with, args=(life,), daemon=True)
     watching.start()
     options = EngineOptions(**wish["options"] | {"saved_model_tags": tuple(wish["options"]["saved_model_tags"])})
@@ -131,6 +156,7 @@ def _serve(wish: dict[str, Any], sockets: list[socket.socket]) -> None:
     for channel in channels:
         threading.Thread(target=_answer, args=(session, channel), daemon=True).start()
     frames.send(life, frames.ANSWER, b"")
+    _tell_profiler_port(profiler)
     watching.join()
 
 

@@ -137,6 +137,13 @@ def test_channel_arguments_hold_or_are_said_to_have_no_effect(server: Server, ch
     assert "--rest_api_num_threads has no effect on this server" in log
 
 
+def test_without_tensorflow_there_is_nothing_to_profile(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/tensorflow.ProfilerService/Profile")(b"", timeout=20)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert "no model here is run by TensorFlow" in caught.value.details()
+
+
 def test_services_that_nobody_asked_for_are_not_there(start_server: StartServer, scale: Path, tmp_path: Path) -> None:
     """And limits: each is a flag, and what they refuse names it."""
     path = tmp_path / "grpc.sock"
@@ -146,6 +153,7 @@ def test_services_that_nobody_asked_for_are_not_there(start_server: StartServer,
         "--model_name=scale",
         f"--model_base_path={scale}",
         f"--grpc_socket_path={path}",
+        "--enable_profiler=false",
         "--max_connections=3",
         "--max_header_bytes=1000",
         "--max_request_bytes=5000",
@@ -156,6 +164,10 @@ def test_services_that_nobody_asked_for_are_not_there(start_server: StartServer,
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(f"/{method}")(b"", timeout=20)
             assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/tensorflow.ProfilerService/Profile")(b"", timeout=20)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert caught.value.details() == "the profiler is turned off (--enable_profiler=false)"
         with pytest.raises(grpc.RpcError) as caught:
             status_of(channel, "x" * 6000)
         assert "--max_request_bytes" in caught.value.details()

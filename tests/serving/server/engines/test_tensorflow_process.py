@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from bookserve.serving.server import rows
+from bookserve.serving.server.engines import tensorflow_engine
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
 from bookserve.serving.server.errors import ServingError
@@ -145,6 +147,15 @@ def test_large_tensors_and_types_survive_the_way_to_the_process(engine: TensorFl
 # Processes
 
 
+def test_each_process_starts_a_profiler_of_its_own_once(engine: TensorFlowEngine, folder: Path) -> None:
+    with load(folder) as other:
+        ports = [each.profiler_port() for each in (engine, other)]
+        assert len(set(ports)) == 2
+        assert [each.profiler_port() for each in (engine, other)] == ports
+        for port in ports:
+            socket.create_connection(("127.0.0.1", port), timeout=20).close()
+
+
 def descendants(pid: int) -> set[int]:
     children = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return {*children, *(below for child in children for below in descendants(child))}
@@ -174,6 +185,31 @@ def test_a_process_that_dies_fails_its_requests_and_is_replaced(folder: Path) ->
 
         wait_until(back, "the version is back", seconds=120)
     wait_until(lambda: _leaves() <= before, "the process has ended with its engine")
+
+
+@needs_proc
+def test_a_process_that_does_not_answer_is_not_waited_for_when_profiled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(_leaves())
+    monkeypatch.setattr(tensorflow_engine, "_PROFILER_SECONDS", 0.1)
+    with load(folder) as engine:
+        (mine,) = _leaves() - before
+        os.kill(mine, signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                with pytest.raises(ServingError, match="UNAVAILABLE: TensorFlow's process does not tell"):
+                    engine.profiler_port()
+        finally:
+            os.kill(mine, signal.SIGCONT)
+
+        def told() -> bool:
+            try:
+                return engine.profiler_port() > 0
+            except ServingError:
+                return False
+
+        wait_until(told, "the port is told", seconds=120)
 
 
 def _leaves() -> set[int]:

@@ -51,7 +51,7 @@ class Access:
         elif browser:
             raise _denied("a web page may not change models without a token: start with --admin_token_file")
         elif not is_local(peer):
-            raise _denied("models may be changed from this machine only: start with --admin_token_file to allow others")
+            raise _denied("this is for callers on this machine only: start with --admin_token_file to allow others")
 
 
 def is_local(peer: Any) -> bool:

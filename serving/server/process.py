@@ -89,7 +89,7 @@ class Process:
         handlers = grpc_api.handlers(models, tensor_content=flags.enable_serialization_as_tensor_content)
         handlers |= oip_grpc.handlers(models, lambda: self._rest.ready)
         handlers |= model_service.handlers(admin, access, self._metrics)
-        handlers |= Profiler(self.loader, self.start, enabled=flags.enable_profiler).handlers
+        handlers |= Profiler(self.loader, access, self.start, enabled=flags.enable_profiler).handlers
         rest: RestHandler = AdminApi(admin, access, self._rest.handle).handle
         streams: dict[bytes, StreamHandler] = {}
         if flags.enable_grpc_healthcheck_service:

@@ -2,7 +2,7 @@
 
 Its calls are passed on, as they are, to TensorFlow's own profiler server in the process that runs the version which
 TensorFlow loaded last. That server is started, on a port that TensorFlow opens on every address of the machine, when
-the first such call comes.
+the first such call comes. As traces are written to folders that the caller names, only who may change models may call.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
+from bookserve.serving.server.admin import Access
 from bookserve.serving.server.errors import ServingError
 from bookserve.serving.server.http2 import GrpcCall, Handler
 from bookserve.serving.server.loader import InProcessLoader
@@ -34,10 +35,16 @@ class Profiler:
     """Answers the methods of ProfilerService."""
 
     def __init__(
-        self, loader: InProcessLoader, start: Callable[[Coroutine[Any, Any, None]], None], *, enabled: bool
+        self,
+        loader: InProcessLoader,
+        access: Access,
+        start: Callable[[Coroutine[Any, Any, None]], None],
+        *,
+        enabled: bool,
     ) -> None:
         """`start` has something done beside the event loop's other work."""
         self._loader = loader
+        self._access = access
         self._start = start
         self._enabled = enabled
         self._asking = asyncio.Lock()  # so that processes that do not answer hold up one thread, not all
@@ -50,7 +57,13 @@ class Profiler:
     def _handle(self, call: GrpcCall, data: bytes) -> None:
         if not self._enabled:
             call.fail(tensorflow_error_pb2.UNIMPLEMENTED, "the profiler is turned off (--enable_profiler=false)")
-        elif (engine := self._loader.profiled()) is None:
+            return
+        try:
+            self._access.check(call.peer, call.authorization)
+        except ServingError as error:
+            call.fail(error.code, error.message)
+            return
+        if (engine := self._loader.profiled()) is None:
             text = "no model here is run by TensorFlow, so there is nothing that TensorFlow's profiler could see"
             call.fail(tensorflow_error_pb2.UNIMPLEMENTED, text)
         else:

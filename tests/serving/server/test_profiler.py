@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf.profiler_options_pb2 import ProfileOptions
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from model_servers import Server, server_starter, wait_until
+from model_servers import Server, StartServer, server_starter, wait_until, write_scale_model
 
 
 class Double(tf.Module):
@@ -180,3 +180,19 @@ def test_a_process_that_dies_meanwhile_fails_its_traces_alone(
     wait_until(back, "the new process is profiled", seconds=120)
     with asking(channel, "double"):
         assert runs_caught(server, tmp_path / "again") > 0
+
+
+def test_traces_are_for_those_who_may_change_models(start_server: StartServer, tmp_path: Path) -> None:
+    write_scale_model(tmp_path / "scale", 1, 2.0)
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    flags = ["--model_name=scale", f"--model_base_path={tmp_path / 'scale'}", f"--admin_token_file={token}"]
+    server = start_server(*flags)
+    with grpc.insecure_channel(server.target) as channel:
+        profile = channel.unary_unary("/tensorflow.ProfilerService/Profile")
+        with pytest.raises(grpc.RpcError) as caught:
+            profile(b"", timeout=60)
+        assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+        with pytest.raises(grpc.RpcError) as caught:
+            profile(b"", timeout=60, metadata=[("authorization", "Bearer secret")])
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED  # TensorFlow runs no model there

@@ -154,8 +154,10 @@ class Batcher:
         self._open: dict[Any, Batch] = {}  # by key
         self._ready: deque[Batch] = deque()
         self._queued = 0  # tasks
-        self._under_way = 0  # rows, queued or running
-        self._scheduled = 0  # workers that run a batch or are called
+        self._waiting_rows = 0
+        self._running_rows = 0
+        self._running = 0  # workers that run a batch
+        self._scheduled = 0  # these, and workers that are called
         self._calls = 0  # of these, those that are yet to be called
 
     @property
@@ -246,10 +248,10 @@ class Batcher:
         policy = self._policy
         nbytes = task.nbytes
         batch = self._open.get(key) if task.rows else None
-        self._under_way += task.rows
+        self._waiting_rows += task.rows or 1
         most = policy.max_rows
         if policy.share_runs:
-            most = min(most, -(-self._under_way // policy.parallel_runs))
+            most = min(most, -(-(self._waiting_rows + self._running_rows) // policy.parallel_runs))
         if batch is not None and (
             batch.rows + task.rows > most or (policy.max_bytes is not None and batch.nbytes + nbytes > policy.max_bytes)
         ):
@@ -266,7 +268,7 @@ class Batcher:
         if batch.key is not None and batch.rows >= policy.max_rows:
             self._close(batch)
         elif batch.ready:
-            return
+            self._call_worker()
         elif batch.key is None or not policy.wait_seconds:
             self._make_ready(batch)
         elif batch.timer is None:
@@ -296,9 +298,20 @@ class Batcher:
             return
         batch.ready = True
         self._ready.append(batch)
-        if self._scheduled < self._policy.parallel_runs:
-            self._scheduled += 1
-            self._calls += 1
+        self._call_worker()
+
+    def _call_worker(self) -> None:
+        """Has one more worker run where there is a batch for it.
+
+        Runs that share do not start with scraps beside the others: what waits has to be half of what each of them has.
+        """
+        policy = self._policy
+        if self._scheduled >= policy.parallel_runs or self._scheduled - self._running >= len(self._ready):
+            return
+        if policy.share_runs and 2 * self._waiting_rows * self._running < self._running_rows:
+            return
+        self._scheduled += 1
+        self._calls += 1
 
     def _take_calls(self) -> int:
         """How many workers to call for what has become ready."""
@@ -320,7 +333,9 @@ class Batcher:
             for task in tasks:
                 task.run = run
         with self._lock:
-            self._under_way -= sum([task.rows for task in (*tasks, *gone)])
+            if tasks or gone:
+                self._running -= 1
+                self._running_rows -= sum([task.rows or 1 for task in (*tasks, *gone)])
             more = bool(self._ready)
             if not more:
                 self._scheduled -= 1
@@ -338,6 +353,10 @@ class Batcher:
             if self._open.get(batch.key) is batch:
                 del self._open[batch.key]
             self._queued -= len(batch.tasks)
+            rows = sum([task.rows or 1 for task in batch.tasks])
+            self._waiting_rows -= rows
+            self._running_rows += rows
+            self._running += 1
             return batch.tasks
 
     def _run(self, tasks: list[Task]) -> list[Outcome]:

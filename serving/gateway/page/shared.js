@@ -14,8 +14,11 @@ export async function ask(path, options) {
     if (error.name === "AbortError") throw error;
     throw new Error("The gateway does not answer: start it with 'make serve'.");
   }
-  const document_ = await response.json().catch(() => null);
-  if (!response.ok) throw new Error(document_?.detail ?? `The gateway answered ${response.status}.`);
+  const document_ = await response.json().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    return null;
+  });
+  if (!response.ok || !document_) throw new Error(document_?.detail ?? `The gateway answered ${response.status}.`);
   return document_;
 }
 

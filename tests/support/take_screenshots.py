@@ -32,7 +32,11 @@ def main(url: str) -> None:
 
 
 def fill_panels(page: Page) -> None:
-    """Gives every panel something to answer."""
+    """Gives every panel something to answer; drawing waits until nothing moves any more."""
+    for output in ("#linear-y", "#logistic-class", "#cifar10-class"):
+        expect(page.locator(output)).not_to_have_text("–")
+    expect(page.locator("#ptb-next button").first).to_be_visible()
+    expect(page.locator("#tox21-drawing")).to_be_visible()
     canvas = page.locator("#mnist-canvas")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
@@ -46,10 +50,6 @@ def fill_panels(page: Page) -> None:
     expect(page.locator("#mnist-class")).to_have_text("7")
     page.locator("#tictactoe-board button").nth(4).click()
     expect(page.locator("#tictactoe-status")).to_have_text("Your move: you are X.")
-    for output in ("#linear-y", "#logistic-class", "#cifar10-class"):
-        expect(page.locator(output)).not_to_have_text("–")
-    expect(page.locator("#ptb-next button").first).to_be_visible()
-    expect(page.locator("#tox21-drawing")).to_be_visible()
     page.evaluate("window.scrollTo(0, 0)")
 
 

@@ -92,6 +92,13 @@ def test_what_is_no_regular_list_of_numbers_is_left_to_the_ordinary_way(numbers:
     assert json_numbers.read(b'{"instances": %b}' % numbers.encode()) is None
 
 
+@pytest.mark.parametrize("numbers", ["[[1]2,[3]]", "[[1],2[3]]", "[1[2],[3]]", "[[1],[3]2]"])
+def test_numbers_outside_of_their_brackets_are_left_to_the_ordinary_way(numbers: str) -> None:
+    json_numbers.remember((2, 1))
+    assert json_numbers.read(b'{"instances": [[12],[3]]}') is not None
+    assert json_numbers.read(b'{"instances": %b}' % numbers.encode()) is None
+
+
 def test_other_keys_and_forms_are_left_to_the_ordinary_way() -> None:
     json_numbers.remember((2,))
     for body in (

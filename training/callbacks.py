@@ -8,17 +8,17 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bookserve.training.errors import TrainingError
+from bookserve.training.errors import DivergedError
 
 
 class StopOnNan(keras.callbacks.Callback):  # type: ignore[misc]
-    """Raises TrainingError at the end of the first epoch whose loss is not finite."""
+    """Raises DivergedError at the end of the first epoch whose loss is not finite."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Check the mean loss of the epoch, which one bad batch is enough to spoil."""
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss became {loss} in epoch {epoch + 1}: the training diverged. Lower the learning rate, or look "
                 "for rows that are not finite in the data."
             )

@@ -14,7 +14,7 @@ from bookserve.export.errors import ExportError
 from bookserve.export.quiet import quiet_start
 from bookserve.training.datasets.files import CHOICES, Choice, DataError, DataRequest
 from bookserve.training.errors import TrainingError
-from bookserve.training.models import MODELS, PROFILES
+from bookserve.training.models import MODELS, PROFILES, STANDARD
 
 logger = logging.getLogger(__name__)
 
@@ -42,22 +42,45 @@ data_dir_option = click.option(
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Same seed, same figures."
 )
+fresh_option = click.option(
+    "--fresh", is_flag=True, help="Start anew, even where a training of the same settings was stopped halfway."
+)
 
 
 @click.command()
 @click.argument("name", type=click.Choice(list(MODELS)))
+@click.option(
+    "--config",
+    "configuration",
+    default=STANDARD,
+    show_default=True,
+    help="Which numbers: 'standard', or another configuration of the model, such as 'book'.",
+)
 @profile_option
 @data_option
 @data_dir_option
 @runs_dir_option
 @seed_option
-def train(name: str, profile: str, data: Choice, data_dir: Path | None, runs_dir: Path, seed: int) -> None:
-    """Train one model into a run folder."""
+@fresh_option
+def train(
+    name: str,
+    configuration: str,
+    profile: str,
+    data: Choice,
+    data_dir: Path | None,
+    runs_dir: Path,
+    seed: int,
+    fresh: bool,
+) -> None:
+    """Train one model into a run folder.
+
+    A training that was stopped goes on from its last complete epoch when it is started again with the same options.
+    """
     with quiet_start():
         from bookserve.training.run import train_model
     console = _console()
     try:
-        result = train_model(name, profile, DataRequest(data, data_dir), runs_dir, seed, console)
+        result = train_model(name, DataRequest(data, data_dir), runs_dir, console, configuration, profile, seed, fresh)
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
     metric = result.headline.metric
@@ -72,6 +95,7 @@ def train(name: str, profile: str, data: Choice, data_dir: Path | None, runs_dir
 @models_dir_option
 @runs_dir_option
 @seed_option
+@fresh_option
 def train_all(
     names: tuple[str, ...],
     profile: str,
@@ -80,6 +104,7 @@ def train_all(
     models_dir: Path,
     runs_dir: Path,
     seed: int,
+    fresh: bool,
 ) -> None:
     """Train and export every model, or those that are named; one that fails does not stop the others."""
     with quiet_start():
@@ -90,7 +115,9 @@ def train_all(
     for name in (model for model in MODELS if not names or model in names):
         began = time.monotonic()
         try:
-            result = train_model(name, profile, DataRequest(data, data_dir), runs_dir, seed, console)
+            result = train_model(
+                name, DataRequest(data, data_dir), runs_dir, console, profile=profile, seed=seed, fresh=fresh
+            )
             published = publish_run(name, result.folder, models_dir)
         except Exception as error:  # whatever is wrong with one model must not cost the others
             expected = isinstance(error, DataError | TrainingError | ExportError)

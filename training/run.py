@@ -23,10 +23,11 @@ from rich.console import Console
 from bookserve.export.contracts import Contract
 from bookserve.training import devices, plots, run_folder
 from bookserve.training.callbacks import ProgressBar, StopOnNan
+from bookserve.training.checkpoint import Checkpoint
 from bookserve.training.datasets.files import DataRequest, Origin
-from bookserve.training.errors import TrainingError
+from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.headline import Headline
-from bookserve.training.models import MODELS
+from bookserve.training.models import MODELS, STANDARD
 
 EXAMPLE_ROWS = 512
 
@@ -56,7 +57,7 @@ class BookModel(Protocol):
 
     CONTRACT: Contract
     HEADLINE: Headline
-    PROFILES: Mapping[str, Any]
+    CONFIGS: Mapping[str, Mapping[str, Any]]
 
     def load_data(self, config: Any, request: DataRequest, seed: int) -> Data:
         """The splits of the data set, real or sample."""
@@ -65,9 +66,15 @@ class BookModel(Protocol):
         """The untrained network."""
 
     def train(
-        self, model: keras.Model, data: Any, config: Any, seed: int, callbacks: Sequence[keras.callbacks.Callback]
+        self,
+        model: keras.Model,
+        data: Any,
+        config: Any,
+        seed: int,
+        callbacks: Sequence[keras.callbacks.Callback],
+        checkpoint: Checkpoint,
     ) -> dict[str, list[float]]:
-        """Train in place; figure -> value of each epoch."""
+        """Train in place, from the last checkpoint on if there is one; figure -> value of each epoch."""
 
     def evaluate(self, model: keras.Model, data: Any, report: Path) -> dict[str, dict[str, float]]:
         """Split -> figure -> value; pictures into `report`."""
@@ -92,39 +99,55 @@ def book_model(name: str) -> BookModel:
     return cast(BookModel, importlib.import_module(MODELS[name]))
 
 
-def train_model(name: str, profile: str, request: DataRequest, runs_dir: Path, seed: int, console: Console) -> Result:
+def train_model(
+    name: str,
+    request: DataRequest,
+    runs_dir: Path,
+    console: Console,
+    configuration: str = STANDARD,
+    profile: str = "default",
+    seed: int = 0,
+    fresh: bool = False,
+) -> Result:
     """Train the model `name` of `MODELS` and return its run, complete on disk.
 
     The seed decides the split, the first weights, the order of the rows, dropout and distortion, and only repeatable
-    kernels run: the same seed gives the same figures on the same machine, rounding of long trainings aside.
+    kernels run: the same seed gives the same figures on the same machine, rounding of long trainings aside. A run of
+    the same settings that was killed goes on from its last complete epoch, unless `fresh`.
 
     Raises:
         DataError: the data is damaged or cannot be had.
-        TrainingError: the loss is not finite any more, or the run folder cannot be written.
+        TrainingError: there is no such configuration, the loss is not finite any more, or the run folder cannot be
+            written.
     """
     model_module = book_model(name)
-    config = model_module.PROFILES[profile]
-    began, clock = datetime.now(UTC), time.monotonic()
+    config = numbers(model_module, configuration, profile)
+    clock = time.monotonic()
     make_repeatable(seed)
     data = model_module.load_data(config, request, seed)
+    head = {
+        "model": name,
+        "contract": model_module.CONTRACT.id,
+        "configuration": configuration,
+        "profile": profile,
+        "seed": seed,
+        "config": dataclasses.asdict(config),
+        "data": dataclasses.asdict(data.origin),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "devices": devices.describe(),
+        "made_with": versions(),
+    }
     try:
-        folder = run_folder.create(runs_dir, name)
-        run_folder.write_json(
-            folder / "config.json",
-            {
-                "model": name,
-                "contract": model_module.CONTRACT.id,
-                "profile": profile,
-                "seed": seed,
-                "config": dataclasses.asdict(config),
-                "data": dataclasses.asdict(data.origin),
-                "started": began.isoformat(timespec="seconds"),
-                "devices": devices.describe(),
-                "made_with": versions(),
-            },
-        )
-        metrics = _fit(name, model_module, config, data, folder, seed, console)
-        final = run_folder.finish(folder)
+        run = None if fresh else run_folder.find(runs_dir, name, head)
+        if run is not None:
+            console.print(f"{name}: going on with {run.folder}", highlight=False, soft_wrap=True)
+        else:
+            run = run_folder.begin(runs_dir, name, head)
+        try:
+            metrics = _fit(name, model_module, config, data, run.folder, seed, console)
+            final = run.finish()
+        finally:
+            run.close()
     except OSError as error:
         raise TrainingError(f"cannot write the run of {name} below {runs_dir}: {error.strerror or error}") from error
     except tf.errors.ResourceExhaustedError as error:
@@ -132,6 +155,21 @@ def train_model(name: str, profile: str, request: DataRequest, runs_dir: Path, s
             f"{name} needs more memory or disk than there is: {error.message.splitlines()[0]}"
         ) from error
     return Result(final, metrics, model_module.HEADLINE, data.origin, time.monotonic() - clock)
+
+
+def numbers(model_module: BookModel, configuration: str, profile: str) -> Any:
+    """The `Config` of a configuration of the model and a profile.
+
+    Raises:
+        TrainingError: the model has no such configuration.
+    """
+    profiles = model_module.CONFIGS.get(configuration)
+    if profiles is None:
+        raise TrainingError(
+            f"{model_module.CONTRACT.model} has no configuration '{configuration}'; it has "
+            f"{', '.join(model_module.CONFIGS)}"
+        )
+    return profiles[profile]
 
 
 def make_repeatable(seed: int) -> None:
@@ -156,13 +194,17 @@ def _fit(
 ) -> dict[str, dict[str, float]]:
     """Everything between the head of the run folder and its completion; returns the metrics."""
     report = folder / "report"
-    report.mkdir()
+    report.mkdir(exist_ok=True)
     with devices.strategy().scope():
         model = model_module.build_model(config)
         bar = ProgressBar(console, name)
         board = keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)
+        checkpoint = Checkpoint(folder / run_folder.CHECKPOINT)
         try:
-            history = model_module.train(model, data, config, seed, [StopOnNan(), bar, board])
+            history = model_module.train(model, data, config, seed, [StopOnNan(), bar, board], checkpoint)
+        except DivergedError:
+            checkpoint.delete()  # going on from it would end in the same place
+            raise
         finally:
             bar.close()
         metrics = model_module.evaluate(model, data, report)

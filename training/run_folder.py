@@ -11,13 +11,16 @@
         tensorboard/    for `tensorboard --logdir`
 
 A run is written in `<time>.unfinished` and gets its name when it is complete, so a run that died is never taken for a
-whole one.
+whole one. Until then the folder also holds `checkpoint.npz`, from which a training with the same settings goes on, and
+`lock`, which the training process holds.
 """
 
 import csv
+import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,56 @@ import numpy as np
 import numpy.typing as npt
 
 UNFINISHED = ".unfinished"
+CHECKPOINT = "checkpoint.npz"
+LOCK = "lock"
+SETTINGS = ("model", "contract", "configuration", "profile", "seed", "config", "data")  # what decides a run's figures
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The folder of a run that is under way, which no other process takes as long as `lock` is open."""
+
+    folder: Path
+    lock: int
+
+    def finish(self) -> Path:
+        """Flush everything to disk and give the folder its final name, which is returned."""
+        for name in (CHECKPOINT, LOCK):
+            (self.folder / name).unlink(missing_ok=True)
+        for path in self.folder.rglob("*"):
+            _fsync(path)
+        _fsync(self.folder)
+        final = self.folder.with_name(self.folder.name.removesuffix(UNFINISHED))
+        self.folder.rename(final)
+        _fsync(final.parent)
+        return final
+
+    def close(self) -> None:
+        """Let go of the folder; what was saved in it stays."""
+        os.close(self.lock)
+
+
+def begin(runs_dir: Path, model: str, head: Mapping[str, Any]) -> Unfinished:
+    """A new folder for a run of `model`, with `head` as its config.json."""
+    run = Unfinished(folder := create(runs_dir, model), _lock(folder))
+    write_json(folder / "config.json", head)
+    return run
+
+
+def find(runs_dir: Path, model: str, head: Mapping[str, Any]) -> Unfinished | None:
+    """The newest run of the same settings that was killed and has a checkpoint; None where there is none."""
+    for folder in sorted((runs_dir / model).glob(f"*{UNFINISHED}"), reverse=True):
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # it died before its head was written
+        same = all(config.get(name) == _as_json(head[name]) for name in SETTINGS)
+        if same and (folder / CHECKPOINT).is_file():
+            try:
+                return Unfinished(folder, _lock(folder))
+            except BlockingIOError:
+                continue  # that run is alive
+    return None
 
 
 def create(runs_dir: Path, model: str) -> Path:
@@ -44,17 +97,6 @@ def create(runs_dir: Path, model: str) -> Path:
             except FileExistsError:
                 pass
         number += 1
-
-
-def finish(folder: Path) -> Path:
-    """Flush everything to disk and give the folder its final name, which is returned."""
-    for path in folder.rglob("*"):
-        _fsync(path)
-    _fsync(folder)
-    final = folder.with_name(folder.name.removesuffix(UNFINISHED))
-    folder.rename(final)
-    _fsync(final.parent)
-    return final
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -78,7 +120,7 @@ def write_examples(path: Path, inputs: Mapping[str, npt.NDArray[Any]], rows: int
 
 def write_assets(folder: Path, texts: Mapping[str, str]) -> None:
     """The files that a version carries along: name -> text, written as UTF-8."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -89,3 +131,23 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _lock(folder: Path) -> int:
+    """The descriptor of the folder's lock, which dies with the process.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _as_json(value: Any) -> Any:
+    """What reading `value` from a JSON file gives: tuples become lists."""
+    return json.loads(json.dumps(value))

@@ -25,8 +25,8 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(mnist_data, "SAMPLE_TRAIN_ROWS", 300)
         patch.setattr(mnist_data, "SAMPLE_TEST_ROWS", 60)
         tiny = mnist.Config(epochs=1, batch=32, filters_1=4, filters_2=8, hidden=16)
-        patch.setitem(mnist.PROFILES, "smoke", tiny)
-        train_model("mnist", "smoke", DataRequest("sample"), folder, 0, Console(quiet=True))
+        patch.setitem(mnist.CONFIGS["standard"], "smoke", tiny)
+        train_model("mnist", DataRequest("sample"), folder, Console(quiet=True), profile="smoke")
     return folder
 
 

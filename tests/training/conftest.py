@@ -15,4 +15,4 @@ def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist_data, "SAMPLE_TRAIN_ROWS", 300)
     monkeypatch.setattr(mnist_data, "SAMPLE_TEST_ROWS", 60)
     tiny = mnist.Config(epochs=2, batch=32, filters_1=4, filters_2=8, hidden=16)
-    monkeypatch.setitem(mnist.PROFILES, "smoke", tiny)
+    monkeypatch.setitem(mnist.CONFIGS["standard"], "smoke", tiny)

@@ -1,6 +1,9 @@
 import csv
 import json
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from bookserve.training import run, run_folder
+from bookserve.training.callbacks import StopOnNan
 from bookserve.training.datasets.files import DataRequest
-from bookserve.training.errors import TrainingError
-from bookserve.training.models import MODELS, PROFILES, mnist
+from bookserve.training.errors import DivergedError, TrainingError
+from bookserve.training.models import MODELS, PROFILES, STANDARD, mnist
 
 SAMPLE = DataRequest("sample")
 
@@ -25,7 +29,7 @@ def console() -> Console:
 
 @pytest.mark.usefixtures("tiny_mnist")
 def test_a_run_leaves_everything_that_export_needs(tmp_path: Path, console: Console) -> None:
-    result = run.train_model("mnist", "smoke", SAMPLE, tmp_path, 3, console)
+    result = run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke", seed=3)
     assert result.folder.parent == tmp_path / "mnist"
     assert {path.name for path in result.folder.iterdir()} == {
         "config.json",
@@ -55,7 +59,7 @@ def test_a_run_leaves_everything_that_export_needs(tmp_path: Path, console: Cons
 @pytest.mark.usefixtures("tiny_mnist")
 def test_the_seed_decides_the_figures(tmp_path: Path, console: Console) -> None:
     first, again, other = (
-        run.train_model("mnist", "smoke", SAMPLE, tmp_path, seed, console).metrics for seed in (1, 1, 2)
+        run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke", seed=seed).metrics for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -66,9 +70,9 @@ def test_a_loss_that_is_no_number_is_an_error_and_leaves_no_run(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wild = mnist.Config(epochs=2, batch=32, filters_1=4, filters_2=4, hidden=8, learning_rate=1e30)
-    monkeypatch.setitem(mnist.PROFILES, "smoke", wild)
+    monkeypatch.setitem(mnist.CONFIGS["standard"], "smoke", wild)
     with pytest.raises(TrainingError, match=r"the loss became .* in epoch 1: .* Lower the learning rate"):
-        run.train_model("mnist", "smoke", SAMPLE, tmp_path, 0, console)
+        run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke")
     assert [path.suffix for path in (tmp_path / "mnist").iterdir()] == [run_folder.UNFINISHED]
 
 
@@ -76,7 +80,7 @@ def test_a_loss_that_is_no_number_is_an_error_and_leaves_no_run(
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, console: Console) -> None:
     (tmp_path / "runs").write_text("a file where the folder should be")
     with pytest.raises(TrainingError, match=r"cannot write the run of mnist below .*/runs: "):
-        run.train_model("mnist", "smoke", SAMPLE, tmp_path / "runs", 0, console)
+        run.train_model("mnist", SAMPLE, tmp_path / "runs", console, profile="smoke")
 
 
 @pytest.mark.usefixtures("tiny_mnist")
@@ -86,15 +90,86 @@ def test_a_full_disk_is_named(tmp_path: Path, console: Console, monkeypatch: pyt
 
     monkeypatch.setattr(run_folder, "write_examples", full)
     with pytest.raises(TrainingError, match="No space left on device"):
-        run.train_model("mnist", "smoke", SAMPLE, tmp_path, 0, console)
+        run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke")
     assert [path.suffix for path in (tmp_path / "mnist").iterdir()] == [run_folder.UNFINISHED]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rich.console import Console
+from bookserve.training import run
+from bookserve.training.datasets import mnist as mnist_data
+from bookserve.training.callbacks import StopOnNan
+from bookserve.training.datasets.files import DataRequest
+from bookserve.training.models import mnist
+mnist_data.SAMPLE_TRAIN_ROWS, mnist_data.SAMPLE_TEST_ROWS = 300, 60
+tiny = mnist.Config(epochs=3, batch=32, filters_1=4, filters_2=8, hidden=16)
+mnist.CONFIGS["standard"]["smoke"] = tiny
+class Killer(run.StopOnNan):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2 and (Path(self.folder) / "checkpoint.npz").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "die":
+    begin = run.run_folder.begin
+    def remember(*arguments):
+        started = begin(*arguments)
+        Killer.folder = started.folder
+        return started
+    run.run_folder.begin, run.StopOnNan = remember, Killer
+result = run.train_model("mnist", DataRequest("sample"), Path(sys.argv[1]), Console(), profile="smoke")
+print(result.metrics)
+"""
+
+
+def test_a_training_killed_in_mid_epoch_ends_with_the_same_figures(tmp_path: Path) -> None:
+    def train(folder: str, mode: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path / folder), mode]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+    through = train("through", "live")
+    assert through.returncode == 0, through.stderr[-2000:]
+    killed = train("killed", "die")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    (unfinished,) = (tmp_path / "killed" / "mnist").iterdir()
+    resumed = train("killed", "live")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert f"mnist: going on with {unfinished}" in resumed.stdout
+    assert "epoch 1/3" not in resumed.stdout
+    assert resumed.stdout.splitlines()[-1] == through.stdout.splitlines()[-1]
+    (complete,) = (tmp_path / "killed" / "mnist").iterdir()
+    assert complete.name == unfinished.name.removesuffix(run_folder.UNFINISHED)
+    rows = (complete / "history.csv").read_text().splitlines()
+    assert rows == (next((tmp_path / "through" / "mnist").iterdir()) / "history.csv").read_text().splitlines()
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_a_training_that_diverged_is_not_gone_on_with(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(self: StopOnNan, epoch: int, logs: Any = None) -> None:
+        if epoch == 1:
+            raise DivergedError("the loss became nan")
+
+    monkeypatch.setattr(StopOnNan, "on_epoch_end", diverge)
+    for _ in range(2):
+        with pytest.raises(DivergedError):
+            run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke")
+    assert len(list((tmp_path / "mnist").iterdir())) == 2
+    assert not list((tmp_path / "mnist").rglob("checkpoint.npz"))
+
+
+def test_an_unknown_configuration_lists_the_right_ones(tmp_path: Path, console: Console) -> None:
+    with pytest.raises(TrainingError, match=r"linear has no configuration 'bok'; it has standard"):
+        run.train_model("linear", SAMPLE, tmp_path, console, configuration="bok")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_the_skeleton(name: str) -> None:
     module = run.book_model(name)
     assert name == module.CONTRACT.model
-    assert tuple(module.PROFILES) == PROFILES
+    assert next(iter(module.CONFIGS)) == STANDARD
+    assert {tuple(profiles) for profiles in module.CONFIGS.values()} == {PROFILES}
     parts: Sequence[str] = ("load_data", "build_model", "train", "evaluate", "serving_model")
     assert all(callable(getattr(module, part)) for part in parts)
 

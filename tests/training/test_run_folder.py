@@ -5,22 +5,57 @@ import pytest
 
 from bookserve.training import run_folder
 
+HEAD = {
+    "model": "mnist",
+    "contract": "mnist/1",
+    "configuration": "standard",
+    "profile": "smoke",
+    "seed": 0,
+    "config": {"epochs": 1, "hidden": (16, 8)},
+    "data": {"source": "sample"},
+    "started": "2026-01-02T03:04:05+00:00",
+}
+
 
 def test_a_run_gets_its_name_only_when_it_is_finished(tmp_path: Path) -> None:
-    folder = run_folder.create(tmp_path, "mnist")
-    (folder / "metrics.json").write_text("{}")
-    assert folder.name.endswith(".unfinished")
-    final = run_folder.finish(folder)
-    assert not folder.exists()
-    assert final.name == folder.name.removesuffix(".unfinished")
-    assert (final / "metrics.json").exists()
+    run = run_folder.begin(tmp_path, "mnist", HEAD)
+    (run.folder / "checkpoint.npz").write_text("state")
+    assert run.folder.name.endswith(".unfinished")
+    final = run.finish()
+    assert not run.folder.exists()
+    assert final.name == run.folder.name.removesuffix(".unfinished")
+    assert {path.name for path in final.iterdir()} == {"config.json"}
+    run.close()
 
 
 def test_runs_of_one_second_get_different_folders(tmp_path: Path) -> None:
-    folders = [run_folder.create(tmp_path, "mnist") for _ in range(3)]
-    folders[0] = run_folder.finish(folders[0])
-    folders.append(run_folder.create(tmp_path, "mnist"))
-    assert len({folder.name.removesuffix(".unfinished") for folder in folders}) == 4
+    runs = [run_folder.begin(tmp_path, "mnist", HEAD) for _ in range(3)]
+    runs[0].finish()
+    runs.append(run_folder.begin(tmp_path, "mnist", HEAD))
+    assert len({run.folder.name.removesuffix(".unfinished") for run in runs}) == 4
+    for run in runs:
+        run.close()
+
+
+def test_a_dead_run_of_the_same_settings_is_found(tmp_path: Path) -> None:
+    assert run_folder.find(tmp_path, "mnist", HEAD) is None
+    dead = run_folder.begin(tmp_path, "mnist", HEAD)
+    (dead.folder / "checkpoint.npz").write_text("state")
+    assert run_folder.find(tmp_path, "mnist", HEAD) is None, "it is alive"
+    dead.close()
+    for name, other in {"seed": 1, "profile": "full", "config": {"epochs": 2}, "data": {"source": "real"}}.items():
+        assert run_folder.find(tmp_path, "mnist", HEAD | {name: other}) is None, name
+    found = run_folder.find(tmp_path, "mnist", HEAD | {"started": "later"})
+    assert found is not None
+    assert found.folder == dead.folder
+    found.close()
+
+
+def test_a_dead_run_without_a_checkpoint_or_a_head_is_left_alone(tmp_path: Path) -> None:
+    early = run_folder.begin(tmp_path, "mnist", HEAD)
+    early.close()
+    (tmp_path / "mnist" / "20260102-030405.unfinished").mkdir()
+    assert run_folder.find(tmp_path, "mnist", HEAD) is None
 
 
 def test_json_holds_no_nan(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """One module a model of the book, each with the same skeleton.
 
-`Config` and `PROFILES` (the numbers), `load_data`, `build_model`, `train`, `evaluate`, and `serving_model`, which wraps
+`Config` and `CONFIGS` (the numbers), `load_data`, `build_model`, `train`, `evaluate`, and `serving_model`, which wraps
 the trained network so that it takes and gives exactly the tensors of the model's contract.
 """
 
@@ -17,3 +17,6 @@ MODELS: dict[str, str] = {
 
 PROFILES: tuple[str, ...] = ("smoke", "default", "full")
 """smoke proves the road in seconds, default is a good model in minutes, full aims for the headline figures."""
+
+STANDARD = "standard"
+"""The configuration that every model has and that trains unless another one is named."""

@@ -18,9 +18,11 @@ import tensorflow as tf
 
 from bookserve.export.contracts import CIFAR10
 from bookserve.training import plots
+from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import cifar10
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.headline import Headline
+from bookserve.training.models import STANDARD
 
 CONTRACT = CIFAR10
 HEADLINE = Headline(metric="accuracy", book=0.86)  # chapter 9's script "achieves ~86% accuracy after 100K steps"
@@ -53,6 +55,7 @@ PROFILES: dict[str, Config] = {
         epochs=250, network="book", learning_rate=1e-3, average=0.999, weight_decay=2e-2, brightness=0.25, contrast=0.8
     ),
 }
+CONFIGS: dict[str, dict[str, Config]] = {STANDARD: PROFILES}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> cifar10.Pictures:
@@ -78,6 +81,7 @@ def train(
     config: Config,
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback],
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> dict[str, list[float]]:
     """Train in place; the running average of the weights is what is validated and kept. Returns figure -> epochs."""
     steps = config.epochs * (len(data.train.labels) // config.batch)

@@ -17,9 +17,11 @@ from matplotlib.figure import Figure
 
 from bookserve.export.contracts import LINEAR
 from bookserve.training import plots
+from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import toy
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.headline import Headline
+from bookserve.training.models import STANDARD
 
 CONTRACT = LINEAR
 HEADLINE = Headline(metric="r2", book=0.994)  # squared Pearson correlation, chapter 3
@@ -39,6 +41,7 @@ PROFILES: dict[str, Config] = {
     "default": Config(epochs=20),
     "full": Config(epochs=40, steps=200),  # 8,000 steps (chapter 3)
 }
+CONFIGS: dict[str, dict[str, Config]] = {STANDARD: PROFILES}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> toy.Points:
@@ -59,6 +62,7 @@ def train(
     config: Config,
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback],
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> dict[str, list[float]]:
     """Train in place. Returns figure -> epochs."""
     model.compile(optimizer=keras.optimizers.SGD(config.learning_rate), loss="mean_squared_error")

@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 
 from bookserve.export.contracts import LOGISTIC
 from bookserve.training import plots
+from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import toy
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.headline import Headline
+from bookserve.training.models import STANDARD
 
 CONTRACT = LOGISTIC
 HEADLINE = Headline(metric="accuracy", book=1.0)  # chapter 3
@@ -37,6 +39,7 @@ PROFILES: dict[str, Config] = {
     "default": Config(epochs=20),
     "full": Config(epochs=40, learning_rate=0.01),  # 1,000 steps (chapter 3)
 }
+CONFIGS: dict[str, dict[str, Config]] = {STANDARD: PROFILES}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> toy.Points:
@@ -57,6 +60,7 @@ def train(
     config: Config,
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback],
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> dict[str, list[float]]:
     """Train in place. Returns figure -> epochs."""
     model.compile(

@@ -16,9 +16,13 @@ import tensorflow as tf
 
 from bookserve.export.contracts import MNIST
 from bookserve.training import plots
+from bookserve.training.batches import row_order
+from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import mnist
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.fit import fit
 from bookserve.training.headline import Headline
+from bookserve.training.models import STANDARD
 
 CONTRACT = MNIST
 HEADLINE = Headline(metric="accuracy", book=0.993)  # chapter 6's script "should achieve a test error of 0.7%"
@@ -47,10 +51,12 @@ class Config:
     patience: int = 10  # epochs without a better validation loss before the training stops
 
 
-PROFILES: dict[str, Config] = {
-    "smoke": Config(epochs=1, train_rows=12_000, batch=64),
-    "default": Config(epochs=5),
-    "full": Config(epochs=32, rotation=10.0, zoom=0.1, shift=1.5, elastic=0.8, patience=12),
+CONFIGS: dict[str, dict[str, Config]] = {
+    STANDARD: {
+        "smoke": Config(epochs=1, train_rows=12_000, batch=64),
+        "default": Config(epochs=5),
+        "full": Config(epochs=32, rotation=10.0, zoom=0.1, shift=1.5, elastic=0.8, patience=12),
+    }
 }
 
 
@@ -81,28 +87,30 @@ def train(
     config: Config,
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback],
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> dict[str, list[float]]:
     """Train in place; the weights of the epoch with the best validation loss are kept. Returns figure -> epochs."""
-    steps = config.epochs * (len(data.train.labels) // config.batch)
-    warmup = int(steps * config.warmup)
+    steps = len(data.train.labels) // config.batch
+    warmup = int(config.epochs * steps * config.warmup)
     rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
+        0.0, config.epochs * steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
     )
     model.compile(
         optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    stopping = keras.callbacks.EarlyStopping("val_loss", patience=config.patience, restore_best_weights=True)
-    history = model.fit(
-        training_batches(data.train, config, seed),
-        epochs=config.epochs,
-        validation_data=_batches(data.valid),
-        callbacks=[*callbacks, stopping],
-        shuffle=False,
-        verbose=0,
+    return fit(
+        model,
+        lambda first_epoch: training_batches(data.train, config, seed, first_epoch),
+        config.epochs,
+        steps,
+        _batches(data.valid),
+        callbacks,
+        checkpoint,
+        best="val_loss",
+        patience=config.patience,
     )
-    return dict(history.history)
 
 
 def evaluate(model: keras.Model, data: mnist.Digits, report: Path) -> dict[str, dict[str, float]]:
@@ -131,17 +139,18 @@ def serving_model(model: keras.Model) -> keras.Model:
     return keras.Model(images, {"probabilities": probabilities, "classes": classes}, name="mnist")
 
 
-def training_batches(split: mnist.Split, config: Config, seed: int) -> tf.data.Dataset:
-    """Shuffled anew each epoch: uint8 [batch, 28, 28] and int64 [batch]; the last short batch is left out."""
-    rows = len(split.labels)
-    dataset = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
-    dataset = dataset.shuffle(rows, seed=seed).batch(config.batch, drop_remainder=True)
-    if config.rotation or config.zoom or config.shift or config.elastic:
-        seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
-        dataset = tf.data.Dataset.zip((dataset, seeds)).map(
-            lambda batch, draw: (_distort(batch[0], config, draw), batch[1]), num_parallel_calls=2
-        )
-    return dataset.prefetch(2)
+def training_batches(split: mnist.Split, config: Config, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
+    """From an epoch on, shuffled and distorted anew in each: uint8 [batch, 28, 28] and int64 [batch]."""
+    images, labels = tf.constant(split.images), tf.constant(split.labels)
+
+    def pick(rows: Any, draw: Any) -> tuple[Any, Any]:
+        chosen = tf.gather(images, rows)
+        if config.rotation or config.zoom or config.shift or config.elastic:
+            chosen = _distort(chosen, config, draw)
+        return chosen, tf.gather(labels, rows)
+
+    order = row_order(len(split.labels), config.batch, seed, first_epoch, config.epochs)
+    return order.map(pick, num_parallel_calls=2).prefetch(2)
 
 
 def _batches(split: mnist.Split) -> tf.data.Dataset:
@@ -154,7 +163,7 @@ def _distort(images: Any, config: Config, seed: Any) -> Any:
     Every pixel is read from where the inverse distortion puts it, with bilinear interpolation; outside is black.
     """
     n, side = tf.shape(images)[0], mnist.SIDE
-    seeds = tf.random.split(tf.cast(seed, tf.int32), 4)
+    seeds = tf.random.split(seed, 4)
     angle = tf.random.stateless_uniform([n, 1, 1], seeds[0], -1, 1) * (config.rotation * np.pi / 180)
     zoom = 1 + tf.random.stateless_uniform([n, 1, 1, 2], seeds[1], -1, 1) * config.zoom
     shift = tf.random.stateless_uniform([n, 1, 1, 2], seeds[2], -1, 1) * config.shift

@@ -18,9 +18,11 @@ import tensorflow as tf
 
 from bookserve.export.contracts import PTB
 from bookserve.training import plots
+from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import ptb
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.headline import Headline
+from bookserve.training.models import STANDARD
 
 CONTRACT = PTB
 HEADLINE = Headline(metric="perplexity", book=115.9)  # the small network of chapter 7's script, after 13 epochs
@@ -59,6 +61,7 @@ PROFILES: dict[str, Config] = {
         epochs=39, batch=20, units=650, layers=2, dropout=0.5, samples=0, learning_rate=1e-3, clip=0.25, init_scale=0.05
     ),
 }
+CONFIGS: dict[str, dict[str, Config]] = {STANDARD: PROFILES}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> ptb.Text:
@@ -90,6 +93,7 @@ def train(
     config: Config,
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback],
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> dict[str, list[float]]:
     """Train in place; the weights of the epoch with the best validation perplexity are kept. Returns figure -> epochs.
 

@@ -26,8 +26,10 @@ from bookserve.export.contracts import TICTACTOE
 from bookserve.training import a3c, plots
 from bookserve.training import tictactoe_rules as rules
 from bookserve.training import tictactoe_tree as trees
+from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets.files import DataRequest, Origin, sha256_of_arrays
 from bookserve.training.headline import Headline
+from bookserve.training.models import STANDARD
 from bookserve.training.tictactoe_games import Games, play, random_player
 
 CONTRACT = TICTACTOE
@@ -58,6 +60,7 @@ PROFILES: dict[str, Config] = {
     "default": Config(epochs=20),
     "full": Config(epochs=60),
 }
+CONFIGS: dict[str, dict[str, Config]] = {STANDARD: PROFILES}
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ def train(
     config: Config,
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback],
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> dict[str, list[float]]:
     """Train in place and keep the weights of the epoch whose most probable moves are best: first by `lost_lines`.
 

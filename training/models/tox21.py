@@ -21,9 +21,11 @@ from sklearn.metrics import roc_auc_score, roc_curve  # type: ignore[import-unty
 
 from bookserve.export.contracts import TOX21
 from bookserve.training import plots
+from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import tox21
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.headline import Headline
+from bookserve.training.models import STANDARD
 
 CONTRACT = TOX21
 HEADLINE = Headline(metric="auc", book=None)  # the book gives weighted accuracies of the first assay only
@@ -57,6 +59,7 @@ PROFILES: dict[str, Config] = {
     "default": Config(epochs=12, members=4),
     "full": Config(epochs=24, members=12),
 }
+CONFIGS: dict[str, dict[str, Config]] = {STANDARD: PROFILES}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> tox21.Molecules:
@@ -87,6 +90,7 @@ def train(
     config: Config,
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback],
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> dict[str, list[float]]:
     """Train in place; the weights of the epoch with the best mean validation AUC are kept. Returns figure -> epochs."""
     steps = config.epochs * (len(data.train.results) // config.batch)

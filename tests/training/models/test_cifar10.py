@@ -69,7 +69,7 @@ def test_the_book_s_network_is_published_with_both_graphs_alike(
 ) -> None:
     monkeypatch.setattr(cifar10, "load_data", lambda *_: pictures)
     monkeypatch.setitem(cifar10.PROFILES, "smoke", cifar10.Config(epochs=1, batch=240, network="book"))
-    result = run.train_model("cifar10", "smoke", DataRequest("sample"), tmp_path / "runs", 0, Console(quiet=True))
+    result = run.train_model("cifar10", DataRequest("sample"), tmp_path / "runs", Console(quiet=True), profile="smoke")
     store = ModelStore(tmp_path / "models")
     made = publish.publish(run_files.read(result.folder, "cifar10"), store, lambda _: None)
     assert made.parity["probabilities"] < 1e-5

@@ -12,7 +12,7 @@ from bookserve.training.models import linear
 
 @pytest.mark.parametrize("profile", ["smoke", "default"])
 def test_gradient_descent_finds_the_line_within_the_noise(profile: str, tmp_path: Path) -> None:
-    result = run.train_model("linear", profile, DataRequest("sample"), tmp_path, 0, Console(quiet=True))
+    result = run.train_model("linear", DataRequest("sample"), tmp_path, Console(quiet=True), profile=profile)
     found = result.metrics["parameters"]
     data = linear.load_data(linear.PROFILES[profile], DataRequest("sample"), 0)
     slope, intercept = np.polyfit(data.train.x[:, 0], data.train.y, 1)  # least squares: where the descent must end

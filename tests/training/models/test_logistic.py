@@ -13,7 +13,7 @@ from bookserve.training.models import logistic
 
 @pytest.mark.parametrize("profile", ["smoke", "default"])
 def test_the_clouds_are_parted_without_an_error(profile: str, tmp_path: Path) -> None:
-    result = run.train_model("logistic", profile, DataRequest("sample"), tmp_path, 0, Console(quiet=True))
+    result = run.train_model("logistic", DataRequest("sample"), tmp_path, Console(quiet=True), profile=profile)
     assert [result.metrics[split]["accuracy"] for split in ("train", "valid", "test")] == [1.0, 1.0, 1.0]
     assert result.metrics["test"]["loss"] < 0.02
     assert result.metrics["parameters"]["degrees_off"] < 15

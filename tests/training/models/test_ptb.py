@@ -130,7 +130,7 @@ def test_a_version_carries_the_vocabulary_and_takes_rows_of_any_length(
     monkeypatch.setattr(ptb, "load_data", lambda *_: text)
     tiny = ptb.Config(epochs=1, batch=8, steps=10, units=8, samples=0)
     monkeypatch.setitem(ptb.PROFILES, "smoke", tiny)
-    result = run.train_model("ptb", "smoke", DataRequest("sample"), tmp_path / "runs", 0, Console(quiet=True))
+    result = run.train_model("ptb", DataRequest("sample"), tmp_path / "runs", Console(quiet=True), profile="smoke")
     store = ModelStore(tmp_path / "models")
     made = publish.publish(run_files.read(result.folder, "ptb"), store, lambda _: None)
     folder = store.path("ptb", made.version)

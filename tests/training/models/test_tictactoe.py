@@ -127,7 +127,9 @@ def test_a_run_leaves_what_export_needs_and_the_seed_decides_it(
 ) -> None:
     monkeypatch.setitem(tictactoe.PROFILES, "smoke", TINY)
     console = Console(quiet=True)
-    first, again = (run.train_model("tictactoe", "smoke", DataRequest(), tmp_path, 5, console) for _ in range(2))
+    first, again = (
+        run.train_model("tictactoe", DataRequest(), tmp_path, console, profile="smoke", seed=5) for _ in range(2)
+    )
     assert first.metrics == again.metrics
     assert {path.name for path in (first.folder / "report").iterdir()} == {"curves.png", "games.png"}
     assert list((first.folder / "tensorboard").rglob("events.out.tfevents.*"))

@@ -112,7 +112,7 @@ def test_the_run_is_served_alike_by_both_engines(
     monkeypatch.setattr(tox21, "FOREST_TREES", 3)
     monkeypatch.setitem(tox21.PROFILES, "smoke", TINY)
     monkeypatch.setattr(tox21_data, "load", lambda *_: molecules)
-    result = run.train_model("tox21", "smoke", DataRequest("sample"), tmp_path, 0, Console(quiet=True))
+    result = run.train_model("tox21", DataRequest("sample"), tmp_path, Console(quiet=True), profile="smoke")
     network = keras.models.load_model(result.folder / "model.keras", compile=False)
     expected = network(molecules.test.fingerprints[:9])["probabilities"].numpy()
     assert expected.shape == (9, 12)

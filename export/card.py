@@ -62,7 +62,10 @@ def write(path: Path, run: Run, parity: dict[str, float]) -> None:
             f"SHA-256 `{run.data.sha256}`."
         )
     lines += ["", "## Figures", "", *_metrics(run), ""]
-    lines.append(f"Trained with the profile `{run.profile}`, seed {run.seed}, on {run.made_with['devices']}.")
+    lines.append(
+        f"Trained with the configuration `{run.configuration}`, profile `{run.profile}`, seed {run.seed}, on "
+        f"{run.made_with['devices']}."
+    )
     worst = max(parity.values(), default=0.0)
     lines += ["", f"SavedModel and ONNX graph agree: the largest difference on test rows is {worst:.1g}.", ""]
     for picture in sorted(path.parent.glob("*.png")):

@@ -72,7 +72,7 @@ def models() -> None:
 def list_models(models_dir: Path) -> None:
     """One line for every version of every model."""
     store = ModelStore(models_dir)
-    rows: list[tuple[str, ...]] = [("MODEL", "VERSION", "PROFILE", "DATA", "TEST", "CREATED", "SERVED AS")]
+    rows: list[tuple[str, ...]] = [("MODEL", "VERSION", "CONFIG", "PROFILE", "DATA", "TEST", "CREATED", "SERVED AS")]
     for model in store.models():
         try:
             served = _served(store, model)
@@ -84,10 +84,11 @@ def list_models(models_dir: Path) -> None:
             try:
                 found = store.manifest(model, version)
             except StoreError as error:
-                rows.append((model, str(version), "?", "?", "?", "?", names))
+                rows.append((model, str(version), "?", "?", "?", "?", "?", names))
                 click.echo(f"warning: {error}", err=True)
                 continue
-            rows.append((model, str(version), found.profile, found.data.source, _figures(found), found.created, names))
+            numbers = (found.configuration, found.profile)
+            rows.append((model, str(version), *numbers, found.data.source, _figures(found), found.created, names))
     if len(rows) == 1:
         raise click.ClickException(f"{store.root} holds no model: 'bookserve train-all' makes them")
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -110,7 +111,9 @@ def show(name: str, version: int | None, models_dir: Path) -> None:
         raise click.ClickException(str(error)) from error
     click.echo(f"{name} version {found.version}, contract {found.contract}, in {folder}")
     click.echo(f"served as {', '.join(served) or 'nothing: ask for it by its number, where it is loaded'}")
-    click.echo(f"created   {found.created}, profile {found.profile}, seed {found.seed}")
+    click.echo(
+        f"created   {found.created}, configuration {found.configuration}, profile {found.profile}, seed {found.seed}"
+    )
     click.echo(f"data      {found.data.source}: {found.data.name}, SHA-256 {found.data.sha256}")
     for split, figures in found.metrics.items():
         click.echo(f"{split:<9} " + "  ".join(f"{figure} {value:.6g}" for figure, value in figures.items()))

@@ -30,8 +30,9 @@ class DataOrigin:
 class Manifest:
     """One version's manifest.
 
-    `created` is the time of publishing in ISO 8601 with its zone. `parity` holds each output's largest difference
-    between SavedModel and ONNX graph. `files` maps each file of the version, but the manifest itself, to its SHA-256.
+    `created` is the time of publishing in ISO 8601 with its zone. `configuration` and `profile` name the numbers of the
+    training. `parity` holds each output's largest difference between SavedModel and ONNX graph. `files` maps each file
+    of the version, but the manifest itself, to its SHA-256.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Manifest:
     parity: dict[str, float]
     files: dict[str, str]
     made_with: dict[str, str]
+    configuration: str = "standard"  # manifests from before there were others name none
 
     def to_json(self) -> str:
         """Indented JSON with a newline at its end."""
@@ -95,6 +97,8 @@ def _fields(content: Any, kind: type[Any], path: Path) -> dict[str, Any]:
     values = {}
     for field in dataclasses.fields(kind):
         if field.name not in content:
+            if field.default is not dataclasses.MISSING:
+                continue
             raise StoreError(f"{path}: the field '{field.name}' is missing")
         value = content[field.name]
         expected = dict if dataclasses.is_dataclass(field.type) else get_origin(field.type) or field.type

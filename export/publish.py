@@ -48,6 +48,7 @@ def publish(run: Run, store: ModelStore, say: Callable[[str], None]) -> Manifest
                     created=datetime.now(UTC).isoformat(timespec="seconds"),
                     contract=contract.id,
                     data=run.data,
+                    configuration=run.configuration,
                     profile=run.profile,
                     seed=run.seed,
                     metrics=run.metrics,

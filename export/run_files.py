@@ -24,6 +24,7 @@ class Run:
 
     folder: Path
     contract: Contract
+    configuration: str
     profile: str
     seed: int
     config: dict[str, Any]
@@ -108,6 +109,7 @@ def read(folder: Path, model: str) -> Run:
         return Run(
             folder=folder,
             contract=contract,
+            configuration=config["configuration"],
             profile=config["profile"],
             seed=config["seed"],
             config=config["config"],

@@ -63,3 +63,10 @@ def test_changed_lost_and_added_files_are_found(tmp_path: Path, manifest: Manife
     (tmp_path / "lost").unlink()
     (tmp_path / "added").write_text("x")
     assert manifests.changed_files(tmp_path, whole) == ["added", "changed", "lost"]
+
+
+def test_a_manifest_from_before_there_were_configurations_is_read(tmp_path: Path, manifest: Manifest) -> None:
+    content = json.loads(manifest.to_json())
+    del content["configuration"]
+    write(tmp_path, json.dumps(content))
+    assert manifests.read(tmp_path) == manifest

@@ -52,6 +52,7 @@ def test_the_manifest_describes_the_version(published: Path, run: Run) -> None:
     assert set(manifest.parity) == {"probabilities", "classes"}
     assert manifest.parity["probabilities"] < 1e-5
     assert manifest.made_with["tensorflow"] == tf.__version__
+    assert (manifest.configuration, manifest.profile) == ("standard", "smoke")
     assert manifests.changed_files(published, manifest) == []
 
 

@@ -22,7 +22,7 @@ def change(folder: Path, **fields: object) -> None:
 
 def test_a_complete_run_is_read(copy: Path) -> None:
     run = run_files.read(copy, "mnist")
-    assert (run.contract.id, run.profile, run.seed) == ("mnist/1", "smoke", 0)
+    assert (run.contract.id, run.configuration, run.profile, run.seed) == ("mnist/1", "standard", "smoke", 0)
     assert run.made_with["devices"]
     assert run.examples()["images"].shape == (60, 28, 28)
 

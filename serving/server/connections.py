@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bookserve.serving.server import channel_arguments, rest_api, tls
+from bookserve.serving.server import channel_arguments, tls
 from bookserve.serving.server.buffered import BufferedBytes
 from bookserve.serving.server.flags import Flags
 from bookserve.serving.server.http1 import Handler as RestHandler
 from bookserve.serving.server.http1 import Http1Limits, HttpConnection
 from bookserve.serving.server.http2 import GrpcConnection, Handler, Http2Limits, StreamHandler
+from bookserve.serving.server.rest_errors import error_body
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +128,7 @@ class Connections:
         return GrpcConnection(self._handlers, self._streams, self._grpc_limits, self._buffered, self._grpc_connections)
 
     def _rest_connection(self) -> HttpConnection:
-        return HttpConnection(
-            self._rest, rest_api.error_body, self._rest_limits, self._buffered, self._http_connections
-        )
+        return HttpConnection(self._rest, error_body, self._rest_limits, self._buffered, self._http_connections)
 
     def tls_options(self, api: Api) -> dict[str, Any]:
         """The loop's arguments for TLS; none where it is off."""

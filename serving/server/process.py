@@ -12,7 +12,7 @@ from typing import Any, NoReturn, cast
 from bookserve.serving.server import grpc_api, lazy, metrics, model_service, oip_grpc, rest_api
 from bookserve.serving.server.admin import Access, Admin
 from bookserve.serving.server.admin_api import AdminApi
-from bookserve.serving.server.batch_policy import adaptive, batch_threads, from_parameters, read_parameters
+from bookserve.serving.server.batch_policy import MAX_THREADS, adaptive, batch_threads, from_parameters, read_parameters
 from bookserve.serving.server.connections import Api, Connections
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.errors import ServingError, invalid_argument
@@ -189,7 +189,7 @@ def _load_options(flags: Flags) -> LoadOptions:
         )
     if flags.mixed_precision and flags.mixed_precision != "bfloat16":
         log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
-    cores = max(1, (os.cpu_count() or 1) // processes(flags))  # of each process
+    cores = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // processes(flags)))  # of each process
     intra_op_threads = flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism or 1
     worker_threads, policy = cores, adaptive(max(1, cores // intra_op_threads))
     if flags.enable_batching:

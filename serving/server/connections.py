@@ -10,6 +10,7 @@ import logging
 import socket
 import ssl
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,6 +96,8 @@ class Connections:
         self._rest_tls = (
             tls.server_context(Path(flags.rest_ssl_config_file), "http/1.1") if flags.rest_ssl_config_file else None
         )
+        # What the transports refuse by themselves, by reason.
+        self.refused: dict[Api, Counter[str]] = {api: Counter() for api in Api}
         self._grpc_connections: set[GrpcConnection] = set()
         self._http_connections: set[HttpConnection] = set()
         self._adopting: dict[Api, set[asyncio.Task[None]]] = {api: set() for api in Api}
@@ -125,10 +128,24 @@ class Connections:
         return self._grpc_connection if api is Api.GRPC else self._rest_connection
 
     def _grpc_connection(self) -> GrpcConnection:
-        return GrpcConnection(self._handlers, self._streams, self._grpc_limits, self._buffered, self._grpc_connections)
+        return GrpcConnection(
+            self._handlers,
+            self._streams,
+            self._grpc_limits,
+            self._buffered,
+            self._grpc_connections,
+            self.refused[Api.GRPC],
+        )
 
     def _rest_connection(self) -> HttpConnection:
-        return HttpConnection(self._rest, error_body, self._rest_limits, self._buffered, self._http_connections)
+        return HttpConnection(
+            self._rest,
+            error_body,
+            self._rest_limits,
+            self._buffered,
+            self._http_connections,
+            self.refused[Api.REST],
+        )
 
     def tls_options(self, api: Api) -> dict[str, Any]:
         """The loop's arguments for TLS; none where it is off."""

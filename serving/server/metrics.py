@@ -82,6 +82,7 @@ QUEUE_LENGTH = Family("/bookserve/queue_length", "gauge", ("model_name", "versio
 IN_FLIGHT = Family("/bookserve/requests_in_flight", "gauge", ("model_name", "version"))
 VERSION_STATE = Family("/bookserve/model_version_state", "gauge", ("model_name", "version", "state"))
 CONNECTIONS = Family("/bookserve/connections", "gauge", ("worker", "api"))
+REFUSED = Family("/bookserve/refused_count", "counter", ("api", "reason"))
 INFERENCE_COUNT = Family("/bookserve/inference_count", "counter", ("model_name", "version", "outcome"))
 INFERENCE_MICROS = Family("/bookserve/inference_microseconds", "counter", ("model_name", "version", "phase"))
 INFERENCE_ROWS = Family("/bookserve/inference_row_count", "counter", ("model_name", "version"))
@@ -92,7 +93,8 @@ FAMILIES = (
     *(REQUEST_COUNT, REQUEST_LATENCY, RUNTIME_LATENCY, EXAMPLE_COUNTS, EXAMPLE_COUNT_TOTAL, WARMUP_LATENCY),
     *(WARMUP_RECORDS, REQUEST_LOG_COUNT, QUEUING_LATENCY, RUN_COUNT, INPUT_BATCH_SIZE, PROCESSED_BATCH_SIZE),
     *(PADDING_SIZE, LOAD_ATTEMPTS, LOAD_LATENCY, SIGNATURE_COUNT, RESPONSE_BYTES, QUEUE_LENGTH, IN_FLIGHT),
-    *(VERSION_STATE, CONNECTIONS, INFERENCE_COUNT, INFERENCE_MICROS, INFERENCE_ROWS, INFERENCE_RUNS, LAST_INFERENCE),
+    *(VERSION_STATE, CONNECTIONS, REFUSED, INFERENCE_COUNT, INFERENCE_MICROS, INFERENCE_ROWS, INFERENCE_RUNS),
+    LAST_INFERENCE,
 )
 
 # The thread pool that TensorFlow Serving has without a batching parameters file.

@@ -23,7 +23,7 @@ from bookserve.serving.server.http1 import Handler as RestHandler
 from bookserve.serving.server.http1 import HttpExchange
 from bookserve.serving.server.http2 import GrpcCall, StreamHandler
 from bookserve.serving.server.loader import InProcessLoader, LoadOptions
-from bookserve.serving.server.metrics import CONNECTIONS, Metrics, Snapshot
+from bookserve.serving.server.metrics import CONNECTIONS, REFUSED, Metrics, Snapshot
 from bookserve.serving.server.models import Models
 from bookserve.serving.server.observer import Observer
 from bookserve.serving.server.oip_extensions import OipExtensions
@@ -114,10 +114,12 @@ class Process:
 
     def snapshot(self) -> Snapshot:
         """The metrics of this process."""
-        connections = [
-            (CONNECTIONS, (str(self._worker), api.name.lower()), float(self.connections.count(api))) for api in Api
-        ]
-        return self._metrics.snapshot([*self._models.gauges(), *connections])
+        series = self._models.gauges()
+        for api in Api:
+            name = api.name.lower()
+            series.append((CONNECTIONS, (str(self._worker), name), self.connections.count(api)))
+            series += [(REFUSED, (name, reason), count) for reason, count in self.connections.refused[api].items()]
+        return self._metrics.snapshot(series)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Has something done beside, until it is done or the process stops."""

@@ -4,6 +4,7 @@ The one core of HandleReloadConfigRequest, `ModelAdminService` and the REST form
 changes nothing.
 """
 
+import asyncio
 import hmac
 import ipaddress
 import os
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from bookserve.serving.server import model_config
 from bookserve.serving.server.errors import ServingError, invalid_argument, not_found
+from bookserve.serving.server.http1 import HttpExchange
 from bookserve.serving.server.manager import LoadFailure, ModelManager
 from bookserve.serving.server.model_config import ModelSetting
 from bookserve.serving.server.request_log import check_prefix
@@ -38,6 +40,12 @@ class Access:
             if not token:
                 raise invalid_argument(f"--admin_token_file={token_file} is empty")
             self._expected = b"Bearer " + token
+
+    def check_http(self, exchange: HttpExchange) -> None:
+        """The same for a REST request."""
+        headers = exchange.headers
+        browser = b"origin" in headers or b"sec-fetch-site" in headers
+        self.check(exchange.peer, headers.get(b"authorization", b""), browser=browser)
 
     def check(self, peer: Any, authorization: bytes, *, browser: bool = False) -> None:
         """Raises ServingError (PERMISSION_DENIED) for a caller who may not change models.
@@ -101,6 +109,15 @@ class Admin(Protocol):
         """Stops serving a model. Raises ServingError (NOT_FOUND) when there is none of that name."""
         ...
 
+    async def load(self, name: str) -> None:
+        """Serves what the model's folder holds now; returns when that is available.
+
+        A configured model is looked at again, and one that serves nothing is tried again. Of others the settings are
+        those that they were removed with, or of their folder inside the roots. Raises as `reload`, and NOT_FOUND when
+        there is none.
+        """
+        ...
+
 
 async def _at_once() -> None:
     """Where one process answers all requests."""
@@ -158,8 +175,36 @@ class ModelAdmin:
         await self._manager.apply(left)
         await self._until_known()
 
-    async def _apply(self, settings: list[ModelSetting]) -> None:
-        failures = await self._manager.until_tried(await self._manager.apply(settings))
+    async def load(self, name: str) -> None:
+        """See Admin.load."""
+        _check_name(name)
+        settings = self._manager.settings
+        if all(setting.name != name for setting in settings):
+            setting = self._manager.removed_setting(name)
+            if setting is None:
+                setting = await asyncio.to_thread(self._find, name)
+            self._check(*model_config.to_message([setting]).model_config_list.config)
+            settings = [other for other in self._manager.settings if other.name != name] + [setting]
+        elif self._manager.has_given_up(name):
+            await self._manager.apply([setting for setting in settings if setting.name != name])
+        await self._apply(settings, name)
+
+    def _find(self, name: str) -> ModelSetting:
+        for root in self._roots:
+            setting = model_config.find(root, name)
+            if setting is not None:
+                return setting
+        raise not_found(
+            f"there is no folder '{name}' with version folders in --allowed_model_roots={self._shown_roots()}"
+        )
+
+    def _shown_roots(self) -> str:
+        return ",".join(map(str, self._roots))
+
+    async def _apply(self, settings: list[ModelSetting], *names: str) -> None:
+        """Makes these the models; waits for those that are new, and for `names`."""
+        new = await self._manager.apply(settings)
+        failures = await self._manager.until_tried({*new, *names})
         await self._until_known()
         if failures:
             text = "".join(f"{{{_id(failure)}}} due to error: {failure.error}}}, " for failure in failures)
@@ -168,11 +213,7 @@ class ModelAdmin:
             )
 
     def _check(self, model: messages.ModelConfig) -> None:
-        if not _NAME.fullmatch(model.name):
-            raise invalid_argument(
-                f"model name {model.name[:255]!r} is not accepted: up to 255 letters, digits, '_', '-' and '.',"
-                " the first a letter or digit"
-            )
+        _check_name(model.name)
         path = model.base_path
         shown = f"base_path {path[:255]!r} of model {model.name} is not accepted"
         if "://" in path or path.lower().startswith("file:"):
@@ -189,10 +230,18 @@ class ModelAdmin:
         if not any(real.is_relative_to(os.path.realpath(root)) for root in self._roots):
             raise ServingError(
                 tensorflow_error_pb2.PERMISSION_DENIED,
-                f"{shown}: it is not inside of --allowed_model_roots={','.join(map(str, self._roots))}",
+                f"{shown}: it is not inside of --allowed_model_roots={self._shown_roots()}",
             )
         if model.HasField("logging_config"):
             check_prefix(model.logging_config.log_collector_config.filename_prefix, self._log_roots)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise invalid_argument(
+            f"model name {name[:255]!r} is not accepted: up to 255 letters, digits, '_', '-' and '.',"
+            " the first a letter or digit"
+        )
 
 
 def _id(failure: LoadFailure) -> str:

@@ -1,20 +1,16 @@
 """The REST form of changing models: PUT and DELETE /v1/models/NAME, and GET /v1/config."""
 
-import asyncio
 import json
-import logging
 import re
 from urllib.parse import unquote
 
 from google.protobuf import json_format
 
 from bookserve.serving.server.admin import Access, Admin
-from bookserve.serving.server.errors import HTTP_STATUS, ServingError, invalid_argument
+from bookserve.serving.server.errors import invalid_argument
 from bookserve.serving.server.http1 import Handler, HttpExchange
-from bookserve.serving.server.rest_api import error_body
+from bookserve.serving.server.rest_coroutines import RestCoroutines
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
-
-log = logging.getLogger(__name__)
 
 _MODEL = re.compile(rb"/v1/models/([^/:]+)", re.IGNORECASE)
 _CONFIG = re.compile(rb"/v1/config", re.IGNORECASE)
@@ -29,38 +25,27 @@ class AdminApi:
         self._admin = admin
         self._access = access
         self._next = next_handler
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._coroutines = RestCoroutines()
 
     def handle(self, exchange: HttpExchange) -> None:
-        """Answers one request, now or later. A change that is begun is seen through, caller or not."""
+        """Answers one request, now or later."""
         method, path = exchange.method, exchange.path
         if (method in (b"PUT", b"DELETE") and _MODEL.fullmatch(path)) or (method == b"GET" and _CONFIG.fullmatch(path)):
-            task = asyncio.get_running_loop().create_task(self._answer(exchange))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._coroutines.start(exchange, self._answer(exchange))
         else:
             self._next(exchange)
 
-    async def _answer(self, exchange: HttpExchange) -> None:
-        headers = exchange.headers
-        browser = b"origin" in headers or b"sec-fetch-site" in headers
-        try:
-            self._access.check(exchange.peer, headers.get(b"authorization", b""), browser=browser)
-            match = _MODEL.fullmatch(exchange.path)
-            if match is None:
-                exchange.respond(200, _config_json(await self._admin.config()))
-                return
-            name = unquote(match[1].decode("utf-8", "replace"))
-            if exchange.method == b"DELETE":
-                await self._admin.remove(name)
-            else:
-                await self._admin.add_or_replace(_model(name, exchange.body))
-            exchange.respond(200, b"{}")
-        except ServingError as error:
-            exchange.respond(HTTP_STATUS[error.code], error_body(error.message))
-        except Exception:
-            log.exception("fault while changing the models")
-            exchange.respond(500, error_body("internal error"))
+    async def _answer(self, exchange: HttpExchange) -> bytes:
+        self._access.check_http(exchange)
+        match = _MODEL.fullmatch(exchange.path)
+        if match is None:
+            return _config_json(await self._admin.config())
+        name = unquote(match[1].decode("utf-8", "replace"))
+        if exchange.method == b"DELETE":
+            await self._admin.remove(name)
+        else:
+            await self._admin.add_or_replace(_model(name, exchange.body))
+        return b"{}"
 
 
 def _model(name: str, body: bytes) -> messages.ModelConfig:

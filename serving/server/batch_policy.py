@@ -15,6 +15,8 @@ from bookserve.serving.server.errors import invalid_argument
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
 PER_MODEL_FILE = "batching_params.pbtxt"  # in a version's folder
+# TensorFlow's process gets a socket for each thread, all in one message (engines/tensorflow_process.py).
+MAX_THREADS = 250
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,16 @@ def read_parameters(path: Path) -> BatchingParameters:
 
 
 def batch_threads(parameters: BatchingParameters, cores: int) -> int:
-    """How many threads run batches, by default one per core. Raises ServingError (INVALID_ARGUMENT) below one."""
+    """How many threads run batches, by default one per core.
+
+    Raises ServingError (INVALID_ARGUMENT) below one and above MAX_THREADS.
+    """
     if not parameters.HasField("num_batch_threads"):
         return cores
-    return _at_least(1, "num_batch_threads", parameters.num_batch_threads.value)
+    threads = _at_least(1, "num_batch_threads", parameters.num_batch_threads.value)
+    if threads > MAX_THREADS:
+        raise invalid_argument(f"num_batch_threads must be at most {MAX_THREADS}; was {threads}")
+    return threads
 
 
 def from_parameters(parameters: BatchingParameters, threads: int) -> BatchPolicy:

@@ -10,17 +10,19 @@ import logging
 import socket
 import ssl
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bookserve.serving.server import channel_arguments, rest_api, tls
+from bookserve.serving.server import channel_arguments, tls
 from bookserve.serving.server.buffered import BufferedBytes
 from bookserve.serving.server.flags import Flags
 from bookserve.serving.server.http1 import Handler as RestHandler
 from bookserve.serving.server.http1 import Http1Limits, HttpConnection
 from bookserve.serving.server.http2 import GrpcConnection, Handler, Http2Limits, StreamHandler
+from bookserve.serving.server.rest_errors import error_body
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,8 @@ class Connections:
         self._rest_tls = (
             tls.server_context(Path(flags.rest_ssl_config_file), "http/1.1") if flags.rest_ssl_config_file else None
         )
+        # What the transports refuse by themselves, by reason.
+        self.refused: dict[Api, Counter[str]] = {api: Counter() for api in Api}
         self._grpc_connections: set[GrpcConnection] = set()
         self._http_connections: set[HttpConnection] = set()
         self._adopting: dict[Api, set[asyncio.Task[None]]] = {api: set() for api in Api}
@@ -124,11 +128,23 @@ class Connections:
         return self._grpc_connection if api is Api.GRPC else self._rest_connection
 
     def _grpc_connection(self) -> GrpcConnection:
-        return GrpcConnection(self._handlers, self._streams, self._grpc_limits, self._buffered, self._grpc_connections)
+        return GrpcConnection(
+            self._handlers,
+            self._streams,
+            self._grpc_limits,
+            self._buffered,
+            self._grpc_connections,
+            self.refused[Api.GRPC],
+        )
 
     def _rest_connection(self) -> HttpConnection:
         return HttpConnection(
-            self._rest, rest_api.error_body, self._rest_limits, self._buffered, self._http_connections
+            self._rest,
+            error_body,
+            self._rest_limits,
+            self._buffered,
+            self._http_connections,
+            self.refused[Api.REST],
         )
 
     def tls_options(self, api: Api) -> dict[str, Any]:

@@ -55,6 +55,10 @@ class LeadersAdmin:
         """See Admin.remove."""
         await self._leader.ask("remove", name)
 
+    async def load(self, name: str) -> None:
+        """See Admin.load."""
+        await self._leader.ask("load_model", name)
+
 
 class Follower:
     """Everything that the leader may have this process do."""
@@ -81,7 +85,7 @@ class Follower:
                 "exit": self._ending.set,
             }
         )
-        self._process.connect(self._replica, LeadersAdmin(self.leader), self._metrics_page)
+        self._process.connect(self._replica, LeadersAdmin(self.leader), self._snapshots)
 
     async def run(self) -> int:
         """Does as the leader says; answers the exit status."""
@@ -136,9 +140,10 @@ class Follower:
     def _snapshot(self) -> Snapshot:
         return self._process.snapshot()
 
-    async def _metrics_page(self) -> bytes:
-        page: bytes = await self.leader.ask("metrics_page")
-        return page
+    async def _snapshots(self) -> list[Snapshot]:
+        """The metrics of all processes."""
+        snapshots: list[Snapshot] = await self.leader.ask("snapshots")
+        return snapshots
 
     def _drain(self) -> Activity:
         self._take_connections()

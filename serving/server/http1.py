@@ -8,7 +8,7 @@ import asyncio
 import http
 import logging
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -111,16 +111,18 @@ Handler = Callable[[HttpExchange], None]
 class _Refusal(Exception):
     """A request that is answered by the transport itself, after which the connection closes."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message)
         self.status = status
+        self.reason = reason  # as it is counted
 
 
 class HttpConnection(asyncio.Protocol):
     """The server's side of one connection.
 
     `refuse` makes the body of an answer from the transport's own message, in the format of the API behind it;
-    `buffered` is shared by all connections; `connections` is the server's set of open ones, kept by the connection.
+    `buffered` is shared by all connections; `connections` is the server's set of open ones, kept by the connection;
+    `refused` counts what the transport refuses by itself, by reason.
     """
 
     def __init__(
@@ -130,12 +132,14 @@ class HttpConnection(asyncio.Protocol):
         limits: Http1Limits,
         buffered: BufferedBytes,
         connections: "set[HttpConnection]",
+        refused: Counter[str] | None = None,
     ) -> None:
         self._handler = handler
         self._refuse = refuse
         self._limits = limits
         self._buffered = buffered
         self._connections = connections
+        self._refused = Counter() if refused is None else refused
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[HttpExchange] = deque()  # under way, in the order of the requests
         self.requests = 0  # that have been read completely
@@ -171,7 +175,8 @@ class HttpConnection(asyncio.Protocol):
         limit = self._limits.max_connections
         if is_full(self._connections, limit):
             self.turned_away = True
-            self._finish_with(503, f"this port has {limit} connections already (--max_connections): try again later")
+            text = f"this port has {limit} connections already (--max_connections): try again later"
+            self._finish_with(503, "connections", text)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
@@ -200,6 +205,7 @@ class HttpConnection(asyncio.Protocol):
             self._unsent += size
         else:
             log.info("dropping a REST connection: %s", self._buffered)
+            self._refused["buffered_bytes"] += 1
             self._transport.abort()
 
     def sweep(self, now: float) -> None:
@@ -209,10 +215,11 @@ class HttpConnection(asyncio.Protocol):
         if not unsent or unsent != self._swept_unsent:
             self._swept_unsent, self._unsent_since = unsent, now
         if now - self._unsent_since > limits.stalled_seconds:
+            self._refused["stalled"] += 1
             self._transport.abort()
         elif self._request_since is not None and now - self._request_since > limits.request_seconds:
             seconds = f"{limits.request_seconds:g} seconds (--request_seconds)"
-            self._finish_with(408, f"the request was not complete after {seconds}")
+            self._finish_with(408, "request_timeout", f"the request was not complete after {seconds}")
         elif self._idle_since is not None and now - self._idle_since > limits.idle_seconds:
             self._transport.close()
         elif limits.answer_seconds:
@@ -261,11 +268,11 @@ class HttpConnection(asyncio.Protocol):
             refusal = error.__context__
             if not isinstance(refusal, _Refusal):
                 log.error("fault while reading a request", exc_info=refusal)
-                self._finish_with(500, "internal error")
+                self._finish_with(500, "internal_error", "internal error")
                 return
-            self._finish_with(refusal.status, str(refusal))
+            self._finish_with(refusal.status, refusal.reason, str(refusal))
         except httptools.HttpParserError as error:
-            self._finish_with(400, f"malformed HTTP request: {error}")
+            self._finish_with(400, "malformed", f"malformed HTTP request: {error}")
         else:
             if self._request_since is not None and not self._finished:
                 self._after_part(len(data))
@@ -274,12 +281,12 @@ class HttpConnection(asyncio.Protocol):
         """Holds what has been received of an incomplete request against the limits."""
         self._open_bytes = 0 if self._progress else self._open_bytes + size
         if self._open_bytes > self._limits.max_header_bytes:
-            self._finish_with(431, self._head_too_large())
+            self._finish_with(431, "header_bytes", self._head_too_large())
         elif self._body_bytes > self._held:
             if self._buffered.take(self._body_bytes - self._held):
                 self._held = self._body_bytes
             else:
-                self._finish_with(503, f"{self._buffered}: try again later")
+                self._finish_with(503, "buffered_bytes", f"{self._buffered}: try again later")
 
     def eof_received(self) -> bool:
         # Nobody half-closes over HTTP/1.1 but those who are gone, and what they asked for need not be computed.
@@ -307,7 +314,7 @@ class HttpConnection(asyncio.Protocol):
     def _count_header(self, size: int) -> None:
         self._header_bytes += size
         if self._header_bytes > self._limits.max_header_bytes:
-            raise _Refusal(431, self._head_too_large())
+            raise _Refusal(431, "header_bytes", self._head_too_large())
 
     def _head_too_large(self) -> str:
         return (
@@ -319,7 +326,7 @@ class HttpConnection(asyncio.Protocol):
         self._in_head = False
         length = self._headers.get(b"content-length")
         if length is not None and int(length) > self._limits.max_body_bytes:
-            raise _Refusal(413, self._too_large())
+            raise _Refusal(413, "request_bytes", self._too_large())
         expects = self._headers.get(b"expect", b"").lower() == b"100-continue"
         if expects and not self._queue and self._parser.get_http_version() == "1.1":  # HTTP/1.0 knows no 1xx
             self._transport.write(_CONTINUE)
@@ -328,7 +335,7 @@ class HttpConnection(asyncio.Protocol):
         self._progress = True
         self._body_bytes += len(body)
         if self._body_bytes > self._limits.max_body_bytes:
-            raise _Refusal(413, self._too_large())
+            raise _Refusal(413, "request_bytes", self._too_large())
         self._body.append(body)
 
     def _too_large(self) -> str:
@@ -338,7 +345,7 @@ class HttpConnection(asyncio.Protocol):
         try:
             path = httptools.parse_url(self._url).path
         except httptools.HttpParserInvalidURLError:
-            raise _Refusal(400, "malformed URL") from None
+            raise _Refusal(400, "malformed", "malformed URL") from None
         exchange = HttpExchange(self, self._parser.get_method(), path or b"/", self._headers)
         exchange._keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
@@ -355,7 +362,8 @@ class HttpConnection(asyncio.Protocol):
         exchange.body = body
         exchange.received = self._loop.time()
         if len(self._queue) >= _MAX_PIPELINED:
-            raise _Refusal(429, f"more than {_MAX_PIPELINED} requests wait for their answers on one connection")
+            text = f"more than {_MAX_PIPELINED} requests wait for their answers on one connection"
+            raise _Refusal(429, "pipelined", text)
         self.requests += 1
         self._queue.append(exchange)
         if not exchange._keep_alive:
@@ -377,18 +385,19 @@ class HttpConnection(asyncio.Protocol):
         elif encoding == b"deflate":
             wbits = zlib.MAX_WBITS
         else:
-            raise _Refusal(415, f"content-encoding {name!r} is not supported: use gzip, deflate or identity")
+            text = f"content-encoding {name!r} is not supported: use gzip, deflate or identity"
+            raise _Refusal(415, "encoding", text)
         decompressor = zlib.decompressobj(wbits)
         try:
             data = decompressor.decompress(body, self._limits.max_body_bytes + 1)
         except zlib.error:
-            raise _Refusal(400, f"the request body is not valid {name}") from None
+            raise _Refusal(400, "encoding", f"the request body is not valid {name}") from None
         if len(data) > self._limits.max_body_bytes:
-            raise _Refusal(413, f"{self._too_large()} after decompression")
+            raise _Refusal(413, "request_bytes", f"{self._too_large()} after decompression")
         if not decompressor.eof:
-            raise _Refusal(400, f"the {name} request body ends early")
+            raise _Refusal(400, "encoding", f"the {name} request body ends early")
         if decompressor.unused_data:
-            raise _Refusal(400, f"the {name} request body goes on after its end")
+            raise _Refusal(400, "encoding", f"the {name} request body goes on after its end")
         return data
 
     # Sending
@@ -441,8 +450,9 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._transport.close()
 
-    def _finish_with(self, status: int, message: str) -> None:
+    def _finish_with(self, status: int, reason: str, message: str) -> None:
         """Answers what cannot be read any further, behind the answers that are still due, and reads no more."""
+        self._refused[reason] += 1
         self._finished = self._unread = True
         self._request_since = None
         self._body = []

@@ -12,6 +12,7 @@ import logging
 import math
 import random
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -70,6 +71,14 @@ _ALIVE_PING = b"alive?.."
 _LINGER_SECONDS = 1.0
 # How long a client may take to leave a connection that was idle too long.
 _LEAVE_SECONDS = 10.0
+# Why a connection is given up, as it is counted.
+_REASONS = {
+    PROTOCOL_ERROR: "protocol",
+    FRAME_SIZE_ERROR: "frame_size",
+    FLOW_CONTROL_ERROR: "flow_control",
+    COMPRESSION_ERROR: "compression",
+    CALM: "flood",
+}
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,8 @@ class GrpcConnection(asyncio.Protocol):
     """The server's side of one connection.
 
     `handlers` answer the calls that bring one message, `streams` those that may bring several; `buffered` is shared by
-    all connections; `connections` is the server's set of open ones, kept by the connection.
+    all connections; `connections` is the server's set of open ones, kept by the connection; `refused` counts what the
+    transport refuses by itself, by reason.
     """
 
     def __init__(
@@ -227,6 +237,7 @@ class GrpcConnection(asyncio.Protocol):
         limits: Http2Limits,
         buffered: BufferedBytes,
         connections: "set[GrpcConnection]",
+        refused: Counter[str] | None = None,
     ) -> None:
         self.limits = limits
         self.peer_window = DEFAULT_WINDOW  # what a new stream may send
@@ -235,6 +246,7 @@ class GrpcConnection(asyncio.Protocol):
         self._streams = streams
         self._buffered = buffered
         self._connections = connections
+        self._refused = Counter() if refused is None else refused
         self._decoder = hpack.Decoder(limits.max_header_bytes)
         self._calls: dict[int, GrpcCall] = {}
         self._blocked: dict[int, GrpcCall] = {}  # calls whose answer waits for window, in order
@@ -283,7 +295,8 @@ class GrpcConnection(asyncio.Protocol):
         self._connections.add(self)
         if is_full(self._connections, limits.max_connections):
             self.turned_away = True
-            self._abandon(CALM, f"this port has {limits.max_connections} connections already (--max_connections)")
+            text = f"this port has {limits.max_connections} connections already (--max_connections)"
+            self._abandon(CALM, "connections", text)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
@@ -303,6 +316,7 @@ class GrpcConnection(asyncio.Protocol):
             self._unsent = size
         else:
             log.info("dropping a gRPC connection: %s", self._buffered)
+            self._refused["buffered_bytes"] += 1
             self._transport.abort()
 
     def resume_writing(self) -> None:
@@ -320,13 +334,18 @@ class GrpcConnection(asyncio.Protocol):
             return
         if not self._greeted:
             if now - self._opened > limits.handshake_seconds:
+                self._refused["handshake_timeout"] += 1
                 self._transport.abort()
             return
         rate = limits.control_frames_per_second
         self._control_budget = min(rate, self._control_budget + rate * elapsed)
         rate = limits.resets_per_second
         self._reset_budget = min(10.0 * rate, self._reset_budget + rate * elapsed)
-        if now > self._abort_at or self._is_lost(now) or self._is_stuck(now):
+        if now > self._abort_at or self._is_lost(now):
+            self._transport.abort()
+            return
+        if self._is_stuck(now):
+            self._refused["stalled"] += 1
             self._transport.abort()
             return
         self._end_slow_calls(now)
@@ -367,8 +386,10 @@ class GrpcConnection(asyncio.Protocol):
             elif now - call._mark_at <= allowed:
                 continue
             elif call._outgoing is not None:
+                self._refused["stalled"] += 1
                 self._reset(call, CANCEL)
             else:
+                self._refused["request_timeout"] += 1
                 text = f"the request was not complete after {allowed:g} seconds (--request_seconds)"
                 call.fail(tensorflow_error_pb2.DEADLINE_EXCEEDED, text)
 
@@ -473,13 +494,13 @@ class GrpcConnection(asyncio.Protocol):
         try:
             position = self._frames(data)
         except ConnectionFault as fault:
-            self._abandon(fault.code, str(fault))
+            self._abandon(fault.code, _REASONS[fault.code], str(fault))
             return
         except hpack.HeaderListTooLarge as error:
-            self._abandon(CALM, str(error))
+            self._abandon(CALM, "header_bytes", str(error))
             return
         except hpack.HpackError as error:
-            self._abandon(COMPRESSION_ERROR, str(error))
+            self._abandon(COMPRESSION_ERROR, _REASONS[COMPRESSION_ERROR], str(error))
             return
         if position < len(data):
             self._partial += memoryview(data)[position:]
@@ -549,7 +570,7 @@ class GrpcConnection(asyncio.Protocol):
             raise ConnectionFault(PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         self._block += payload
         if len(self._block) > self.limits.max_header_bytes:
-            raise ConnectionFault(CALM, self._headers_too_large())
+            raise hpack.HeaderListTooLarge(self._headers_too_large())
         if flags & END_HEADERS:
             block = bytes(self._block)
             self._block = None
@@ -562,7 +583,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def _on_header_block(self, flags: int, stream_id: int, block: bytes) -> None:
         if len(block) > self.limits.max_header_bytes:
-            raise ConnectionFault(CALM, self._headers_too_large())
+            raise hpack.HeaderListTooLarge(self._headers_too_large())
         headers = self._decoder.decode(block)  # also for streams that are refused: the table must follow
         call = self._calls.get(stream_id)
         if call is not None:  # trailers
@@ -578,6 +599,8 @@ class GrpcConnection(asyncio.Protocol):
             raise ConnectionFault(PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
         self._last_stream = stream_id
         if self._refusing or len(self._calls) >= self.limits.max_streams:
+            if not self._refusing:
+                self._refused["streams"] += 1
             self._transport.write(reset(stream_id, REFUSED_STREAM))
             return
         self._open(stream_id, headers, flags)
@@ -604,9 +627,11 @@ class GrpcConnection(asyncio.Protocol):
             elif name == b"authorization":
                 call.authorization = value
         if not call.path or not method:
+            self._refused["malformed"] += 1
             self._reset(call, PROTOCOL_ERROR)
             self._spend_reset()
         elif method != b"POST" or not content_type.startswith(b"application/grpc"):
+            self._refused["not_grpc"] += 1
             self._end(call, frame(HEADERS, END_STREAM | END_HEADERS, stream_id, grpc_protocol.NOT_GRPC))
         elif call.path in self._handlers or self._accepts_stream(call):
             if call.timeout is not None:
@@ -615,7 +640,7 @@ class GrpcConnection(asyncio.Protocol):
                 self._on_end(call)
         else:
             method_name = call.path.decode("utf-8", "replace")
-            call.fail(tensorflow_error_pb2.UNIMPLEMENTED, f"unknown method {method_name}")
+            self._refuse(call, "unknown_method", tensorflow_error_pb2.UNIMPLEMENTED, f"unknown method {method_name}")
 
     def _accepts_stream(self, call: GrpcCall) -> bool:
         call._stream = self._streams.get(call.path)
@@ -659,7 +684,7 @@ class GrpcConnection(asyncio.Protocol):
     def _on_part(self, call: GrpcCall, data: bytes, start: int, stop: int, length: int) -> None:
         """Takes a part of a message that came in several frames, or compressed, or in a streaming call."""
         if not self._hold(call, stop - start):
-            call.fail(tensorflow_error_pb2.RESOURCE_EXHAUSTED, str(self._buffered))
+            self._refuse_for_buffered(call)
             return
         if call._body is None:
             call._body = bytearray()
@@ -687,7 +712,7 @@ class GrpcConnection(asyncio.Protocol):
                 return False
             call._expected = size + 5
         if 0 <= call._expected < len(body):
-            call.fail(tensorflow_error_pb2.INTERNAL, "a unary call carries one message")
+            self._refuse(call, "malformed", tensorflow_error_pb2.INTERNAL, "a unary call carries one message")
             return False
         return True
 
@@ -715,7 +740,8 @@ class GrpcConnection(asyncio.Protocol):
             self._guard(call, call._stream, None)
             return
         if body is None or call._expected != len(body):
-            call.fail(tensorflow_error_pb2.INTERNAL, "the call ended without a complete message")
+            text = "the call ended without a complete message"
+            self._refuse(call, "malformed", tensorflow_error_pb2.INTERNAL, text)
             return
         call._body = None
         self._let_go(call, call._held)
@@ -732,9 +758,9 @@ class GrpcConnection(asyncio.Protocol):
         except OverflowError:
             self._too_large(call, None)
         except ValueError as error:
-            call.fail(tensorflow_error_pb2.UNIMPLEMENTED, str(error))
+            self._refuse(call, "encoding", tensorflow_error_pb2.UNIMPLEMENTED, str(error))
         except zlib.error:
-            call.fail(tensorflow_error_pb2.INTERNAL, "the message does not decompress")
+            self._refuse(call, "encoding", tensorflow_error_pb2.INTERNAL, "the message does not decompress")
         return None
 
     def _dispatch(self, call: GrpcCall, message: bytes) -> None:
@@ -758,7 +784,15 @@ class GrpcConnection(asyncio.Protocol):
         limit = self.limits.max_message_bytes
         sent = "Received message" if size is None else f"Received message of {size} bytes"
         text = f"{sent} larger than max ({limit} bytes, --max_request_bytes)"
-        call.fail(tensorflow_error_pb2.RESOURCE_EXHAUSTED, text)
+        self._refuse(call, "request_bytes", tensorflow_error_pb2.RESOURCE_EXHAUSTED, text)
+
+    def _refuse_for_buffered(self, call: GrpcCall) -> None:
+        self._refuse(call, "buffered_bytes", tensorflow_error_pb2.RESOURCE_EXHAUSTED, str(self._buffered))
+
+    def _refuse(self, call: GrpcCall, reason: str, code: Code, message: str) -> None:
+        """Fails a call that its handler does not get to see."""
+        self._refused[reason] += 1
+        call.fail(code, message)
 
     def _on_reset(self, stream_id: int, length: int) -> None:
         if length != 4 or not stream_id or stream_id > self._last_stream:
@@ -863,7 +897,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def _queue(self, call: GrpcCall, data: bytes) -> None:
         if not self._hold(call, len(data)):
-            call.fail(tensorflow_error_pb2.RESOURCE_EXHAUSTED, str(self._buffered))
+            self._refuse_for_buffered(call)
             return
         if not call._begun:
             call._begun = True
@@ -944,10 +978,11 @@ class GrpcConnection(asyncio.Protocol):
             if not progress:
                 return
 
-    def _abandon(self, code: int, reason: str) -> None:
+    def _abandon(self, code: int, reason: str, message: str) -> None:
         """Ends the connection for something that the peer did, and tells it what."""
-        log.info("closing a gRPC connection: %s", reason)
-        self._transport.write(goaway(self._last_stream, code, reason.encode()))
+        self._refused[reason] += 1
+        log.info("closing a gRPC connection: %s", message)
+        self._transport.write(goaway(self._last_stream, code, message.encode()))
         if self._transport.can_write_eof():
             self._transport.pause_reading()  # so that a flood costs nothing any more
         self._linger()

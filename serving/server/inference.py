@@ -3,6 +3,7 @@
 A transport decodes its request, calls here, and encodes what comes back; nothing of gRPC or HTTP is known here.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -169,9 +170,18 @@ def _submit(
     caller: Caller,
     done: Callable[[Outcome], None],
 ) -> None:
-    """Queues a run and keeps the version loaded until it is done."""
+    """Queues a run, keeps the version loaded until it is done, and counts it."""
 
     def finish(outcome: Outcome) -> None:
+        counts, run = servable.counts, task.run
+        if run is None or isinstance(outcome, ServingError):
+            counts.failed += 1
+            counts.failed_seconds += time.perf_counter() - task.queued
+        else:
+            counts.answered += 1
+            counts.rows += task.rows or 1
+            counts.queued_seconds += run.started - task.queued
+            counts.run_seconds += run.ended - run.started
         servable.release()
         if caller.record is not None and not isinstance(outcome, ServingError):
             caller.record.outputs = outcome

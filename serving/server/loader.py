@@ -21,7 +21,7 @@ from bookserve.serving.server.batch_policy import (
     from_parameters,
     read_parameters,
 )
-from bookserve.serving.server.batching import Batcher, Workers
+from bookserve.serving.server.batching import Batcher, Run, Workers
 from bookserve.serving.server.engines import engine as engines
 from bookserve.serving.server.engines.engine import Engine, EngineOptions
 from bookserve.serving.server.errors import ServingError
@@ -73,13 +73,20 @@ class InProcessLoader:
             loaded = await self._on_thread(f"load {name} {version}", lambda: _load(path, options, self._metrics))
         engine, policy, batchable = loaded
         self._engines.append(engine)
-        on_run = self._metrics.ran if self._metrics.enabled else None
+        counts = self._metrics.counts(name, version)
+
+        def on_run(run: Run) -> None:
+            counts.ran(run)
+            if self._metrics.enabled:
+                self._metrics.ran(run)
+
         batcher = Batcher(engine, self._workers, self._loop, options.max_queued, policy, batchable, on_run)
-        return Servable(name, version, engine, batcher, options.check_method_names)
+        return Servable(name, version, engine, batcher, options.check_method_names, counts)
 
     async def unload(self, servable: Servable) -> None:
         """See Loader.unload."""
         await servable.until_idle()
+        servable.counts.loaded -= 1
         held = [(servable.engine, servable.batcher)]
         self._engines.remove(servable.engine)
         del servable.engine, servable.batcher

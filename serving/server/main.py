@@ -19,12 +19,13 @@ import click
 import onnxruntime
 
 from bookserve.serving.server import flags as flag_parser
-from bookserve.serving.server import logs, metrics
+from bookserve.serving.server import logs
 from bookserve.serving.server.admin import ModelAdmin, default_roots
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import FlagError, Flags
 from bookserve.serving.server.followers import Followers, ReplicatingLoader, processes
 from bookserve.serving.server.manager import ManagerOptions, ModelManager
+from bookserve.serving.server.metrics import Snapshot
 from bookserve.serving.server.model_config import ModelSetting, discover, merged, read_config_file
 from bookserve.serving.server.ports import Ports
 from bookserve.serving.server.process import Process, run
@@ -71,7 +72,7 @@ class ModelServer:
             raise invalid_argument("--max_loaded_models needs --lazy_loading")
         settings = self._settings()
         admin = self._make_admin(settings)
-        self._process.connect(self._manager, admin, self._metrics_page)
+        self._process.connect(self._manager, admin, self._snapshots)
         self._ports = Ports(flags, self._process.connections, self._followers)
         if flags.model_config_file:
             self._manager.check_labels(settings)
@@ -113,14 +114,16 @@ class ModelServer:
             "reload": lambda data: admin.reload(messages.ModelServerConfig.FromString(data)),
             "add_or_replace": lambda data: admin.add_or_replace(messages.ModelConfig.FromString(data)),
             "remove": admin.remove,
-            "metrics_page": self._metrics_page,
+            "load_model": admin.load,
+            "snapshots": self._snapshots,
         }
 
-    async def _metrics_page(self) -> bytes:
+    async def _snapshots(self) -> list[Snapshot]:
+        """The metrics of all processes."""
         snapshots = [self._process.snapshot()]
         if self._followers is not None:
             snapshots += await self._followers.snapshots()
-        return await self._loop.run_in_executor(None, metrics.render, snapshots)  # 20 ms for a hundred models
+        return snapshots
 
     def _settings(self) -> list[ModelSetting]:
         flags = self._flags

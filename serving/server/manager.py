@@ -225,6 +225,20 @@ class ModelManager:
         return sorted(self._models)
 
     @property
+    def removed(self) -> list[str]:
+        """The models that were configured and no longer are, as far as they are remembered."""
+        return sorted(self._removed.keys() - self._models.keys())
+
+    def removed_setting(self, name: str) -> ModelSetting | None:
+        """The settings of such a model."""
+        model = self._removed.get(name)
+        return model.setting if model is not None else None
+
+    def has_given_up(self, name: str) -> bool:
+        """Whether a configured model serves nothing, and is not on its way to."""
+        return all(version.state == _END for version in self._models[name].versions.values())
+
+    @property
     def settings(self) -> list[ModelSetting]:
         """The configured models with all their settings, in the order in which they were named."""
         return [model.setting for model in self._models.values()]

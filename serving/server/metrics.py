@@ -10,7 +10,7 @@ Names, labels and buckets: tensorflow_serving/servables/tensorflow/util.cc and u
 import re
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from google.protobuf import text_format
 
 from bookserve.serving.server.batching import Run
 from bookserve.serving.server.errors import invalid_argument
+from bookserve.serving.server.version_counts import VersionCounts
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
 DEFAULT_PATH = "/monitoring/prometheus/metrics"
@@ -48,6 +49,7 @@ class Family:
     kind: str  # "counter", "gauge" or "histogram"
     labels: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()  # inclusive upper bounds of a histogram's buckets; one more takes the rest
+    newest: bool = False  # of several processes the largest value counts, not the sum
 
 
 REQUEST_COUNT = Family("/tensorflow/serving/request_count", "counter", ("model_name", "status"))
@@ -80,12 +82,19 @@ QUEUE_LENGTH = Family("/bookserve/queue_length", "gauge", ("model_name", "versio
 IN_FLIGHT = Family("/bookserve/requests_in_flight", "gauge", ("model_name", "version"))
 VERSION_STATE = Family("/bookserve/model_version_state", "gauge", ("model_name", "version", "state"))
 CONNECTIONS = Family("/bookserve/connections", "gauge", ("worker", "api"))
+REFUSED = Family("/bookserve/refused_count", "counter", ("api", "reason"))
+INFERENCE_COUNT = Family("/bookserve/inference_count", "counter", ("model_name", "version", "outcome"))
+INFERENCE_MICROS = Family("/bookserve/inference_microseconds", "counter", ("model_name", "version", "phase"))
+INFERENCE_ROWS = Family("/bookserve/inference_row_count", "counter", ("model_name", "version"))
+INFERENCE_RUNS = Family("/bookserve/inference_run_count", "counter", ("model_name", "version"))
+LAST_INFERENCE = Family("/bookserve/last_inference_time_seconds", "gauge", ("model_name", "version"), newest=True)
 
 FAMILIES = (
     *(REQUEST_COUNT, REQUEST_LATENCY, RUNTIME_LATENCY, EXAMPLE_COUNTS, EXAMPLE_COUNT_TOTAL, WARMUP_LATENCY),
     *(WARMUP_RECORDS, REQUEST_LOG_COUNT, QUEUING_LATENCY, RUN_COUNT, INPUT_BATCH_SIZE, PROCESSED_BATCH_SIZE),
     *(PADDING_SIZE, LOAD_ATTEMPTS, LOAD_LATENCY, SIGNATURE_COUNT, RESPONSE_BYTES, QUEUE_LENGTH, IN_FLIGHT),
-    *(VERSION_STATE, CONNECTIONS),
+    *(VERSION_STATE, CONNECTIONS, REFUSED, INFERENCE_COUNT, INFERENCE_MICROS, INFERENCE_ROWS, INFERENCE_RUNS),
+    LAST_INFERENCE,
 )
 
 # The thread pool that TensorFlow Serving has without a batching parameters file.
@@ -161,6 +170,7 @@ class Metrics:
         self._strangers: set[str] = set()
         self._cells: dict[str, dict[Labels, Counter | Histogram]] = {family.name: {} for family in FAMILIES}
         self._served: dict[Key, _Served] = {}
+        self._versions: dict[tuple[str, int], VersionCounts] = {}
         self._loading = threading.Lock()
         self._queuing = self._histogram(QUEUING_LATENCY, _THREAD_POOL)
         self._runs = self._counter(RUN_COUNT)
@@ -240,6 +250,18 @@ class Metrics:
         self._strangers.add(model)
         return model
 
+    # Versions
+
+    def counts(self, model: str, version: int) -> VersionCounts:
+        """Those of a version that is loaded now; `loaded` is the caller's to lower. Those unloaded longest ago go."""
+        counts = self._versions.setdefault((model, version), VersionCounts())
+        counts.loaded += 1
+        if len(self._versions) > _MAX_VERSIONS:
+            unloaded = next((key for key, counts in self._versions.items() if not counts.loaded), None)
+            if unloaded is not None:
+                del self._versions[unloaded]
+        return counts
+
     # Batches
 
     def ran(self, run: Run) -> None:
@@ -280,9 +302,21 @@ class Metrics:
             taken: Snapshot = {
                 name: [(labels, cell.values()) for labels, cell in cells.items()] for name, cells in self._cells.items()
             }
-        for family, labels, value in gauges:
+        for family, labels, value in (*gauges, *self._version_series()):
             taken[family.name].append((labels, [value]))
         return taken
+
+    def _version_series(self) -> Iterator[Gauge]:
+        for (model, number), counts in self._versions.items():
+            version = (model, str(number))
+            yield INFERENCE_COUNT, (*version, "success"), counts.answered
+            yield INFERENCE_COUNT, (*version, "failure"), counts.failed
+            yield INFERENCE_MICROS, (*version, "queue"), counts.queued_seconds * 1e6
+            yield INFERENCE_MICROS, (*version, "run"), counts.run_seconds * 1e6
+            yield INFERENCE_MICROS, (*version, "failure"), counts.failed_seconds * 1e6
+            yield INFERENCE_ROWS, version, counts.rows
+            yield INFERENCE_RUNS, version, counts.runs
+            yield LAST_INFERENCE, version, counts.last_time
 
     def _counter(self, family: Family, *labels: str) -> Counter:
         cells = self._cells[family.name]
@@ -309,8 +343,10 @@ def lasting(snapshot: Snapshot) -> Snapshot:
 def merged(snapshots: Iterable[Snapshot]) -> Snapshot:
     """Series of several processes with the same labels added together.
 
-    So a gauge such as `model_version_state` says in how many processes a version is in that state.
+    So a gauge such as `model_version_state` says in how many processes a version is in that state. Of a `newest` one
+    the largest value stays.
     """
+    newest = {family.name for family in FAMILIES if family.newest}
     sums: dict[str, dict[Labels, list[float]]] = {family.name: {} for family in FAMILIES}
     for snapshot in snapshots:
         for name, series in snapshot.items():
@@ -318,7 +354,12 @@ def merged(snapshots: Iterable[Snapshot]) -> Snapshot:
             for labels, values in series:
                 key = tuple(labels)
                 before = total.get(key)
-                total[key] = list(values) if before is None else [a + b for a, b in zip(before, values, strict=True)]
+                if before is None:
+                    total[key] = list(values)
+                elif name in newest:
+                    total[key] = max(before, values)
+                else:
+                    total[key] = [a + b for a, b in zip(before, values, strict=True)]
     return {name: list(total.items()) for name, total in sums.items()}
 
 

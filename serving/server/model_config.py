@@ -42,8 +42,7 @@ def discover(root: Path) -> list[ModelSetting]:
     Base paths are the folders found, whatever the config file says, so that a store may be moved or mounted elsewhere.
     Raises ServingError (INVALID_ARGUMENT) when the root cannot be listed or the config file is malformed.
     """
-    config = root / "models.config"
-    configured = {setting.name: setting for setting in read_config_file(config)} if config.is_file() else {}
+    configured = _configured(root)
     try:
         folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and versions_on_disk(entry))
     except OSError as error:
@@ -51,6 +50,22 @@ def discover(root: Path) -> list[ModelSetting]:
     return [
         replace(configured.get(folder.name, ModelSetting(folder.name, folder)), base_path=folder) for folder in folders
     ]
+
+
+def find(root: Path, name: str) -> ModelSetting | None:
+    """The one of that name that `discover` would find. Raises ServingError as there, but not for a missing root."""
+    folder = root / name
+    try:
+        if not versions_on_disk(folder):
+            return None
+    except OSError:
+        return None
+    return replace(_configured(root).get(name, ModelSetting(name, folder)), base_path=folder)
+
+
+def _configured(root: Path) -> dict[str, ModelSetting]:
+    config = root / "models.config"
+    return {setting.name: setting for setting in read_config_file(config)} if config.is_file() else {}
 
 
 def merged(

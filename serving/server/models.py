@@ -47,6 +47,11 @@ class Models(Protocol):
         ...
 
     @property
+    def removed(self) -> list[str]:
+        """The models that were configured and no longer are, as far as they are remembered."""
+        ...
+
+    @property
     def ready(self) -> bool:
         """Whether every model serves, or has nothing left that is tried for the first time."""
         ...

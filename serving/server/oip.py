@@ -8,14 +8,23 @@ anything is allocated for it.
 import functools
 import importlib.metadata
 import struct
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument
 from bookserve.serving.server.inference import Caller
-from bookserve.serving.server.models import Models
+from bookserve.serving.server.metrics import (
+    INFERENCE_COUNT,
+    INFERENCE_MICROS,
+    INFERENCE_ROWS,
+    INFERENCE_RUNS,
+    LAST_INFERENCE,
+    Family,
+    Snapshot,
+)
+from bookserve.serving.server.models import Models, not_served
 from bookserve.serving.server.servable import Servable
 from bookserve.serving.server.signatures import Signature, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
@@ -42,11 +51,8 @@ _DATATYPES: dict[str, tuple[DataType, np.dtype[Any]]] = {
 _NAMES: dict[DataType, str] = {number: name for name, (number, _) in _DATATYPES.items()}
 _NAMES_OF_ARRAYS: dict[np.dtype[Any], str] = {dtype: name for name, (_, dtype) in _DATATYPES.items()}
 _LENGTH = struct.Struct("<I")  # before each element of BYTES
+_EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics")
 _MAX_VERSION_DIGITS = 18  # which fit 64 bits
-# What answers the model repository extension's other two methods.
-NO_LOAD_OR_UNLOAD = (
-    "loading and unloading by this protocol is not supported: versions follow their folders, models the configuration"
-)
 # Triton's names of what runs a model.
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorflow": "tensorflow_savedmodel"}
 _STATES: dict[ModelVersionStatus.State, str] = {
@@ -56,6 +62,8 @@ _STATES: dict[ModelVersionStatus.State, str] = {
     ModelVersionStatus.UNLOADING: "UNLOADING",
     ModelVersionStatus.END: "UNAVAILABLE",
 }
+# Of a request's time: to put a batch together and to take it apart belong to its run.
+_NOT_MEASURED = ("compute_input", "compute_output", "cache_hit", "cache_miss")
 _REASONS = {ModelVersionStatus.START: "not loaded yet", ModelVersionStatus.END: "unloaded"}
 
 
@@ -100,7 +108,7 @@ def model_ready(manager: Models, name: str, version: str) -> bool:
 def server_metadata() -> dict[str, Any]:
     """Name, version and extensions of this server."""
     version = importlib.metadata.version("bookserve")
-    return {"name": "bookserve", "version": version, "extensions": ["binary_tensor_data"]}
+    return {"name": "bookserve", "version": version, "extensions": list(_EXTENSIONS)}
 
 
 def model_metadata(manager: Models, name: str, version: str) -> dict[str, Any]:
@@ -132,14 +140,13 @@ def _tensors(infos: Mapping[str, tensorflow_pb2.TensorInfo]) -> list[dict[str, A
 
 
 def repository_index(manager: Models, repository: str, *, only_ready: bool) -> list[dict[str, str]]:
-    """Every version of every configured model, with its state and the reason of a state that is not READY.
+    """Every version of every model, configured or removed, with its state and the reason of one that is not READY.
 
-    Raises ServingError (INVALID_ARGUMENT) for a named repository: there is only one, without a name.
+    Raises ServingError (INVALID_ARGUMENT) for a named repository.
     """
-    if repository:
-        raise invalid_argument("repository_name is not supported: this server has one repository, without a name")
+    _check_repository(repository)
     index = []
-    for name in manager.names:
+    for name in (*manager.names, *manager.removed):
         try:
             statuses = manager.status(name)
         except ServingError as error:  # no version folder yet
@@ -155,6 +162,85 @@ def repository_index(manager: Models, repository: str, *, only_ready: bool) -> l
             for status in statuses
         ]
     return [entry for entry in index if entry["state"] == "READY" or not only_ready]
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise invalid_argument("repository_name is not supported: this server has one repository, without a name")
+
+
+def check_repository_request(repository: str, parameters: Iterable[str]) -> None:
+    """Raises ServingError (INVALID_ARGUMENT) for a load that brings what is read from the model's folder alone."""
+    _check_repository(repository)
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise invalid_argument(
+                f"parameter '{name[:80]}' is not supported: versions are read from the model's folder, and settings"
+                " are changed by PUT /v1/models/NAME or HandleReloadConfigRequest"
+            )
+
+
+# Statistics
+
+
+def loaded_versions(manager: Models, name: str, version: str) -> list[tuple[str, int]]:
+    """The loaded versions, with their models, that a request for statistics names; an empty name or version means all.
+
+    Raises ServingError as `find` where nothing is loaded of what is named.
+    """
+    if version and not name:
+        raise invalid_argument("the request names a version and no model")
+    number = version_number(version) if version else None
+    loaded = []
+    for model in [name] if name else manager.names:
+        try:
+            statuses = manager.status(model, number)
+        except ServingError as error:
+            if error.code != tensorflow_error_pb2.NOT_FOUND:
+                raise
+            continue
+        loaded += [(model, status.version) for status in statuses if status.state == ModelVersionStatus.AVAILABLE]
+    if name and not loaded:
+        raise not_served(name, number)
+    return loaded
+
+
+def statistics(versions: Iterable[tuple[str, int]], counts: Snapshot) -> list[dict[str, Any]]:
+    """What was asked of these versions since the server started, as `counts` has it."""
+    values = {
+        (family.name, *labels): series[0]
+        for family in (INFERENCE_COUNT, INFERENCE_MICROS, INFERENCE_ROWS, INFERENCE_RUNS, LAST_INFERENCE)
+        for labels, series in counts[family.name]
+    }
+
+    def value(family: Family, *labels: str) -> float:
+        return values.get((family.name, *labels), 0.0)
+
+    found = []
+    for name, number in versions:
+        version = (name, str(number))
+        answered = int(value(INFERENCE_COUNT, *version, "success"))
+        queue = round(1000 * value(INFERENCE_MICROS, *version, "queue"))
+        run = round(1000 * value(INFERENCE_MICROS, *version, "run"))
+        failed = int(value(INFERENCE_COUNT, *version, "failure"))
+        failure = round(1000 * value(INFERENCE_MICROS, *version, "failure"))
+        found.append(
+            {
+                "name": name,
+                "version": str(number),
+                "last_inference": round(1000 * value(LAST_INFERENCE, *version)),
+                "inference_count": int(value(INFERENCE_ROWS, *version)),
+                "execution_count": int(value(INFERENCE_RUNS, *version)),
+                "inference_stats": {
+                    "success": {"count": answered, "ns": queue + run},
+                    "fail": {"count": failed, "ns": failure},
+                    "queue": {"count": answered, "ns": queue},
+                    "compute_infer": {"count": answered, "ns": run},
+                    **{name: {"count": 0, "ns": 0} for name in _NOT_MEASURED},
+                },
+            }
+        )
+    return found
 
 
 # Tensors

@@ -5,16 +5,20 @@ answered in the form that it used, but FP16, which has no typed contents, turns 
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import Message
 
-from bookserve.serving.server import inference, oip
+from bookserve.serving.server import inference, metrics, oip
+from bookserve.serving.server.admin import Access, Admin
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.grpc_api import parse, unary
+from bookserve.serving.server.grpc_coroutines import Coroutines
 from bookserve.serving.server.http2 import GrpcCall, Handler
 from bookserve.serving.server.inference import Prediction
+from bookserve.serving.server.metrics import Snapshot
 from bookserve.serving.server.models import Models
 from bookserve.serving.server.signatures import find_signature
 from bookserve.serving.wire import open_inference_pb2 as messages
@@ -40,8 +44,34 @@ _CONTENTS = {
 }
 
 
-def handlers(manager: Models, ready: Callable[[], bool]) -> dict[bytes, Handler]:
-    """The handler of each method path; `ready` tells whether the server should be asked."""
+def handlers(
+    manager: Models,
+    ready: Callable[[], bool],
+    snapshots: Callable[[], Awaitable[list[Snapshot]]],
+    admin: Admin,
+    access: Access,
+) -> dict[bytes, Handler]:
+    """The handler of each method path.
+
+    `ready` tells whether the server should be asked, `snapshots` are the metrics of all processes.
+    """
+
+    async def statistics(request: messages.ModelStatisticsRequest) -> Message:
+        versions = oip.loaded_versions(manager, request.name, request.version)
+        counts = metrics.merged(await snapshots())
+        return messages.ModelStatisticsResponse(model_stats=oip.statistics(versions, counts))
+
+    async def load(request: messages.RepositoryModelLoadRequest) -> Message:
+        oip.check_repository_request(request.repository_name, request.parameters)
+        await admin.load(request.model_name)
+        return messages.RepositoryModelLoadResponse()
+
+    async def unload(request: messages.RepositoryModelUnloadRequest) -> Message:
+        oip.check_repository_request(request.repository_name, request.parameters)
+        await admin.remove(request.model_name)
+        return messages.RepositoryModelUnloadResponse()
+
+    guarded = Coroutines(access)
     service: dict[str, Handler] = {
         "ServerLive": unary(messages.ServerLiveRequest, lambda _: messages.ServerLiveResponse(live=True)),
         "ServerReady": unary(messages.ServerReadyRequest, lambda _: messages.ServerReadyResponse(ready=ready())),
@@ -65,14 +95,11 @@ def handlers(manager: Models, ready: Callable[[], bool]) -> dict[bytes, Handler]
                 models=oip.repository_index(manager, request.repository_name, only_ready=request.ready)
             ),
         ),
-        "RepositoryModelLoad": _load_and_unload,
-        "RepositoryModelUnload": _load_and_unload,
+        "RepositoryModelLoad": guarded.unary(messages.RepositoryModelLoadRequest, load),
+        "RepositoryModelUnload": guarded.unary(messages.RepositoryModelUnloadRequest, unload),
+        "ModelStatistics": Coroutines().unary(messages.ModelStatisticsRequest, statistics),
     }
     return {f"/inference.GRPCInferenceService/{method}".encode(): handler for method, handler in service.items()}
-
-
-def _load_and_unload(call: GrpcCall, data: bytes) -> None:
-    call.fail(tensorflow_error_pb2.UNIMPLEMENTED, oip.NO_LOAD_OR_UNLOAD)
 
 
 def _infer(manager: Models) -> Handler:

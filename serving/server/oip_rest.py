@@ -18,6 +18,8 @@ from bookserve.serving.server.errors import ServingError, failed_precondition, i
 from bookserve.serving.server.http1 import HttpExchange
 from bookserve.serving.server.inference import Prediction
 from bookserve.serving.server.models import Models
+from bookserve.serving.server.oip_extensions import OipExtensions
+from bookserve.serving.server.rest_errors import fail
 from bookserve.serving.server.signatures import Signature, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.json_tensors import to_array
@@ -26,24 +28,24 @@ from bookserve.serving.wire.tensors import Array
 
 log = logging.getLogger(__name__)
 
-_MODEL = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready))?")
-_LOAD_OR_UNLOAD = re.compile(rb"/v2/repository/models/[^/]+/(?:load|unload)")
+_MODEL = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|stats))?")
+_REPOSITORY = re.compile(rb"/v2/repository/models/([^/]+)/(load|unload)")
+_ALL_STATISTICS = b"/v2/models/stats"  # also where a model has that name, as in Triton
 _JSON_LENGTH = b"inference-header-content-length"
 
-Fail = Callable[[HttpExchange, ServingError], None]
 Kind = TypeVar("Kind", str, bool, list[Any], dict[str, Any])
 
 
 class OipRest:
     """Answers the requests under /v2.
 
-    `ready` tells whether the server should be asked; `fail` is how the REST API answers a request with an error.
+    `ready` tells whether the server should be asked; what belongs to no `extensions` is not there.
     """
 
-    def __init__(self, manager: Models, ready: Callable[[], bool], fail: Fail) -> None:
+    def __init__(self, manager: Models, ready: Callable[[], bool], extensions: OipExtensions | None) -> None:
         self._manager = manager
         self._ready = ready
-        self._fail = fail
+        self._extensions = extensions
 
     def handle(self, exchange: HttpExchange) -> None:
         """Answers one request, now or from a callback. Raises ServingError for one that cannot be served."""
@@ -58,13 +60,19 @@ class OipRest:
             elif _allows(exchange, b"GET"):
                 if match[3] == b"ready":
                     self._model_ready(exchange, name, version)
+                elif path == _ALL_STATISTICS and self._extensions is not None:
+                    self._extensions.statistics(exchange, "", "")
+                elif match[3] == b"stats" and self._extensions is not None:
+                    self._extensions.statistics(exchange, name, version)
                 else:
                     exchange.respond(200, orjson.dumps(oip.model_metadata(self._manager, name, version)))
         elif path == b"/v2/repository/index":
             if _allows(exchange, b"POST"):
                 self._index(exchange)
-        elif _LOAD_OR_UNLOAD.fullmatch(path):
-            raise ServingError(tensorflow_error_pb2.UNIMPLEMENTED, oip.NO_LOAD_OR_UNLOAD)
+        elif self._extensions is not None and (match := _REPOSITORY.fullmatch(path)):
+            if _allows(exchange, b"POST"):
+                name = unquote(match[1].decode("utf-8", "replace"))
+                self._extensions.load_or_unload(exchange, name, match[2])
         elif path not in (b"/v2", b"/v2/", b"/v2/health/live", b"/v2/health/ready"):
             raise not_found(f"nothing is served at {path.decode('utf-8', 'replace')}: the models are under /v2/models")
         elif _allows(exchange, b"GET"):
@@ -131,15 +139,15 @@ class OipRest:
             if not exchange.open:
                 return
             if isinstance(result, ServingError):
-                self._fail(exchange, result)
+                fail(exchange, result)
                 return
             try:
                 _respond(exchange, result, request_id, requested, in_binary)
             except ServingError as error:
-                self._fail(exchange, error)
+                fail(exchange, error)
             except Exception:
                 log.exception("fault while encoding an answer of %s", result.model)
-                self._fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
+                fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
 
         return done
 

@@ -12,10 +12,10 @@ from typing import Any, NoReturn, cast
 from bookserve.serving.server import grpc_api, lazy, metrics, model_service, oip_grpc, rest_api
 from bookserve.serving.server.admin import Access, Admin
 from bookserve.serving.server.admin_api import AdminApi
-from bookserve.serving.server.batch_policy import adaptive, batch_threads, from_parameters, read_parameters
+from bookserve.serving.server.batch_policy import MAX_THREADS, adaptive, batch_threads, from_parameters, read_parameters
 from bookserve.serving.server.connections import Api, Connections
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.errors import invalid_argument
+from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import Flags
 from bookserve.serving.server.followers import processes
 from bookserve.serving.server.health import Health
@@ -23,11 +23,13 @@ from bookserve.serving.server.http1 import Handler as RestHandler
 from bookserve.serving.server.http1 import HttpExchange
 from bookserve.serving.server.http2 import GrpcCall, StreamHandler
 from bookserve.serving.server.loader import InProcessLoader, LoadOptions
-from bookserve.serving.server.metrics import CONNECTIONS, Metrics, Snapshot
+from bookserve.serving.server.metrics import CONNECTIONS, REFUSED, Metrics, Snapshot
 from bookserve.serving.server.models import Models
 from bookserve.serving.server.observer import Observer
+from bookserve.serving.server.oip_extensions import OipExtensions
 from bookserve.serving.server.profiler import Profiler
 from bookserve.serving.server.request_log import RequestLogSetting
+from bookserve.serving.server.rest_errors import fail
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
@@ -68,14 +70,19 @@ class Process:
         self._models: Models
         self._rest: rest_api.RestApi
 
-    def connect(self, models: Models, admin: Admin, metrics_page: Callable[[], Awaitable[bytes]]) -> None:
-        """Makes what answers requests. Raises ServingError for settings that make no sense."""
+    def connect(self, models: Models, admin: Admin, snapshots: Callable[[], Awaitable[list[Snapshot]]]) -> None:
+        """Makes what answers requests; `snapshots` are the metrics of all processes.
+
+        Raises ServingError for settings that make no sense.
+        """
         flags = self._flags
         self._models = models
+        access = Access(flags.admin_token_file)
 
         def send_page(done: Callable[[bytes], None]) -> None:
             async def send() -> None:
-                done(await metrics_page())
+                loop = asyncio.get_running_loop()
+                done(await loop.run_in_executor(None, metrics.render, await snapshots()))  # 20 ms for a hundred models
 
             self.start(send())
 
@@ -84,10 +91,10 @@ class Process:
             cors=flags.rest_api_enable_cors_support,
             metrics_path=self._metrics_path.encode() if self._metrics_path else None,
             metrics_page=send_page,
+            extensions=OipExtensions(models, admin, access, snapshots),
         )
-        access = Access(flags.admin_token_file)
         handlers = grpc_api.handlers(models, tensor_content=flags.enable_serialization_as_tensor_content)
-        handlers |= oip_grpc.handlers(models, lambda: self._rest.ready)
+        handlers |= oip_grpc.handlers(models, lambda: self._rest.ready, snapshots, admin, access)
         handlers |= model_service.handlers(admin, access, self._metrics)
         handlers |= Profiler(self.loader, access, self.start, enabled=flags.enable_profiler).handlers
         rest: RestHandler = AdminApi(admin, access, self._rest.handle).handle
@@ -107,10 +114,12 @@ class Process:
 
     def snapshot(self) -> Snapshot:
         """The metrics of this process."""
-        connections = [
-            (CONNECTIONS, (str(self._worker), api.name.lower()), float(self.connections.count(api))) for api in Api
-        ]
-        return self._metrics.snapshot([*self._models.gauges(), *connections])
+        series = self._models.gauges()
+        for api in Api:
+            name = api.name.lower()
+            series.append((CONNECTIONS, (str(self._worker), name), self.connections.count(api)))
+            series += [(REFUSED, (name, reason), count) for reason, count in self.connections.refused[api].items()]
+        return self._metrics.snapshot(series)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Has something done beside, until it is done or the process stops."""
@@ -167,7 +176,7 @@ def _fail_call(call: GrpcCall) -> None:
 
 
 def _fail_exchange(exchange: HttpExchange) -> None:
-    exchange.respond(500, rest_api.error_body("internal error"))
+    fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
 
 
 def _load_options(flags: Flags) -> LoadOptions:
@@ -182,7 +191,7 @@ def _load_options(flags: Flags) -> LoadOptions:
         )
     if flags.mixed_precision and flags.mixed_precision != "bfloat16":
         log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
-    cores = max(1, (os.cpu_count() or 1) // processes(flags))  # of each process
+    cores = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // processes(flags)))  # of each process
     intra_op_threads = flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism or 1
     worker_threads, policy = cores, adaptive(max(1, cores // intra_op_threads))
     if flags.enable_batching:

@@ -103,6 +103,11 @@ class Replica:
         return sorted(self._state.models)
 
     @property
+    def removed(self) -> list[str]:
+        """See Models.removed."""
+        return sorted(self._state.removed.keys() - self._state.models.keys())
+
+    @property
     def ready(self) -> bool:
         """See Models.ready."""
         return self._state.ready

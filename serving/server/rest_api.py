@@ -16,7 +16,9 @@ from bookserve.serving.server.errors import HTTP_STATUS, ServingError, invalid_a
 from bookserve.serving.server.http1 import HttpExchange
 from bookserve.serving.server.metrics import CONTENT_TYPE
 from bookserve.serving.server.models import Models
+from bookserve.serving.server.oip_extensions import OipExtensions
 from bookserve.serving.server.oip_rest import OipRest
+from bookserve.serving.server.rest_errors import fail
 from bookserve.serving.server.signatures import DEFAULT_SIGNATURE
 from bookserve.serving.wire import json_numbers, tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
@@ -37,11 +39,6 @@ _CORS = (
 )
 
 
-def error_body(message: str) -> bytes:
-    """The body of every error: TensorFlow Serving's JSON object with the one key `error`."""
-    return b'{\n    "error": ' + json.dumps(message).encode() + b"\n}"
-
-
 class _BareError(ServingError):
     """An error that TensorFlow Serving answers with its status and an empty body."""
 
@@ -56,6 +53,7 @@ class RestApi:
         cors: bool = False,
         metrics_path: bytes | None = None,
         metrics_page: Callable[[Callable[[bytes], None]], None] | None = None,
+        extensions: OipExtensions | None = None,
     ) -> None:
         """`metrics_page` calls its argument with the page for `metrics_path`, now or later, on the event loop."""
         self.draining = False
@@ -63,7 +61,7 @@ class RestApi:
         self._cors = cors  # whether browsers may let pages of other origins read the answers
         self._metrics_path = metrics_path
         self._metrics_page = metrics_page
-        self._oip = OipRest(manager, lambda: self.ready, _fail)
+        self._oip = OipRest(manager, lambda: self.ready, extensions)
 
     @property
     def ready(self) -> bool:
@@ -90,7 +88,7 @@ class RestApi:
         except _BareError as error:
             exchange.respond(HTTP_STATUS[error.code], b"")
         except ServingError as error:
-            _fail(exchange, error)
+            fail(exchange, error)
 
     def _post(self, exchange: HttpExchange, match: re.Match[bytes]) -> None:
         match match[4]:
@@ -199,15 +197,15 @@ def _answer(exchange: HttpExchange, encode: Callable[[Any], bytes]) -> Callable[
         if not exchange.open:
             return
         if isinstance(result, ServingError):
-            _fail(exchange, result)
+            fail(exchange, result)
             return
         try:
             exchange.respond(200, encode(result))
         except JsonError as error:
-            _fail(exchange, invalid_argument(str(error)))
+            fail(exchange, invalid_argument(str(error)))
         except Exception:
             log.exception("fault while encoding an answer to %s", exchange.path)
-            _fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
+            fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
 
     return done
 
@@ -220,13 +218,6 @@ def _preflight(exchange: HttpExchange) -> None:
     """A browser's question before it lets a page send a request (CORS), answered as TensorFlow Serving does."""
     origin = exchange.headers.get(b"origin", b"")
     exchange.respond(200 if b"http://" in origin or b"https://" in origin else 400, b"")
-
-
-def _fail(exchange: HttpExchange, error: ServingError) -> None:
-    if exchange.record is not None:
-        exchange.record.error = error
-    headers = ((b"Retry-After", b"1"),) if error.code == tensorflow_error_pb2.RESOURCE_EXHAUSTED else ()
-    exchange.respond(HTTP_STATUS[error.code], error_body(error.message), headers=headers)
 
 
 def _malformed(exchange: HttpExchange) -> ServingError:

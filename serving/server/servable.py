@@ -6,21 +6,39 @@ from typing import Protocol
 
 from bookserve.serving.server.batching import Batcher
 from bookserve.serving.server.engines.engine import Engine
+from bookserve.serving.server.version_counts import VersionCounts
 
 
 class Servable:
     """One version that is loaded and may be asked."""
 
-    __slots__ = ("batcher", "check_method_names", "engine", "in_flight", "last_used", "model", "on_idle", "version")
+    __slots__ = (
+        "batcher",
+        "check_method_names",
+        "counts",
+        "engine",
+        "in_flight",
+        "last_used",
+        "model",
+        "on_idle",
+        "version",
+    )
 
     def __init__(
-        self, model: str, version: int, engine: Engine, batcher: Batcher, check_method_names: bool = False
+        self,
+        model: str,
+        version: int,
+        engine: Engine,
+        batcher: Batcher,
+        check_method_names: bool = False,
+        counts: VersionCounts | None = None,
     ) -> None:
         self.model = model
         self.version = version
         self.engine = engine
         self.batcher = batcher
         self.check_method_names = check_method_names
+        self.counts = counts or VersionCounts()
         self.in_flight = 0  # requests that have been accepted and not yet answered
         self.last_used = 0  # by the manager's count of uses; only with --lazy_loading
         self.on_idle: asyncio.Event | None = None  # set once the version is to be unloaded

@@ -4,6 +4,7 @@ import asyncio
 import ssl
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,7 @@ class Transport:
         self.connections: set[Any] = set()
         self._made: weakref.WeakSet[Any] = weakref.WeakSet()  # also those that are turned away
         self.buffered = BufferedBytes(max_buffered)
+        self.refused: Counter[str] = Counter()
         self.loop = loop_factory()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
@@ -90,7 +92,8 @@ class GrpcTransport(Transport):
     ) -> None:
         given = limits or Http2Limits()
         super().__init__(
-            lambda this: GrpcConnection(handlers, streams or {}, given, this.buffered, this.connections), **options
+            lambda this: GrpcConnection(handlers, streams or {}, given, this.buffered, this.connections, this.refused),
+            **options,
         )
 
     def sweep(self, seconds_from_now: float = 0.0, elapsed: float = 1.0) -> None:
@@ -113,7 +116,8 @@ class HttpTransport(Transport):
     ) -> None:
         given = limits or Http1Limits()
         super().__init__(
-            lambda this: HttpConnection(handler, str.encode, given, this.buffered, this.connections), **options
+            lambda this: HttpConnection(handler, str.encode, given, this.buffered, this.connections, this.refused),
+            **options,
         )
 
     def sweep(self, seconds_from_now: float) -> None:

@@ -61,6 +61,7 @@ def test_parameters_in_a_versions_folder(start_server: StartServer, two_models: 
             "Last entry in allowed_batch_sizes must match max_batch_size; last entry was 2; expected 4",
         ),
         (["--enable_batching"], "num_batch_threads { value: 0 }", "num_batch_threads must be positive; was 0"),
+        (["--enable_batching"], "num_batch_threads { value: 251 }", "num_batch_threads must be at most 250; was 251"),
         (
             [
                 "--enable_batching",
@@ -72,7 +73,7 @@ def test_parameters_in_a_versions_folder(start_server: StartServer, two_models: 
             "server_options.tensorflow_inter_op_parallelism) separately. You cannot configure all.",
         ),
     ],
-    ids=["without the flag", "no message", "sizes", "threads", "parallelism"],
+    ids=["without the flag", "no message", "sizes", "threads", "more threads", "parallelism"],
 )
 def test_settings_that_make_no_sense_end_the_start(
     start_server: StartServer, two_models: Path, tmp_path: Path, flags: list[str], text: str, message: str

@@ -127,10 +127,6 @@ def test_errors(api: Api) -> None:
     ):
         with pytest.raises(InferenceServerException, match=message):
             client.infer(*arguments, **options)
-    with pytest.raises(InferenceServerException, match="loading and unloading by this protocol is not supported"):
-        client.load_model("scale")
-    with pytest.raises(InferenceServerException, match="loading and unloading by this protocol is not supported"):
-        client.unload_model("scale")
 
 
 # Text alone: ONNX Runtime's strings are text, whatever a server's protocol can carry.

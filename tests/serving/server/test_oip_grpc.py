@@ -68,7 +68,10 @@ def test_probes_and_server_metadata(stub: Any) -> None:
     assert stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=10).live
     assert stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=10).ready
     metadata = stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=10)
-    assert (metadata.name, list(metadata.extensions)) == ("bookserve", ["binary_tensor_data"])
+    assert (metadata.name, list(metadata.extensions)) == (
+        "bookserve",
+        ["binary_tensor_data", "model_repository", "statistics"],
+    )
     assert metadata.version
 
 
@@ -101,16 +104,6 @@ def test_repository_index(stub: Any) -> None:
     wait_until(lambda: index() == [("broken", "1", "UNAVAILABLE"), *ready], "the broken model has failed")
     with pytest.raises(grpc.RpcError, match="repository_name is not supported"):
         index(repository_name="r")
-
-
-def test_load_and_unload_are_not_implemented(stub: Any) -> None:
-    for method, request in (
-        (stub.RepositoryModelLoad, service_pb2.RepositoryModelLoadRequest(model_name="scale")),
-        (stub.RepositoryModelUnload, service_pb2.RepositoryModelUnloadRequest(model_name="scale")),
-    ):
-        with pytest.raises(grpc.RpcError, match="loading and unloading by this protocol is not supported") as caught:
-            method(request, timeout=10)
-        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_raw_contents_are_answered_with_raw_contents(stub: Any) -> None:

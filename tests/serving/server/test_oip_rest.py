@@ -69,7 +69,7 @@ def test_probes_and_server_metadata(server: Server) -> None:
         assert (status, headers["Content-Type"]) == (200, "application/json")
         metadata = json.loads(body)
         assert metadata.pop("version")
-        assert metadata == {"name": "bookserve", "extensions": ["binary_tensor_data"]}
+        assert metadata == {"name": "bookserve", "extensions": ["binary_tensor_data", "model_repository", "statistics"]}
 
 
 @pytest.mark.parametrize("path", ["/v2/models/mixed", "/v2/models/mixed/versions/3", "/v2/models/m%69xed"])
@@ -313,8 +313,12 @@ def test_a_wrong_length_of_the_json(server: Server, header: str) -> None:
         ("PUT", "/v2/models/scale", 405, "takes GET, not PUT"),
         ("POST", "/v2/health/live", 405, "takes GET, not POST"),
         ("GET", "/v2/repository/index", 405, "takes POST, not GET"),
-        ("POST", "/v2/repository/models/scale/load", 501, "loading and unloading by this protocol is not supported"),
-        ("POST", "/v2/repository/models/scale/unload", 501, "loading and unloading by this protocol is not supported"),
+        ("GET", "/v2/repository/models/scale/load", 405, "takes POST, not GET"),
+        ("POST", "/v2/models/scale/stats", 405, "takes GET, not POST"),
+        ("GET", "/v2/models/nobody/stats", 404, "Servable not found for request: Latest(nobody)"),
+        ("GET", "/v2/models/broken/stats", 404, "Servable not found for request: Latest(broken)"),
+        ("GET", "/v2/models/scale/versions/9/stats", 404, "Servable not found for request: Specific(scale, 9)"),
+        ("GET", "/v2/models/scale/versions/x/stats", 400, "model version 'x' is no version"),
         ("GET", "/v2/models/scale/config", 404, "nothing is served at /v2/models/scale/config"),
         ("GET", "/v2x", 404, "nothing is served at /v2x"),
     ],

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from bookserve.serving.server import rows
+from bookserve.serving.server.batch_policy import MAX_THREADS
 from bookserve.serving.server.engines import tensorflow_engine
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
@@ -91,6 +92,11 @@ def test_types_and_shapes_are_checked_before_a_kernel_runs(engine: TensorFlowEng
     for shape in [(2, 4), (3,), (1, 2, 3)]:
         with pytest.raises(ServingError, match=r"input 'x' expects shape \[\?, 3\]"):
             run(engine, {"x": np.ones(shape, np.float32)})
+
+
+def test_as_many_runs_at_a_time_as_parameters_may_ask_for(folder: Path) -> None:
+    with load(folder, EngineOptions(parallel_runs=MAX_THREADS)) as engine:
+        assert run(engine, {"x": np.ones((1, 3), np.float32)})["y"].tolist() == [[2, 2, 2]]
 
 
 def test_other_tags_are_chosen_or_named(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands `bookserve train` and `bookserve train-all`. They only parse, call and print."""
+"""The commands `bookserve train`, `bookserve train-all` and `bookserve tune`. They only parse, call and print."""
 
 import logging
 import time
@@ -15,6 +15,7 @@ from bookserve.export.quiet import quiet_start
 from bookserve.training.datasets.files import CHOICES, Choice, DataError, DataRequest
 from bookserve.training.errors import TrainingError
 from bookserve.training.models import MODELS, PROFILES, STANDARD
+from bookserve.training.search_space import SAMPLERS, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ fresh_option = click.option(
     "configuration",
     default=STANDARD,
     show_default=True,
-    help="Which numbers: 'standard', or another configuration of the model, such as 'book'.",
+    help="Which numbers: 'standard', another configuration of the model, such as 'book', or a study of 'tune'.",
 )
 @profile_option
 @data_option
@@ -138,6 +139,91 @@ def train_all(
     if failures:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
         raise click.ClickException(f"{len(failures)} of {table.row_count} models failed:{reasons}")
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(MODELS)))
+@click.option(
+    "--study",
+    "study_name",
+    default=None,
+    help="Its name, by which 'train --config' finds its best numbers; by default configuration and sampler.",
+)
+@click.option(
+    "--config",
+    "configuration",
+    default=STANDARD,
+    show_default=True,
+    help="The configuration of which some numbers are varied.",
+)
+@profile_option
+@click.option(
+    "--sampler",
+    type=click.Choice(SAMPLERS),
+    default=SAMPLERS[0],
+    show_default=True,
+    help="tpe: where good settings lie; random: anywhere; grid: every combination of a few values.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Settings that the study shall have tried in the end; by default 20, or the whole grid.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Trainings of a setting; the mean counts.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Trainings side by side, each a process.",
+)
+@data_option
+@data_dir_option
+@runs_dir_option
+@seed_option
+def tune(
+    name: str,
+    study_name: str | None,
+    configuration: str,
+    profile: str,
+    sampler: Sampler,
+    trials: int | None,
+    repeats: int,
+    workers: int,
+    data: Choice,
+    data_dir: Path | None,
+    runs_dir: Path,
+    seed: int,
+) -> None:
+    """Search for better numbers of a model, judged on validation rows.
+
+    Ctrl-C keeps every setting that is finished; the same command goes on from there, and a larger --trials adds some.
+    """
+    with quiet_start():
+        from bookserve.training import search
+    console = _console()
+    study = study_name or f"{configuration}-{sampler}"
+    plan = search.Plan(configuration, profile, sampler, trials, repeats, workers, seed)
+    try:
+        report = search.tune(name, study, plan, DataRequest(data, data_dir), runs_dir, console)
+    except (DataError, TrainingError) as error:
+        raise click.ClickException(str(error)) from error
+    failed = len(report.trials) - len(report.ranked)
+    if report.ranked:
+        console.print(search.table(report))
+    click.echo(f"{len(report.trials)} trials, {failed} of them failed; all of them in {report.folder / search.TABLE}")
+    if report.stopped:
+        raise click.ClickException("stopped: the same command goes on from here")
+    if not report.ranked:
+        raise click.ClickException("no trial succeeded; the table says why")
+    click.echo(f"train the best one with: bookserve train {name} --config {study} --profile {profile}")
 
 
 def _minutes(began: float) -> str:

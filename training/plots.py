@@ -1,7 +1,7 @@
-"""The pictures of a report: training curves, confusion matrix and bars of shares, as PNG."""
+"""The pictures of a report: training curves, confusion matrix, bars of shares, trials of a search, as PNG."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,48 @@ def shares(rows: Mapping[str, Sequence[float]], parts: Sequence[str], title: str
     figure.savefig(path)
 
 
-def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], path: Path) -> None:
-    """A table of texts, each wrapped inside its column."""
-    wrapped = [[textwrap.fill(cell, 38) for cell in row] for row in rows]
+def trials(
+    numbers: Sequence[int],
+    objectives: Sequence[float],
+    parameters: Mapping[str, Sequence[float | str]],
+    logarithmic: Set[str],
+    label: str,
+    higher_is_better: bool,
+    path: Path,
+) -> None:
+    """What a search found: the objective by trial with the best so far, and by each parameter of `parameters`.
+
+    Parameters named in `logarithmic` get such an axis; texts stand side by side in the order of their first trial.
+    """
+    panels = 1 + len(parameters)
+    columns = min(4, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.0 * rows), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    best = (np.maximum if higher_is_better else np.minimum).accumulate(np.array(objectives, float))
+    axes[0].scatter(numbers, objectives, s=14)
+    axes[0].step(numbers, best, where="post", color="tab:orange", label="best so far")
+    axes[0].set(xlabel="trial")
+    axes[0].legend(loc="best")
+    for panel, (name, values) in zip(axes[1:], parameters.items(), strict=False):
+        panel.scatter(values, objectives, s=14, c=numbers, cmap="viridis")
+        panel.set(xlabel=name.replace("_", " "))
+        if name in logarithmic:
+            panel.set_xscale("log")
+        elif any(isinstance(value, str) for value in values):
+            panel.tick_params("x", rotation=30)
+    for panel in axes[panels:]:
+        panel.set_axis_off()
+    for row in range(rows):
+        axes[row * columns].set(ylabel=label.replace("_", " "))
+    figure.savefig(path)
+
+
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], path: Path, width: int = 38) -> None:
+    """A table of texts, each wrapped inside its column of `width` letters."""
+    wrapped = [[textwrap.fill(cell, width) for cell in row] for row in rows]
     heights = [1 + max(cell.count("\n") + 1 for cell in row) for row in wrapped]
-    figure = Figure(figsize=(3.2 * len(heads), 0.8 + 0.16 * sum(heights)), dpi=DPI)
+    figure = Figure(figsize=(width / 12 * len(heads), 0.8 + 0.16 * sum(heights)), dpi=DPI)
     panel = figure.add_axes((0.02, 0.02, 0.96, 0.96))
     panel.set_axis_off()
     panel.set(xlim=(0, len(heads)), ylim=(sum(heights), -2))

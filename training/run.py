@@ -21,13 +21,14 @@ import tensorflow as tf
 from rich.console import Console
 
 from bookserve.export.contracts import Contract
-from bookserve.training import devices, plots, run_folder
+from bookserve.training import devices, plots, run_folder, study
 from bookserve.training.callbacks import ProgressBar, StopOnNan
-from bookserve.training.checkpoint import Checkpoint
+from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets.files import DataRequest, Origin
 from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.headline import Headline
 from bookserve.training.models import MODELS, STANDARD
+from bookserve.training.search_space import Search
 
 EXAMPLE_ROWS = 512
 
@@ -121,7 +122,7 @@ def train_model(
             written.
     """
     model_module = book_model(name)
-    config = numbers(model_module, configuration, profile)
+    config = numbers(model_module, configuration, profile, runs_dir)
     clock = time.monotonic()
     make_repeatable(seed)
     data = model_module.load_data(config, request, seed)
@@ -157,19 +158,45 @@ def train_model(
     return Result(final, metrics, model_module.HEADLINE, data.origin, time.monotonic() - clock)
 
 
-def numbers(model_module: BookModel, configuration: str, profile: str) -> Any:
-    """The `Config` of a configuration of the model and a profile.
+def numbers(model_module: BookModel, configuration: str, profile: str, runs_dir: Path) -> Any:
+    """The `Config` of a configuration of the model and a profile, or of a study below `runs_dir` with its best numbers.
 
     Raises:
-        TrainingError: the model has no such configuration.
+        TrainingError: the model has no such configuration and no such study, or the study is damaged.
     """
+    model = model_module.CONTRACT.model
     profiles = model_module.CONFIGS.get(configuration)
-    if profiles is None:
+    if profiles is not None:
+        return profiles[profile]
+    studies = study.names(runs_dir, model)
+    if configuration not in studies:
         raise TrainingError(
-            f"{model_module.CONTRACT.model} has no configuration '{configuration}'; it has "
+            f"{model} has neither a configuration nor a study '{configuration}'; it has the configurations "
             f"{', '.join(model_module.CONFIGS)}"
+            + (f" and the studies {', '.join(studies)}" if studies else f" and no study in {runs_dir / model}")
         )
-    return profiles[profile]
+    begun_from, best = study.winner(study.folder_of(runs_dir, model, configuration), searches(model_module))
+    return dataclasses.replace(model_module.CONFIGS[begun_from][profile], **best.numbers)
+
+
+def searches(model_module: BookModel) -> Mapping[str, Search]:
+    """Configuration -> the search that may begin with it; empty for a model that declares none."""
+    return cast(Mapping[str, Search], getattr(model_module, "SEARCHES", {}))
+
+
+def objective(name: str, config: Any, request: DataRequest, seed: int, figure: str) -> list[float]:
+    """Train without a run folder, for a search: `figure` of every epoch of the model `name` with the numbers `config`.
+
+    Raises:
+        DataError: the data is damaged or cannot be had.
+        TrainingError: the loss is not finite any more.
+    """
+    model_module = book_model(name)
+    make_repeatable(seed)
+    data = model_module.load_data(config, request, seed)
+    with devices.strategy().scope():
+        model = model_module.build_model(config)
+        return model_module.train(model, data, config, seed, [StopOnNan()], NO_CHECKPOINT)[figure]
 
 
 def make_repeatable(seed: int) -> None:

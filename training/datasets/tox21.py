@@ -1,4 +1,4 @@
-"""Tox21: 7,831 molecules tested in twelve assays for toxicity, from the CSV file to random splits of fingerprints.
+"""Tox21: 7,831 molecules tested in twelve assays for toxicity, from the CSV file to splits of fingerprints.
 
 Source: the Tox21 challenge of 2014 as MoleculeNet (Wu et al., 2018) distributes it; chapters 4 and 5 of the book. An
 empty cell means "not measured" and stays NaN all the way to the loss and the figures, which leave it out. The sample
@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +29,13 @@ from bookserve.training.datasets.files import (
     sha256_of_arrays,
 )
 from bookserve.training.datasets.fingerprints import fingerprints
+from bookserve.training.datasets.scaffolds import scaffold_split
 
 SAMPLE_ROWS = 2_400
 SAMPLE_SEED = 4  # the sample is one fixed data set
 VALID_SHARE = 0.1
 TEST_SHARE = 0.1
+SplitKind = Literal["random", "scaffold"]
 
 FILES = (
     DataFile(
@@ -72,8 +75,14 @@ class Molecules:
         return {"fingerprint": self.test.fingerprints}
 
 
-def load(request: DataRequest, assays: Sequence[str], split_seed: int, train_rows: int | None = None) -> Molecules:
-    """A random split of 80, 10 and 10 percent; `split_seed` alone decides it, whatever the seed of the run.
+def load(
+    request: DataRequest,
+    assays: Sequence[str],
+    split_seed: int,
+    train_rows: int | None = None,
+    kind: SplitKind = "random",
+) -> Molecules:
+    """Splits of 80, 10 and 10 percent, drawn at random by `split_seed` alone or, without any chance, by scaffold.
 
     Only `train_rows` of the training rows are kept. Molecules that RDKit cannot read are left out (8 of Tox21's).
 
@@ -89,12 +98,18 @@ def load(request: DataRequest, assays: Sequence[str], split_seed: int, train_row
     else:
         smiles, results = read_csv(paths[0], assays)
         origin = Origin("real", "tox21", combined_sha256(FILES))
-    rows, readable = fingerprints(smiles, cache_folder("tox21"))
-    order = np.random.default_rng(split_seed).permutation(np.flatnonzero(readable))
-    valid, test = int(len(order) * VALID_SHARE), int(len(order) * TEST_SHARE)
-    parts = np.split(order, [len(order) - valid - test, len(order) - test])
+    bits, readable = fingerprints(smiles, cache_folder("tox21"))
+    rows = np.flatnonzero(readable)
+    if kind == "scaffold":
+        parts = [rows[part] for part in scaffold_split([smiles[row] for row in rows], VALID_SHARE, TEST_SHARE)]
+        order = np.random.default_rng(split_seed).permutation(len(parts[0]))  # so that `train_rows` are of all families
+        parts[0] = parts[0][order]
+    else:
+        order = np.random.default_rng(split_seed).permutation(rows)
+        valid, test = int(len(order) * VALID_SHARE), int(len(order) * TEST_SHARE)
+        parts = np.split(order, [len(order) - valid - test, len(order) - test])
     parts[0] = parts[0][:train_rows]
-    train_split, valid_split, test_split = (Split(rows[part], results[part]) for part in parts)
+    train_split, valid_split, test_split = (Split(bits[part], results[part]) for part in parts)
     return Molecules(train_split, valid_split, test_split, origin)
 
 

@@ -2,12 +2,15 @@
 
 Source: Ramsundar et al., "Massively Multitask Networks for Drug Discovery" (2015), in the book's form: rectified units,
 dropout, positives weighted up. Unlike the book's code every hidden layer reads the one before it, results that were not
-measured train nothing, `dropout` is the share that is dropped, and all twelve assays are trained at once. The book's
-baseline, random forests (chapter 5), is trained on the same rows and stands beside the network in the figures.
+measured train nothing, and `dropout` is the share that is dropped. The book's baseline, random forests (chapter 5), is
+trained on the same rows and stands beside the network in the figures.
+
+The configuration "standard" trains all assays at once on a random split, "scaffold" the same on a split by scaffold.
+"book" is chapter 4's network of one assay, once for each of the twelve; what `tune` finds for it is chapter 5's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +20,29 @@ import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
 from sklearn.ensemble import RandomForestClassifier  # type: ignore[import-untyped]
-from sklearn.metrics import roc_auc_score, roc_curve  # type: ignore[import-untyped]
+from sklearn.metrics import (  # type: ignore[import-untyped]
+    accuracy_score,
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
 from bookserve.export.contracts import TOX21
 from bookserve.training import plots
+from bookserve.training.batches import row_order
 from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import tox21
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.fit import fit
 from bookserve.training.headline import Headline
 from bookserve.training.models import STANDARD
+from bookserve.training.search_space import Choice, LogUniform, Search, Uniform
 
 CONTRACT = TOX21
 HEADLINE = Headline(metric="auc", book=None)  # the book gives weighted accuracies of the first assay only
 ASSAYS = TOX21.labels
+BOOK_ASSAY = ASSAYS.index("NR-AR")  # the one that chapters 4 and 5 look at
 EVALUATION_BATCH = 1_000
 FOREST_TREES = 50  # of the baseline, for each assay (chapter 5)
 FOREST_SEED = 0  # the baseline is the same whatever the seed of the run
@@ -41,17 +54,21 @@ class Config:
 
     epochs: int
     members: int = 1  # networks that are trained side by side and whose answers are averaged
+    together: bool = True  # one network for all assays; else one for each (chapter 4)
     hidden: tuple[int, ...] = (512, 256)  # units of each hidden layer (chapter 4: one of 50)
+    normalise: bool = True  # batch normalisation in front of each rectifier (chapter 4: none)
     batch: int = 128  # rows a step, over all devices (chapter 4: 100)
-    input_dropout: float = 0.3  # share of the fingerprint's bits that are hidden in a step
+    input_dropout: float = 0.3  # share of the fingerprint's bits that are hidden in a step (chapter 4: none)
     dropout: float = 0.5  # share of hidden units dropped in a step (chapter 4)
-    learning_rate: float = 1e-3  # of AdamW, falling to 0 along a cosine (chapter 4: 0.001)
-    weight_decay: float = 1e-4  # pull of every weight towards 0
+    learning_rate: float = 1e-3  # of AdamW (chapter 4: 0.001)
+    final_rate: float = 0.0  # share of the rate that is left at the end of a cosine; 1 is a constant rate (chapter 4)
+    weight_decay: float = 1e-4  # pull of every weight towards 0 (chapter 4: none)
     balance: float = 0.5  # positives weigh (negatives / positives) to this power; chapter 5's weights are 1, none is 0
-    patience: int = 6  # epochs without a better validation AUC before the training stops
+    keep_best: bool = True  # the weights of the best epoch by validation AUC; else the last ones (chapter 4)
+    patience: int = 6  # epochs without a better one before the training stops, where the best is kept
     train_rows: int | None = None  # rows to train on, None for all
-    split: str = "random 80/10/10"  # the one there is; named because libraries change their default
-    split_seed: int = 0  # alone decides the split
+    split: tox21.SplitKind = "random"  # named because libraries change their default
+    split_seed: int = 0  # alone decides the random split
 
 
 PROFILES: dict[str, Config] = {
@@ -59,29 +76,63 @@ PROFILES: dict[str, Config] = {
     "default": Config(epochs=12, members=4),
     "full": Config(epochs=24, members=12),
 }
-CONFIGS: dict[str, dict[str, Config]] = {STANDARD: PROFILES}
+BOOK = Config(
+    epochs=45,  # chapter 5
+    together=False,
+    hidden=(50,),
+    normalise=False,
+    batch=100,
+    input_dropout=0.0,
+    final_rate=1.0,
+    weight_decay=0.0,
+    balance=1.0,
+    keep_best=False,
+)
+CONFIGS: dict[str, dict[str, Config]] = {
+    STANDARD: PROFILES,
+    "scaffold": {profile: replace(config, split="scaffold") for profile, config in PROFILES.items()},
+    "book": {"smoke": replace(BOOK, epochs=2, train_rows=2_000), "default": BOOK, "full": BOOK},
+}
+SEARCHES: dict[str, Search] = {
+    STANDARD: Search(
+        objective="val_auc",
+        higher_is_better=True,
+        space={
+            "hidden": Choice(((512, 256), (1024,), (1024, 512), (512, 256, 128))),
+            "learning_rate": LogUniform(3e-4, 3e-3),
+            "weight_decay": LogUniform(1e-5, 1e-1),
+            "dropout": Uniform(0.3, 0.8),
+            "input_dropout": Uniform(0.0, 0.6),
+            "balance": Choice((0.0, 0.5, 1.0)),
+        },
+    ),
+    "book": Search(
+        objective="val_nr_ar_accuracy",
+        higher_is_better=True,
+        epoch="last",
+        space={
+            "hidden": Choice(((25,), (50,), (100,), (50, 50))),  # chapter 5 tries sizes and depths
+            "learning_rate": LogUniform(1e-4, 1e-2),
+            "dropout": Choice((0.25, 0.5, 0.75)),
+            "weight_decay": LogUniform(1e-3, 1.0),
+            "epochs": Choice((15, 30, 45)),
+        },
+    ),
+}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> tox21.Molecules:
     """Tox21, or the made-up molecules that stand in for it."""
-    return tox21.load(request, ASSAYS, config.split_seed, config.train_rows)
+    return tox21.load(request, ASSAYS, config.split_seed, config.train_rows, config.split)
 
 
 def build_model(config: Config) -> keras.Model:
     """The members, untrained: uint8 fingerprints [n, 1024] in, float32 logits [n, members, 12] out."""
-    layers = keras.layers
     fingerprint = keras.Input(TOX21.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
     bits = keras.ops.cast(fingerprint, "float32")
-    members = []
-    for _ in range(config.members):
-        x = layers.Dropout(config.input_dropout)(bits)
-        for units in config.hidden:
-            x = layers.Dense(units, use_bias=False)(x)
-            x = layers.BatchNormalization()(x)
-            x = layers.Activation("relu")(x)
-            x = layers.Dropout(config.dropout)(x)
-        members.append(layers.Dense(len(ASSAYS))(x))  # (n, 12)
-    return keras.Model(fingerprint, keras.ops.stack(members, axis=1), name="multitask")
+    network = _one_network if config.together else _network_an_assay
+    members = [network(bits, config) for _ in range(config.members)]  # (n, 12) each
+    return keras.Model(fingerprint, keras.ops.stack(members, axis=1), name="multitask" if config.together else "assays")
 
 
 def train(
@@ -92,46 +143,58 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback],
     checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> dict[str, list[float]]:
-    """Train in place; the weights of the epoch with the best mean validation AUC are kept. Returns figure -> epochs."""
-    steps = config.epochs * (len(data.train.results) // config.batch)
-    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
+    """Train in place; the weights of the epoch with the best mean validation AUC are kept, or the last ones.
+
+    Returns figure -> epochs.
+    """
+    steps = len(data.train.results) // config.batch
+    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps, config.final_rate)
     model.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
     weights = assay_weights(data.train.results, config.balance)
-    stopping = keras.callbacks.EarlyStopping("val_auc", mode="max", patience=config.patience, restore_best_weights=True)
-    history = model.fit(
-        training_batches(data.train, weights, config.batch, seed),
-        epochs=config.epochs,
-        validation_data=_batches(data.valid, weights),
-        callbacks=[AucOfEpoch(data), *callbacks, stopping],
-        shuffle=False,
-        verbose=0,
+    return fit(
+        model,
+        lambda first_epoch: training_batches(data.train, weights, config, seed, first_epoch),
+        config.epochs,
+        steps,
+        _batches(data.valid, weights),
+        [FiguresOfEpoch(data), *callbacks],
+        checkpoint,
+        best="val_auc" if config.keep_best else None,
+        higher_is_better=True,
+        patience=config.patience if config.keep_best else None,
     )
-    return dict(history.history)
 
 
 def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[str, dict[str, float]]:
-    """Split -> figure -> value, and the AUC of each assay on the test rows; draws the ROC curves of the test rows.
+    """Split -> figure -> value, and figures of each assay on the test rows; draws curves and a table of the test rows.
 
-    `auc` is the area under the ROC curve, averaged over the assays; `forest_auc` is that of the baseline. Results that
-    were not measured count nowhere.
+    `auc` is the area under the ROC curve and `precision` the average precision, both averaged over the assays;
+    `nr_ar_accuracy` is the book's figure, see `weighted_accuracy`; `forest_` is before those of the baseline. Results
+    that were not measured count nowhere.
     """
     forests = train_forests(data.train)
+    balance = assay_weights(data.train.results, 1.0)
     metrics: dict[str, dict[str, float]] = {}
-    aucs: dict[str, dict[str, float]] = {}
-    probabilities = np.zeros((0, len(ASSAYS)))
+    scores: dict[str, npt.NDArray[np.float64]] = {}
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
-        probabilities = predict(model, split.fingerprints)
-        aucs = {
-            "auc": assay_aucs(split.results, probabilities),
-            "forest_auc": assay_aucs(split.results, forest_probabilities(forests, split.fingerprints)),
+        scores = {
+            "": predict(model, split.fingerprints),
+            "forest_": forest_probabilities(forests, split.fingerprints),
         }
-        metrics[name] = {
-            **{figure: mean_auc(values) for figure, values in aucs.items()},
-            "loss": log_loss(split.results, probabilities),
-            "rows": float(len(split.results)),
-        }
-    metrics |= {f"test {figure}": values for figure, values in aucs.items()}
-    _draw(data.test.results, probabilities, aucs["auc"], report / "roc.png")
+        metrics[name] = {}
+        for kind, probabilities in scores.items():
+            metrics[name] |= {
+                f"{kind}auc": mean_auc(assay_aucs(split.results, probabilities)),
+                f"{kind}precision": mean_precision(assay_precisions(split.results, probabilities)),
+                f"{kind}nr_ar_accuracy": weighted_accuracy(split.results, probabilities, balance, BOOK_ASSAY),
+            }
+        metrics[name] |= {"loss": log_loss(split.results, scores[""]), "rows": float(len(split.results))}
+    for kind, probabilities in scores.items():
+        metrics[f"test {kind}auc"] = assay_aucs(data.test.results, probabilities)
+        metrics[f"test {kind}precision"] = assay_precisions(data.test.results, probabilities)
+    _draw_roc(data.test.results, scores[""], metrics["test auc"], report / "roc.png")
+    _draw_precision(data.test.results, scores[""], metrics["test precision"], report / "precision_recall.png")
+    _draw_table(data.test.results, metrics, report / "assays.png")
     return metrics
 
 
@@ -143,20 +206,25 @@ def serving_model(model: keras.Model) -> keras.Model:
     return keras.Model(fingerprint, {"probabilities": probabilities}, name="tox21")
 
 
-class AucOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
-    """Adds `val_auc`, and `auc` of as many training rows, to the figures of every epoch; must stand before the rest."""
+class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Adds AUC and NR-AR's weighted accuracy to the figures of every epoch; must stand before the other callbacks.
+
+    Of the validation rows (`val_auc`, `val_nr_ar_accuracy`) and of as many training rows.
+    """
 
     def __init__(self, data: tox21.Molecules) -> None:
         super().__init__()
         rows = len(data.valid.results)
-        self._splits = {"auc": tox21.Split(data.train.fingerprints[:rows], data.train.results[:rows])}
-        self._splits["val_auc"] = data.valid
+        self._balance = assay_weights(data.train.results, 1.0)
+        self._splits = {"": tox21.Split(data.train.fingerprints[:rows], data.train.results[:rows]), "val_": data.valid}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Predict and compare."""
-        for name, split in self._splits.items():
+        for kind, split in self._splits.items():
             if logs is not None:
-                logs[name] = mean_auc(assay_aucs(split.results, predict(self.model, split.fingerprints)))
+                scores = predict(self.model, split.fingerprints)
+                logs[f"{kind}auc"] = mean_auc(assay_aucs(split.results, scores))
+                logs[f"{kind}nr_ar_accuracy"] = weighted_accuracy(split.results, scores, self._balance, BOOK_ASSAY)
 
 
 def weighted_loss(packed: Any, logits: Any) -> Any:
@@ -187,10 +255,13 @@ def pack(results: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> 
     return np.stack([np.nan_to_num(results), weight], axis=1).astype(np.float32)
 
 
-def training_batches(split: tox21.Split, weights: npt.NDArray[np.float32], batch: int, seed: int) -> tf.data.Dataset:
-    """Shuffled anew each epoch: uint8 [batch, 1024] and float32 [batch, 2, 12]; the last short batch is left out."""
-    dataset = tf.data.Dataset.from_tensor_slices((split.fingerprints, pack(split.results, weights)))
-    return dataset.shuffle(len(split.results), seed=seed).batch(batch, drop_remainder=True).prefetch(2)
+def training_batches(
+    split: tox21.Split, weights: npt.NDArray[np.float32], config: Config, seed: int, first_epoch: int = 0
+) -> tf.data.Dataset:
+    """From an epoch on, shuffled anew in each: uint8 [batch, 1024] and float32 [batch, 2, 12]."""
+    fingerprints, packed = tf.constant(split.fingerprints), tf.constant(pack(split.results, weights))
+    order = row_order(len(split.results), config.batch, seed, first_epoch, config.epochs)
+    return order.map(lambda rows, _: (tf.gather(fingerprints, rows), tf.gather(packed, rows))).prefetch(2)
 
 
 def predict(model: keras.Model, fingerprints: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
@@ -234,6 +305,41 @@ def mean_auc(aucs: dict[str, float]) -> float:
     return float(np.mean(list(aucs.values()))) if aucs else 0.5
 
 
+def assay_precisions(results: npt.NDArray[np.float32], scores: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Assay -> average precision, of the measured results; assays without an active are left out."""
+    precisions = {}
+    for assay, name in enumerate(ASSAYS):
+        measured = ~np.isnan(results[:, assay])
+        if results[measured, assay].any():
+            precisions[name] = float(average_precision_score(results[measured, assay], scores[measured, assay]))
+    return precisions
+
+
+def mean_precision(precisions: dict[str, float]) -> float:
+    """The mean over the assays; 0 where there are none."""
+    return float(np.mean(list(precisions.values()))) if precisions else 0.0
+
+
+def weighted_accuracy(
+    results: npt.NDArray[np.float32],
+    probabilities: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float32],
+    assay: int,
+) -> float:
+    """The figure of chapters 4 and 5: scikit-learn's accuracy of one assay, each row with the weight of its class.
+
+    `weights` [2, 12] are those of the training rows with balance 1, as deepchem's BalancingTransformer gives them to
+    all splits: actives as a whole count about as much as inactives. More than 0.5 is called active. 0.5, which is
+    chance, where nothing was measured.
+    """
+    measured = ~np.isnan(results[:, assay])
+    true = results[measured, assay].astype(int)
+    if not len(true):
+        return 0.5
+    called = (probabilities[measured, assay] > 0.5).astype(int)
+    return float(accuracy_score(true, called, sample_weight=weights[true, assay]))
+
+
 def log_loss(results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64]) -> float:
     """The mean cross-entropy of the measured results, none weighing more than another."""
     measured = ~np.isnan(results)
@@ -246,7 +352,40 @@ def _batches(split: tox21.Split, weights: npt.NDArray[np.float32]) -> tf.data.Da
     return tf.data.Dataset.from_tensor_slices((split.fingerprints, packed)).batch(EVALUATION_BATCH)
 
 
-def _draw(
+def _one_network(bits: Any, config: Config) -> Any:
+    """Logits [n, 12] of one network on float32 bits [n, 1024]."""
+    x = keras.layers.Dropout(config.input_dropout)(bits)
+    for units in config.hidden:
+        x = _rectified(keras.layers.Dense(units, use_bias=not config.normalise)(x), config)
+    return keras.layers.Dense(len(ASSAYS))(x)
+
+
+def _network_an_assay(bits: Any, config: Config) -> Any:
+    """Logits [n, 12] of twelve networks that share nothing, each with the hidden layers of `config`."""
+    x = keras.layers.Dropout(config.input_dropout)(bits)
+    x = keras.layers.Dense(len(ASSAYS) * config.hidden[0], use_bias=not config.normalise)(x)
+    for units in config.hidden[1:]:
+        x = _side_by_side(_rectified(x, config), units)
+    return _side_by_side(_rectified(x, config), 1)
+
+
+def _side_by_side(x: Any, units: int) -> Any:
+    """A dense layer for each assay: [n, 12 * inputs] to [n, 12 * units]."""
+    assays = len(ASSAYS)
+    fair = keras.initializers.VarianceScaling(assays, "fan_avg", "uniform")  # Keras counts the assays as inputs, too
+    x = keras.layers.Reshape((assays, x.shape[1] // assays))(x)
+    x = keras.layers.EinsumDense("nai,aio->nao", (assays, units), bias_axes="ao", kernel_initializer=fair)(x)
+    return keras.layers.Reshape((assays * units,))(x)
+
+
+def _rectified(x: Any, config: Config) -> Any:
+    """What follows a hidden layer."""
+    if config.normalise:
+        x = keras.layers.BatchNormalization()(x)
+    return keras.layers.Dropout(config.dropout)(keras.layers.Activation("relu")(x))
+
+
+def _draw_roc(
     results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64], aucs: dict[str, float], path: Path
 ) -> None:
     figure = Figure(figsize=(7.6, 5.4), dpi=plots.DPI, layout="constrained")
@@ -262,3 +401,32 @@ def _draw(
     panel.set_title(f"test rows: mean area under the curve {mean_auc(aucs):.3f}")
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path)
+
+
+def _draw_precision(
+    results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64], precisions: dict[str, float], path: Path
+) -> None:
+    figure = Figure(figsize=(7.6, 5.4), dpi=plots.DPI, layout="constrained")
+    panel = figure.subplots()
+    for name, precision in precisions.items():
+        assay = ASSAYS.index(name)
+        measured = ~np.isnan(results[:, assay])
+        right, found, _ = precision_recall_curve(results[measured, assay], probabilities[measured, assay])
+        style = "-" if name.startswith("NR") else "--"
+        panel.plot(found, right, style, linewidth=1.2, label=f"{name}  {precision:.3f}")
+    panel.set(xlabel="share of actives found", ylabel="share of right ones among those called active")
+    panel.set_title(f"test rows: mean average precision {mean_precision(precisions):.3f}")
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(path)
+
+
+def _draw_table(results: npt.NDArray[np.float32], metrics: dict[str, dict[str, float]], path: Path) -> None:
+    figures = {"AUC": "auc", "forest's": "forest_auc", "precision": "precision", "the forest's": "forest_precision"}
+    rows = []
+    for assay, name in enumerate(ASSAYS):
+        column = results[:, assay]
+        values = [metrics[f"test {figure}"].get(name) for figure in figures.values()]
+        counts = [str(int((~np.isnan(column)).sum())), str(int(np.nansum(column)))]
+        rows.append([name, *counts, *("" if value is None else f"{value:.3f}" for value in values)])
+    rows.append(["mean", "", "", *(f"{metrics['test'][figure]:.3f}" for figure in figures.values())])
+    plots.text_table(["assay", "measured", "active", *figures], rows, path, width=14)

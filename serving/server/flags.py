@@ -28,6 +28,7 @@ class Flags:
     enable_grpc_reflection: bool = _flag(False, "let grpcurl and its like list and describe the gRPC services")
     enable_profiler: bool = _flag(True, "answer tensorflow.ProfilerService on the gRPC port for what TensorFlow runs")
     workers: int = _flag(1, "processes that answer requests behind the same ports; 0: one per core")
+    worker_timeout_seconds: float = _flag(30.0, "a worker that does not answer for so long is replaced; 0: never")
     model_name: str = _flag("default", "name of the one model (without --model_config_file)")
     model_base_path: str = _flag("", "folder of the version folders of the one model")
     model_config_file: str = _flag("", "text ModelServerConfig file with the models to serve")

@@ -3,7 +3,8 @@
 The process that the user starts is the leader. It decides which versions are served, alone listens, and hands each
 connection to the process that has the fewest; a follower (`follower.py`) loads what the leader loads and answers the
 connections that it is handed. A version is available when all processes have loaded it, and every follower knows that
-a version has been succeeded before it is told to unload it. A follower that dies is replaced by another.
+a version has been succeeded before it is told to unload it. A follower that dies is replaced by another, and one that
+does not answer for too long is killed first.
 """
 
 import asyncio
@@ -37,6 +38,7 @@ _PROGRAM = "bookserve.serving.server.follower"
 # Before a follower that has died is replaced; doubled each time that one dies within the longest of these.
 _FIRST_DELAY_SECONDS = 0.1
 _MAX_DELAY_SECONDS = 60.0
+_PULSE_SECONDS = 1.0  # between two questions whether a follower is alive
 _METRICS_SECONDS = 2.0  # for a follower to tell its metrics; then those that it told last are shown
 _STEP_SECONDS = 1.0  # for a follower to tell what it is doing
 _END_SECONDS = 10.0  # for a follower to end
@@ -67,6 +69,7 @@ class _Follower:
     passing: socket.socket  # carries connections
     catching_up: list[asyncio.Future[None]] = field(default_factory=list)  # loads
     serves: bool = False  # has every version, and is handed connections
+    late: bool = False  # owes a sign of life, and is handed none meanwhile
     handed: dict[Api, int] = field(default_factory=lambda: dict.fromkeys(Api, 0))
     # As it told last: how many connections it has received and how many it has.
     received: dict[Api, int] = field(default_factory=lambda: dict.fromkeys(Api, 0))
@@ -149,9 +152,7 @@ class Followers:
             began = self._loop.time()
             try:
                 follower = follower or await self._spawn(number)
-                await self._bring_up(follower)
-                tried.set()
-                await follower.channel.lost.wait()
+                await self._live(follower, tried)
             except ServingError as error:
                 log.error("worker %d cannot load what is served: %s", number, error)
             except OSError as error:
@@ -163,6 +164,37 @@ class Followers:
             lasted = self._loop.time() - began
             delay = _FIRST_DELAY_SECONDS if lasted > _MAX_DELAY_SECONDS else min(2 * delay, _MAX_DELAY_SECONDS)
             await asyncio.sleep(delay)
+
+    async def _live(self, follower: _Follower, tried: asyncio.Event) -> None:
+        """Returns when it is gone. Raises as `_bring_up`."""
+        watching = self._loop.create_task(self._watch(follower))
+        try:
+            await self._bring_up(follower)
+            tried.set()
+            await follower.channel.lost.wait()
+        finally:
+            watching.cancel()
+
+    async def _watch(self, follower: _Follower) -> None:
+        """Kills it when it does not answer for too long. Until its first answer, that is while it starts, it may."""
+        seconds = self._flags.worker_timeout_seconds
+        with contextlib.suppress(ConnectionError):
+            await follower.channel.ask("answer")
+            while seconds > 0:
+                await asyncio.sleep(_PULSE_SECONDS)
+                answer = follower.channel.ask("answer")
+                silent = 0.0  # second by second: when this process was stopped meanwhile, that counts as one
+                while not answer.done():
+                    if silent >= seconds:
+                        text = "worker %d (process %d) has not answered for %g seconds: it is killed"
+                        log.error(text, follower.number, follower.process.pid, silent)
+                        follower.process.kill()
+                        return
+                    pause = min(_PULSE_SECONDS, seconds - silent)
+                    await asyncio.wait({answer}, timeout=pause)
+                    silent += pause
+                    follower.late = not answer.done()
+                await answer
 
     async def _bring_up(self, follower: _Follower) -> None:
         """Waits until it has loaded what is loaded here, then lets it serve."""
@@ -188,7 +220,7 @@ class Followers:
 
     def hand_over(self, api: Api, endpoint: socket.socket, own_count: Callable[[Api], int]) -> bool:
         """Hands a connection to the follower with the fewest; false where this process has no more, and keeps it."""
-        serving = [follower for follower in self._followers if follower.serves]
+        serving = [follower for follower in self._followers if follower.serves and not follower.late]
         if not serving:
             return False
         follower = min(serving, key=lambda follower: _load(api, follower.count))

@@ -356,6 +356,26 @@ def test_a_process_that_dies_is_replaced_and_none_outlives_the_leader(
         wait_until(lambda: not any(runs(pid) for pid in followers(server)), "no process is left")
 
 
+def test_a_process_that_hangs_is_killed_and_replaced(start_server: StartServer, flags: list[str]) -> None:
+    server = start_server(*flags, "--worker_timeout_seconds=3", "--enable_metrics")
+    (first,) = followers(server)
+    os.kill(first, signal.SIGSTOP)
+    try:
+        text = f"worker 1 (process {first}) has not answered for 3 seconds: it is killed"
+        wait_until(lambda: text in server.log.read_text(), "its silence is noticed", 60)
+        wait_until(lambda: not runs(first), "it is killed", 60)
+    finally:
+        if runs(first):
+            os.kill(first, signal.SIGKILL)
+    wait_until(lambda: len(followers(server)) == 2, "it is replaced", 120)
+    assert f"worker 1 (process {first}) ended with -9: it is replaced" in server.log.read_text()
+    with connections(server) as rest:
+        assert [connection.predict()[0] for connection in rest] == [200] * 4
+        page = rest[0].ask("GET", METRICS)[1]
+        assert series(page, ":bookserve:connections", worker="1", api="rest") >= 1
+    assert server.stop(timeout=60) == 0
+
+
 def test_tls_works_in_every_process(start_server: StartServer, flags: list[str], tmp_path: Path) -> None:
     authority = Authority()
     config = authority.write_config(tmp_path / "ssl.pbtxt")

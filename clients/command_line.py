@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("bookserve.export.commands:export", "training", "Publish a run as the next version of its model."),
     "train-all": ("bookserve.training.commands:train_all", "training", "Train and export every model."),
     "tune": ("bookserve.training.commands:tune", "training", "Search for better numbers of a model."),
+    "clean-runs": ("bookserve.training.commands:clean_runs", "training", "Remove runs that were never finished."),
     "models": ("bookserve.export.commands:models", "clients", "List and show what the model store holds."),
     "model-server": ("bookserve.serving.server.main:main", "serving", "Serve models over gRPC and REST."),
     "gateway": ("bookserve.serving.gateway.main:main", "serving", "Serve the domain API and the web page."),

@@ -12,16 +12,24 @@ from bookserve.training.errors import DivergedError
 
 
 class StopOnNan(keras.callbacks.Callback):  # type: ignore[misc]
-    """Raises DivergedError at the end of the first epoch whose loss is not finite."""
+    """Raises DivergedError as soon as the loss is not finite: after the step, where the training tells its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Check the mean loss of the epoch so far, which one bad step is enough to spoil."""
+        _check("loss", logs, f"step {batch + 1} of epoch {self._epoch + 1}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Check the mean loss of the epoch, which one bad batch is enough to spoil."""
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss became {loss} in epoch {epoch + 1}: the training diverged. Lower the learning rate, or look "
-                "for rows that are not finite in the data."
-            )
+        """Check the losses of the epoch."""
+        for name in ("loss", "val_loss"):
+            _check(name, logs, f"epoch {epoch + 1}")
 
 
 class ProgressBar(keras.callbacks.Callback):  # type: ignore[misc]
@@ -67,3 +75,13 @@ class ProgressBar(keras.callbacks.Callback):  # type: ignore[misc]
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _check(name: str, logs: dict[str, Any] | None, when: str) -> None:
+    """Raise DivergedError if the figure is among the logs and not finite."""
+    loss = float((logs or {}).get(name, 0.0))
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the {'loss' if name == 'loss' else 'validation loss'} became {loss} in {when}: the training diverged. "
+            "Lower the learning rate, or look for rows that are not finite in the data."
+        )

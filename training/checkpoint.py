@@ -31,10 +31,16 @@ class Saved:
 
 
 class Checkpoint:
-    """The newest saved state of one training, in the file `path`; without one nothing is saved."""
+    """The newest saved state of one training, in the file `path`; without one nothing is saved.
 
-    def __init__(self, path: Path | None) -> None:
+    `epoch` counts the complete epochs that were loaded or saved. With `follows` nothing is written: of many hosts only
+    the first keeps the state.
+    """
+
+    def __init__(self, path: Path | None, follows: bool = False) -> None:
         self.path = path
+        self.epoch = 0
+        self._follows = follows
 
     def load(self) -> Saved | None:
         """The newest state, or None where none was saved.
@@ -54,6 +60,7 @@ class Checkpoint:
             raise TrainingError(
                 f"the checkpoint {self.path} is damaged ({error}): train again with --fresh, or delete its folder"
             ) from error
+        self.epoch = epoch
         return Saved(epoch, arrays, notes)
 
     def save(self, epoch: int, arrays: Arrays, notes: Mapping[str, Any]) -> None:
@@ -62,15 +69,21 @@ class Checkpoint:
         Raises:
             OSError: it cannot be written.
         """
-        if self.path is None:
+        if self.path is None or self._follows:
+            self.epoch = epoch
             return
         unfinished = self.path.with_name(self.path.name + ".unfinished")
         head = {EPOCH: np.array(epoch), NOTES: np.array(json.dumps(notes))}
-        with unfinished.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **head, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(self.path)
+        try:
+            with unfinished.open("wb") as stream:
+                np.savez(stream, allow_pickle=False, **head, **arrays)
+                stream.flush()
+                os.fsync(stream.fileno())
+            unfinished.replace(self.path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+        self.epoch = epoch
 
     def delete(self) -> None:
         """Forget the saved state."""

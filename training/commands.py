@@ -1,8 +1,13 @@
-"""The commands `bookserve train`, `bookserve train-all` and `bookserve tune`. They only parse, call and print."""
+"""The commands `bookserve train`, `train-all`, `tune` and `clean-runs`. They only parse, call and print."""
 
 import logging
+import shutil
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import click
 from rich.console import Console
@@ -12,6 +17,7 @@ from rich.table import Table
 from bookserve.export.commands import models_dir_option, publish_run, runs_dir_option
 from bookserve.export.errors import ExportError
 from bookserve.export.quiet import quiet_start
+from bookserve.training import run_folder
 from bookserve.training.datasets.files import CHOICES, Choice, DataError, DataRequest
 from bookserve.training.errors import TrainingError
 from bookserve.training.models import MODELS, PROFILES, STANDARD
@@ -48,6 +54,28 @@ fresh_option = click.option(
 )
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a training as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Around a command: Ctrl-C and SIGTERM end it with one line, and with the status that shells expect of them."""
+    kept = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        click.echo("\n".join(getattr(stop, "__notes__", ["stopped"])), err=True)
+        number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+        raise SystemExit(128 + number) from None
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+
+
 @click.command()
 @click.argument("name", type=click.Choice(list(MODELS)))
 @click.option(
@@ -63,6 +91,7 @@ fresh_option = click.option(
 @runs_dir_option
 @seed_option
 @fresh_option
+@_stoppable()
 def train(
     name: str,
     configuration: str,
@@ -76,6 +105,7 @@ def train(
     """Train one model into a run folder.
 
     A training that was stopped goes on from its last complete epoch when it is started again with the same options.
+    All GPUs of this host train; where TF_CONFIG names many hosts, start the same command on each of them.
     """
     with quiet_start():
         from bookserve.training.run import train_model
@@ -97,6 +127,7 @@ def train(
 @runs_dir_option
 @seed_option
 @fresh_option
+@_stoppable()
 def train_all(
     names: tuple[str, ...],
     profile: str,
@@ -107,9 +138,19 @@ def train_all(
     seed: int,
     fresh: bool,
 ) -> None:
-    """Train and export every model, or those that are named; one that fails does not stop the others."""
+    """Train and export every model, or those that are named; one that fails does not stop the others.
+
+    One that was stopped halfway goes on from its last complete epoch; all others are trained anew.
+    """
     with quiet_start():
+        from bookserve.training.hosts import cluster
         from bookserve.training.run import train_model
+    try:
+        alone = cluster() is None
+    except TrainingError as error:
+        raise click.ClickException(str(error)) from error
+    if not alone:
+        raise click.ClickException("TF_CONFIG names many hosts: 'train-all' is for one; 'train NAME' trains on all")
     console = _console()
     table = Table("model", "data", "test figure", "the book's", "minutes", "version")
     failures = {}
@@ -224,6 +265,19 @@ def tune(
     if not report.ranked:
         raise click.ClickException("no trial succeeded; the table says why")
     click.echo(f"train the best one with: bookserve train {name} --config {study} --profile {profile}")
+
+
+@click.command("clean-runs")
+@click.argument("names", metavar="[MODELS]...", nargs=-1, type=click.Choice(list(MODELS)))
+@runs_dir_option
+def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
+    """Remove unfinished runs, but those that are under way: what was stopped halfway is then trained anew."""
+    for folder in (folder for name in names or MODELS for folder in run_folder.dead(runs_dir, name)):
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise click.ClickException(f"cannot remove {folder}: {error.strerror or error}") from error
+        click.echo(f"removed {folder}")
 
 
 def _minutes(began: float) -> str:

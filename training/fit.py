@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from bookserve.training import hosts
 from bookserve.training.checkpoint import Checkpoint, Saved, pack, unpack
+from bookserve.training.errors import TrainingError
 
 
 def fit(
@@ -42,16 +44,20 @@ def fit(
     if saved is not None:
         keeper.restore(model, saved)
     if not keeper.ended(epochs):
-        model.fit(
-            batches(keeper.epoch),
-            initial_epoch=keeper.epoch,
-            epochs=epochs,
-            steps_per_epoch=steps,
-            validation_data=valid,
-            callbacks=[*callbacks, keeper],
-            shuffle=False,
-            verbose=0,
-        )
+        watchers = [*callbacks, keeper]
+        if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+            hosts.fit(model, batches(keeper.epoch), range(keeper.epoch, epochs), steps, valid, watchers)
+        else:
+            model.fit(
+                batches(keeper.epoch),
+                initial_epoch=keeper.epoch,
+                epochs=epochs,
+                steps_per_epoch=steps,
+                validation_data=valid,
+                callbacks=watchers,
+                shuffle=False,
+                verbose=0,
+            )
     if keeper.best_weights is not None:
         model.set_weights(keeper.best_weights)
     return keeper.history
@@ -72,9 +78,18 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         self._best_epoch = 0
 
     def restore(self, model: keras.Model, saved: Saved) -> None:
-        """Take everything over from a checkpoint."""
-        for variable, value in zip(_state(model), unpack("state", saved.arrays), strict=True):
-            variable.assign(value)
+        """Take everything over from a checkpoint.
+
+        Raises:
+            TrainingError: the checkpoint is of another network or optimizer.
+        """
+        try:
+            for variable, value in zip(_state(model), unpack("state", saved.arrays), strict=True):
+                variable.assign(value)
+        except ValueError as error:
+            raise TrainingError(
+                f"the checkpoint {self._checkpoint.path} is not of this network ({error}): train again with --fresh"
+            ) from error
         self.epoch, self.history = saved.epoch, saved.notes["history"]
         self._best_epoch = saved.notes["best_epoch"]
         self.best_weights = unpack("best", saved.arrays) or None

@@ -6,9 +6,12 @@ the models is in `training/models/<name>.py`; everything that does not is here.
 
 import dataclasses
 import importlib
+import json
 import platform
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,13 +24,13 @@ import tensorflow as tf
 from rich.console import Console
 
 from bookserve.export.contracts import Contract
-from bookserve.training import devices, plots, run_folder, study
+from bookserve.training import devices, hosts, plots, run_folder, study
 from bookserve.training.callbacks import ProgressBar, StopOnNan
 from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets.files import DataRequest, Origin
 from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.headline import Headline
-from bookserve.training.models import MODELS, STANDARD
+from bookserve.training.models import MODELS, PROFILES, STANDARD
 from bookserve.training.search_space import Search
 
 EXAMPLE_ROWS = 512
@@ -85,6 +88,19 @@ class BookModel(Protocol):
 
 
 @dataclass(frozen=True)
+class Training:
+    """What one training is of, whichever host runs it."""
+
+    name: str
+    module: BookModel
+    config: Any
+    data: Data
+    seed: int
+    strategy: tf.distribute.Strategy
+    console: Console
+
+
+@dataclass(frozen=True)
 class Result:
     """A complete run: its folder, its figures and how long it took."""
 
@@ -114,16 +130,23 @@ def train_model(
 
     The seed decides the split, the first weights, the order of the rows, dropout and distortion, and only repeatable
     kernels run: the same seed gives the same figures on the same machine, rounding of long trainings aside. A run of
-    the same settings that was killed goes on from its last complete epoch, unless `fresh`.
+    the same settings that was killed goes on from its last complete epoch, unless `fresh`. Where TF_CONFIG names many
+    hosts, every one of them calls this with the same arguments, and the first one keeps the run.
 
     Raises:
         DataError: the data is damaged or cannot be had.
-        TrainingError: there is no such configuration, the loss is not finite any more, or the run folder cannot be
-            written.
+        TrainingError: there is no such configuration, the loss is not finite any more, the run folder cannot be
+            written, or another host is gone or was started otherwise.
+        KeyboardInterrupt: Ctrl-C; a note says where the training stopped.
     """
     model_module = book_model(name)
     config = numbers(model_module, configuration, profile, runs_dir)
     clock = time.monotonic()
+    cluster = hosts.cluster()
+    if cluster is not None:
+        place, count = cluster.place + 1, len(cluster.addresses)
+        console.print(f"{name}: host {place} of {count}, with {cluster.others}", highlight=False, soft_wrap=True)
+    strategy = devices.strategy()
     make_repeatable(seed)
     data = model_module.load_data(config, request, seed)
     head = {
@@ -138,33 +161,38 @@ def train_model(
         "devices": devices.describe(),
         "made_with": versions(),
     }
+    training = Training(name, model_module, config, data, seed, strategy, console)
     try:
-        run = None if fresh else run_folder.find(runs_dir, name, head)
-        if run is not None:
-            console.print(f"{name}: going on with {run.folder}", highlight=False, soft_wrap=True)
+        if cluster is None or cluster.place == 0:
+            folder, metrics = _lead(training, head, runs_dir, fresh)
         else:
-            run = run_folder.begin(runs_dir, name, head)
-        try:
-            metrics = _fit(name, model_module, config, data, run.folder, seed, console)
-            final = run.finish()
-        finally:
-            run.close()
+            folder, metrics = _follow(training, head, cluster)
     except OSError as error:
         raise TrainingError(f"cannot write the run of {name} below {runs_dir}: {error.strerror or error}") from error
     except tf.errors.ResourceExhaustedError as error:
         raise TrainingError(
             f"{name} needs more memory or disk than there is: {error.message.splitlines()[0]}"
         ) from error
-    return Result(final, metrics, model_module.HEADLINE, data.origin, time.monotonic() - clock)
+    except hosts.LOST as error:
+        if cluster is None:
+            raise
+        raise TrainingError(
+            f"{name} lost one of {cluster.others}: see what it said, and start the same command again on every host; "
+            "it goes on from the last complete epoch"
+        ) from error
+    return Result(folder, metrics, model_module.HEADLINE, data.origin, time.monotonic() - clock)
 
 
 def numbers(model_module: BookModel, configuration: str, profile: str, runs_dir: Path) -> Any:
     """The `Config` of a configuration of the model and a profile, or of a study below `runs_dir` with its best numbers.
 
     Raises:
-        TrainingError: the model has no such configuration and no such study, or the study is damaged.
+        TrainingError: the model has no such configuration and no such study, the study is damaged, or there is no such
+            profile.
     """
     model = model_module.CONTRACT.model
+    if profile not in PROFILES:
+        raise TrainingError(f"there is no profile '{profile}': it is one of {', '.join(PROFILES)}")
     profiles = model_module.CONFIGS.get(configuration)
     if profiles is not None:
         return profiles[profile]
@@ -216,30 +244,110 @@ def versions() -> dict[str, str]:
     }
 
 
+def _lead(
+    training: Training, head: dict[str, Any], runs_dir: Path, fresh: bool
+) -> tuple[Path, dict[str, dict[str, float]]]:
+    """The training on the only or the first host: keeps the run and returns its folder and metrics."""
+    name, console = training.name, training.console
+    run = None if fresh else run_folder.find(runs_dir, name, head)
+    if run is not None:
+        console.print(f"{name}: going on with {run.folder}", highlight=False, soft_wrap=True)
+    else:
+        dead = len(run_folder.dead(runs_dir, name))
+        if dead:
+            console.print(
+                f"{name}: {dead} unfinished runs lie in {runs_dir / name}: 'bookserve clean-runs' removes them",
+                highlight=False,
+                soft_wrap=True,
+            )
+        run = run_folder.begin(runs_dir, name, head)
+    try:
+        state = run.folder / run_folder.CHECKPOINT
+        checkpoint = Checkpoint(state)
+        hosts.from_first(json.dumps(head).encode())
+        hosts.from_first(state.read_bytes() if state.is_file() else b"")
+        bar = ProgressBar(console, name)
+        board = keras.callbacks.TensorBoard(run.folder / "tensorboard", write_graph=False)
+        with _noting_a_stop(name, checkpoint):
+            try:
+                model, history = _fit(training, [StopOnNan(), bar, board], checkpoint)
+            finally:
+                bar.close()
+            metrics = _write(training, model, history, run.folder)
+        final = run.finish()
+        hosts.from_first(json.dumps({"folder": str(final), "metrics": metrics}).encode())
+    finally:
+        run.close()
+    return final, metrics
+
+
+def _follow(
+    training: Training, head: dict[str, Any], cluster: hosts.Cluster
+) -> tuple[Path, dict[str, dict[str, float]]]:
+    """The training on any other host: nothing is kept; returns the folder on the first host, and its metrics."""
+    first = json.loads(hosts.from_first(b""))
+    for setting in run_folder.SETTINGS:
+        if first[setting] != json.loads(json.dumps(head[setting])):
+            raise TrainingError(
+                f"{training.name}: '{setting}' is {head[setting]} here and {first[setting]} on {cluster.addresses[0]}: "
+                "all hosts train the same"
+            )
+    with tempfile.TemporaryDirectory() as scratch:
+        state = Path(scratch) / run_folder.CHECKPOINT
+        saved = hosts.from_first(b"")
+        if saved:
+            state.write_bytes(saved)
+        checkpoint = Checkpoint(state, follows=True)
+        with _noting_a_stop(training.name, checkpoint):
+            _fit(training, [StopOnNan()], checkpoint)
+    result = json.loads(hosts.from_first(b""))
+    return Path(result["folder"]), result["metrics"]
+
+
+@contextmanager
+def _noting_a_stop(name: str, checkpoint: Checkpoint) -> Iterator[None]:
+    """Ctrl-C leaves with a note that says where the training stopped."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        done = f"after epoch {checkpoint.epoch}" if checkpoint.epoch else "before an epoch was complete"
+        goes_on = "goes on from there" if checkpoint.epoch else "starts anew"
+        stop.add_note(f"{name}: stopped {done}; the same command {goes_on}")
+        raise
+
+
 def _fit(
-    name: str, model_module: BookModel, config: Any, data: Data, folder: Path, seed: int, console: Console
+    training: Training, callbacks: Sequence[keras.callbacks.Callback], checkpoint: Checkpoint
+) -> tuple[keras.Model, dict[str, list[float]]]:
+    """The trained network, which is on this device alone, and figure -> value of each epoch."""
+    module, config = training.module, training.config
+    try:
+        with training.strategy.scope():
+            model = module.build_model(config)
+            history = module.train(model, training.data, config, training.seed, callbacks, checkpoint)
+    except DivergedError:
+        checkpoint.delete()  # going on from it would end in the same place
+        raise
+    if training.strategy.num_replicas_in_sync == 1:
+        return model, history
+    alone = module.build_model(config)
+    alone.set_weights(model.get_weights())
+    return alone, history
+
+
+def _write(
+    training: Training, model: keras.Model, history: dict[str, list[float]], folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Everything between the head of the run folder and its completion; returns the metrics."""
+    """Evaluate the trained network and write all but the head of the run folder; returns the metrics."""
+    module, data = training.module, training.data
     report = folder / "report"
     report.mkdir(exist_ok=True)
-    with devices.strategy().scope():
-        model = model_module.build_model(config)
-        bar = ProgressBar(console, name)
-        board = keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)
-        checkpoint = Checkpoint(folder / run_folder.CHECKPOINT)
-        try:
-            history = model_module.train(model, data, config, seed, [StopOnNan(), bar, board], checkpoint)
-        except DivergedError:
-            checkpoint.delete()  # going on from it would end in the same place
-            raise
-        finally:
-            bar.close()
-        metrics = model_module.evaluate(model, data, report)
+    metrics = module.evaluate(model, data, report)
     run_folder.write_history(folder / "history.csv", history)
     plots.curves(history, report / "curves.png")
-    model_module.serving_model(model).save(folder / "model.keras")
+    module.serving_model(model).save(folder / "model.keras")
     run_folder.write_examples(folder / "examples.npz", data.examples, EXAMPLE_ROWS)
-    if model_module.CONTRACT.assets:
+    if module.CONTRACT.assets:
         run_folder.write_assets(folder / "assets", cast(DataWithAssets, data).assets)
     run_folder.write_json(folder / "metrics.json", metrics)
     return metrics

@@ -81,6 +81,18 @@ def find(runs_dir: Path, model: str, head: Mapping[str, Any]) -> Unfinished | No
     return None
 
 
+def dead(runs_dir: Path, model: str) -> list[Path]:
+    """The unfinished runs of `model` in which no process trains any more, oldest first."""
+    folders = []
+    for folder in sorted((runs_dir / model).glob(f"*{UNFINISHED}")):
+        try:
+            os.close(_lock(folder))
+        except BlockingIOError:
+            continue  # that run is alive
+        folders.append(folder)
+    return folders
+
+
 def create(runs_dir: Path, model: str) -> Path:
     """A new `<time>.unfinished` folder for `model`; two runs of one second get different ones."""
     parent = runs_dir / model

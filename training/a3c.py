@@ -3,8 +3,8 @@
 Source: Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning" (2016), with the generalised advantage
 estimation of Schulman et al. (2016); chapter 8 of the book. What differs from the book's code, and why:
 
-- A worker plays many boards at once, and acting and learning are one compiled call each. One board a worker costs as
-  many calls for a hundredth of the moves. `bookserve.training.models.tictactoe` names the measured rates.
+- A worker plays many boards at once, and a whole rollout (acting, the games, advantages, gradients) is one compiled
+  call, in which a thread holds no interpreter lock. `python -m bookserve.training.bench tictactoe` measures both.
 - Workers hand in their gradients in a fixed order. Nobody waits for a common step: while one hands in, the others play
   and differentiate with parameters that are as many updates old as there are other workers. But the order no longer
   hangs on the scheduler, so the same seed gives the same parameters.
@@ -14,7 +14,7 @@ estimation of Schulman et al. (2016); chapter 8 of the book. What differs from t
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,22 +25,29 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-Floats = npt.NDArray[np.float32]
-Policy = Callable[[Floats], npt.NDArray[np.floating]]
-"""Observations [n, ...] -> probabilities of the actions [n, actions]."""
+from bookserve.training.checkpoint import Arrays, pack, unpack
+
+Policy = Callable[[Any], Any]
+"""Observations float32 [n, ...] -> logits of the actions float32 [n, actions]."""
 
 ADAM_DECAY_1, ADAM_DECAY_2, ADAM_EPSILON = 0.9, 0.999, 1e-7  # Kingma and Ba (2014)
 
 
 class Environment(Protocol):
-    """Many games that are played at once by one worker; a game that ends is replaced by a new one."""
+    """Many games that are played at once, as functions of tensors; a game that ends is replaced by a new one.
 
-    @property
-    def observations(self) -> Floats:
+    The state of the games is one tensor [n, ...], a row a game. Seeds are int32 [2], for stateless random operations:
+    all chance comes from them.
+    """
+
+    def start(self, seed: Any) -> Any:
+        """The state of new games."""
+
+    def observe(self, state: Any) -> Any:
         """What the learner sees of each game: float32 [n, ...]."""
 
-    def step(self, actions: npt.NDArray[np.int64], policy: Policy) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """One action in each game: rewards float32 [n], and which games ended with it, bool [n].
+    def step(self, state: Any, actions: Any, policy: Policy, seed: Any) -> tuple[Any, Any, Any]:
+        """One action int64 [n] in each game: the next state, rewards float32 [n], and which games ended, bool [n].
 
         `policy` is the learner as the worker knows it, for environments in which it plays against itself.
         """
@@ -55,20 +62,10 @@ class Settings:
     advantage_lambda: float = 0.98  # 0 trusts the value of the next state alone, 1 only rewards (chapter 8)
     value_weight: float = 1.0  # of the squared error of the values in the loss (chapter 8)
     entropy_weight: float = 0.01  # of the bonus for an undecided policy (chapter 8)
-    learning_rate: float = 1e-3  # Adam's at the first update (chapter 8); it falls to 0 in a line
+    learning_rate: float = 1e-3  # Adam's at the first update (chapter 8)
+    final_learning_rate: float = 0.0  # at the last one, reached in a line (chapter 8: 1e-3, it never falls)
     clip_norm: float = 1.0  # longest gradient that is applied
     reward_unit: float = 1.0  # rewards are measured in this unit inside the loss
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """What a worker saw in one stretch of `steps` actions in `n` games, step by step."""
-
-    observations: Floats  # (steps, n, ...)
-    actions: npt.NDArray[np.int64]  # (steps, n)
-    rewards: Floats  # (steps, n)
-    ended: npt.NDArray[np.bool_]  # (steps, n)
-    values: Floats  # (steps + 1, n): what the learner expected, and expects of what comes after
 
 
 @dataclass(frozen=True)
@@ -76,17 +73,33 @@ class Update:
     """The figures of one update: the loss before it and the rewards of all games that ended on the way to it."""
 
     loss: float
-    game_rewards: Floats  # (games,): the reward of the action with which each game ended
+    game_rewards: npt.NDArray[np.float32]  # (games,): the reward of the action with which each game ended
 
 
 @dataclass(frozen=True)
-class _Shared:
+class Shared:
     """What the workers share: parameters, Adam's two moments of each, and the number of updates so far."""
 
     parameters: list[Any]
     means: list[Any]
     squares: list[Any]
     updates: int
+
+    def arrays(self) -> Arrays:
+        """All of it, for a checkpoint."""
+        lists = {"parameters": self.parameters, "means": self.means, "squares": self.squares}
+        return {"updates": np.array(self.updates)} | {
+            key: value for name, tensors in lists.items() for key, value in pack(name, tensors).items()
+        }
+
+
+def restored(arrays: Arrays) -> Shared:
+    """What `Shared.arrays` was called on."""
+    with tf.device("CPU"):
+        parameters, means, squares = (
+            [tf.constant(array) for array in unpack(name, arrays)] for name in ("parameters", "means", "squares")
+        )
+    return Shared(parameters, means, squares, int(arrays["updates"]))
 
 
 class A3C:
@@ -95,77 +108,59 @@ class A3C:
     The model maps observations float32 [n, ...] to {"logits": float32 [n, actions], "value": float32 [n]}, must have no
     weights that are not trained, and gives impossible actions a logit so low that their probability is 0.
 
-    One environment and one seed a worker. `total_updates` is where the learning rate arrives at 0.
+    `total_updates` is where the learning rate arrives at its final value. `shared` is all that a run leaves for the
+    next one.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        settings: Settings,
-        environments: Sequence[Environment],
-        seed: int,
-        total_updates: int,
-    ) -> None:
+    def __init__(self, model: keras.Model, settings: Settings, environment: Environment, total_updates: int) -> None:
         self._model = model
         self._settings = settings
+        self._environment = environment
         self._total_updates = total_updates
         with tf.device("CPU"):
             parameters = [tf.constant(weights) for weights in model.get_weights()]
         zeros = [tf.zeros_like(parameter) for parameter in parameters]
-        self._shared = _Shared(parameters, zeros, zeros, 0)
-        self._act = tf.function(self._act_eagerly, reduce_retracing=True)
-        self._differentiate = tf.function(self._differentiate_eagerly, reduce_retracing=True)
-        self._apply = tf.function(self._apply_eagerly, reduce_retracing=True)
-        seeds = np.random.SeedSequence(seed).spawn(len(environments))
-        self._workers = [
-            _Worker(environment, np.random.default_rng(child), self._shared.parameters)
-            for environment, child in zip(environments, seeds, strict=True)
-        ]
+        self.shared = Shared(parameters, zeros, zeros, 0)
+        self._start = tf.function(self._start_eagerly, autograph=False)
+        self._learn = tf.function(self._learn_eagerly, autograph=False)
+        self._apply = tf.function(self._apply_eagerly, autograph=False)
 
-    def run(self, rounds: int, on_update: Callable[[int, Update], None]) -> None:
-        """`rounds` updates of every worker, then write the parameters into the model.
+    def run(self, workers: int, rounds: int, seed: tuple[int, ...], on_update: Callable[[int, Update], None]) -> None:
+        """New games, `rounds` updates of every worker, then write the parameters into the model.
+
+        All chance comes from `seed`, so that a run with the same `shared` before it ends with the same after it.
 
         `on_update` is called after each update with its number from 0, never twice at the same time. What it or a
         worker raises ends the run.
         """
-        turns = _Turns(len(self._workers))
+        streams = np.random.SeedSequence(seed).generate_state(workers).view(np.int32)
+        turns = _Turns(workers)
 
-        def work(index: int) -> None:
-            worker = self._workers[index]
+        def work(worker: int) -> None:
             with turns.stop_on_error():
+                parameters = self.shared.parameters
+                games = self._start(np.array([streams[worker], rounds], np.int32))
                 for number in range(rounds):
-                    gradients, update = self._learn(worker)
-                    with turns.take(index):
+                    chance = np.array([streams[worker], number], np.int32)
+                    gradients, loss, games, rewards, ended = self._learn(parameters, games, chance)
+                    update = Update(float(loss), rewards.numpy()[ended.numpy()])
+                    with turns.take(worker):
                         self._share(gradients)
-                        worker.parameters = self._shared.parameters
-                        on_update(number * len(self._workers) + index, update)
+                        parameters = self.shared.parameters
+                        on_update(number * workers + worker, update)
 
-        with ThreadPoolExecutor(len(self._workers), thread_name_prefix="a3c") as pool:
-            pending = [pool.submit(work, index) for index in range(len(self._workers))]
+        with ThreadPoolExecutor(workers, thread_name_prefix="a3c") as pool:
+            pending = [pool.submit(work, worker) for worker in range(workers)]
             with turns.stop_on_error():
                 for future in pending:
                     future.result()
-        self._model.set_weights([parameter.numpy() for parameter in self._shared.parameters])
-
-    def _learn(self, worker: "_Worker") -> tuple[list[Any], Update]:
-        """Play one rollout and differentiate the loss over it, with the parameters that the worker holds."""
-        settings = self._settings
-        rollout = worker.play(settings.steps, self._act)
-        advantages = estimate_advantages(rollout, settings.discount, settings.advantage_lambda)  # (steps, n)
-        returns = advantages + rollout.values[:-1]
-        gradients, loss = self._differentiate(
-            worker.parameters,
-            rollout.observations.reshape(-1, *rollout.observations.shape[2:]),
-            rollout.actions.reshape(-1),
-            advantages.reshape(-1) / np.float32(settings.reward_unit),
-            returns.reshape(-1) / np.float32(settings.reward_unit),
-        )
-        return gradients, Update(float(loss), rollout.rewards[rollout.ended])
+        self._model.set_weights([parameter.numpy() for parameter in self.shared.parameters])
 
     def _share(self, gradients: list[Any]) -> None:
         """One step of Adam on the shared parameters."""
-        shared = self._shared
-        rate = self._settings.learning_rate * max(0.0, 1 - shared.updates / self._total_updates)
+        shared, settings = self.shared, self._settings
+        done = min(1.0, shared.updates / self._total_updates)
+        rate = settings.learning_rate + done * (settings.final_learning_rate - settings.learning_rate)
         parameters, means, squares = self._apply(
             shared.parameters,
             shared.means,
@@ -174,30 +169,63 @@ class A3C:
             tf.constant(shared.updates + 1, tf.float32),
             tf.constant(rate, tf.float32),
         )
-        self._shared = _Shared(parameters, means, squares, shared.updates + 1)
+        self.shared = Shared(parameters, means, squares, shared.updates + 1)
+
+    def _start_eagerly(self, seed: Any) -> Any:
+        with tf.device("CPU"):  # steps this small take longer to reach a GPU than to compute
+            return self._environment.start(seed)
+
+    def _learn_eagerly(self, parameters: list[Any], games: Any, seed: Any) -> tuple[list[Any], Any, Any, Any, Any]:
+        """Play one rollout and differentiate the loss over it.
+
+        Returns the clipped gradients, the loss, the games as they stand, rewards [steps, n] and what ended [steps, n].
+        """
+        settings = self._settings
+        with tf.device("CPU"):
+            rollout, games = self._play(parameters, games, seed)
+            advantages = estimate_advantages(rollout, settings.discount, settings.advantage_lambda)  # (steps, n)
+            returns = advantages + rollout.values[:-1]
+            rows = tf.size(rollout.actions)
+            with tf.GradientTape() as tape:
+                tape.watch(parameters)
+                observations = tf.reshape(rollout.observations, [rows, *rollout.observations.shape[2:]])
+                logits, values = self._predict(parameters, observations)
+                loss = actor_critic_loss(
+                    logits,
+                    values / settings.reward_unit,
+                    tf.reshape(rollout.actions, [rows]),
+                    tf.reshape(advantages, [rows]) / settings.reward_unit,
+                    tf.reshape(returns, [rows]) / settings.reward_unit,
+                    settings,
+                )
+            gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, parameters), settings.clip_norm)
+            return gradients, loss, games, rollout.rewards, rollout.ended
+
+    def _play(self, parameters: list[Any], games: Any, seed: Any) -> tuple["Rollout", Any]:
+        """`steps` actions in every game, drawn from the policy; and the games as they stand then."""
+        environment = self._environment
+        observations, actions, rewards, ended, values = [], [], [], [], []
+
+        def policy(seen: Any) -> Any:
+            return self._predict(parameters, seen)[0]
+
+        for chance in tf.unstack(tf.random.split(seed, self._settings.steps)):
+            own, others = tf.unstack(tf.random.split(chance))
+            seen = environment.observe(games)
+            logits, expected = self._predict(parameters, seen)
+            chosen = tf.random.stateless_categorical(logits, 1, own)[:, 0]
+            games, earned, over = environment.step(games, chosen, policy, others)
+            observations.append(seen)
+            actions.append(chosen)
+            rewards.append(earned)
+            ended.append(over)
+            values.append(expected)
+        values.append(self._predict(parameters, environment.observe(games))[1])
+        return Rollout(*(tf.stack(seen) for seen in (observations, actions, rewards, ended, values))), games
 
     def _predict(self, parameters: list[Any], observations: Any) -> tuple[Any, Any]:
         outputs, _ = self._model.stateless_call(parameters, [], observations, training=True)
         return outputs["logits"], outputs["value"]
-
-    def _act_eagerly(self, parameters: list[Any], observations: Any) -> tuple[Any, Any]:
-        """Probabilities [n, actions] and values [n]."""
-        with tf.device("CPU"):  # steps this small take longer to reach a GPU than to compute
-            logits, values = self._predict(parameters, observations)
-            return tf.nn.softmax(logits), values
-
-    def _differentiate_eagerly(
-        self, parameters: list[Any], observations: Any, actions: Any, advantages: Any, returns: Any
-    ) -> tuple[list[Any], Any]:
-        """Clipped gradients of the loss over rows [n], and the loss."""
-        settings = self._settings
-        with tf.device("CPU"):
-            with tf.GradientTape() as tape:
-                tape.watch(parameters)
-                logits, values = self._predict(parameters, observations)
-                loss = actor_critic_loss(logits, values / settings.reward_unit, actions, advantages, returns, settings)
-            gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, parameters), settings.clip_norm)
-            return gradients, loss
 
     def _apply_eagerly(
         self, parameters: list[Any], means: list[Any], squares: list[Any], gradients: list[Any], number: Any, rate: Any
@@ -215,6 +243,17 @@ class A3C:
             return parameters, means, squares
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """What a worker saw in one stretch of `steps` actions in `n` games, step by step, as tensors."""
+
+    observations: Any  # float32 (steps, n, ...)
+    actions: Any  # int64 (steps, n)
+    rewards: Any  # float32 (steps, n)
+    ended: Any  # bool (steps, n)
+    values: Any  # float32 (steps + 1, n): what the learner expected, and expects of what comes after
+
+
 def actor_critic_loss(logits: Any, values: Any, actions: Any, advantages: Any, returns: Any, settings: Settings) -> Any:
     """The loss of a batch, a scalar: policy gradient, squared error of the values, and the entropy bonus.
 
@@ -229,58 +268,20 @@ def actor_critic_loss(logits: Any, values: Any, actions: Any, advantages: Any, r
     return policy_loss + settings.value_weight * value_loss - settings.entropy_weight * entropy
 
 
-def estimate_advantages(rollout: Rollout, discount: float, advantage_lambda: float) -> Floats:
+def estimate_advantages(rollout: Rollout, discount: float, advantage_lambda: float) -> Any:
     """How much better each action did than expected, float32 [steps, n]: generalised advantage estimation.
 
     Schulman et al. (2016), equation 16, cut off where the rollout or the game ends: what follows an ended game belongs
     to the next one.
     """
-    going_on = 1 - rollout.ended.astype(np.float32)
+    going_on = 1 - tf.cast(rollout.ended, tf.float32)
     surprises = rollout.rewards + discount * going_on * rollout.values[1:] - rollout.values[:-1]
-    advantages = np.zeros_like(surprises)
-    later = np.zeros_like(surprises[0])
-    for step in reversed(range(len(surprises))):
+    advantages = []
+    later = tf.zeros_like(surprises[0])
+    for step in reversed(range(surprises.shape[0])):
         later = surprises[step] + discount * advantage_lambda * going_on[step] * later
-        advantages[step] = later
-    return advantages
-
-
-def draw(probabilities: npt.NDArray[np.floating], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """One action a row, int64 [n], drawn with the weights of its row [n, actions]; a weight of 0 is never drawn."""
-    sums = probabilities.astype(np.float64).cumsum(axis=1)
-    thresholds = rng.random(len(sums)) * sums[:, -1]
-    actions: npt.NDArray[np.int64] = (sums > thresholds[:, None]).argmax(axis=1)
-    return actions
-
-
-class _Worker:
-    """One environment, one source of random numbers, and the parameters as they were when it last handed in."""
-
-    def __init__(self, environment: Environment, rng: np.random.Generator, parameters: list[Any]) -> None:
-        self.parameters = parameters
-        self._environment = environment
-        self._rng = rng
-
-    def play(self, steps: int, act: Callable[[list[Any], Floats], tuple[Any, Any]]) -> Rollout:
-        """`steps` actions in every game, drawn from the policy."""
-
-        def policy(observations: Floats) -> npt.NDArray[np.floating]:
-            probabilities: npt.NDArray[np.floating] = act(self.parameters, observations)[0].numpy()
-            return probabilities
-
-        observations, actions, rewards, ended, values = [], [], [], [], []
-        for _ in range(steps):
-            seen = self._environment.observations
-            probabilities, expected = act(self.parameters, seen)
-            chosen = draw(probabilities.numpy(), self._rng)
-            earned, over = self._environment.step(chosen, policy)
-            observations.append(seen)
-            actions.append(chosen)
-            rewards.append(earned)
-            ended.append(over)
-            values.append(expected.numpy())
-        values.append(act(self.parameters, self._environment.observations)[1].numpy())
-        return Rollout(np.stack(observations), np.stack(actions), np.stack(rewards), np.stack(ended), np.stack(values))
+        advantages.append(later)
+    return tf.stack(advantages[::-1])
 
 
 class _Turns:

@@ -1,4 +1,4 @@
-"""Tic-tac-toe as it is played: the environment in which a policy learns, and games between two players.
+"""The environment in which a policy learns tic-tac-toe.
 
 The policy plays both sides: in half of the games it moves first, and the board is always seen from the side to move.
 Its opponent plays each move like the policy itself or, by chance, at random. An opponent that only moves at random, as
@@ -6,93 +6,61 @@ chapter 8's does, teaches to gamble: the best answer to it is beaten in four lin
 in half of its moves is answered best by a policy that never loses and still earns the most that such a policy can.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import tensorflow as tf
 
 from bookserve.training import tictactoe_rules as rules
-from bookserve.training.a3c import Floats, Policy, draw
-
-Player = Callable[[rules.Boards], npt.NDArray[np.floating]]
-"""Boards float32 [n, 3, 3, 2] -> weights of the moves [n, 9]."""
-
-
-def random_player(boards: rules.Boards) -> npt.NDArray[np.floating]:
-    """The same weight for every free square."""
-    return rules.free(boards).astype(np.float64)
+from bookserve.training import tictactoe_tree as trees
+from bookserve.training.a3c import Policy
 
 
 class Games:
     """An `a3c.Environment` of many games against an opponent that errs.
 
-    A game begins after 0 to `opening` random stones, so that the policy meets positions that its own play would avoid;
-    1 is chapter 8's way, in which the opponent moves first in half of the games. `slips` is the share of the
-    opponent's moves that are random.
+    The state of a game is the row of its position in the tree, so a move is a look-up and needs no rules. A game begins
+    after 0 to `opening` random stones, so that the policy meets positions that its own play would avoid; 1 is chapter
+    8's way, in which the opponent moves first in half of the games. `slips` is the share of the opponent's moves that
+    are random.
     """
 
-    def __init__(self, games: int, slips: float, opening: int, rng: np.random.Generator) -> None:
+    def __init__(self, games: int, slips: float, opening: int) -> None:
+        tree = trees.tree()
+        self._games = games
         self._slips = slips
-        self._opening = opening
-        self._rng = rng
-        self._boards = self._deal(games)
+        with tf.device("CPU"):
+            self._openings = tf.constant(trees.openings(tree, opening).cumsum())  # (p,)
+            self._boards = tf.constant(tree.boards)
+            self._after = tf.constant(tree.after)
+            self._at_random = tf.constant(np.where(tree.legal, 0.0, -1e9), tf.float32)  # (p, 9) logits
+            self._ongoing = tf.constant(tree.ongoing)
+            self._beaten = tf.constant(tree.lost)
 
-    @property
-    def observations(self) -> Floats:
-        """The boards, the learner to move: float32 [n, 3, 3, 2]."""
-        return self._boards
+    def start(self, seed: Any) -> Any:
+        """The positions after random openings, the learner to move: int64 [n]."""
+        chances = tf.random.stateless_uniform([self._games], seed, maxval=self._openings[-1], dtype=tf.float64)
+        return tf.searchsorted(self._openings, chances, side="right", out_type=tf.int64)
 
-    def step(self, actions: npt.NDArray[np.int64], policy: Policy) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """The learner's move in each game and the opponent's reply: rewards float32 [n] and which games ended [n]."""
-        boards = rules.place(self._boards, actions)
-        won = rules.won(boards, rules.MINE)
-        ended = won | rules.full(boards)
-        rewards = np.where(won, rules.WIN, np.where(ended, rules.DRAW, 0.0)).astype(np.float32)
-        waiting = np.flatnonzero(~ended)
-        replies = rules.swap(boards[waiting])
-        replies = rules.place(replies, self._reply(replies, policy))
-        lost = rules.won(replies, rules.MINE)
-        over = lost | rules.full(replies)
-        rewards[waiting[over]] = np.where(lost[over], rules.LOSS, rules.DRAW)
-        ended[waiting[over]] = True
-        boards[waiting] = rules.swap(replies)
-        boards[ended] = self._deal(int(ended.sum()))
-        self._boards = boards
-        return rewards, ended
+    def observe(self, state: Any) -> Any:
+        """The boards: float32 [n, 3, 3, 2]."""
+        return tf.gather(self._boards, state)
 
-    def _reply(self, boards: rules.Boards, policy: Policy) -> npt.NDArray[np.int64]:
-        at_random = draw(random_player(boards), self._rng)
-        on_purpose = draw(policy(boards), self._rng)
-        return np.where(self._rng.random(len(boards)) < self._slips, at_random, on_purpose)
+    def step(self, state: Any, actions: Any, policy: Policy, seed: Any) -> tuple[Any, Any, Any]:
+        """The learner's move in each game and the opponent's reply."""
+        seeds = tf.unstack(tf.random.split(seed, 4))
+        waiting = self._move(state, actions)
+        won = tf.gather(self._beaten, waiting)
+        decided = ~tf.gather(self._ongoing, waiting)
+        slips = tf.random.stateless_uniform([self._games, 1], seeds[0]) < self._slips
+        logits = tf.where(slips, tf.gather(self._at_random, waiting), policy(self.observe(waiting)))  # (n, 9)
+        replies = tf.random.stateless_categorical(logits, 1, seeds[1])[:, 0]
+        answered = tf.where(decided, waiting, self._move(waiting, replies))
+        lost = tf.gather(self._beaten, answered) & ~decided
+        ended = ~tf.gather(self._ongoing, answered)
+        results = tf.where(won, rules.WIN, tf.where(lost, rules.LOSS, rules.DRAW))
+        rewards = tf.where(ended, results, 0.0)
+        return tf.where(ended, self.start(seeds[2]), answered), rewards, ended
 
-    def _deal(self, games: int) -> rules.Boards:
-        """New games; one that its random opening already decides is begun with an empty board instead."""
-        boards = rules.start(games)
-        stones = self._rng.integers(0, self._opening + 1, games)
-        for stone in range(self._opening):
-            more = np.flatnonzero(stones > stone)
-            squares = draw(random_player(boards[more]), self._rng)
-            boards[more] = rules.swap(rules.place(boards[more], squares))
-        decided = rules.won(boards, rules.MINE) | rules.won(boards, rules.THEIRS)
-        boards[decided] = 0
-        return boards
-
-
-def play(first: Player, second: Player, games: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """How `games` games end for `first`, who begins them: int64 [games] of 1 won, 0 drawn, -1 lost.
-
-    Raises:
-        IllegalMoveError: a player made a move that the rules forbid.
-    """
-    results = np.zeros(games, np.int64)
-    running = np.arange(games)
-    boards = rules.start(games)
-    for stone in range(rules.SQUARES):
-        if not len(running):
-            break
-        player, sign = ((first, 1), (second, -1))[stone % 2]
-        boards = rules.place(boards, draw(player(boards), rng))
-        won = rules.won(boards, rules.MINE)
-        results[running[won]] = sign
-        running, boards = running[~won], rules.swap(boards[~won])
-    return results
+    def _move(self, state: Any, squares: Any) -> Any:
+        return tf.gather(tf.gather(self._after, state), squares, batch_dims=1)

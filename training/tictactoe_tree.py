@@ -89,6 +89,22 @@ def uniform(tree: Tree) -> Policy:
     return _evenly(tree.legal)
 
 
+def openings(tree: Tree, most: int) -> npt.NDArray[np.float64]:
+    """The chance of each position [p] after 0 to `most` random stones, every number as likely as the others.
+
+    One that the stones already decide counts as the empty board.
+    """
+    chances = np.zeros(len(tree.boards))
+    stones = np.eye(1, len(tree.boards))[0]  # (p,): the chances after the stones so far
+    moves = uniform(tree)
+    for _ in range(most + 1):
+        chances += stones / (most + 1)
+        stones = np.bincount(tree.after.ravel(), (stones[:, None] * moves).ravel(), len(tree.boards))
+    chances[~tree.ongoing] = 0
+    chances[0] += 1 - chances.sum()
+    return chances
+
+
 def greedy(tree: Tree, probabilities: npt.NDArray[np.floating]) -> Policy:
     """The player that always makes the most probable move of a table [p, 9], legal or not."""
     choices = np.zeros(tree.legal.shape)

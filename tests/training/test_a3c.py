@@ -1,5 +1,6 @@
 import threading
 from dataclasses import replace
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,19 +15,21 @@ ACTIONS = 3
 
 
 class Bandit:
-    """Games of one action that is paid by its number; the observation says nothing."""
+    """Games of one action that is paid by its number; the observation says nothing, the state counts the actions."""
 
     def __init__(self, games: int, pay: tuple[float, ...] = (0.0, 1.0, 0.2)) -> None:
         self._games = games
-        self._pay = np.array(pay, np.float32)
+        self._pay = pay
 
-    @property
-    def observations(self) -> a3c.Floats:
-        return np.ones((self._games, 2), np.float32)
+    def start(self, seed: Any) -> Any:
+        return tf.zeros([self._games], tf.int64)
 
-    def step(self, actions: npt.NDArray[np.int64], policy: a3c.Policy) -> tuple[a3c.Floats, npt.NDArray[np.bool_]]:
-        assert policy(self.observations).shape == (self._games, ACTIONS)
-        return self._pay[actions], np.ones(self._games, np.bool_)
+    def observe(self, state: Any) -> Any:
+        return tf.ones([self._games, 2])
+
+    def step(self, state: Any, actions: Any, policy: a3c.Policy, seed: Any) -> tuple[Any, Any, Any]:
+        assert policy(self.observe(state)).shape == (self._games, ACTIONS)
+        return state + 1, tf.gather(tf.constant(self._pay), actions), tf.ones([self._games], tf.bool)
 
 
 def network() -> keras.Model:
@@ -45,11 +48,11 @@ def probabilities(model: keras.Model) -> npt.NDArray[np.float32]:
 
 def test_advantages_of_a_hand_computed_example() -> None:
     rollout = a3c.Rollout(
-        observations=np.zeros((3, 2, 1), np.float32),
-        actions=np.zeros((3, 2), np.int64),
-        rewards=np.array([[0, 0], [0, 10], [5, 0]], np.float32),
-        ended=np.array([[0, 0], [0, 1], [1, 0]], np.bool_),
-        values=np.array([[1, 4], [2, 6], [3, 2], [9, 8]], np.float32),
+        observations=tf.zeros((3, 2, 1)),
+        actions=tf.zeros((3, 2), tf.int64),
+        rewards=tf.constant([[0.0, 0], [0, 10], [5, 0]]),
+        ended=tf.constant([[False, False], [False, True], [True, False]]),
+        values=tf.constant([[1.0, 4], [2, 6], [3, 2], [9, 8]]),
     )
     # discount 0.5, lambda 0.5. Game 0 ends with the last step: surprises 0, -0.5, 2. Game 1 ends with the second step:
     # surprises -1, 4, and 2 for the next game, which borrows 0.5 * 8 from the value that follows the rollout.
@@ -93,9 +96,10 @@ def test_the_entropy_bonus_pulls_towards_an_undecided_policy_and_leaves_impossib
 def test_a_bandit_is_learnt(workers: int) -> None:
     model = network()
     updates: list[int] = []
-    learner = a3c.A3C(model, SETTINGS, [Bandit(16) for _ in range(workers)], seed=0, total_updates=200 * workers)
-    learner.run(100, lambda number, update: updates.append(number))
+    learner = a3c.A3C(model, SETTINGS, Bandit(16), total_updates=200 * workers)
+    learner.run(workers, 100, (0,), lambda number, update: updates.append(number))
     assert updates == list(range(100 * workers))
+    assert learner.shared.updates == 100 * workers
     assert probabilities(model)[1] > 0.9
     value = float(model(np.ones((1, 2), np.float32))["value"][0])
     assert value == pytest.approx(1.0, abs=0.15)
@@ -104,8 +108,7 @@ def test_a_bandit_is_learnt(workers: int) -> None:
 def test_the_same_seed_gives_the_same_parameters_although_workers_run_in_parallel() -> None:
     def trained(seed: int) -> list[npt.NDArray[np.float32]]:
         model = network()
-        learner = a3c.A3C(model, SETTINGS, [Bandit(8) for _ in range(3)], seed, total_updates=30)
-        learner.run(10, lambda number, update: None)
+        a3c.A3C(model, SETTINGS, Bandit(8), total_updates=30).run(3, 10, (seed,), lambda number, update: None)
         weights: list[npt.NDArray[np.float32]] = model.get_weights()
         return weights
 
@@ -115,31 +118,69 @@ def test_the_same_seed_gives_the_same_parameters_although_workers_run_in_paralle
     assert any((left != right).any() for left, right in zip(first, other, strict=True))
 
 
+def test_what_a_run_leaves_is_all_that_the_next_one_needs() -> None:
+    def learner() -> tuple[keras.Model, a3c.A3C]:
+        model = network()
+        return model, a3c.A3C(model, SETTINGS, Bandit(8), total_updates=40)
+
+    model, whole = learner()
+    for epoch in range(2):
+        whole.run(2, 10, (0, epoch), lambda number, update: None)
+    _, first = learner()
+    first.run(2, 10, (0, 0), lambda number, update: None)
+    other_model, second = learner()
+    second.shared = a3c.restored(first.shared.arrays())
+    second.run(2, 10, (0, 1), lambda number, update: None)
+    assert second.shared.updates == 40
+    for left, right in zip(model.get_weights(), other_model.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_the_learning_rate_goes_to_its_final_value_in_a_line() -> None:
+    def moved(final: float, updates: int) -> float:
+        settings = replace(SETTINGS, learning_rate=0.1, final_learning_rate=final, value_weight=0.0)
+        model = network()
+        learner = a3c.A3C(model, settings, Bandit(64), total_updates=1)
+        learner.run(1, updates, (0,), lambda number, update: None)
+        (kernel,) = (weights for weights in model.get_weights() if weights.shape == (2, ACTIONS))
+        longest: float = np.abs(kernel).max()  # it began as zeros
+        return longest
+
+    assert moved(0.0, 3) == moved(0.0, 1) == pytest.approx(0.1, rel=1e-3)  # Adam's first step is as long as the rate
+    assert moved(0.1, 3) == pytest.approx(0.3, rel=0.1)
+
+
 def test_workers_hold_parameters_that_are_as_old_as_there_are_others() -> None:
     """While worker 0 hands in, worker 1 is at work with the parameters of its own last turn, not the newest ones."""
     playing = threading.Barrier(2, timeout=60)
 
-    class Meeting(Bandit):
-        def step(self, actions: npt.NDArray[np.int64], policy: a3c.Policy) -> tuple[a3c.Floats, npt.NDArray[np.bool_]]:
-            playing.wait()  # passes only when both workers play at the same time
-            return super().step(actions, policy)
+    def meet() -> None:
+        playing.wait()  # passes only when both workers play at the same time
 
-    learner = a3c.A3C(network(), SETTINGS, [Meeting(4), Meeting(4)], seed=0, total_updates=10)
+    class Meeting(Bandit):
+        def step(self, state: Any, actions: Any, policy: a3c.Policy, seed: Any) -> tuple[Any, Any, Any]:
+            with tf.control_dependencies([tf.py_function(meet, [], [])]):
+                return super().step(state, actions, policy, seed)
+
+    learner = a3c.A3C(network(), replace(SETTINGS, steps=1), Meeting(4), total_updates=10)
     numbers: list[int] = []
-    learner.run(5, lambda number, update: numbers.append(number))
+    learner.run(2, 5, (0,), lambda number, update: numbers.append(number))
     assert numbers == list(range(10))
 
 
 def test_the_failure_of_one_worker_ends_all_and_is_told() -> None:
     class Broken(Bandit):
-        def step(self, actions: npt.NDArray[np.int64], policy: a3c.Policy) -> tuple[a3c.Floats, npt.NDArray[np.bool_]]:
-            raise ValueError("the dice are gone")
+        def step(self, state: Any, actions: Any, policy: a3c.Policy, seed: Any) -> tuple[Any, Any, Any]:
+            with tf.control_dependencies(
+                [tf.debugging.assert_less(state, tf.constant(12, tf.int64), "the dice are gone")]
+            ):
+                return super().step(state, actions, policy, seed)
 
     model = network()
     before = model.get_weights()
-    learner = a3c.A3C(model, SETTINGS, [Bandit(4), Broken(4), Bandit(4)], seed=0, total_updates=10)
-    with pytest.raises(ValueError, match="the dice are gone"):
-        learner.run(1_000, lambda number, update: None)
+    learner = a3c.A3C(model, SETTINGS, Broken(4), total_updates=10)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the dice are gone"):
+        learner.run(3, 1_000, (0,), lambda number, update: None)
     for left, right in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(left, right)
 
@@ -150,14 +191,6 @@ def test_what_a_watcher_raises_ends_the_run() -> None:
         if number == 3:
             raise KeyboardInterrupt
 
-    learner = a3c.A3C(network(), SETTINGS, [Bandit(4), Bandit(4)], seed=0, total_updates=10)
+    learner = a3c.A3C(network(), SETTINGS, Bandit(4), total_updates=10)
     with pytest.raises(KeyboardInterrupt):
-        learner.run(1_000, on_update)
-
-
-def test_a_weight_of_zero_is_never_drawn() -> None:
-    rng = np.random.default_rng(0)
-    weights = np.tile([0.0, 0.2, 0.0, 0.6, 0.2, 0.0], (20_000, 1))
-    shares = np.bincount(a3c.draw(weights, rng), minlength=6) / 20_000
-    np.testing.assert_allclose(shares, weights[0], atol=0.015)
-    assert shares[[0, 2, 5]].tolist() == [0, 0, 0]
+        learner.run(2, 1_000, (0,), on_update)

@@ -74,3 +74,16 @@ def test_greedy_makes_the_most_probable_move_even_an_illegal_one(tree: trees.Tre
 
 def test_reward_is_the_same_for_probabilities_and_counts() -> None:
     assert trees.Results(0.5, 0.25, 0.25).reward == trees.Results(2, 1, 1).reward == pytest.approx(5.5)
+
+
+def test_openings_are_every_number_of_random_stones_alike(tree: trees.Tree) -> None:
+    two = trees.openings(tree, 2)
+    assert two[0] == pytest.approx(1 / 3)
+    np.testing.assert_allclose(two[tree.stones == 1], 1 / 27)
+    np.testing.assert_allclose(two[tree.stones == 2], 1 / 3 / 72)
+    six = trees.openings(tree, 6)
+    assert six.sum() == pytest.approx(1)
+    assert not six[~tree.ongoing].any()
+    assert six[0] > 1 / 7  # what the stones have decided begins with an empty board
+    assert six[tree.stones == 4].sum() == pytest.approx(1 / 7)
+    assert 0 < six[tree.stones == 5].sum() < 1 / 7

@@ -149,7 +149,8 @@ def train(
         watchers.on_epoch_end(progress.epochs, figures)
         if progress.note(figures, judged):
             best_weights = model.get_weights()
-        checkpoint.save(progress.epochs, learner.shared.arrays() | pack("best", best_weights), asdict(progress))
+        arrays = {**learner.shared.arrays(), **pack("best", best_weights)}
+        checkpoint.save(progress.epochs, arrays, asdict(progress))
     watchers.on_train_end()
     model.set_weights(best_weights)
     return progress.history

@@ -2,7 +2,7 @@
 
 `{"instances": [[0.1, 0.2], [0.3, 0.4]]}` is read without its lists being built: the numbers as one flat list, and the
 brackets and commas by comparison with those of an earlier request. What is not that regular, or the first of its shape,
-takes the ordinary way over json_text.py and json_tensors.py, with the same result.
+takes the ordinary way over json_text.py and json_tensors.py, with the same result. What is large goes to json_large.py.
 """
 
 import re
@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-_HEAD = re.compile(rb'\{\s*"(instances|inputs)"\s*:\s*(?=\[)')
+from bookserve.serving.wire import json_large
+from bookserve.serving.wire.json_large import LargeNumbers
+
+_HEAD = re.compile(rb'\{\s*(?:"signature_name"\s*:\s*"(\w*)"\s*,\s*)?"(instances|inputs)"\s*:\s*(?=\[)')
 _NUMBER = b"+-.0123456789Ee"
 _SPACE = b" \t\r\n"
 _BRACKETS = b"[]"
@@ -22,6 +25,7 @@ _KINDS = bytes(_PART if code in _NUMBER else {ord("["): _OPEN, ord("]"): _CLOSE}
 # Skeletons that are remembered: how many, and how long.
 _MAX_KNOWN = 128
 _MAX_LENGTH = 1 << 18
+_LARGE = 1 << 18  # bytes
 
 # Brackets and commas of a list -> its shape.
 _KNOWN: dict[bytes, tuple[int, ...]] = {}
@@ -42,13 +46,19 @@ class Numbers:
         return level
 
 
-def read(body: bytes) -> dict[str, Numbers] | None:
-    """A request of one key, `instances` or `inputs`, with its numbers; None where the ordinary way is to be taken."""
+def read(body: bytes) -> dict[str, Any] | None:
+    """A request with its Numbers or LargeNumbers at `instances` or `inputs`, maybe behind a `signature_name`.
+
+    None where the ordinary way is to be taken.
+    """
     head = _HEAD.match(body)
     if head is None or not body.endswith(b"}"):
         return None
     text = body[head.end() : -1]
     skeleton = text.translate(None, _NUMBER + _SPACE)
+    if len(text) >= _LARGE:
+        large = json_large.read(body, head[2].decode(), skeleton)
+        return None if large is None else _request(head, large)
     shape = _KNOWN.get(skeleton)
     if shape is None:
         return None
@@ -62,7 +72,13 @@ def read(body: bytes) -> dict[str, Numbers] | None:
         flat = orjson.loads(b"[%b]" % text.translate(None, _BRACKETS))
     except orjson.JSONDecodeError:
         return None
-    return {head[1].decode(): Numbers(flat, shape)}
+    return _request(head, Numbers(flat, shape)) if flat else None  # of `[[]]` it is empty
+
+
+def _request(head: re.Match[bytes], numbers: Numbers | LargeNumbers) -> dict[str, Any]:
+    request: dict[str, Any] = {} if head[1] is None else {"signature_name": head[1].decode()}
+    request[head[2].decode()] = numbers
+    return request
 
 
 def remember(shape: tuple[int, ...]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bookserve.serving.wire import json_numbers, tensorflow_error_pb2, tensorflow_pb2
+from bookserve.serving.wire.json_large import LargeNumbers
 from bookserve.serving.wire.json_numbers import Numbers
 from bookserve.serving.wire.json_text import JsonError, dumps, is_base64, kind_of, pretty, quoted, to_bytes
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
@@ -56,18 +57,21 @@ def read_tensors(body: Mapping[str, Any], types: Mapping[str, DataType], boolean
     """The tensors of a predict request: `instances`, one element a row, or `inputs`, whole tensors.
 
     `types` gives the signature's inputs. Every row must have the same shape; the number of rows becomes dimension 0.
-    `booleans` false says that the body holds neither `true` nor `false`, which saves looking for them. The one value of
-    `body` may be Numbers.
+    `booleans` false says that the body holds neither `true` nor `false`, which saves looking for them. Values of `body`
+    may be Numbers or LargeNumbers.
     Raises JsonError that names the row; UnsupportedTypeError for types that JSON cannot carry.
     """
     for key, value in body.items():
-        if isinstance(value, Numbers):
-            if len(types) == 1:
-                ((name, number),) = types.items()
-                tensor = _pack(value.flat, value.shape, number)
+        if isinstance(value, Numbers | LargeNumbers):
+            ((name, number), *more) = types.items()
+            if number in _LIMITS and not more:  # a boolean is no number
+                if isinstance(value, Numbers):
+                    tensor = _pack(value.flat, value.shape, number)
+                else:
+                    tensor = value.array(numpy_type(number))
                 if tensor is not None:
                     return {name: tensor}
-            body = {key: value.nested()}
+            body = {**body, key: value.nested()}
     if "instances" in body:
         if "inputs" in body:
             raise JsonError(

@@ -1,6 +1,8 @@
-"""The short way of reading numbers takes only what the ordinary way reads, and reads the same."""
+"""The short ways of reading numbers take only what the ordinary way reads, and read the same."""
 
+import gc
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from bookserve.serving.wire import json_numbers, tensorflow_pb2
+from bookserve.serving.wire import json_numbers, json_tensors, tensorflow_pb2
 from bookserve.serving.wire.json_tensors import read_tensors
 from bookserve.serving.wire.json_text import JsonError, parse_object
 from bookserve.serving.wire.tensors import Array
 
 FLOAT, INT32 = tensorflow_pb2.DT_FLOAT, tensorflow_pb2.DT_INT32
 SHAPES = arrays.array_shapes(min_dims=1, max_dims=4, max_side=4)
+
+
+@pytest.fixture(scope="module", params=["small", "large"], autouse=True)
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test takes both ways, whatever the size of its lists."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "large":
+            patch.setattr(json_numbers, "_LARGE", 0)
+        yield request.param
 
 
 def ordinary(body: bytes, number: Any = FLOAT) -> Array | str:
@@ -103,13 +114,64 @@ def test_other_keys_and_forms_are_left_to_the_ordinary_way() -> None:
     json_numbers.remember((2,))
     for body in (
         b'{"instances": [1, 2], "signature_name": "x"}',
-        b'{"signature_name": "x", "instances": [1, 2]}',
+        b'{"signature_name": 7, "instances": [1, 2]}',
+        b'{"signature_name": "\\u0041", "instances": [1, 2]}',
+        b'{"context": "x", "instances": [1, 2]}',
         b'{"instances": [1, 2], "instances": [1, 2]}',
         b'[{"instances": [1, 2]}]',
         b'{"instances": 1}',
         b"",
     ):
         assert json_numbers.read(body) is None
+
+
+def test_a_signature_may_be_named_first() -> None:
+    json_numbers.remember((2,))
+    read = json_numbers.read(b'{ "signature_name" : "serving_default", "inputs" : [1, 2]}')
+    assert read is not None
+    assert list(read) == ["signature_name", "inputs"]
+    assert read["signature_name"] == "serving_default"
+    assert read_tensors(read, {"x": FLOAT})["x"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [number for number in json_tensors._FORMATS if number != tensorflow_pb2.DT_STRING] + [tensorflow_pb2.DT_HALF],
+)
+def test_every_type_has_the_same_range_on_every_way(number: Any) -> None:
+    ordinary(b'{"instances": [[1, 2], [3, 4]]}')
+    for value in (
+        *("0", "-0", "-1", "127", "128", "-128", "-129", "255", "256", "32768", "65535", "65536", "2147483648"),
+        *("4294967295", "4294967296", "9007199254740993", "-9223372036854775808", "9223372036854775807"),
+        *("9223372036854775808", "18446744073709551615", "18446744073709551616", "1.0", "1.5", "1e3", "0.1"),
+        *("3.4028235e38", "3.40282357e38", "1e39", "-1e39", "1.7976931348623157e308", "1e-46", "5e-324"),
+    ):
+        body = b'{"instances": [[%b, 1], [2, 3]]}' % value.encode()
+        read, expected = short(body, number), ordinary(body, number)
+        if read is not None:
+            assert type(read) is type(expected)
+            np.testing.assert_array_equal(read, expected)
+
+
+def test_what_was_parsed_outlives_its_parser(way: str) -> None:
+    bodies = [json.dumps({"instances": [[number + row, 0.5] for row in range(100)]}).encode() for number in range(20)]
+    ordinary(bodies[0])
+    read = [json_numbers.read(body) for body in bodies]
+    gc.collect()
+    for number, request in enumerate(read):
+        assert request is not None
+        assert isinstance(request["instances"], json_numbers.LargeNumbers) == (way == "large")
+        np.testing.assert_array_equal(read_tensors(request, {"x": FLOAT})["x"][:, 0], np.arange(number, number + 100))
+        assert request["instances"].nested()[3] == [number + 3, 0.5]
+
+
+def test_lists_that_hold_nothing_somewhere_are_no_regular_lists() -> None:
+    json_numbers.remember((2, 1))
+    for numbers in ("[[1],[]]", "[[],[1]]", "[[[1]],[[]]]", "[[]]", "[]"):
+        body = b'{"instances": %b}' % numbers.encode()
+        read = short(body)
+        if read is not None:
+            np.testing.assert_array_equal(read, ordinary(body))
 
 
 def test_numbers_of_another_type_are_complained_about_as_ever() -> None:

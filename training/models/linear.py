@@ -5,9 +5,9 @@ is a mean, not a sum, so that the learning rate does not depend on the number of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -20,6 +20,7 @@ from bookserve.training import plots
 from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import toy
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.fit import fit
 from bookserve.training.headline import Headline
 from bookserve.training.models import STANDARD
 
@@ -33,15 +34,15 @@ class Config:
 
     epochs: int
     steps: int = 25  # of gradient descent in an epoch, each on all points
-    learning_rate: float = 0.5  # of plain gradient descent (chapter 3: Adam with 0.001)
+    optimizer: Literal["descent", "adam"] = "descent"  # plain gradient descent (chapter 3: Adam)
+    learning_rate: float = 0.5  # (chapter 3: 0.001)
 
 
-PROFILES: dict[str, Config] = {
-    "smoke": Config(epochs=10),
-    "default": Config(epochs=20),
-    "full": Config(epochs=40, steps=200),  # 8,000 steps (chapter 3)
+BOOK = Config(epochs=40, steps=200, optimizer="adam", learning_rate=0.001)  # 8,000 steps (chapter 3)
+CONFIGS: dict[str, dict[str, Config]] = {
+    STANDARD: {"smoke": Config(epochs=10), "default": Config(epochs=20), "full": Config(epochs=40)},
+    "book": {"smoke": replace(BOOK, epochs=2), "default": BOOK, "full": BOOK},
 }
-CONFIGS: dict[str, dict[str, Config]] = {STANDARD: PROFILES}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> toy.Points:
@@ -65,22 +66,18 @@ def train(
     checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> dict[str, list[float]]:
     """Train in place. Returns figure -> epochs."""
-    model.compile(optimizer=keras.optimizers.SGD(config.learning_rate), loss="mean_squared_error")
-    history = model.fit(
-        _whole(data.train).repeat(),
-        epochs=config.epochs,
-        steps_per_epoch=config.steps,
-        validation_data=_whole(data.valid),
-        callbacks=list(callbacks),
-        shuffle=False,
-        verbose=0,
-    )
-    return dict(history.history)
+    optimizers = {"descent": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
+    model.compile(optimizer=optimizers[config.optimizer](config.learning_rate), loss="mean_squared_error")
+    points = tf.data.Dataset.from_tensors((data.train.x, data.train.y[:, None])).repeat()
+    valid = tf.data.Dataset.from_tensors((data.valid.x, data.valid.y[:, None]))
+    return fit(model, lambda _: points, config.epochs, config.steps, valid, callbacks, checkpoint)
 
 
 def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, dict[str, float]]:
     """Split -> figure -> value; the parameters found stand beside the true ones. Draws the line over the test points.
 
+    `w_noise` and `b_noise` are the standard errors of least squares: how far the best line through the training points
+    is from the true one, as the noise of the points has it.
     `r2` is the squared Pearson correlation of predicted and true heights, as in the book: it does not see a line that
     is off by a constant or a factor. `rmse` does, in units of y.
     """
@@ -93,7 +90,12 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
             "rmse": float(np.sqrt(np.mean((split.y - predicted) ** 2))),
             "rows": float(len(split.y)),
         }
-    metrics["parameters"] = {"w": weight, "w_true": toy.SLOPE, "b": bias, "b_true": toy.INTERCEPT}
+    x = data.train.x[:, 0]
+    w_noise = toy.NOISE / float(np.sqrt(np.sum((x - x.mean()) ** 2)))
+    metrics["parameters"] = {
+        **{"w": weight, "w_true": toy.SLOPE, "w_noise": w_noise},
+        **{"b": bias, "b_true": toy.INTERCEPT, "b_noise": w_noise * float(np.sqrt(np.mean(x**2)))},
+    }
     _draw(data.test, weight, bias, report / "line.png")
     return metrics
 
@@ -109,11 +111,6 @@ def pearson_r2(true: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> float:
     if np.ptp(true) == 0 or np.ptp(predicted) == 0:
         return 0.0
     return float(np.corrcoef(true, predicted)[0, 1] ** 2)
-
-
-def _whole(split: toy.Split) -> tf.data.Dataset:
-    """All rows as one batch."""
-    return tf.data.Dataset.from_tensor_slices((split.x, split.y[:, None])).batch(len(split.y)).cache()
 
 
 def _draw(split: toy.Split, weight: float, bias: float, path: Path) -> None:

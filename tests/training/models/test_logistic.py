@@ -8,7 +8,7 @@ from rich.console import Console
 from bookserve.export.contracts import LOGISTIC
 from bookserve.training import run
 from bookserve.training.datasets.files import DataRequest
-from bookserve.training.models import logistic
+from bookserve.training.models import STANDARD, logistic
 
 
 @pytest.mark.parametrize("profile", ["smoke", "default"])
@@ -21,13 +21,13 @@ def test_the_clouds_are_parted_without_an_error(profile: str, tmp_path: Path) ->
 
 
 def with_weights(w1: float, w2: float, b: float) -> keras.Model:
-    model = logistic.build_model(logistic.PROFILES["smoke"])
+    model = logistic.build_model(logistic.CONFIGS[STANDARD]["smoke"])
     model.get_layer("line").set_weights([np.array([[w1], [w2]]), np.array([b])])
     return model
 
 
 def test_the_figures_are_those_of_the_weights(tmp_path: Path) -> None:
-    data = logistic.load_data(logistic.PROFILES["smoke"], DataRequest("sample"), 0)
+    data = logistic.load_data(logistic.CONFIGS[STANDARD]["smoke"], DataRequest("sample"), 0)
     right = logistic.evaluate(with_weights(3.0, 3.0, 0.0), data, tmp_path)
     assert right["parameters"]["degrees_off"] == pytest.approx(0, abs=0.1)
     assert right["test"]["accuracy"] == 1
@@ -50,6 +50,6 @@ def test_the_serving_model_keeps_the_contract() -> None:
 
 
 def test_every_profile_has_its_numbers() -> None:
-    assert list(logistic.PROFILES) == ["smoke", "default", "full"]
-    smoke, default, full = logistic.PROFILES.values()
+    assert list(logistic.CONFIGS[STANDARD]) == ["smoke", "default", "full"]
+    smoke, default, full = logistic.CONFIGS[STANDARD].values()
     assert smoke.epochs < default.epochs < full.epochs

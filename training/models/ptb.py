@@ -1,13 +1,18 @@
 """The next word on the Penn Treebank (chapter 7): a recurrent network over words.
 
 Source: Zaremba, Sutskever, Vinyals, "Recurrent Neural Network Regularization" (2014), whose small network the book
-trains; the word vectors serve as output weights too (Press and Wolf 2017). Unlike in the book's code the loss is the
-mean over all words of a step, unknown words become `<unk>` instead of vanishing, and the vocabulary travels with the
-version. While training, the softmax runs over a sample of the vocabulary; every reported perplexity is over all of it.
+trains. The loss that is descended is theirs and the book's: the sum over the steps, averaged over the streams. Unlike
+in the book's code unknown words become `<unk>` instead of vanishing, and the vocabulary travels with the version.
+
+The configuration "book" is that small network with the book's numbers; what differs is that matrix products are made in
+bfloat16 where the machine is fast at it. In "standard" the word vectors serve as output weights too (Press and Wolf
+2017); dropout is the same in all steps of a stream (Gal and Ghahramani 2016) and also leaves out whole words (Merity et
+al. 2017); and while training, the softmax runs over a sample of the vocabulary. Every perplexity of the validation and
+the test text is over all of it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +22,12 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from bookserve.export.contracts import PTB
-from bookserve.training import plots
-from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training import devices, plots
+from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint, pack, unpack
 from bookserve.training.datasets import ptb
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.headline import Headline
+from bookserve.training.lstm import State, run_lstm
 from bookserve.training.models import STANDARD
 
 CONTRACT = PTB
@@ -32,8 +38,6 @@ EVALUATION_TRAIN_WORDS = 80_000  # of the training text, as many as the other sp
 TOP = 10  # words that the contract's `top_ids` names
 PICTURE_ROWS = 8
 PICTURE_WORDS = 12  # words that the network continues a row with
-
-State = list[tuple[Any, Any]]  # of each layer: output and cell, float32 [batch, units]
 
 
 @dataclass(frozen=True)
@@ -46,22 +50,60 @@ class Config:
     steps: int = 35  # words through which gradients run back (chapter 7: 20)
     units: int = 224  # of a word vector and of each layer (chapter 7: 200)
     layers: int = 1  # (chapter 7: 2)
-    dropout: float = 0.15  # share of a layer's inputs and of the outputs dropped in a step
-    samples: int = 1_000  # words in the softmax of a training step, half of them the most frequent; 0 for all
-    learning_rate: float = 4e-3  # the peak of the schedule (chapter 7: 1.0, halved each epoch, plain descent)
-    warmup: float = 0.05  # share of the steps in which the rate rises; it then falls to 0 along a cosine
-    clip: float = 1.0  # largest norm of all gradients together (chapter 7: 5 for a sum over 20 steps)
+    tied: bool = True  # word vectors are the output weights as well (chapter 7: not)
     init_scale: float = 0.1  # the first word vectors lie in this range around 0 (chapter 7)
+    uniform: bool = False  # so do all other weights (chapter 7); else Keras's way, and the bias knows frequent words
+    dropout: float = 0.15  # share of a layer's inputs and of the outputs dropped in a step (chapter 7: 0)
+    recurrent_dropout: float = 0.0  # share of a layer's own outputs hidden from it
+    word_dropout: float = 0.0  # share of the vocabulary that is not read in a step
+    samples: int = 1_000  # words in the softmax of a training step, half of them the most frequent; 0 for all
+    rotate: bool = True  # an epoch begins anywhere in the text (chapter 7: at its first word)
+    learning_rate: float = 4e-3  # the peak of the schedule (chapter 7: 1.0)
+    warmup: float = 0.05  # share of the steps in which the rate rises; it then falls to 0 along a cosine
+    halve_after: int | None = None  # plain descent, its rate halved in each epoch after these (chapter 7: 4), not Adam
+    clip: float = 35.0  # largest norm of all gradients together (chapter 7: 5)
+    bfloat16: bool = True  # matrix products of a training step in bfloat16 where that is fast (chapter 7: float32)
 
 
-PROFILES: dict[str, Config] = {
-    "smoke": Config(epochs=1, train_words=60_000, batch=32, steps=20, units=64, samples=500, learning_rate=1e-2),
-    "default": Config(epochs=4),
-    "full": Config(
-        epochs=39, batch=20, units=650, layers=2, dropout=0.5, samples=0, learning_rate=1e-3, clip=0.25, init_scale=0.05
-    ),
+BOOK = Config(
+    epochs=13,
+    batch=20,
+    steps=20,
+    units=200,
+    layers=2,
+    tied=False,
+    uniform=True,
+    dropout=0.0,
+    samples=0,
+    rotate=False,
+    learning_rate=1.0,
+    halve_after=4,
+    clip=5.0,
+)
+CONFIGS: dict[str, dict[str, Config]] = {
+    STANDARD: {
+        "smoke": Config(epochs=1, train_words=60_000, batch=32, steps=20, units=64, samples=500, learning_rate=1e-2),
+        "default": Config(epochs=4),
+        "full": Config(
+            epochs=16,
+            batch=32,
+            units=640,
+            layers=2,
+            init_scale=0.05,
+            dropout=0.45,
+            recurrent_dropout=0.15,
+            word_dropout=0.05,
+            samples=2_000,
+            learning_rate=2e-3,
+            clip=10.0,
+        ),
+    },
+    "book": {
+        "smoke": replace(BOOK, epochs=1, train_words=60_000),
+        "default": BOOK,
+        "full": BOOK,
+    },
 }
-CONFIGS: dict[str, dict[str, Config]] = {STANDARD: PROFILES}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> ptb.Text:
@@ -74,15 +116,25 @@ def build_model(config: Config) -> keras.Model:
 
     `ReversibleEmbedding` has no bias, so the one row of the layer "bias" is the bias of the output.
     """
-    initial = keras.initializers.RandomUniform(-config.init_scale, config.init_scale)
+    # an initializer with a generator gives other values to each weight
+    initial = keras.initializers.RandomUniform(-config.init_scale, config.init_scale, seed=keras.random.SeedGenerator())
     vectors = keras.layers.ReversibleEmbedding(
-        ptb.VOCABULARY, config.units, embeddings_initializer=initial, name="vectors"
+        ptb.VOCABULARY, config.units, tie_weights=config.tied, embeddings_initializer=initial, name="vectors"
     )
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     x = vectors(tokens)  # (n, t, units)
     for number in range(config.layers):
-        x = keras.layers.LSTM(config.units, return_sequences=True, name=f"lstm_{number + 1}")(x)
-    bias = keras.layers.Embedding(1, ptb.VOCABULARY, embeddings_initializer="zeros", name="bias")
+        x = keras.layers.LSTM(
+            config.units,
+            kernel_initializer=initial if config.uniform else "glorot_uniform",
+            recurrent_initializer=initial if config.uniform else "orthogonal",
+            unit_forget_bias=not config.uniform,
+            return_sequences=True,
+            name=f"lstm_{number + 1}",
+        )(x)
+    bias = keras.layers.Embedding(
+        1, ptb.VOCABULARY, embeddings_initializer=initial if config.uniform else "zeros", name="bias"
+    )
     logits = vectors(x, reverse=True) + bias(keras.ops.zeros_like(tokens[:, :1]))  # (n, t, vocabulary)
     return keras.Model(tokens, logits, name="next_word")
 
@@ -98,29 +150,36 @@ def train(
     """Train in place; the weights of the epoch with the best validation perplexity are kept. Returns figure -> epochs.
 
     Each stream is read from its start to its end in every epoch, and the state at the end of a step is the start of the
-    next one. The network begins as one that knows how frequent each word is. `loss` and `perplexity` are those of the
-    training steps, so with `samples` they are estimates.
+    next one. `loss` and `perplexity` are those of the training steps, so with `samples` they are estimates.
+
+    Raises:
+        TrainingError: the checkpoint is damaged, or a callback found the loss not finite.
+        OSError: a checkpoint cannot be written.
     """
-    _, bias, _ = _parts(model)
-    bias.embeddings.assign(np.log(_shares(data.train))[None, :])
+    if not config.uniform:
+        _, bias, _ = _parts(model)
+        bias.embeddings.assign(np.log(_shares(data.train))[None, :])
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     batch = -(-config.batch // replicas) * replicas
-    inputs, targets = streams(data.train, batch)
-    steps = max(1, len(inputs) // config.steps)
-    warmup = int(config.epochs * steps * config.warmup)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, config.epochs * steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
-    )
-    model.compile(optimizer=keras.optimizers.Adam(rate, beta_2=0.99, global_clipnorm=config.clip))
+    steps = max(1, (len(data.train) - 1) // batch // config.steps)
+    model.compile(optimizer=_optimizer(config, steps))
     model.optimizer.build(model.trainable_variables)
-    step, reading = training_step(model, config), evaluation_step(model)
-    rng = np.random.default_rng(seed)
-    watchers = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=config.epochs, steps=steps)
+    dtype = tf.bfloat16 if config.bfloat16 and devices.fast_bfloat16() else tf.float32
+    step, reading = training_step(model, config, dtype), evaluation_step(model, dtype)
     history: dict[str, list[float]] = {name: [] for name in ("loss", "perplexity", "val_loss", "val_perplexity")}
-    best, best_weights = np.inf, model.get_weights()
+    best_weights, begin = model.get_weights(), 0
+    saved = checkpoint.load()
+    if saved is not None:
+        begin, history, best_weights = saved.epoch, saved.notes["history"], unpack("best", saved.arrays)
+        for variable, value in zip(_state(model), unpack("state", saved.arrays), strict=True):
+            variable.assign(value)
+    watchers = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=config.epochs, steps=steps)
     watchers.on_train_begin()
-    for epoch in range(config.epochs):
+    for epoch in range(begin, config.epochs):
         watchers.on_epoch_begin(epoch)
+        rng = np.random.default_rng((seed, epoch))
+        words = np.roll(data.train, rng.integers(len(data.train))) if config.rotate else data.train
+        inputs, targets = streams(words, batch)
         state = zero_state(model, batch // replicas)
         losses = []
         for number in range(steps):
@@ -135,13 +194,16 @@ def train(
             )
             losses.append(loss)
             watchers.on_train_batch_end(number)
+        valid = _figures(mean_loss(model, reading, data.valid))
         logs = _figures(float(np.mean([float(loss) for loss in losses])))
-        logs |= {f"val_{name}": value for name, value in _figures(mean_loss(model, reading, data.valid)).items()}
-        if logs["val_loss"] < best:
-            best, best_weights = logs["val_loss"], model.get_weights()
-        for name, value in logs.items():
-            history[name].append(value)
+        logs |= {f"val_{name}": figure for name, figure in valid.items()}
+        if logs["val_loss"] < min(history["val_loss"], default=np.inf):
+            best_weights = model.get_weights()
+        for name, figure in logs.items():
+            history[name].append(figure)
         watchers.on_epoch_end(epoch, logs)
+        arrays = pack("state", _state(model)) | pack("best", best_weights)
+        checkpoint.save(epoch + 1, arrays, {"history": history})
     model.set_weights(best_weights)
     watchers.on_train_end()
     return history
@@ -153,7 +215,7 @@ def evaluate(model: keras.Model, data: ptb.Text, report: Path) -> dict[str, dict
     `rows` counts words. Of the training text only the first 80,000 words are read.
     """
     metrics = {}
-    reading = evaluation_step(model)
+    reading = evaluation_step(model, tf.float32)
     for name, words in (("train", data.train[:EVALUATION_TRAIN_WORDS]), ("valid", data.valid), ("test", data.test)):
         metrics[name] = {**_figures(mean_loss(model, reading, words)), "rows": float(len(words))}
     _draw_continuations(model, data, report / "continuations.png")
@@ -191,73 +253,71 @@ def streams(words: ptb.Words, batch: int) -> tuple[ptb.Words, ptb.Words]:
     return np.ascontiguousarray(inputs.T), np.ascontiguousarray(targets.T)
 
 
-def zero_state(model: keras.Model, batch: int) -> State:
-    """The state before the first word."""
+def zero_state(model: keras.Model, batch: int) -> list[State]:
+    """Of each layer, the state before the first word."""
     _, _, layers = _parts(model)
     return [(tf.zeros([batch, layer.units]), tf.zeros([batch, layer.units])) for layer in layers]
 
 
-def training_step(model: keras.Model, config: Config) -> Callable[..., tuple[Any, State]]:
-    """One descent over int32 words and successors [steps, batch]; gives the mean loss of a word and the next state."""
+def training_step(model: keras.Model, config: Config, dtype: tf.DType) -> Callable[..., tuple[Any, list[State]]]:
+    """One descent over int32 words and successors [steps, batch]; gives the mean loss of a word and the next state.
+
+    `dtype` is that of the matrix products.
+    """
     vectors, bias, layers = _parts(model)
     variables = model.trainable_variables
-
     strategy = tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
 
-    def descend(inputs: Any, targets: Any, sample: Any, seed: Any, state: State) -> tuple[Any, State]:
+    def apply(gradients: Any) -> None:
+        model.optimizer.apply(gradients, variables)
+
+    if replicas == 1:  # one pass over all weights; XLA cannot fuse what passes between devices
+        apply = tf.function(apply, jit_compile=True)
+
+    def descend(inputs: Any, targets: Any, sample: Any, seed: Any, state: list[State]) -> tuple[Any, list[State]]:
         """One replica's streams, of which each has as many, and its share of the loss."""
         first = tf.distribute.get_replica_context().replica_id_in_sync_group
         inputs, targets = inputs[:, first::replicas], targets[:, first::replicas]
+        batch = state[0][0].shape[0]
+        seeds = iter(tf.unstack(tf.random.split(tf.random.fold_in(seed, first), 2 * len(layers) + 2)))
+        kept = [_kept([1, batch, config.units], config.dropout, next(seeds)) for _ in range(len(layers) + 1)]
         with tf.GradientTape() as tape:
-            table = tf.convert_to_tensor(vectors.embeddings)
-            shift = tf.convert_to_tensor(bias.embeddings)[0]  # (vocabulary,)
-            x = _dropout(tf.gather(table, inputs), config.dropout, seed)  # (steps, batch, units)
+            x = tf.gather(tf.convert_to_tensor(vectors.embeddings), inputs) * kept[0]  # (steps, batch, units)
+            x *= tf.gather(_kept([ptb.VOCABULARY, 1], config.word_dropout, next(seeds)), inputs)
             after = []
-            for number, (layer, before) in enumerate(zip(layers, state, strict=True)):
-                x, end = run_layer(layer, x, before)
-                x = _dropout(x, config.dropout, seed + number + 1)
+            for layer, before, mask in zip(layers, state, kept[1:], strict=True):
+                own = _kept([batch, config.units], config.recurrent_dropout, next(seeds))
+                x, end = run_lstm(layer, x, before, dtype, own)
+                x *= mask
                 after.append(end)
             x = tf.reshape(x, [-1, config.units])  # (words, units)
             wanted = tf.reshape(targets, [-1])
+            table, shift = _output_weights(vectors), tf.convert_to_tensor(bias.embeddings)[0]
             if config.samples:
-                losses = sampled_loss(x, table, shift, wanted, sample)
+                losses = sampled_loss(x, table, shift, wanted, sample, dtype)
             else:
-                logits = tf.matmul(x, table, transpose_b=True) + shift
-                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(wanted, logits)
+                losses = full_loss(x, table, shift, wanted, dtype)
             loss = tf.reduce_mean(losses) / replicas
-        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]
-        model.optimizer.apply(gradients, variables)
+            descended = loss * len(inputs)
+        apply([tf.convert_to_tensor(gradient) for gradient in tape.gradient(descended, variables)])
         return loss, after
 
     @tf.function  # type: ignore[untyped-decorator]
-    def step(inputs: Any, targets: Any, sample: Any, seed: Any, state: State) -> tuple[Any, State]:
+    def step(inputs: Any, targets: Any, sample: Any, seed: Any, state: list[State]) -> tuple[Any, list[State]]:
         losses, after = strategy.run(descend, args=(inputs, targets, sample, seed, state))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None), after
 
     return step  # type: ignore[no-any-return]
 
 
-def run_layer(layer: keras.layers.LSTM, x: Any, state: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
-    """What `layer` computes, unrolled over float32 x [steps, batch, units] from a given state; on a CPU twice as fast.
-
-    Returns all outputs, float32 [steps, batch, units], and the last state.
-    """
-    cell = layer.cell
-    output, memory = state
-    recurrent = tf.convert_to_tensor(cell.recurrent_kernel)
-    driven = tf.einsum("tbi,ij->tbj", x, tf.convert_to_tensor(cell.kernel)) + tf.convert_to_tensor(cell.bias)
-    outputs = []
-    for part in tf.unstack(driven):
-        # Keras's order: input gate, forget gate, candidate, output gate
-        admit, keep, candidate, show = tf.split(part + tf.matmul(output, recurrent), 4, axis=1)
-        memory = tf.sigmoid(keep) * memory + tf.sigmoid(admit) * tf.tanh(candidate)
-        output = tf.sigmoid(show) * tf.tanh(memory)
-        outputs.append(output)
-    return tf.stack(outputs), (output, memory)
+def full_loss(x: Any, table: Any, bias: Any, targets: Any, dtype: tf.DType = tf.float32) -> Any:
+    """Cross-entropy [words] of outputs x [words, units] with the softmax over table [vocabulary, units]."""
+    logits = tf.matmul(tf.cast(x, dtype), tf.cast(table, dtype), transpose_b=True)  # (words, vocabulary)
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32) + bias)
 
 
-def sampled_loss(x: Any, table: Any, bias: Any, targets: Any, sample: Any) -> Any:
+def sampled_loss(x: Any, table: Any, bias: Any, targets: Any, sample: Any, dtype: tf.DType = tf.float32) -> Any:
     """Cross-entropy [words] of outputs x [words, units] with the softmax's sum estimated from a sample of words.
 
     The first half of `sample` int32 [k] are the k/2 first words of the vocabulary; the other half were drawn from the
@@ -267,35 +327,36 @@ def sampled_loss(x: Any, table: Any, bias: Any, targets: Any, sample: Any) -> An
     weight = np.log((table.shape[0] - half) / (sample.shape[0] - half))
     weights = np.concatenate([np.zeros(half), np.full(sample.shape[0] - half, weight)]).astype(np.float32)
     offsets = tf.gather(bias, sample) + weights
-    logits = tf.matmul(x, tf.gather(table, sample), transpose_b=True) + offsets  # (words, k)
+    logits = tf.matmul(tf.cast(x, dtype), tf.cast(tf.gather(table, sample), dtype), transpose_b=True)  # (words, k)
+    logits = tf.cast(logits, tf.float32) + offsets
     itself = tf.cast(targets[:, None] == sample[None, :], tf.float32)
     target = tf.reduce_sum(x * tf.gather(table, targets), axis=1) + tf.gather(bias, targets)  # (words,)
     every = tf.concat([logits - 1e9 * itself, target[:, None]], axis=1)
     return tf.reduce_logsumexp(every, axis=1) - target
 
 
-def evaluation_step(model: keras.Model) -> Callable[..., tuple[Any, State]]:
+def evaluation_step(model: keras.Model, dtype: tf.DType) -> Callable[..., tuple[Any, list[State]]]:
     """Reads int32 words, successors and float32 weights [steps, batch]; gives the weighted sum of the losses over the
-    whole vocabulary and the next state.
+    whole vocabulary and the next state. `dtype` is that of the matrix products.
     """
     vectors, bias, layers = _parts(model)
 
     @tf.function  # type: ignore[untyped-decorator]
-    def step(inputs: Any, targets: Any, weights: Any, state: State) -> tuple[Any, State]:
-        table = tf.convert_to_tensor(vectors.embeddings)
-        x = tf.gather(table, inputs)
+    def step(inputs: Any, targets: Any, weights: Any, state: list[State]) -> tuple[Any, list[State]]:
+        x = tf.gather(tf.convert_to_tensor(vectors.embeddings), inputs)
         after = []
         for layer, before in zip(layers, state, strict=True):
-            x, end = run_layer(layer, x, before)
+            x, end = run_lstm(layer, x, before, dtype)
             after.append(end)
-        logits = tf.einsum("tbi,vi->tbv", x, table) + tf.convert_to_tensor(bias.embeddings)[0]
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-        return tf.reduce_sum(losses * weights), after
+        x = tf.reshape(x, [-1, layers[-1].units])  # (words, units)
+        table, shift = _output_weights(vectors), tf.convert_to_tensor(bias.embeddings)[0]
+        losses = full_loss(x, table, shift, tf.reshape(targets, [-1]), dtype)
+        return tf.reduce_sum(losses * tf.reshape(weights, [-1])), after
 
     return step  # type: ignore[no-any-return]
 
 
-def mean_loss(model: keras.Model, step: Callable[..., tuple[Any, State]], words: ptb.Words) -> float:
+def mean_loss(model: keras.Model, step: Callable[..., tuple[Any, list[State]]], words: ptb.Words) -> float:
     """The mean negative log-probability, in nats, of each word given those before it; `step` is `evaluation_step`'s."""
     inputs, targets = streams(words, EVALUATION_BATCH)
     state = zero_state(model, EVALUATION_BATCH)
@@ -333,6 +394,32 @@ def _parts(
     return model.get_layer("vectors"), model.get_layer("bias"), layers
 
 
+def _output_weights(vectors: keras.layers.ReversibleEmbedding) -> Any:
+    """What the softmax multiplies outputs with, float32 [vocabulary, units]."""
+    if vectors.tie_weights:
+        return tf.convert_to_tensor(vectors.embeddings)
+    return tf.transpose(tf.convert_to_tensor(vectors.reverse_embeddings))
+
+
+def _optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
+    """Plain descent with the book's halving or Adam with a cosine, for `steps` steps an epoch."""
+    schedules = keras.optimizers.schedules
+    if config.halve_after is not None:
+        changes = range(config.halve_after, max(config.epochs, config.halve_after + 1))
+        rates = [config.learning_rate * 0.5**power for power in range(len(changes) + 1)]
+        rate = schedules.PiecewiseConstantDecay([epoch * steps - 1 for epoch in changes], rates)
+        return keras.optimizers.SGD(rate, global_clipnorm=config.clip)
+    warmup = int(config.epochs * steps * config.warmup)
+    rate = schedules.CosineDecay(
+        0.0, config.epochs * steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
+    )
+    return keras.optimizers.Adam(rate, beta_2=0.99, global_clipnorm=config.clip)
+
+
+def _state(model: keras.Model) -> list[Any]:
+    return [*model.variables, *model.optimizer.variables]
+
+
 def _sample_words(config: Config, rng: np.random.Generator) -> ptb.Words:
     """Word numbers as `sampled_loss` takes them, int32 [samples]."""
     half = config.samples // 2
@@ -346,8 +433,11 @@ def _shares(words: ptb.Words) -> npt.NDArray[np.float32]:
     return np.asarray(counts / counts.sum(), np.float32)
 
 
-def _dropout(x: Any, share: float, seed: Any) -> Any:
-    return tf.nn.experimental.stateless_dropout(x, share, seed=seed) if share else x
+def _kept(shape: Sequence[int], dropped: float, seed: Any) -> Any:
+    """Float32: 0 for the share that is dropped, else what keeps the mean at 1."""
+    if not dropped:
+        return tf.ones(shape)
+    return tf.cast(tf.random.stateless_uniform(shape, seed) >= dropped, tf.float32) / (1 - dropped)
 
 
 def _figures(loss: float) -> dict[str, float]:

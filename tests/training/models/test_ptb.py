@@ -16,9 +16,9 @@ from bookserve.export.store import ModelStore
 from bookserve.training import run
 from bookserve.training.datasets import ptb as ptb_data
 from bookserve.training.datasets.files import DataRequest, Origin
-from bookserve.training.models import ptb
+from bookserve.training.models import PROFILES, STANDARD, ptb
 
-TINY = ptb.Config(epochs=4, batch=8, steps=10, units=32, samples=200, learning_rate=3e-2, dropout=0.0)
+TINY = ptb.Config(epochs=4, batch=8, steps=10, units=32, samples=200, learning_rate=3e-2, dropout=0.0, bfloat16=False)
 
 Trained = tuple[keras.Model, dict[str, list[float]]]  # a network and its history
 
@@ -65,7 +65,7 @@ def test_the_figures_are_those_of_the_network_itself(trained: Trained, text: ptb
     inputs, targets = ptb.streams(text.valid, ptb.EVALUATION_BATCH)
     logits = model(inputs.T, training=False)  # (streams, words, vocabulary)
     expected = keras.losses.sparse_categorical_crossentropy(targets.T, logits, from_logits=True)
-    assert ptb.mean_loss(model, ptb.evaluation_step(model), text.valid) == pytest.approx(
+    assert ptb.mean_loss(model, ptb.evaluation_step(model, tf.float32), text.valid) == pytest.approx(
         float(np.mean(expected)), rel=1e-5
     )
 
@@ -129,7 +129,7 @@ def test_a_version_carries_the_vocabulary_and_takes_rows_of_any_length(
 ) -> None:
     monkeypatch.setattr(ptb, "load_data", lambda *_: text)
     tiny = ptb.Config(epochs=1, batch=8, steps=10, units=8, samples=0)
-    monkeypatch.setitem(ptb.PROFILES, "smoke", tiny)
+    monkeypatch.setitem(ptb.CONFIGS[STANDARD], "smoke", tiny)
     result = run.train_model("ptb", DataRequest("sample"), tmp_path / "runs", Console(quiet=True), profile="smoke")
     store = ModelStore(tmp_path / "models")
     made = publish.publish(run_files.read(result.folder, "ptb"), store, lambda _: None)
@@ -157,7 +157,7 @@ from bookserve.training.datasets.ptb import Text
 from bookserve.training.models import ptb
 words = np.random.default_rng(0).integers(0, 30, 4000).astype(np.int32)
 text = Text(words[:3000], words[3000:3500], words[3500:], (), None)
-config = ptb.Config(epochs=2, batch=8, steps=5, units=8, samples=100, dropout=0.0)
+config = ptb.Config(epochs=2, batch=8, steps=5, units=8, samples=100, dropout=0.0, bfloat16=False)
 losses = []
 for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
     run.make_repeatable(0)
@@ -176,16 +176,16 @@ def test_two_replicas_train_as_one_does() -> None:
 
 
 def test_every_profile_has_its_numbers() -> None:
-    assert list(ptb.PROFILES) == ["smoke", "default", "full"]
-    smoke, default, full = ptb.PROFILES.values()
-    assert smoke.epochs < default.epochs < full.epochs
+    for profiles in ptb.CONFIGS.values():
+        assert tuple(profiles) == PROFILES
+        assert profiles["smoke"].epochs < profiles["default"].epochs <= profiles["full"].epochs
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif("DATA_DIR" not in os.environ, reason="needs the real data in DATA_DIR")
 def test_default_reaches_a_perplexity_of_150_on_the_real_test_text(tmp_path: Path) -> None:
-    config = ptb.PROFILES["default"]
+    config = ptb.CONFIGS[STANDARD]["default"]
     data = ptb.load_data(config, DataRequest("real", Path(os.environ["DATA_DIR"])), seed=0)
     run.make_repeatable(0)
     model = ptb.build_model(config)

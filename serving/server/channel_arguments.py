@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from bookserve.serving.server.http2 import Http2Limits
+from bookserve.serving.server.http2_limits import Http2Limits
 
 # Argument -> field of Http2Limits, and what one unit of it is there.
 _KNOWN: dict[str, tuple[str, float]] = {

@@ -19,9 +19,11 @@ from typing import Any
 from bookserve.serving.server import channel_arguments, tls
 from bookserve.serving.server.buffered import BufferedBytes
 from bookserve.serving.server.flags import Flags
+from bookserve.serving.server.grpc_call import Handler, StreamHandler
 from bookserve.serving.server.http1 import Handler as RestHandler
 from bookserve.serving.server.http1 import Http1Limits, HttpConnection
-from bookserve.serving.server.http2 import GrpcConnection, Handler, Http2Limits, StreamHandler
+from bookserve.serving.server.http2 import GrpcConnection
+from bookserve.serving.server.http2_limits import Http2Limits
 from bookserve.serving.server.rest_errors import error_body
 
 log = logging.getLogger(__name__)

@@ -93,7 +93,8 @@ class Flags:
     log_format: str = _flag("text", "the server's log: text or json")
     log_level: str = _flag("", "debug, info, warning or error; else as TF_CPP_MIN_LOG_LEVEL says")
     log_requests: str = _flag("none", "a line in that log for requests: none, errors or all")
-    request_log_file: str = _flag("", "prefix of the files with requests and answers of all models, as JSON lines")
+    request_log_file: str = _flag("", "prefix of the files with requests and answers of all models")
+    request_log_format: str = _flag("jsonl", "of these files: jsonl, or tfrecord with TensorFlow's PredictionLog")
     request_log_sampling_rate: float = _flag(1.0, "share of the requests that goes there, 0 to 1")
     request_log_max_bytes: int = _flag(100 << 20, "a request log's file that reaches this size is followed by another")
     request_log_max_files: int = _flag(10, "files kept of each request log; 0 keeps all")
@@ -131,6 +132,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "log_format": ("text", "json"),
     "log_level": ("", "debug", "info", "warning", "error"),
     "log_requests": ("none", "errors", "all"),
+    "request_log_format": ("jsonl", "tfrecord"),
 }
 # These ask for protection: serving on without it, with a warning in a log, would be worse than not serving.
 _REFUSED = ("use_alts_credentials",)

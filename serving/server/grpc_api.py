@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from bookserve.serving.server import inference
 from bookserve.serving.server.classification import CLASSIFY, REGRESS
 from bookserve.serving.server.errors import ServingError, invalid_argument
-from bookserve.serving.server.http2 import GrpcCall, Handler
+from bookserve.serving.server.grpc_call import GrpcCall, Handler
 from bookserve.serving.server.inference import Prediction
 from bookserve.serving.server.models import Models
 from bookserve.serving.server.signatures import find_signature

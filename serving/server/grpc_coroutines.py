@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from bookserve.serving.server.admin import Access
 from bookserve.serving.server.errors import ServingError
 from bookserve.serving.server.grpc_api import parse
-from bookserve.serving.server.http2 import GrpcCall, Handler
+from bookserve.serving.server.grpc_call import GrpcCall, Handler
 from bookserve.serving.wire import tensorflow_error_pb2
 
 log = logging.getLogger(__name__)

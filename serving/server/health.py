@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from google.protobuf.message import DecodeError
 
-from bookserve.serving.server.http2 import GrpcCall, Handler
+from bookserve.serving.server.grpc_call import GrpcCall, Handler
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.grpc_health_pb2 import HealthCheckRequest, HealthCheckResponse
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from bookserve.serving.server.errors import invalid_argument
-from bookserve.serving.server.request_log import RequestLogSetting, check_type
+from bookserve.serving.server.request_log import JSON_LINES, RequestLogSetting, check_type
 from bookserve.serving.server.sources import All, Latest, Policy, Specific, versions_on_disk
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
@@ -134,7 +134,8 @@ def _request_log(model: messages.ModelConfig) -> RequestLogSetting | None:
     config = model.logging_config
     check_type(config.log_collector_config.type)
     rate = config.sampling_config.sampling_rate if config.HasField("sampling_config") else 1.0
-    return RequestLogSetting(config.log_collector_config.filename_prefix, rate)
+    collector = config.log_collector_config
+    return RequestLogSetting(collector.filename_prefix, rate, collector.type or JSON_LINES)
 
 
 def to_message(settings: Iterable[ModelSetting]) -> messages.ModelServerConfig:
@@ -149,7 +150,7 @@ def to_message(settings: Iterable[ModelSetting]) -> messages.ModelServerConfig:
             version_labels=dict(setting.labels),
         )
         if setting.request_log is not None:
-            model.logging_config.log_collector_config.type = "jsonl"
+            model.logging_config.log_collector_config.type = setting.request_log.format
             model.logging_config.log_collector_config.filename_prefix = setting.request_log.prefix
             model.logging_config.sampling_config.sampling_rate = setting.request_log.rate
         policy = model.model_version_policy

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from google.protobuf.message import Message
 
 from bookserve.serving.server.admin import Access, Admin
+from bookserve.serving.server.grpc_call import Handler
 from bookserve.serving.server.grpc_coroutines import Coroutines
-from bookserve.serving.server.http2 import Handler
 from bookserve.serving.server.metrics import Metrics
 from bookserve.serving.wire import model_admin_pb2, tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages

@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bookserve.serving.server import hpack
+from bookserve.serving.server.grpc_call import GrpcCall
+from bookserve.serving.server.grpc_call import Handler as GrpcHandler
 from bookserve.serving.server.http1 import Handler as RestHandler
 from bookserve.serving.server.http1 import HttpExchange
-from bookserve.serving.server.http2 import GrpcCall
-from bookserve.serving.server.http2 import Handler as GrpcHandler
 from bookserve.serving.server.metrics import Metrics
 from bookserve.serving.server.model_config import ModelSetting
+from bookserve.serving.server.prediction_records import LOGGED
 from bookserve.serving.server.record import Record
-from bookserve.serving.server.request_log import RequestLog, RequestLogSetting
+from bookserve.serving.server.request_log import TFRECORD, RequestLog, RequestLogSetting
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
 
@@ -64,7 +65,7 @@ class Observer:
         self._max_files = max_files
         self._log_suffix = f"-worker{worker}" if worker else ""
         self._settings: dict[str, RequestLogSetting] = {}  # by model
-        self._logs: dict[str, RequestLog] = {}  # by prefix
+        self._logs: dict[tuple[str, str], RequestLog] = {}  # by prefix and format
         self._id_prefix = secrets.token_hex(8).encode()
         self._id_numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
@@ -80,13 +81,15 @@ class Observer:
         self._choose()
 
     def _choose(self) -> None:
-        prefixes = {setting.prefix for setting in (*self._settings.values(), self._log_all) if setting}
-        for prefix in prefixes - self._logs.keys():
-            own_prefix = prefix + self._log_suffix
-            self._logs[prefix] = RequestLog(own_prefix, self._max_file_bytes, self._max_files, self._lost)
-        for prefix in self._logs.keys() - prefixes:
-            self._logs.pop(prefix).stop()
-        self._makes_ids = self._log_requests != "none" or bool(prefixes)
+        settings = (*self._settings.values(), self._log_all)
+        wanted = {(setting.prefix, setting.format) for setting in settings if setting}
+        for prefix, format in wanted - self._logs.keys():
+            self._logs[prefix, format] = RequestLog(
+                prefix + self._log_suffix, self._max_file_bytes, self._max_files, self._lost, format
+            )
+        for key in self._logs.keys() - wanted:
+            self._logs.pop(key).stop()
+        self._makes_ids = self._log_requests != "none" or bool(wanted)
         self._active = self._makes_ids or self.metrics.enabled
 
     def _lost(self, model: str) -> None:
@@ -188,9 +191,11 @@ class Observer:
         setting = self._settings.get(record.model, self._log_all)
         if setting is None or (setting.rate < 1 and random.random() >= setting.rate):
             return
+        if setting.format == TFRECORD and (code != _OK or record.api not in LOGGED or record.task is None):
+            return  # as in TensorFlow Serving, answers alone
         fields = _fields(record, code, message, micros)
         inputs = record.task.inputs if record.task is not None else {}
-        taken = self._logs[setting.prefix].put(fields, inputs, record.outputs)
+        taken = self._logs[setting.prefix, setting.format].put(fields, inputs, record.outputs)
         self.metrics.logged(record.model, "OK" if taken else "RESOURCE_EXHAUSTED")
 
 

@@ -15,8 +15,8 @@ from bookserve.serving.server import inference, metrics, oip
 from bookserve.serving.server.admin import Access, Admin
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.grpc_api import parse, unary
+from bookserve.serving.server.grpc_call import GrpcCall, Handler
 from bookserve.serving.server.grpc_coroutines import Coroutines
-from bookserve.serving.server.http2 import GrpcCall, Handler
 from bookserve.serving.server.inference import Prediction
 from bookserve.serving.server.metrics import Snapshot
 from bookserve.serving.server.models import Models

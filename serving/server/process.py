@@ -18,10 +18,10 @@ from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import Flags
 from bookserve.serving.server.followers import processes
+from bookserve.serving.server.grpc_call import GrpcCall, StreamHandler
 from bookserve.serving.server.health import Health
 from bookserve.serving.server.http1 import Handler as RestHandler
 from bookserve.serving.server.http1 import HttpExchange
-from bookserve.serving.server.http2 import GrpcCall, StreamHandler
 from bookserve.serving.server.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.metrics import CONNECTIONS, REFUSED, Metrics, Snapshot
 from bookserve.serving.server.models import Models
@@ -55,7 +55,9 @@ class Process:
         self._metrics = Metrics(enabled=self._metrics_path is not None)
         log_all = None
         if flags.request_log_file:
-            log_all = RequestLogSetting(flags.request_log_file, flags.request_log_sampling_rate)
+            log_all = RequestLogSetting(
+                flags.request_log_file, flags.request_log_sampling_rate, flags.request_log_format
+            )
         self.observer = Observer(
             self._metrics,
             log_requests=flags.log_requests,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bookserve.serving.server.admin import Access
 from bookserve.serving.server.errors import ServingError
-from bookserve.serving.server.http2 import GrpcCall, Handler
+from bookserve.serving.server.grpc_call import GrpcCall, Handler
 from bookserve.serving.server.loader import InProcessLoader
 from bookserve.serving.wire import tensorflow_error_pb2
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.message import DecodeError
 
-from bookserve.serving.server.http2 import GrpcCall, StreamHandler
+from bookserve.serving.server.grpc_call import GrpcCall, StreamHandler
 from bookserve.serving.wire import grpc_health_pb2, tensorflow_error_pb2, tensorflow_services_pb2
 from bookserve.serving.wire.grpc_reflection_pb2 import (
     DESCRIPTOR,

@@ -1,11 +1,12 @@
-"""The request log: requests and their answers as JSON lines, in files that take turns.
+"""The request log: requests and their answers as JSON lines or TFRecords, in files that take turns.
 
 Requests never wait for it: a record is handed to a thread over a queue that is bounded by records and by bytes, and is
 dropped, and counted, where the queue is full. Files are `<prefix>-<date>.jsonl`, then `<prefix>-<date>.1.jsonl` and so
-on; several processes may write to the same ones, since whole lines are appended.
+on, or `.tfrecord`; several processes may write to the same ones, since whole records are appended.
 """
 
 import base64
+import errno
 import logging
 import os
 import queue
@@ -21,12 +22,16 @@ from typing import Any
 import numpy as np
 import orjson
 
+from bookserve.serving.server import prediction_records
 from bookserve.serving.server.errors import invalid_argument
 from bookserve.serving.wire.tensors import Array
 
 log = logging.getLogger(__name__)
 
-# A tensor larger than this is logged without its values.
+JSON_LINES = "jsonl"
+TFRECORD = "tfrecord"
+FORMATS = (JSON_LINES, TFRECORD)
+# A tensor larger than this is written without its values to JSON lines.
 MAX_TENSOR_BYTES = 64 << 10
 _MAX_QUEUED = 10_000
 _MAX_QUEUED_BYTES = 32 << 20
@@ -34,7 +39,6 @@ _MAX_QUEUED_BYTES = 32 << 20
 _GATHER_SECONDS = 0.02
 _MAX_TOGETHER = 256
 _JOIN_SECONDS = 5.0
-_TYPES = ("", "jsonl")
 _OPEN_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -44,6 +48,7 @@ class RequestLogSetting:
 
     prefix: str  # of the files: a path
     rate: float = 1.0  # the share of the requests that is logged, 0 to 1
+    format: str = JSON_LINES  # one of FORMATS
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
@@ -54,8 +59,8 @@ class RequestLogSetting:
 
 def check_type(name: str) -> None:
     """Raises ServingError (INVALID_ARGUMENT) for a log_collector_config.type that cannot be written."""
-    if name not in _TYPES:
-        raise invalid_argument(f"log_collector_config.type '{name}' is not supported: use 'jsonl'")
+    if name not in ("", *FORMATS):
+        raise invalid_argument(f"log_collector_config.type '{name}' is not supported: use {' or '.join(FORMATS)}")
 
 
 def check_prefix(prefix: str, roots: Iterable[Path]) -> None:
@@ -93,21 +98,29 @@ class Omitted:
 class RequestLog:
     """The files of one prefix and the thread that writes them."""
 
-    def __init__(self, prefix: str, max_file_bytes: int, max_files: int, on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        max_file_bytes: int,
+        max_files: int,
+        on_lost: Callable[[str], None],
+        format: str = JSON_LINES,
+    ) -> None:
         """Starts the thread.
 
         A file that has reached `max_file_bytes` is followed by another; all but the newest `max_files` are removed, 0
         keeps all. `on_lost` is called on the thread, with the model, for a record that could not be written.
         """
         self._prefix = Path(prefix).absolute()
+        self._format = format
         self._max_file_bytes = max_file_bytes
         self._max_files = max_files
         self._on_lost = on_lost
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._put_bytes = 0  # written by the caller alone
         self._done_bytes = 0  # and this by the thread alone
-        self._lines: list[tuple[str, bytes]] = []  # model and line, to be written
-        self._lines_bytes = 0
+        self._records: list[tuple[str, bytes]] = []  # model and record, to be written
+        self._records_bytes = 0
         self._file = -1
         self._size = 0  # of that file
         self._day = ""
@@ -117,7 +130,10 @@ class RequestLog:
 
     def put(self, fields: Mapping[str, Any], inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bool:
         """Queues one record; False where the queue is full and it is dropped. Called from one thread."""
-        kept_inputs, kept_outputs = _cut(inputs), _cut(outputs)
+        kept_inputs: Mapping[str, Array | Omitted] = inputs
+        kept_outputs: Mapping[str, Array | Omitted] = outputs
+        if self._format == JSON_LINES:
+            kept_inputs, kept_outputs = _cut(inputs), _cut(outputs)
         nbytes = sum(_nbytes(tensor) for tensors in (kept_inputs, kept_outputs) for tensor in tensors.values())
         waiting = self._put_bytes - self._done_bytes
         if self._queue.qsize() >= _MAX_QUEUED or waiting + nbytes > _MAX_QUEUED_BYTES:
@@ -154,27 +170,27 @@ class RequestLog:
         self._close_file()
 
     def _add(self, entry: Entry) -> None:
-        when = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="milliseconds")
-        fields = {"time": when, **entry.fields}
         try:
-            line = orjson.dumps(
-                {**fields, "inputs": _jsonable(entry.inputs), "outputs": _jsonable(entry.outputs)},
-                option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE,
-            )
+            if self._format == JSON_LINES:
+                record = _line(entry)
+            else:
+                record = prediction_records.encode(
+                    entry.time, entry.fields, _arrays(entry.inputs), _arrays(entry.outputs)
+                )
         except Exception:
             log.exception("fault while writing a record of the request log %s", self._prefix)
             self._on_lost(entry.fields["model"])
             return
-        self._lines.append((entry.fields["model"], line))
-        self._lines_bytes += len(line)
-        if self._size + self._lines_bytes >= self._max_file_bytes:
+        self._records.append((entry.fields["model"], record))
+        self._records_bytes += len(record)
+        if self._size + self._records_bytes >= self._max_file_bytes:
             self._write()
 
     def _write(self) -> None:
-        """Appends the lines that have come together, in one call."""
-        if not self._lines:
+        """Appends the records that have come together, in one call."""
+        if not self._records:
             return
-        lines, self._lines, self._lines_bytes = self._lines, [], 0
+        records, self._records, self._records_bytes = self._records, [], 0
         try:
             day = datetime.now(UTC).strftime("%Y%m%d")
             if day != self._day:
@@ -182,18 +198,25 @@ class RequestLog:
                 self._day = day
             while self._file < 0:
                 self._open()
-            os.write(self._file, b"".join([line for _, line in lines]))
+            self._append(b"".join([record for _, record in records]))
             self._measure()
             self._complaint = ""
         except OSError as error:
             self._complain(f"the request log {self._prefix} cannot be written: {error.strerror}")
             self._close_file()
-            for model, _ in lines:
+            for model, _ in records:
                 self._on_lost(model)
+
+    def _append(self, data: bytes) -> None:
+        """Raises OSError where it does not fit the disk: half a record would spoil those that follow."""
+        written = os.write(self._file, data)
+        if written < len(data):
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _open(self) -> None:
         """Opens the newest file of the day, the next one where that is full, and removes the oldest ones."""
-        pattern = re.compile(re.escape(self._prefix.name) + r"-(\d{8})(?:\.(\d+))?\.jsonl")
+        pattern = re.compile(re.escape(self._prefix.name) + rf"-(\d{{8}})(?:\.(\d+))?\.{self._format}")
         matches = [match for file in self._prefix.parent.iterdir() if (match := pattern.fullmatch(file.name))]
         places = sorted((match[1], int(match[2] or 0)) for match in matches)
         today = [number for day, number in places if day == self._day]
@@ -214,7 +237,7 @@ class RequestLog:
 
     def _path(self, day: str, number: int) -> Path:
         suffix = f".{number}" if number else ""
-        return self._prefix.with_name(f"{self._prefix.name}-{day}{suffix}.jsonl")
+        return self._prefix.with_name(f"{self._prefix.name}-{day}{suffix}.{self._format}")
 
     def _close_file(self) -> None:
         if self._file >= 0:
@@ -242,6 +265,19 @@ def _cut(tensors: Mapping[str, Array]) -> dict[str, Array | Omitted]:
         name: tensor if _nbytes(tensor) <= MAX_TENSOR_BYTES else Omitted(tensor.dtype, tensor.shape)
         for name, tensor in tensors.items()
     }
+
+
+def _arrays(tensors: Mapping[str, Array | Omitted]) -> dict[str, Array]:
+    return {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, Omitted)}
+
+
+def _line(entry: Entry) -> bytes:
+    when = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="milliseconds")
+    fields = {"time": when, **entry.fields}
+    return orjson.dumps(
+        {**fields, "inputs": _jsonable(entry.inputs), "outputs": _jsonable(entry.outputs)},
+        option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE,
+    )
 
 
 def _jsonable(tensors: Mapping[str, Array | Omitted]) -> dict[str, Any]:

@@ -6,12 +6,10 @@ zeros runs through each signature that it fits.
 """
 
 import logging
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import google_crc32c
 import numpy as np
 from google.protobuf.message import DecodeError
 
@@ -19,6 +17,7 @@ from bookserve.serving.server.classification import CLASSIFY, METHODS, REGRESS, 
 from bookserve.serving.server.engines.engine import Engine
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.signatures import DEFAULT_SIGNATURE, TensorSpec, find_signature
+from bookserve.serving.server.tfrecord import FOOTER, HEADER, LENGTH, masked_crc
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
@@ -28,11 +27,6 @@ log = logging.getLogger(__name__)
 
 LOCATION = "assets.extra/tf_serving_warmup_requests"  # inside the version folder
 MAX_RECORDS = 1000
-
-# A record (tsl/lib/io/record_reader.cc): length, CRC of the length, the bytes, CRC of the bytes.
-_HEADER = struct.Struct("<QL")
-_LENGTH = struct.Struct("<Q")
-_FOOTER = struct.Struct("<L")
 
 
 def warm_up(engine: Engine, version_path: Path, iterations: int) -> int:
@@ -68,13 +62,13 @@ def read_records(path: Path) -> Iterator[bytes]:
     with path.open("rb") as stream:
         position = 0
         left = path.stat().st_size
-        while header := stream.read(_HEADER.size):
-            if len(header) < _HEADER.size:
+        while header := stream.read(HEADER.size):
+            if len(header) < HEADER.size:
                 raise _data_loss(f"truncated record at {position}")
-            length, length_crc = _HEADER.unpack(header)
-            if _masked_crc(header[: _LENGTH.size]) != length_crc:
+            length, length_crc = HEADER.unpack(header)
+            if masked_crc(header[: LENGTH.size]) != length_crc:
                 raise _data_loss(f"corrupted record at {position}")
-            left -= _HEADER.size + length + _FOOTER.size
+            left -= HEADER.size + length + FOOTER.size
             if left < 0:
                 raise _data_loss(f"truncated record at {position}")
             yield _checked(stream, length, position)
@@ -83,15 +77,10 @@ def read_records(path: Path) -> Iterator[bytes]:
 
 def _checked(stream: BinaryIO, length: int, position: int) -> bytes:
     record = stream.read(length)
-    (crc,) = _FOOTER.unpack(stream.read(_FOOTER.size))
-    if _masked_crc(record) != crc:
+    (crc,) = FOOTER.unpack(stream.read(FOOTER.size))
+    if masked_crc(record) != crc:
         raise _data_loss(f"corrupted record at {position}")
     return record
-
-
-def _masked_crc(data: bytes) -> int:
-    crc: int = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _data_loss(problem: str) -> ServingError:

@@ -38,14 +38,24 @@ class MultiInferenceLog(_message.Message):
     response: _tensorflow_serving_pb2.MultiInferenceResponse
     def __init__(self, request: _Optional[_Union[_tensorflow_serving_pb2.MultiInferenceRequest, _Mapping]] = ..., response: _Optional[_Union[_tensorflow_serving_pb2.MultiInferenceResponse, _Mapping]] = ...) -> None: ...
 
+class LogMetadata(_message.Message):
+    __slots__ = ("model_spec", "timestamp_secs")
+    MODEL_SPEC_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMP_SECS_FIELD_NUMBER: _ClassVar[int]
+    model_spec: _tensorflow_serving_pb2.ModelSpec
+    timestamp_secs: int
+    def __init__(self, model_spec: _Optional[_Union[_tensorflow_serving_pb2.ModelSpec, _Mapping]] = ..., timestamp_secs: _Optional[int] = ...) -> None: ...
+
 class PredictionLog(_message.Message):
-    __slots__ = ("classify_log", "regress_log", "predict_log", "multi_inference_log")
+    __slots__ = ("log_metadata", "classify_log", "regress_log", "predict_log", "multi_inference_log")
+    LOG_METADATA_FIELD_NUMBER: _ClassVar[int]
     CLASSIFY_LOG_FIELD_NUMBER: _ClassVar[int]
     REGRESS_LOG_FIELD_NUMBER: _ClassVar[int]
     PREDICT_LOG_FIELD_NUMBER: _ClassVar[int]
     MULTI_INFERENCE_LOG_FIELD_NUMBER: _ClassVar[int]
+    log_metadata: LogMetadata
     classify_log: ClassifyLog
     regress_log: RegressLog
     predict_log: PredictLog
     multi_inference_log: MultiInferenceLog
-    def __init__(self, classify_log: _Optional[_Union[ClassifyLog, _Mapping]] = ..., regress_log: _Optional[_Union[RegressLog, _Mapping]] = ..., predict_log: _Optional[_Union[PredictLog, _Mapping]] = ..., multi_inference_log: _Optional[_Union[MultiInferenceLog, _Mapping]] = ...) -> None: ...
+    def __init__(self, log_metadata: _Optional[_Union[LogMetadata, _Mapping]] = ..., classify_log: _Optional[_Union[ClassifyLog, _Mapping]] = ..., regress_log: _Optional[_Union[RegressLog, _Mapping]] = ..., predict_log: _Optional[_Union[PredictLog, _Mapping]] = ..., multi_inference_log: _Optional[_Union[MultiInferenceLog, _Mapping]] = ...) -> None: ...

@@ -171,6 +171,28 @@ def test_a_full_queue_drops_instead_of_waiting(
     closed(request_log)
 
 
+def test_half_a_record_is_taken_back(tmp_path: Path, lost: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full takes the beginning of what is written."""
+    room = [150]
+    write = os.write
+
+    def fill(descriptor: int, data: bytes) -> int:
+        room[0] -= (written := write(descriptor, data[: room[0]]))
+        return written
+
+    for number in range(4):
+        with monkeypatch.context() as patch:
+            patch.setattr("bookserve.serving.server.request_log.os.write", fill)
+            request_log = opened(tmp_path, lost)
+            request_log.put({"model": "m", "number": number}, {}, {})
+            closed(request_log)
+    request_log = opened(tmp_path, lost)
+    request_log.put({"model": "m", "number": 4}, {}, {})
+    closed(request_log)
+    assert [line["number"] for line in lines(tmp_path)] == [0, 4]
+    assert lost == ["m"] * 3
+
+
 def test_settings_that_make_no_sense() -> None:
     for rate in (-0.1, 1.1, float("nan")):
         with pytest.raises(ServingError, match="between 0 and 1"):
@@ -180,7 +202,8 @@ def test_settings_that_make_no_sense() -> None:
             RequestLogSetting(prefix)
     with pytest.raises(ServingError, match="type 'bigquery' is not supported"):
         check_type("bigquery")
-    check_type("")
+    for name in ("", "jsonl", "tfrecord"):
+        check_type(name)
 
 
 def test_a_prefix_from_the_network_stays_below_the_allowed_folders(tmp_path: Path) -> None:

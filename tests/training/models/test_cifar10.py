@@ -3,15 +3,15 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import onnxruntime
 import pytest
 from rich.console import Console
 
 from bookserve.export import publish, run_files
 from bookserve.export.contracts import CIFAR10
+from bookserve.export.manifest import Manifest
 from bookserve.export.store import ModelStore
 from bookserve.training import cifar10_book, cifar10_modern, precision, run
-from bookserve.training.checkpoint import Checkpoint
+from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import cifar10 as cifar10_data
 from bookserve.training.datasets.cifar10 import Pictures
 from bookserve.training.datasets.files import DataRequest, Origin
@@ -32,28 +32,47 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "fastest", lambda: "float32")
 
 
-def test_training_learns_and_the_report_tells(pictures: Pictures, tmp_path: Path) -> None:
-    run.make_repeatable(0)
-    model = cifar10.build_model(TINY)
-    history = cifar10.train(model, pictures, TINY, seed=0, callbacks=[])
-    metrics = cifar10.evaluate(model, pictures, tmp_path)
-    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+def test_the_modern_network_learns_reports_and_is_published_with_both_graphs_alike(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, history, made = _road("standard", TINY, pictures, tmp_path, monkeypatch)
+    test = result.metrics["test"]
+    assert list(history) == ["epoch", "accuracy", "loss", "val_accuracy", "val_loss"]
     assert history["loss"][-1] < 0.9 * history["loss"][0]
-    assert metrics["test"]["accuracy"] > 0.3  # chance is 0.1
-    assert metrics["test"]["accuracy_1000"] == metrics["test"]["accuracy"]  # of 120 rows
+    assert test["accuracy"] > 0.3  # chance is 0.1
+    assert test["accuracy_1000"] == test["accuracy"]  # of 120 rows
     for picture in ("confusion.png", "mistakes.png"):
-        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+        assert (result.folder / "report" / picture).read_bytes().startswith(b"\x89PNG")
+    assert made.parity["probabilities"] < 1e-5
 
 
-def test_of_the_book_s_network_the_averages_are_validated_and_kept(pictures: Pictures, tmp_path: Path) -> None:
-    run.make_repeatable(0)
-    model = cifar10.build_model(TINY_BOOK)
-    history = cifar10.train(model, pictures, TINY_BOOK, seed=0, callbacks=[])
-    for variable, average in zip(model.trainable_variables, model.optimizer.averages, strict=True):
+def test_of_the_book_s_network_the_averages_are_validated_kept_and_published(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    take = cifar10_book.take_averages
+    monkeypatch.setattr(cifar10_book, "take_averages", lambda model: (take(model), kept.append(model)))
+    result, history, made = _road("book", TINY_BOOK, pictures, tmp_path, monkeypatch)
+    assert result.metrics["valid"]["accuracy"] == pytest.approx(history["val_accuracy"][-1])
+    for variable, average in zip(kept[-1].trainable_variables, kept[-1].optimizer.averages, strict=True):
         np.testing.assert_array_equal(variable, average)
-    accuracy = cifar10.evaluate(model, pictures, tmp_path)["valid"]["accuracy"]
-    assert accuracy == pytest.approx(history["val_accuracy"][-1])
-    assert history["loss"][-1] < history["loss"][0]
+    assert {id(average) for average in kept[-1].optimizer.averages} <= {id(v) for v in kept[-1].optimizer.variables}
+    assert made.parity["probabilities"] < 1e-5
+
+
+def _road(
+    configuration: str, config: cifar10.Config, data: Pictures, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[run.Result, dict[str, list[float]], Manifest]:
+    """From the configuration to a published version."""
+    monkeypatch.setattr(cifar10, "load_data", lambda *_: data)
+    monkeypatch.setitem(cifar10.CONFIGS[configuration], "smoke", config)
+    request, quiet = DataRequest("sample"), Console(quiet=True)
+    result = run.train_model("cifar10", request, folder / "runs", quiet, configuration, "smoke")
+    lines = (result.folder / "history.csv").read_text().splitlines()
+    columns = zip(*(map(float, line.split(",")) for line in lines[1:]), strict=True)
+    history = dict(zip(lines[0].split(","), map(list, columns), strict=True))
+    made = publish.publish(run_files.read(result.folder, "cifar10"), ModelStore(folder / "models"), lambda _: None)
+    return result, history, made
 
 
 class StoppedError(Exception):
@@ -66,17 +85,16 @@ class StopInSecondEpoch(keras.callbacks.Callback):  # type: ignore[misc]
             raise StoppedError
 
 
-@pytest.mark.parametrize("config", [cifar10_modern.Config(epochs=2, batch=96, widths=(4, 8, 8)), TINY_BOOK])
-def test_a_training_that_was_stopped_ends_with_the_same_weights(
-    config: cifar10.Config, pictures: Pictures, tmp_path: Path
-) -> None:
+def test_a_training_that_was_stopped_ends_with_the_same_weights(pictures: Pictures, tmp_path: Path) -> None:
+    config = cifar10_modern.Config(epochs=2, batch=160, widths=(4, 8, 8))
+
     def trained(checkpoint: Checkpoint, callbacks: list[keras.callbacks.Callback]) -> list[np.ndarray]:
         run.make_repeatable(0)
         model = cifar10.build_model(config)
         cifar10.train(model, pictures, config, 0, callbacks, checkpoint)
         return list(model.get_weights())
 
-    through = trained(Checkpoint(tmp_path / "through"), [])
+    through = trained(NO_CHECKPOINT, [])
     with pytest.raises(StoppedError):
         trained(Checkpoint(tmp_path / "stopped"), [StopInSecondEpoch()])
     for expected, actual in zip(through, trained(Checkpoint(tmp_path / "stopped"), []), strict=True):
@@ -102,21 +120,17 @@ def test_the_book_s_network_is_served_the_central_crop(pictures: Pictures) -> No
     np.testing.assert_allclose(outputs["probabilities"], keras.ops.softmax(logits), atol=1e-6)
 
 
-@pytest.mark.parametrize("configuration", list(cifar10.CONFIGS))
-def test_either_network_is_published_with_both_graphs_alike(
-    configuration: str, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("config", [TINY, TINY_BOOK])
+def test_what_was_trained_in_bfloat16_is_served_in_float32(
+    config: cifar10.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = {"standard": cifar10_modern.Config(1, batch=240, widths=(4, 8, 8)), "book": cifar10_book.Config(1)}
-    monkeypatch.setattr(precision, "fastest", lambda: "mixed_bfloat16")  # which ONNX must not see
-    monkeypatch.setattr(cifar10, "load_data", lambda *_: pictures)
-    monkeypatch.setitem(cifar10.CONFIGS[configuration], "smoke", small[configuration])
-    request, quiet = DataRequest("sample"), Console(quiet=True)
-    result = run.train_model("cifar10", request, tmp_path / "runs", quiet, configuration, "smoke")
-    store = ModelStore(tmp_path / "models")
-    made = publish.publish(run_files.read(result.folder, "cifar10"), store, lambda _: None)
-    assert made.parity["probabilities"] < 1e-5
-    session = onnxruntime.InferenceSession(store.path("cifar10", 1) / "assets.extra" / "model.onnx")
-    assert session.run(None, {"images": pictures.test.images[:3]})[0].shape == (3, 10)
+    monkeypatch.setattr(precision, "fastest", lambda: "mixed_bfloat16")
+    model = cifar10.build_model(config)
+    (network,) = [layer for layer in cifar10.serving_model(model).layers if layer.name == model.name]
+    assert "bfloat16" in {layer.compute_dtype for layer in model.layers if isinstance(layer, keras.layers.Layer)}
+    assert {layer.compute_dtype for layer in network.layers if isinstance(layer, keras.layers.Layer)} == {"float32"}
+    for expected, actual in zip(model.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_picture_is_mirrored_in_every_other_epoch(pictures: Pictures) -> None:

@@ -115,6 +115,20 @@ def trials(
     figure.savefig(path)
 
 
+def pictures(images: npt.NDArray[np.uint8], captions: Sequence[str], title: str, path: Path) -> None:
+    """Small colour pictures [n, height, width, 3], eight in a row, each with its caption."""
+    columns, rows = 8, max(1, -(-len(images) // 8))
+    figure = Figure(figsize=(1.1 * columns, 0.4 + 1.5 * rows), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, image, caption in zip(panels, images, captions, strict=False):
+        panel.imshow(image)
+        panel.set_title(caption, fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path)
+
+
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], path: Path, width: int = 38) -> None:
     """A table of texts, each wrapped inside its column of `width` letters."""
     wrapped = [[textwrap.fill(cell, width) for cell in row] for row in rows]

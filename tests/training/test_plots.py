@@ -27,6 +27,16 @@ def test_shares_have_a_bar_a_row(tmp_path: Path) -> None:
         assert two.height > one.height > 100
 
 
+def test_pictures_stand_eight_in_a_row(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3)).astype(np.uint8)
+    plots.pictures(images[:8], ["cat, not\ndog"] * 8, "wrong", tmp_path / "one.png")
+    plots.pictures(images, ["cat, not\ndog"] * 9, "wrong", tmp_path / "two.png")
+    plots.pictures(images[:0], [], "none", tmp_path / "none.png")
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
+        assert two.width == one.width
+        assert two.height > 1.5 * one.height
+
+
 def _width(path: Path) -> int:
     with Image.open(path) as image:
         return image.width

@@ -3,9 +3,6 @@
 They are found without a flag.
 """
 
-import re
-from pathlib import Path
-
 import tensorflow as tf
 
 from bookserve.training import hosts
@@ -44,13 +41,3 @@ def _describe_host() -> str:
         return "CPU"
     names = sorted({str(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")) for gpu in gpus})
     return f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} ({', '.join(names)})"
-
-
-def fast_bfloat16() -> bool:
-    """Whether every device that trains multiplies matrices of bfloat16 faster than those of float32."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-        return all(each.get("compute_capability", (0, 0)) >= (8, 0) for each in details)
-    flags = Path("/proc/cpuinfo")
-    return flags.exists() and re.search(r"\b(avx512_bf16|amx_bf16)\b", flags.read_text(encoding="utf-8")) is not None

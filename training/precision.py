@@ -17,13 +17,16 @@ GPU_FROM = (8, 0)  # compute capability (Ampere)
 
 def fastest() -> str:
     """The Keras policy for the devices that train: "mixed_bfloat16" or "float32"."""
+    return "mixed_bfloat16" if fast_bfloat16() else "float32"
+
+
+def fast_bfloat16() -> bool:
+    """Whether every device that trains multiplies matrices of bfloat16 faster than those of float32."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus]
-        able = all(capability is not None and capability >= GPU_FROM for capability in capabilities)
-    else:
-        able = bool(CPU_FLAGS & _cpu_flags())
-    return "mixed_bfloat16" if able else "float32"
+        return all(capability is not None and capability >= GPU_FROM for capability in capabilities)
+    return bool(CPU_FLAGS & _cpu_flags())
 
 
 def in_precision(model: keras.Model, policy: str, exact: frozenset[str] = frozenset()) -> keras.Model:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from bookserve.export.contracts import PTB
-from bookserve.training import devices, plots
+from bookserve.training import plots, precision
 from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint, pack, unpack
 from bookserve.training.datasets import ptb
 from bookserve.training.datasets.files import DataRequest
@@ -164,7 +164,7 @@ def train(
     steps = max(1, (len(data.train) - 1) // batch // config.steps)
     model.compile(optimizer=_optimizer(config, steps))
     model.optimizer.build(model.trainable_variables)
-    dtype = tf.bfloat16 if config.bfloat16 and devices.fast_bfloat16() else tf.float32
+    dtype = tf.bfloat16 if config.bfloat16 and precision.fast_bfloat16() else tf.float32
     step, reading = training_step(model, config, dtype), evaluation_step(model, dtype)
     history: dict[str, list[float]] = {name: [] for name in ("loss", "perplexity", "val_loss", "val_perplexity")}
     best_weights, begin = model.get_weights(), 0

@@ -1,8 +1,11 @@
-"""What is checked of a version folder before any of it is loaded.
+"""What is checked of a version folder before any of it is loaded, and after that.
 
 A version is a tree of plain files and nothing else: no link leads out of it, and where it brings a manifest
 (`assets.extra/manifest.json` with `"files": {path: sha256}`) the files are those that the manifest tells of. Only what
 this server reads is hashed: with an ONNX graph that leaves out `variables/` and the report, which may be large.
+
+What loads a version opens its files again. So afterwards nothing in the folder may have changed since before it was
+checked: not a file's content, and not which file or folder bears a name.
 """
 
 import hashlib
@@ -24,12 +27,46 @@ _NOT_READ = ("variables/", "assets.extra/report/")  # where there is an ONNX gra
 _MAX_MANIFEST_BYTES = 16 << 20
 
 
-def check(version_path: Path) -> None:
-    """Raises ServingError (FAILED_PRECONDITION), with the reason, for a folder that must not be loaded."""
+# Path -> what changes when the file or folder there changes, or another takes its place.
+Seen = dict[str, tuple[int, ...]]
+
+
+def check(version_path: Path) -> Seen:
+    """Answers what was seen, for `check_unchanged`.
+
+    Raises ServingError (FAILED_PRECONDITION), with the reason, for a folder that must not be loaded.
+    """
     try:
-        _check(version_path, version_path.resolve(strict=True))
+        real = version_path.resolve(strict=True)
+        seen = _see(real)
+        _check(version_path, real)
     except OSError as error:
         raise _refused(version_path, f"it cannot be read: {error}") from error
+    return seen
+
+
+def check_unchanged(version_path: Path, seen: Seen) -> None:
+    """For a version that has been loaded since `check`.
+
+    Raises ServingError (FAILED_PRECONDITION), with the first of them, where files have changed meanwhile.
+    """
+    try:
+        now = _see(version_path.resolve(strict=True))
+    except OSError as error:
+        raise _refused(version_path, f"it cannot be read any more: {error}") from error
+    changed = sorted(path for path in seen.keys() | now.keys() if seen.get(path) != now.get(path))
+    if changed:
+        raise _refused(version_path, f"{changed[0]} has changed while it was loaded")
+
+
+def _see(root: Path) -> Seen:
+    seen: Seen = {}
+    for folder, folders, files in os.walk(root):
+        for path in (folder, *(os.path.join(folder, name) for name in (*folders, *files))):  # noqa: PTH118 - as os.walk
+            status = os.lstat(path)
+            # Whoever may write to a file can set its time of change, but not that of its status.
+            seen[path] = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return seen
 
 
 def _check(version_path: Path, real: Path) -> None:

@@ -143,7 +143,7 @@ def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, B
     """Answers also how the version's requests are batched, and the signatures whose rows are independent."""
     started = time.perf_counter()
     try:
-        integrity.check(path)
+        seen = integrity.check(path)
         policy = options.policy
         if options.per_model_policies:
             parameters = path / PER_MODEL_FILE
@@ -156,6 +156,7 @@ def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, B
         raise
     metrics.loaded(path, True, time.perf_counter() - started)
     try:
+        integrity.check_unchanged(path, seen)
         if options.warm_up:
             _warm_up(engine, path, options.warm_up_iterations, metrics)
         return engine, policy, set() if policy.strict else rows.independent(engine)

@@ -1,17 +1,21 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bookserve.serving.server import integrity
+from bookserve.serving.server import integrity, loader
 from bookserve.serving.server.engines import engine
 from bookserve.serving.server.errors import ServingError
+from bookserve.serving.server.loader import LoadOptions
+from bookserve.serving.server.metrics import Metrics
 from model_servers import write_scale_model
 
 
@@ -50,6 +54,56 @@ def test_a_version_without_manifest_or_with_one_of_another_kind_passes(version: 
     integrity.check(version)
     (version / "assets.extra" / "manifest.json").unlink()
     integrity.check(version)
+
+
+def rewrite_alike(path: Path) -> None:
+    """Other bytes, of the same number and with the same time."""
+    file = path / "assets.extra" / "model.onnx"
+    before = file.stat()
+    file.write_bytes(bytes(before.st_size))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def change_places(path: Path) -> None:
+    """Another version stands there for a moment."""
+    path.rename(path.with_name("aside"))
+    path.mkdir()
+    path.rmdir()
+    path.with_name("aside").rename(path)
+
+
+def replace_by_link(path: Path) -> None:
+    path.rename(path.with_name("2"))
+    path.symlink_to("2")
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        rewrite_alike,
+        change_places,
+        replace_by_link,
+        lambda path: (path / "variables" / "new").write_bytes(b""),
+        lambda path: (path / "variables" / "variables.index").unlink(),
+        lambda path: shutil.rmtree(path),
+    ],
+)
+def test_what_changes_while_it_is_loaded_is_refused(
+    version: Path, monkeypatch: pytest.MonkeyPatch, disturb: Callable[[Path], object]
+) -> None:
+    (version / "saved_model.pb").unlink()  # which is none
+    write_manifest(version)
+    loader._load(version, LoadOptions(), Metrics())[0].close()
+    load = engine.load
+
+    def load_and_disturb(path: Path, options: engine.EngineOptions) -> Any:
+        loaded = load(path, options)
+        disturb(path)
+        return loaded
+
+    monkeypatch.setattr(engine, "load", load_and_disturb)
+    with pytest.raises(ServingError, match=r"has changed while it was loaded|cannot be read any more"):
+        loader._load(version, LoadOptions(), Metrics())
 
 
 def change(name: str) -> Callable[[Path], object]:

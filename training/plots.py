@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
 DPI = 120
 
@@ -100,12 +100,14 @@ def trials(
     axes[0].scatter(numbers, objectives, s=14)
     axes[0].step(numbers, best, where="post", color="tab:orange", label="best so far")
     axes[0].set(xlabel="trial")
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(loc="best")
     for panel, (name, values) in zip(axes[1:], parameters.items(), strict=False):
         panel.scatter(values, objectives, s=14, c=numbers, cmap="viridis")
         panel.set(xlabel=name.replace("_", " "))
         if name in logarithmic:
             panel.set_xscale("log")
+            panel.xaxis.set_minor_formatter(NullFormatter())
         elif any(isinstance(value, str) for value in values):
             panel.tick_params("x", rotation=30)
     for panel in axes[panels:]:

@@ -173,7 +173,7 @@ def finish(trial: Trial, outcomes: Sequence[Outcome], search: Search) -> Trial:
     values = tuple(search.kept(outcome.values) for outcome in outcomes)
     failures = [outcome.failure for outcome in outcomes if outcome.failure]
     if not failures and not all(map(math.isfinite, values)):
-        failures = [f"{search.objective} was never a finite number"]
+        failures = [f"{search.objective} is not finite"]
     return dataclasses.replace(
         trial,
         values=() if failures else values,

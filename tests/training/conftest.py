@@ -1,7 +1,12 @@
+from collections import deque
+from collections.abc import Callable
+
 import pytest
 
+from bookserve.training import search
 from bookserve.training.datasets import mnist as mnist_data
 from bookserve.training.models import mnist
+from bookserve.training.workers import Outcome, Task
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -16,3 +21,40 @@ def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist_data, "SAMPLE_TEST_ROWS", 60)
     tiny = mnist.Config(epochs=2, batch=32, filters_1=4, filters_2=8, hidden=16)
     monkeypatch.setitem(mnist.CONFIGS["standard"], "smoke", tiny)
+
+
+@pytest.fixture
+def pretend_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Task], Outcome]], None]:
+    """Has a search ask a function instead of processes that train."""
+
+    def install(answer: Callable[[Task], Outcome]) -> None:
+        class Pretence:
+            def __init__(self, count: int) -> None:
+                self._count = count
+                self._tasks: deque[Task] = deque()
+
+            def __enter__(self) -> "Pretence":
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
+            @property
+            def free(self) -> bool:
+                return len(self._tasks) < self._count
+
+            @property
+            def busy(self) -> bool:
+                return bool(self._tasks)
+
+            def start(self, task: Task) -> None:
+                assert self.free
+                self._tasks.append(task)
+
+            def wait(self) -> list[tuple[Task, Outcome]]:
+                task = self._tasks.popleft()
+                return [(task, answer(task))]
+
+        monkeypatch.setattr(search, "Workers", Pretence)
+
+    return install

@@ -1,7 +1,8 @@
 """Toxicity in twelve assays (chapters 4 and 5): fingerprints of 1,024 bits to twelve probabilities of activity.
 
 Source: Ramsundar et al., "Massively Multitask Networks for Drug Discovery" (2015), in the book's form: rectified units,
-dropout, positives weighted up. Unlike the book's code every hidden layer reads the one before it, results that were not
+dropout, positives weighted up. Beside the networks stands a layer that knows the training molecules (`similarity`) and
+has a share in the answer. Unlike the book's code every hidden layer reads the one before it, results that were not
 measured train nothing, and `dropout` is the share that is dropped. The book's baseline, random forests (chapter 5), is
 trained on the same rows and stands beside the network in the figures.
 
@@ -29,11 +30,12 @@ from sklearn.metrics import (  # type: ignore[import-untyped]
 )
 
 from bookserve.export.contracts import TOX21
-from bookserve.training import plots
+from bookserve.training import plots, similarity
 from bookserve.training.batches import row_order
 from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import tox21
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.errors import TrainingError
 from bookserve.training.fit import fit
 from bookserve.training.headline import Headline
 from bookserve.training.models import STANDARD
@@ -42,6 +44,7 @@ from bookserve.training.search_space import Choice, LogUniform, Search, Uniform
 CONTRACT = TOX21
 HEADLINE = Headline(metric="auc", book=None)  # the book gives weighted accuracies of the first assay only
 ASSAYS = TOX21.labels
+NETWORKS, MEMORY = "networks", "memory"  # the parts of the model
 BOOK_ASSAY = ASSAYS.index("NR-AR")  # the one that chapters 4 and 5 look at
 EVALUATION_BATCH = 1_000
 FOREST_TREES = 50  # of the baseline, for each assay (chapter 5)
@@ -64,6 +67,10 @@ class Config:
     final_rate: float = 0.0  # share of the rate that is left at the end of a cosine; 1 is a constant rate (chapter 4)
     weight_decay: float = 1e-4  # pull of every weight towards 0 (chapter 4: none)
     balance: float = 0.5  # positives weigh (negatives / positives) to this power; chapter 5's weights are 1, none is 0
+    memory: int = 6_400  # training molecules that `similarity` compares with, 0 for none (not in the book)
+    memory_parts: int = 5  # the networks learn from what it says of each part when it knows only the other parts
+    memory_share: float = 0.3  # of the answer that comes from it directly, the networks have the rest
+    memory_penalty: float = 0.3  # its pull towards 0
     keep_best: bool = True  # the weights of the best epoch by validation AUC; else the last ones (chapter 4)
     patience: int = 6  # epochs without a better one before the training stops, where the best is kept
     train_rows: int | None = None  # rows to train on, None for all
@@ -72,9 +79,9 @@ class Config:
 
 
 PROFILES: dict[str, Config] = {
-    "smoke": Config(epochs=4, train_rows=2_000, batch=32),
+    "smoke": Config(epochs=4, train_rows=2_000, batch=32, memory=2_000),
     "default": Config(epochs=12, members=4),
-    "full": Config(epochs=24, members=12),
+    "full": Config(epochs=12, members=16),
 }
 BOOK = Config(
     epochs=45,  # chapter 5
@@ -86,6 +93,7 @@ BOOK = Config(
     final_rate=1.0,
     weight_decay=0.0,
     balance=1.0,
+    memory=0,
     keep_best=False,
 )
 CONFIGS: dict[str, dict[str, Config]] = {
@@ -127,12 +135,25 @@ def load_data(config: Config, request: DataRequest, seed: int) -> tox21.Molecule
 
 
 def build_model(config: Config) -> keras.Model:
-    """The members, untrained: uint8 fingerprints [n, 1024] in, float32 logits [n, members, 12] out."""
+    """Networks and memory, untrained: uint8 fingerprints [n, 1024] in, float32 logits [n, 12] out.
+
+    The layers "memory", with logits [n, 12], and "networks", which sees the memory's logits beside the fingerprint and
+    has logits [n, members, 12], are models of their own.
+    """
     fingerprint = keras.Input(TOX21.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
     bits = keras.ops.cast(fingerprint, "float32")
+    inputs = [fingerprint]
+    if config.memory:
+        inputs.append(keras.Input((len(ASSAYS),), dtype="float32", name="remembered"))
     network = _one_network if config.together else _network_an_assay
-    members = [network(bits, config) for _ in range(config.members)]  # (n, 12) each
-    return keras.Model(fingerprint, keras.ops.stack(members, axis=1), name="multitask" if config.together else "assays")
+    members = [network(bits, inputs[1:], config) for _ in range(config.members)]  # (n, 12) each
+    networks = keras.Model(inputs, keras.ops.stack(members, axis=1), name=NETWORKS)
+    if not config.memory:
+        return keras.Model(fingerprint, keras.ops.mean(networks(fingerprint), axis=1), name="toxicity")
+    remembered = keras.Model(fingerprint, _memory(bits, config.memory), name=MEMORY)(fingerprint)
+    learnt = keras.ops.mean(networks([fingerprint, remembered]), axis=1)
+    logits = (1 - config.memory_share) * learnt + config.memory_share * remembered
+    return keras.Model(fingerprint, logits, name="toxicity")
 
 
 def train(
@@ -148,16 +169,23 @@ def train(
     Returns figure -> epochs.
     """
     steps = len(data.train.results) // config.batch
+    networks = model.get_layer(NETWORKS)
     rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps, config.final_rate)
-    model.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
+    networks.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
     weights = assay_weights(data.train.results, config.balance)
+    train_inputs, valid_inputs = [data.train.fingerprints], [data.valid.fingerprints]
+    if config.memory:
+        memory = model.get_layer(MEMORY)
+        train_inputs.append(_remember(memory, data.train, weights, config))
+        valid_inputs.append(memory.predict(data.valid.fingerprints, batch_size=EVALUATION_BATCH, verbose=0))
+    train_packed, valid_packed = (pack(split.results, weights) for split in (data.train, data.valid))
     return fit(
-        model,
-        lambda first_epoch: training_batches(data.train, weights, config, seed, first_epoch),
+        networks,
+        lambda first_epoch: training_batches(train_inputs, train_packed, config, seed, first_epoch),
         config.epochs,
         steps,
-        _batches(data.valid, weights),
-        [FiguresOfEpoch(data), *callbacks],
+        tf.data.Dataset.from_tensor_slices((tuple(valid_inputs), valid_packed)).batch(EVALUATION_BATCH),
+        [FiguresOfEpoch(model, data), *callbacks],
         checkpoint,
         best="val_auc" if config.keep_best else None,
         higher_is_better=True,
@@ -199,10 +227,9 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
 
 
 def serving_model(model: keras.Model) -> keras.Model:
-    """The members behind the contract: `fingerprint` in, the mean of their `probabilities` out."""
+    """The trained model behind the contract: `fingerprint` in, `probabilities` out."""
     fingerprint = keras.Input(TOX21.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
-    trained = keras.Model(model.inputs, model.outputs[0], name=model.name)  # without the loss, which export lacks
-    probabilities = keras.ops.mean(keras.ops.sigmoid(trained(fingerprint, training=False)), axis=1)  # (n, 12)
+    probabilities = keras.ops.sigmoid(model(fingerprint, training=False))  # (n, 12)
     return keras.Model(fingerprint, {"probabilities": probabilities}, name="tox21")
 
 
@@ -212,8 +239,9 @@ class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
     Of the validation rows (`val_auc`, `val_nr_ar_accuracy`) and of as many training rows.
     """
 
-    def __init__(self, data: tox21.Molecules) -> None:
+    def __init__(self, whole: keras.Model, data: tox21.Molecules) -> None:
         super().__init__()
+        self._whole = whole  # of which the model that is fitted is a part
         rows = len(data.valid.results)
         self._balance = assay_weights(data.train.results, 1.0)
         self._splits = {"": tox21.Split(data.train.fingerprints[:rows], data.train.results[:rows]), "val_": data.valid}
@@ -222,7 +250,7 @@ class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         """Predict and compare."""
         for kind, split in self._splits.items():
             if logs is not None:
-                scores = predict(self.model, split.fingerprints)
+                scores = predict(self._whole, split.fingerprints)
                 logs[f"{kind}auc"] = mean_auc(assay_aucs(split.results, scores))
                 logs[f"{kind}nr_ar_accuracy"] = weighted_accuracy(split.results, scores, self._balance, BOOK_ASSAY)
 
@@ -256,19 +284,23 @@ def pack(results: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> 
 
 
 def training_batches(
-    split: tox21.Split, weights: npt.NDArray[np.float32], config: Config, seed: int, first_epoch: int = 0
+    inputs: Sequence[npt.NDArray[Any]],
+    packed: npt.NDArray[np.float32],
+    config: Config,
+    seed: int,
+    first_epoch: int = 0,
 ) -> tf.data.Dataset:
-    """From an epoch on, shuffled anew in each: uint8 [batch, 1024] and float32 [batch, 2, 12]."""
-    fingerprints, packed = tf.constant(split.fingerprints), tf.constant(pack(split.results, weights))
-    order = row_order(len(split.results), config.batch, seed, first_epoch, config.epochs)
-    return order.map(lambda rows, _: (tf.gather(fingerprints, rows), tf.gather(packed, rows))).prefetch(2)
+    """From an epoch on, shuffled anew in each: (uint8 [batch, 1024], and what else is in `inputs`), [batch, 2, 12]."""
+    arrays = (tuple(tf.constant(array) for array in inputs), tf.constant(packed))
+    order = row_order(len(packed), config.batch, seed, first_epoch, config.epochs)
+    return order.map(lambda rows, _: tf.nest.map_structure(lambda array: tf.gather(array, rows), arrays)).prefetch(2)
 
 
 def predict(model: keras.Model, fingerprints: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """The mean probability of the members: float64 [n, 12] for uint8 [n, 1024]."""
+    """The probabilities of activity: float64 [n, 12] for uint8 [n, 1024]."""
     dataset = tf.data.Dataset.from_tensor_slices(fingerprints).batch(EVALUATION_BATCH)
-    logits = model.predict(dataset, verbose=0).astype(np.float64)  # (n, members, 12)
-    return np.asarray((1 / (1 + np.exp(-logits))).mean(axis=1))
+    logits = model.predict(dataset, verbose=0).astype(np.float64)  # (n, 12)
+    return np.asarray(1 / (1 + np.exp(-logits)))
 
 
 def train_forests(split: tox21.Split) -> list[RandomForestClassifier]:
@@ -347,22 +379,19 @@ def log_loss(results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.flo
     return float(-np.log(np.maximum(right, 1e-12)).mean())
 
 
-def _batches(split: tox21.Split, weights: npt.NDArray[np.float32]) -> tf.data.Dataset:
-    packed = pack(split.results, weights)
-    return tf.data.Dataset.from_tensor_slices((split.fingerprints, packed)).batch(EVALUATION_BATCH)
-
-
-def _one_network(bits: Any, config: Config) -> Any:
-    """Logits [n, 12] of one network on float32 bits [n, 1024]."""
+def _one_network(bits: Any, remembered: Sequence[Any], config: Config) -> Any:
+    """Logits [n, 12] of one network on float32 bits [n, 1024] and, where there is a memory, its logits [n, 12]."""
     x = keras.layers.Dropout(config.input_dropout)(bits)
+    x = keras.ops.concatenate([x, *remembered], axis=1)
     for units in config.hidden:
         x = _rectified(keras.layers.Dense(units, use_bias=not config.normalise)(x), config)
     return keras.layers.Dense(len(ASSAYS))(x)
 
 
-def _network_an_assay(bits: Any, config: Config) -> Any:
-    """Logits [n, 12] of twelve networks that share nothing, each with the hidden layers of `config`."""
+def _network_an_assay(bits: Any, remembered: Sequence[Any], config: Config) -> Any:
+    """The same of twelve networks that share nothing, each with the hidden layers of `config`."""
     x = keras.layers.Dropout(config.input_dropout)(bits)
+    x = keras.ops.concatenate([x, *remembered], axis=1)
     x = keras.layers.Dense(len(ASSAYS) * config.hidden[0], use_bias=not config.normalise)(x)
     for units in config.hidden[1:]:
         x = _side_by_side(_rectified(x, config), units)
@@ -383,6 +412,43 @@ def _rectified(x: Any, config: Config) -> Any:
     if config.normalise:
         x = keras.layers.BatchNormalization()(x)
     return keras.layers.Dropout(config.dropout)(keras.layers.Activation("relu")(x))
+
+
+def _memory(bits: Any, molecules: int) -> Any:
+    """Logits [n, 12] from the similarity of float32 bits [n, 1024] to molecules that `_remember` puts in.
+
+    The squared similarity is (shared bits / all bits) ** 2, as in `similarity.kernel`. Places that stay empty have
+    similarity 0 to everything.
+    """
+    layers = keras.layers
+    shared = layers.Dense(molecules, use_bias=False, kernel_initializer="zeros", name="shared")(bits)
+    size = keras.ops.sum(bits, axis=1, keepdims=True)  # (n, 1)
+    sizes = layers.Dense(molecules, kernel_initializer="ones", name="sizes")(size)  # of the two together
+    alike = keras.ops.square(shared / keras.ops.maximum(sizes - shared, 1.0))  # (n, molecules)
+    return layers.Dense(len(ASSAYS), kernel_initializer="zeros", name="coefficients")(alike)
+
+
+def _remember(
+    memory: keras.Model, split: tox21.Split, weights: npt.NDArray[np.float32], config: Config
+) -> npt.NDArray[np.float32]:
+    """Fit the memory to the training rows, and return what it says of each without knowing it: float32 [n, 12].
+
+    Raises:
+        TrainingError: there are more rows than the memory has places.
+    """
+    rows = len(split.results)
+    if rows > config.memory:
+        raise TrainingError(
+            f"{rows} training molecules do not go into a memory of {config.memory}: raise Config.memory"
+        )
+    fingerprints, packed = split.fingerprints, pack(split.results, weights)
+    coefficients, bias = similarity.fit(fingerprints, packed[:, 0], packed[:, 1], config.memory_penalty)
+    empty = config.memory - rows
+    memory.get_layer("shared").set_weights([np.pad(fingerprints, ((0, empty), (0, 0))).T])
+    sizes = np.pad(fingerprints.sum(axis=1, dtype=np.float32), (0, empty))
+    memory.get_layer("sizes").set_weights([np.ones((1, config.memory), np.float32), sizes])
+    memory.get_layer("coefficients").set_weights([np.pad(coefficients, ((0, empty), (0, 0))), bias])
+    return similarity.left_out(fingerprints, packed[:, 0], packed[:, 1], config.memory_penalty, config.memory_parts)
 
 
 def _draw_roc(
@@ -421,7 +487,7 @@ def _draw_precision(
 
 
 def _draw_table(results: npt.NDArray[np.float32], metrics: dict[str, dict[str, float]], path: Path) -> None:
-    figures = {"AUC": "auc", "forest's": "forest_auc", "precision": "precision", "the forest's": "forest_precision"}
+    figures = {"AUC": "auc", "forest": "forest_auc", "precision": "precision", "forest ": "forest_precision"}
     rows = []
     for assay, name in enumerate(ASSAYS):
         column = results[:, assay]

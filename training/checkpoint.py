@@ -85,6 +85,20 @@ class Checkpoint:
             raise
         self.epoch = epoch
 
+    def restore(self, name: str, variables: Iterable[Any], saved: Saved) -> None:
+        """Give variables the values that `pack` took from them under `name`.
+
+        Raises:
+            TrainingError: they are of another network or optimizer.
+        """
+        try:
+            for variable, value in zip(variables, unpack(name, saved.arrays), strict=True):
+                variable.assign(value)
+        except (KeyError, ValueError) as error:
+            raise TrainingError(
+                f"the checkpoint {self.path} is not of this network ({error}): train again with --fresh"
+            ) from error
+
     def delete(self) -> None:
         """Forget the saved state."""
         if self.path is not None:

@@ -143,14 +143,8 @@ def train_all(
     One that was stopped halfway goes on from its last complete epoch; all others are trained anew.
     """
     with quiet_start():
-        from bookserve.training.hosts import cluster
         from bookserve.training.run import train_model
-    try:
-        alone = cluster() is None
-    except TrainingError as error:
-        raise click.ClickException(str(error)) from error
-    if not alone:
-        raise click.ClickException("TF_CONFIG names many hosts: 'train-all' is for one; 'train NAME' trains on all")
+    _check_alone("train-all")
     console = _console()
     table = Table("model", "data", "test figure", "the book's", "minutes", "version")
     failures = {}
@@ -229,6 +223,7 @@ def train_all(
 @data_dir_option
 @runs_dir_option
 @seed_option
+@_stoppable()
 def tune(
     name: str,
     study_name: str | None,
@@ -249,6 +244,7 @@ def tune(
     """
     with quiet_start():
         from bookserve.training import search
+    _check_alone("tune")
     console = _console()
     study = study_name or f"{configuration}-{sampler}"
     plan = search.Plan(configuration, profile, sampler, trials, repeats, workers, seed)
@@ -278,6 +274,18 @@ def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
         except OSError as error:
             raise click.ClickException(f"cannot remove {folder}: {error.strerror or error}") from error
         click.echo(f"removed {folder}")
+
+
+def _check_alone(command: str) -> None:
+    """Refuse a command that trains on one host where TF_CONFIG names many."""
+    from bookserve.training.hosts import cluster
+
+    try:
+        alone = cluster() is None
+    except TrainingError as error:
+        raise click.ClickException(str(error)) from error
+    if not alone:
+        raise click.ClickException(f"TF_CONFIG names many hosts: '{command}' is for one; 'train NAME' trains on all")
 
 
 def _minutes(began: float) -> str:

@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from bookserve.training import hosts
 from bookserve.training.checkpoint import Checkpoint, Saved, pack, unpack
-from bookserve.training.errors import TrainingError
 
 
 def fit(
@@ -83,13 +82,7 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         Raises:
             TrainingError: the checkpoint is of another network or optimizer.
         """
-        try:
-            for variable, value in zip(_state(model), unpack("state", saved.arrays), strict=True):
-                variable.assign(value)
-        except ValueError as error:
-            raise TrainingError(
-                f"the checkpoint {self._checkpoint.path} is not of this network ({error}): train again with --fresh"
-            ) from error
+        self._checkpoint.restore("state", _state(model), saved)
         self.epoch, self.history = saved.epoch, saved.notes["history"]
         self._best_epoch = saved.notes["best_epoch"]
         self.best_weights = unpack("best", saved.arrays) or None

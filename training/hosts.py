@@ -11,6 +11,8 @@ import functools
 import json
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from bookserve.training.errors import TrainingError
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 """What an exchange with a host that is gone raises."""
 
+WAIT_SECONDS = 600  # for the other hosts at the start
 JOBS = ("chief", "worker")  # in the order in which TensorFlow numbers their hosts
 EXAMPLE = '{"cluster": {"worker": ["one:12345", "two:12345"]}, "task": {"type": "worker", "index": 0}}'
 
@@ -81,10 +84,10 @@ def join(cluster: Cluster) -> tf.distribute.Strategy:
     """The strategy over all hosts, once every one of them is there; a process can take part in one cluster only.
 
     Raises:
-        TrainingError: this host's port is taken, or the others do not come or are of an earlier start.
+        TrainingError: this host's port is taken, or another host was lost meanwhile.
     """
     try:
-        with _stopped_at_once():
+        with _giving_up(cluster):
             return tf.distribute.MultiWorkerMirroredStrategy()
     except (tf.errors.OpError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -186,15 +189,37 @@ def _value_of_first(cluster: Cluster, values: npt.NDArray[np.int64]) -> npt.NDAr
 
 
 @contextmanager
-def _stopped_at_once() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the process: while TensorFlow waits for other hosts, Python would not hear of them."""
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    kept = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+def _giving_up(cluster: Cluster) -> Iterator[None]:
+    """Around TensorFlow's wait for the other hosts, which it never ends by itself and in which Python hears no signal.
+
+    Ctrl-C, SIGTERM and `WAIT_SECONDS` end the process.
+    """
+    signals = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    kept = {number: signal.getsignal(number) for number in signals}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    joined = threading.Event()
+
+    def watch() -> None:
+        end = time.monotonic() + WAIT_SECONDS
+        while not joined.is_set():
+            caught = signal.sigtimedwait(signals, 0.2)
+            if caught is not None:
+                os._exit(128 + caught.si_signo)
+            if time.monotonic() > end:
+                text = f"Error: waited {WAIT_SECONDS} s for {cluster.others}: start the same command on every host\n"
+                os.write(2, text.encode())
+                os._exit(1)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
+        joined.set()
+        watcher.join()
         for number, handler in kept.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # TensorFlow has put its own one for SIGTERM
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def _is_address(address: Any) -> bool:

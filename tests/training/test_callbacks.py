@@ -13,6 +13,20 @@ def test_a_loss_that_is_no_number_stops(loss: float) -> None:
         StopOnNan().on_epoch_end(2, {"loss": loss})
 
 
+def test_the_step_is_named_where_the_training_tells_its_loss() -> None:
+    watcher = StopOnNan()
+    watcher.on_epoch_begin(1)
+    watcher.on_train_batch_end(0, {"loss": 0.5})
+    watcher.on_train_batch_end(1)
+    with pytest.raises(TrainingError, match="the loss became nan in step 3 of epoch 2"):
+        watcher.on_train_batch_end(2, {"loss": float("nan")})
+
+
+def test_a_validation_loss_that_is_no_number_stops() -> None:
+    with pytest.raises(TrainingError, match="the validation loss became inf in epoch 1"):
+        StopOnNan().on_epoch_end(0, {"loss": 0.5, "val_loss": float("inf")})
+
+
 def test_a_finite_loss_goes_on() -> None:
     StopOnNan().on_epoch_end(0, {"loss": 0.5})
     StopOnNan().on_epoch_end(0, None)

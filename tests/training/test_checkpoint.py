@@ -40,7 +40,15 @@ def test_a_save_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: pyt
         checkpoint.save(2, {"a": np.zeros(3)}, {})
     saved = checkpoint.load()
     assert saved is not None
-    assert saved.epoch == 1
+    assert saved.epoch == checkpoint.epoch == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
+
+
+def test_a_host_that_follows_keeps_nothing(tmp_path: Path) -> None:
+    follower = Checkpoint(tmp_path / "checkpoint.npz", follows=True)
+    follower.save(3, {"a": np.ones(3)}, {})
+    assert follower.epoch == 3
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a checkpoint"])

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from bookserve.clients.command_line import main
 from bookserve.export.errors import ExportError
-from bookserve.training import commands
+from bookserve.training import commands, run, run_folder
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -39,6 +40,65 @@ def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
     exported = invoke("export", "mnist", *runs, *models)
     assert exported.exit_code == 0, exported.output
     assert "seed 4" in invoke("models", "show", "mnist", "1", *models).output
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+@pytest.mark.parametrize(
+    ("command", "number", "epoch", "line"),
+    [
+        ("train", signal.SIGINT, 0, "mnist: stopped before an epoch was complete; the same command starts anew"),
+        ("train", signal.SIGTERM, 1, "mnist: stopped after epoch 1; the same command goes on from there"),
+        ("train-all", signal.SIGINT, 1, "mnist: stopped after epoch 1; the same command goes on from there"),
+    ],
+)
+def test_a_stopped_training_says_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, number: signal.Signals, epoch: int, line: str
+) -> None:
+    class Stopper(run.StopOnNan):
+        def on_epoch_begin(self, now: int, logs: Any = None) -> None:
+            if now == epoch:
+                signal.raise_signal(number)
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(run, "StopOnNan", Stopper)
+    folders = ["--runs-dir", tmp_path / "runs"]
+    result = invoke(command, "mnist", "--profile=smoke", "--data=sample", *folders)
+    assert result.exit_code == 128 + number
+    assert result.output.splitlines()[-1] == line
+    assert "Traceback" not in result.output
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    (unfinished,) = (tmp_path / "runs" / "mnist").iterdir()
+    assert (unfinished / run_folder.CHECKPOINT).exists() == (epoch > 0)
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_unfinished_runs_are_counted_and_removed(tmp_path: Path) -> None:
+    for model in ("mnist", "mnist", "ptb"):
+        run_folder.begin(tmp_path, model, {}).close()
+    alive = run_folder.begin(tmp_path, "mnist", {})
+    trained = invoke("train", "mnist", "--profile=smoke", "--data=sample", "--runs-dir", tmp_path)
+    assert f"mnist: 2 unfinished runs lie in {tmp_path}/mnist: 'bookserve clean-runs' removes them" in trained.output
+    removed = invoke("clean-runs", "mnist", "--runs-dir", tmp_path)
+    assert removed.exit_code == 0, removed.output
+    assert removed.output.count(f"removed {tmp_path}/mnist/") == 2
+    assert alive.folder.exists()
+    assert len(list((tmp_path / "mnist").iterdir())) == 2
+    alive.close()
+    assert invoke("clean-runs", "--runs-dir", tmp_path).output.count("removed ") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}', "'train-all' is for one"),
+        ("{", "TF_CONFIG is not JSON"),
+    ],
+)
+def test_train_all_is_for_one_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
+    monkeypatch.setenv("TF_CONFIG", text)
+    result = invoke("train-all", "linear", "--runs-dir", tmp_path)
+    assert result.exit_code == 1
+    assert message in result.output
 
 
 def test_a_failing_model_gives_a_message_and_a_status(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_every_gpu_of_the_host_is_used(monkeypatch: pytest.MonkeyPatch, gpus: in
 
 
 SPLIT = """
+import numpy as np
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -40,16 +41,17 @@ from bookserve.training import run
 from bookserve.training.datasets import digit_sample
 from bookserve.training.datasets.mnist import Digits, Split
 from bookserve.training.models import mnist
-config = mnist.Config(epochs=1, batch=32, filters_1=4, filters_2=4, hidden=8, dropout=0.0)
-split = Split(*digit_sample.draw(96, seed=0))
+config = mnist.Config(epochs=3, batch=32, filters_1=4, filters_2=4, hidden=8, dropout=0.0)
+split = Split(*digit_sample.draw(193, seed=0))
 data = Digits(split, split, split, None)
 losses = []
 for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
     run.make_repeatable(0)
     with strategy.scope():
         model = mnist.build_model(config)
-        losses.append(mnist.train(model, data, config, 0, [])["val_loss"][0])
-assert abs(losses[0] - losses[1]) < 2e-3, losses  # rounding, which Adam enlarges
+        history = mnist.train(model, data, config, 0, [])
+    losses.append(history["loss"] + history["val_loss"])
+assert np.allclose(*losses, atol=2e-4), losses  # rounding, which Adam enlarges
 print("replicas", strategy.num_replicas_in_sync)
 """
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from bookserve.training import run
 from bookserve.training.batches import row_order
 from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint, unpack
+from bookserve.training.errors import TrainingError
 from bookserve.training.fit import fit
 
 ROWS, BATCH, EPOCHS = 60, 10, 4
@@ -102,3 +103,13 @@ def test_patience_ends_the_training_also_after_a_stop(tmp_path: Path) -> None:
         train(checkpoint, 2, figures=figures, best="figure", patience=2)
     assert train(checkpoint, figures=figures, best="figure", patience=2)[1] == history
     assert train(checkpoint, figures=figures, best="figure", patience=2)[1] == history
+
+
+def test_a_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "checkpoint.npz")
+    train(checkpoint)
+    saved = checkpoint.load()
+    assert saved is not None
+    checkpoint.save(1, {name: array for name, array in saved.arrays.items() if name != "state/0"}, saved.notes)
+    with pytest.raises(TrainingError, match=r"checkpoint\.npz is not of this network .*--fresh"):
+        train(checkpoint)

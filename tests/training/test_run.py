@@ -1,10 +1,12 @@
+import contextlib
 import csv
+import io
 import json
 import math
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from bookserve.training import run, run_folder
 from bookserve.training.callbacks import StopOnNan
+from bookserve.training.checkpoint import Checkpoint
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.models import MODELS, PROFILES, STANDARD, mnist
@@ -71,7 +74,7 @@ def test_a_loss_that_is_no_number_is_an_error_and_leaves_no_run(
 ) -> None:
     wild = mnist.Config(epochs=2, batch=32, filters_1=4, filters_2=4, hidden=8, learning_rate=1e30)
     monkeypatch.setitem(mnist.CONFIGS["standard"], "smoke", wild)
-    with pytest.raises(TrainingError, match=r"the loss became .* in epoch 1: .* Lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"the loss became .* in step \d of epoch 1: .* Lower the learning rate"):
         run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke")
     assert [path.suffix for path in (tmp_path / "mnist").iterdir()] == [run_folder.UNFINISHED]
 
@@ -83,15 +86,59 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, console: Conso
         run.train_model("mnist", SAMPLE, tmp_path / "runs", console, profile="smoke")
 
 
-@pytest.mark.usefixtures("tiny_mnist")
-def test_a_full_disk_is_named(tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB, which only root can have."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False, timeout=60
+    )
+    if mounted.returncode != 0:
+        pytest.skip("a disk cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True, timeout=60)
 
-    monkeypatch.setattr(run_folder, "write_examples", full)
-    with pytest.raises(TrainingError, match="No space left on device"):
-        run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke")
-    assert [path.suffix for path in (tmp_path / "mnist").iterdir()] == [run_folder.UNFINISHED]
+
+def fill(disk: Path) -> None:
+    with (disk / "filler").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+@pytest.mark.parametrize(("moment", "complete"), [("checkpoint", 1), ("end", 2)])
+def test_after_a_full_disk_the_training_goes_on(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, moment: str, complete: int
+) -> None:
+    class Filler(StopOnNan):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                fill(small_disk)
+
+    def fill_and_serve(model: keras.Model, serve: Any = mnist.serving_model) -> keras.Model:
+        fill(small_disk)
+        return serve(model)
+
+    with monkeypatch.context() as patch:
+        if moment == "checkpoint":
+            patch.setattr(run, "StopOnNan", Filler)
+        else:
+            patch.setattr(mnist, "serving_model", fill_and_serve)
+        with pytest.raises(TrainingError, match=r"^cannot write the run of mnist below .*: No space left on device$"):
+            run.train_model("mnist", SAMPLE, small_disk, Console(quiet=True), profile="smoke")
+    (small_disk / "filler").unlink()
+    (folder,) = (small_disk / "mnist").iterdir()
+    saved = Checkpoint(folder / run_folder.CHECKPOINT).load()
+    assert saved is not None
+    assert saved.epoch == complete
+    assert not list(folder.glob(f"{run_folder.CHECKPOINT}?*"))
+    text = io.StringIO()
+    result = run.train_model("mnist", SAMPLE, small_disk, Console(file=text), profile="smoke")
+    assert f"mnist: going on with {folder}" in text.getvalue()
+    assert ("epoch 2/2" in text.getvalue()) == (complete == 1)
+    assert "epoch 1/2" not in text.getvalue()
+    assert (result.folder / "model.keras").is_file()
 
 
 KILLED = """
@@ -159,9 +206,11 @@ def test_a_training_that_diverged_is_not_gone_on_with(
     assert not list((tmp_path / "mnist").rglob("checkpoint.npz"))
 
 
-def test_an_unknown_configuration_lists_the_right_ones(tmp_path: Path, console: Console) -> None:
+def test_an_unknown_configuration_or_profile_lists_the_right_ones(tmp_path: Path, console: Console) -> None:
     with pytest.raises(TrainingError, match=r"linear has no configuration 'bok'; it has standard"):
         run.train_model("linear", SAMPLE, tmp_path, console, configuration="bok")
+    with pytest.raises(TrainingError, match="there is no profile 'quick': it is one of smoke, default, full"):
+        run.train_model("linear", SAMPLE, tmp_path, console, profile="quick")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -58,6 +58,18 @@ def test_a_dead_run_without_a_checkpoint_or_a_head_is_left_alone(tmp_path: Path)
     assert run_folder.find(tmp_path, "mnist", HEAD) is None
 
 
+def test_dead_runs_are_those_that_no_process_holds(tmp_path: Path) -> None:
+    first, second = run_folder.begin(tmp_path, "mnist", HEAD), run_folder.begin(tmp_path, "mnist", HEAD)
+    complete = run_folder.begin(tmp_path, "mnist", HEAD)
+    complete.finish()
+    complete.close()
+    assert run_folder.dead(tmp_path, "mnist") == run_folder.dead(tmp_path, "ptb") == []
+    second.close()
+    assert run_folder.dead(tmp_path, "mnist") == [second.folder]
+    first.close()
+    assert run_folder.dead(tmp_path, "mnist") == sorted([first.folder, second.folder])
+
+
 def test_json_holds_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         run_folder.write_json(tmp_path / "metrics.json", {"loss": float("nan")})

@@ -153,7 +153,7 @@ def train(
     next one. `loss` and `perplexity` are those of the training steps, so with `samples` they are estimates.
 
     Raises:
-        TrainingError: the checkpoint is damaged, or a callback found the loss not finite.
+        TrainingError: the checkpoint is damaged or of another network, or a callback found the loss not finite.
         OSError: a checkpoint cannot be written.
     """
     if not config.uniform:
@@ -162,7 +162,8 @@ def train(
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     batch = -(-config.batch // replicas) * replicas
     steps = max(1, (len(data.train) - 1) // batch // config.steps)
-    model.compile(optimizer=_optimizer(config, steps))
+    # each replica clips its share of the mean, and the optimizer adds the shares up
+    model.compile(optimizer=_optimizer(replace(config, clip=config.clip / replicas), steps))
     model.optimizer.build(model.trainable_variables)
     dtype = tf.bfloat16 if config.bfloat16 and precision.fast_bfloat16() else tf.float32
     step, reading = training_step(model, config, dtype), evaluation_step(model, dtype)
@@ -171,8 +172,7 @@ def train(
     saved = checkpoint.load()
     if saved is not None:
         begin, history, best_weights = saved.epoch, saved.notes["history"], unpack("best", saved.arrays)
-        for variable, value in zip(_state(model), unpack("state", saved.arrays), strict=True):
-            variable.assign(value)
+        checkpoint.restore("state", _state(model), saved)
     watchers = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=config.epochs, steps=steps)
     watchers.on_train_begin()
     for epoch in range(begin, config.epochs):
@@ -300,7 +300,10 @@ def training_step(model: keras.Model, config: Config, dtype: tf.DType) -> Callab
                 losses = full_loss(x, table, shift, wanted, dtype)
             loss = tf.reduce_mean(losses) / replicas
             descended = loss * len(inputs)
-        apply([tf.convert_to_tensor(gradient) for gradient in tape.gradient(descended, variables)])
+        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(descended, variables)]
+        if replicas > 1:  # what is clipped must be the same everywhere
+            gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
+        apply(gradients)
         return loss, after
 
     @tf.function  # type: ignore[untyped-decorator]

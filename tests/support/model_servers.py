@@ -1,5 +1,6 @@
 """Real model servers on loopback, and small ONNX models made on the spot."""
 
+import itertools
 import os
 import signal
 import socket
@@ -17,11 +18,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+_numbers = itertools.count(os.getpid() * 97)  # each process of tests begins somewhere else
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, below those that the system gives to connections."""
+    while True:
+        port = 10_000 + next(_numbers) % 22_000
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def write_scale_model(base: Path, version: int, factor: float, *, width: int | None = 3) -> Path:

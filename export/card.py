@@ -22,7 +22,8 @@ PURPOSE: dict[str, tuple[str, str]] = {
         "chapters 4 and 5 on Morgan fingerprints.",
         "It ranks molecules that resemble those of Tox21, drugs and chemicals of commerce; its probabilities come from "
         "a training that weighs actives and inactives alike and are higher than the share of actives. It sees "
-        "fingerprints of 1,024 bits, in which different molecules may look the same. No ground for a decision on "
+        "fingerprints of 1,024 bits, in which different molecules may look the same. But for the configuration `book` "
+        "it holds the fingerprints of its training molecules and compares with them. No ground for a decision on "
         "anyone's safety.",
     ),
     "mnist": (

@@ -256,8 +256,6 @@ def tune(
     if report.ranked:
         console.print(search.table(report))
     click.echo(f"{len(report.trials)} trials, {failed} of them failed; all of them in {report.folder / search.TABLE}")
-    if report.stopped:
-        raise click.ClickException("stopped: the same command goes on from here")
     if not report.ranked:
         raise click.ClickException("no trial succeeded; the table says why")
     click.echo(f"train the best one with: bookserve train {name} --config {study} --profile {profile}")

@@ -45,12 +45,11 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a search has found so far; `stopped` says whether it was by Ctrl-C."""
+    """What a search has found so far."""
 
     folder: Path
     trials: Sequence[Trial]
     search: Search
-    stopped: bool
 
     @property
     def ranked(self) -> list[Trial]:
@@ -62,11 +61,12 @@ class Report:
 def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir: Path, console: Console) -> Report:
     """Bring a study of the model `name` to the trials that `plan` asks for; those of earlier calls count.
 
-    Table and picture are written when all is done and when Ctrl-C stops it; a call with the same arguments goes on.
+    Table and picture are written when all is done and when it is stopped; a call with the same arguments goes on.
 
     Raises:
         DataError: the data is damaged or cannot be had.
         TrainingError: the model has no such search, or the study cannot be used.
+        KeyboardInterrupt: with a note that says what is kept.
     """
     module = book_model(name)
     search = searches(module).get(plan.configuration)
@@ -79,7 +79,6 @@ def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir:
     origin = dataclasses.asdict(module.load_data(config, request, plan.seed).origin)
     settings = Settings(plan.configuration, plan.profile, origin, plan.seed, plan.repeats, plan.sampler)
     task = Task(trial=0, model=name, config=config, request=request, seed=plan.seed, figure=search.objective)
-    stopped = False
     with study.open_study(folder, settings, search) as opened:
         total = plan.trials or DEFAULT_TRIALS
         if plan.sampler == "grid":
@@ -87,12 +86,27 @@ def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir:
             total = min(plan.trials or points, points)
         try:
             _run(opened, task, total, plan.repeats, plan.workers, console)
-        except KeyboardInterrupt:
-            stopped = True
-        report = Report(folder, opened.trials(), search, stopped)
+        except KeyboardInterrupt as stop:
+            kept = _write(Report(folder, opened.trials(), search))
+            stop.add_note(
+                f"{study_name}: stopped, {len(kept.trials)} trials are kept; the same command goes on from there"
+            )
+            raise
+        return _write(Report(folder, opened.trials(), search))
+
+
+def _write(report: Report) -> Report:
+    """Table and picture into the study's folder; the report itself is returned.
+
+    Raises:
+        TrainingError: they cannot be written.
+    """
     if report.trials:
-        write_csv(folder / TABLE, report.trials, search)
-        draw(folder / PICTURE, report.trials, search)
+        try:
+            write_csv(report.folder / TABLE, report.trials, report.search)
+            draw(report.folder / PICTURE, report.trials, report.search)
+        except OSError as error:
+            raise TrainingError(f"cannot write to the study {report.folder}: {error.strerror or error}") from error
     return report
 
 

@@ -7,6 +7,7 @@ setting that takes too much memory costs that setting and not the search.
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -105,9 +106,18 @@ class Workers:
         return process, ours
 
 
+def _end_with_parent() -> None:
+    """A search that was killed closes nothing: do not train on for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _work(connection: Connection, threads: int) -> None:
     """The life of a process: until the search ends, which closes the connection, train what comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the search decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with quiet_start():
         import tensorflow as tf
 

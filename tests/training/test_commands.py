@@ -1,6 +1,8 @@
+import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from click.testing import CliRunner, Result
 from bookserve.clients.command_line import main
 from bookserve.export.errors import ExportError
 from bookserve.training import commands, run, run_folder
+from bookserve.training.models import linear
+from bookserve.training.search_space import LogUniform, Search
+from bookserve.training.workers import Outcome, Task
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -154,3 +159,44 @@ def test_help_does_not_import_tensorflow() -> None:
         "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_what_tune_finds_is_trained_by_its_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pretend_training: Callable[[Callable[[Task], Outcome]], None],
+) -> None:
+    space = {"learning_rate": LogUniform(1e-3, 1e-1, points=3)}
+    monkeypatch.setattr(linear, "SEARCHES", {"standard": Search("val_loss", False, space)}, raising=False)
+    pretend_training(lambda task: Outcome((abs(task.config.learning_rate - 0.01),), 1.0))
+    options = ["--study=rates", "--profile=smoke", "--sampler=grid", "--runs-dir", tmp_path]
+    tuned = invoke("tune", "linear", *options)
+    assert tuned.exit_code == 0, tuned.output
+    assert f"3 trials, 0 of them failed; all of them in {tmp_path}/linear/tuned/rates/trials.csv" in tuned.output
+    assert tuned.output.endswith("bookserve train linear --config rates --profile smoke\n")
+    trained = invoke("train", "linear", "--config=rates", "--profile=smoke", "--runs-dir", tmp_path)
+    assert trained.exit_code == 0, trained.output
+    (config,) = tmp_path.glob("linear/2*/config.json")
+    content = json.loads(config.read_text())
+    assert (content["configuration"], round(content["config"]["learning_rate"], 9)) == ("rates", 0.01)
+    pretend_training(lambda _: Outcome((), 1.0, "no memory"))
+    failed = invoke("tune", "linear", *options[1:])
+    assert failed.exit_code == 1
+    assert failed.output.endswith("Error: no trial succeeded; the table says why\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tune", "mnist"], "mnist has no search that begins with the configuration 'standard'"),
+        (["tune", "tox21", "--study=book"], "'book' is a configuration of tox21: name the study differently"),
+        (["tune", "tox21", "--study=../x"], "'../x' is no name for a study"),
+        (["train", "tox21", "--config=x"], "tox21 has neither a configuration nor a study 'x'"),
+    ],
+)
+def test_a_study_that_cannot_be_gives_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = invoke(*arguments, "--data=sample", "--runs-dir", tmp_path)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert result.output.startswith("Error: ")
+    assert result.output.count("\n") == 1

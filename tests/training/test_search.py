@@ -49,7 +49,6 @@ def test_every_setting_counts_with_the_mean_of_its_repeats(tmp_path: Path, prete
     pretend_training(note)
     report = tune_linear(tmp_path)
     assert report.folder == tmp_path / "linear" / "tuned" / "study"
-    assert not report.stopped
     assert [(task.trial, task.seed) for task in tasks] == [(trial, seed) for trial in range(6) for seed in (0, 1)]
     assert {task.config.epochs for task in tasks} == {linear.CONFIGS["standard"]["smoke"].epochs}
     for trial in report.trials:
@@ -122,13 +121,14 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_call_goes_on(tmp_path: Path,
         return distance(task)
 
     pretend_training(interrupt)
-    stopped = tune_linear(tmp_path)
-    assert stopped.stopped
-    assert [trial.number for trial in stopped.trials] == [0, 1]
-    assert len(rows_of(stopped)) == 2
+    with pytest.raises(KeyboardInterrupt) as stop:
+        tune_linear(tmp_path)
+    assert stop.value.__notes__ == ["study: stopped, 2 trials are kept; the same command goes on from there"]
+    folder = tmp_path / "linear" / "tuned" / "study"
+    assert len((folder / search.TABLE).read_text().splitlines()) == 3
+    assert (folder / search.PICTURE).is_file()
     pretend_training(distance)
     resumed = tune_linear(tmp_path)
-    assert not resumed.stopped
     assert len(resumed.trials) == 6
     settings = [[trial.numbers for trial in report.trials] for report in (through, resumed)]
     assert settings[0][:4] == settings[1][:4]  # the two that were under way come first, with the numbers they had

@@ -7,6 +7,7 @@ of keras-team/keras), so the loop over epochs and steps is here; the step is Ker
 When a host dies, the next exchange fails on every other one within about ten seconds: `LOST` is what is raised then.
 """
 
+import ctypes
 import functools
 import json
 import os
@@ -190,21 +191,20 @@ def _value_of_first(cluster: Cluster, values: npt.NDArray[np.int64]) -> npt.NDAr
 
 @contextmanager
 def _giving_up(cluster: Cluster) -> Iterator[None]:
-    """Around TensorFlow's wait for the other hosts, which it never ends by itself and in which Python hears no signal.
+    """Around TensorFlow's wait for the other hosts, which does not end by itself and in which Python hears no signal.
 
     Ctrl-C, SIGTERM and `WAIT_SECONDS` end the process.
     """
     signals = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    kept = {number: signal.getsignal(number) for number in signals}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    kept = {number: signal.signal(number, signal.SIG_DFL) for number in signals}
+    reset = ctypes.CDLL(None).signal  # unlike Python's, any thread may call it
     joined = threading.Event()
 
     def watch() -> None:
         end = time.monotonic() + WAIT_SECONDS
-        while not joined.is_set():
-            caught = signal.sigtimedwait(signals, 0.2)
-            if caught is not None:
-                os._exit(128 + caught.si_signo)
+        while not joined.wait(0.2):
+            if signal.SIGTERM in signals:
+                reset(int(signal.SIGTERM), None)  # TensorFlow has a handler for it, after which nothing ends
             if time.monotonic() > end:
                 text = f"Error: waited {WAIT_SECONDS} s for {cluster.others}: start the same command on every host\n"
                 os.write(2, text.encode())
@@ -218,8 +218,7 @@ def _giving_up(cluster: Cluster) -> Iterator[None]:
         joined.set()
         watcher.join()
         for number, handler in kept.items():
-            signal.signal(number, handler)  # TensorFlow has put its own one for SIGTERM
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            signal.signal(number, handler)
 
 
 def _is_address(address: Any) -> bool:

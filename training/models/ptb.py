@@ -159,14 +159,8 @@ def train(
     if not config.uniform:
         _, bias, _ = _parts(model)
         bias.embeddings.assign(np.log(_shares(data.train))[None, :])
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    batch = -(-config.batch // replicas) * replicas
-    steps = max(1, (len(data.train) - 1) // batch // config.steps)
-    # each replica clips its share of the mean, and the optimizer adds the shares up
-    model.compile(optimizer=_optimizer(replace(config, clip=config.clip / replicas), steps))
-    model.optimizer.build(model.trainable_variables)
-    dtype = tf.bfloat16 if config.bfloat16 and precision.fast_bfloat16() else tf.float32
-    step, reading = training_step(model, config, dtype), evaluation_step(model, dtype)
+    steps = epoch_steps(data.train, config)
+    step, reading = training_step(model, config, steps), evaluation_step(model, _dtype(config))
     history: dict[str, list[float]] = {name: [] for name in ("loss", "perplexity", "val_loss", "val_perplexity")}
     best_weights, begin = model.get_weights(), 0
     saved = checkpoint.load()
@@ -179,23 +173,8 @@ def train(
         watchers.on_epoch_begin(epoch)
         rng = np.random.default_rng((seed, epoch))
         words = np.roll(data.train, rng.integers(len(data.train))) if config.rotate else data.train
-        inputs, targets = streams(words, batch)
-        state = zero_state(model, batch // replicas)
-        losses = []
-        for number in range(steps):
-            part = slice(number * config.steps, (number + 1) * config.steps)
-            watchers.on_train_batch_begin(number)
-            loss, state = step(
-                tf.constant(inputs[part]),
-                tf.constant(targets[part]),
-                tf.constant(_sample_words(config, rng)),
-                tf.constant(rng.integers(0, 2**31, 2, np.int32)),
-                state,
-            )
-            losses.append(loss)
-            watchers.on_train_batch_end(number)
+        logs = _figures(train_epoch(model, step, words, config, rng, watchers))
         valid = _figures(mean_loss(model, reading, data.valid))
-        logs = _figures(float(np.mean([float(loss) for loss in losses])))
         logs |= {f"val_{name}": figure for name, figure in valid.items()}
         if logs["val_loss"] < min(history["val_loss"], default=np.inf):
             best_weights = model.get_weights()
@@ -253,17 +232,52 @@ def streams(words: ptb.Words, batch: int) -> tuple[ptb.Words, ptb.Words]:
     return np.ascontiguousarray(inputs.T), np.ascontiguousarray(targets.T)
 
 
+def epoch_steps(words: ptb.Words, config: Config) -> int:
+    """How many steps an epoch over the words has; the rest of the text, less than a step, is not read."""
+    return max(1, (len(words) - 1) // _batch(config) // config.steps)
+
+
 def zero_state(model: keras.Model, batch: int) -> list[State]:
     """Of each layer, the state before the first word."""
     _, _, layers = _parts(model)
     return [(tf.zeros([batch, layer.units]), tf.zeros([batch, layer.units])) for layer in layers]
 
 
-def training_step(model: keras.Model, config: Config, dtype: tf.DType) -> Callable[..., tuple[Any, list[State]]]:
+def train_epoch(
+    model: keras.Model,
+    step: Callable[..., tuple[Any, list[State]]],
+    words: ptb.Words,
+    config: Config,
+    rng: np.random.Generator,
+    watchers: keras.callbacks.CallbackList,
+) -> float:
+    """Read the words once with `step`, which is `training_step`'s; returns the mean loss of a word."""
+    inputs, targets = streams(words, _batch(config))
+    state = zero_state(model, _batch(config) // tf.distribute.get_strategy().num_replicas_in_sync)
+    losses = []
+    for number in range(epoch_steps(words, config)):
+        part = slice(number * config.steps, (number + 1) * config.steps)
+        watchers.on_train_batch_begin(number)
+        loss, state = step(
+            tf.constant(inputs[part]),
+            tf.constant(targets[part]),
+            tf.constant(_sample_words(config, rng)),
+            tf.constant(rng.integers(0, 2**31, 2, np.int32)),
+            state,
+        )
+        losses.append(loss)
+        watchers.on_train_batch_end(number)
+    return float(np.mean([float(loss) for loss in losses]))
+
+
+def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..., tuple[Any, list[State]]]:
     """One descent over int32 words and successors [steps, batch]; gives the mean loss of a word and the next state.
 
-    `dtype` is that of the matrix products.
+    The model gets its optimizer, whose schedule counts on `steps` of these in an epoch.
     """
+    model.compile(optimizer=_optimizer(config, steps))
+    model.optimizer.build(model.trainable_variables)
+    dtype = _dtype(config)
     vectors, bias, layers = _parts(model)
     variables = model.trainable_variables
     strategy = tf.distribute.get_strategy()
@@ -317,7 +331,7 @@ def training_step(model: keras.Model, config: Config, dtype: tf.DType) -> Callab
 def full_loss(x: Any, table: Any, bias: Any, targets: Any, dtype: tf.DType = tf.float32) -> Any:
     """Cross-entropy [words] of outputs x [words, units] with the softmax over table [vocabulary, units]."""
     logits = tf.matmul(tf.cast(x, dtype), tf.cast(table, dtype), transpose_b=True)  # (words, vocabulary)
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32) + bias)
+    return _cross_entropy(logits, bias, targets)
 
 
 def sampled_loss(x: Any, table: Any, bias: Any, targets: Any, sample: Any, dtype: tf.DType = tf.float32) -> Any:
@@ -331,11 +345,23 @@ def sampled_loss(x: Any, table: Any, bias: Any, targets: Any, sample: Any, dtype
     weights = np.concatenate([np.zeros(half), np.full(sample.shape[0] - half, weight)]).astype(np.float32)
     offsets = tf.gather(bias, sample) + weights
     logits = tf.matmul(tf.cast(x, dtype), tf.cast(tf.gather(table, sample), dtype), transpose_b=True)  # (words, k)
-    logits = tf.cast(logits, tf.float32) + offsets
-    itself = tf.cast(targets[:, None] == sample[None, :], tf.float32)
     target = tf.reduce_sum(x * tf.gather(table, targets), axis=1) + tf.gather(bias, targets)  # (words,)
-    every = tf.concat([logits - 1e9 * itself, target[:, None]], axis=1)
-    return tf.reduce_logsumexp(every, axis=1) - target
+    return _sampled_cross_entropy(logits, offsets, sample, targets, target)
+
+
+# XLA makes one pass over the logits where TensorFlow makes many
+@tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
+def _cross_entropy(logits: Any, bias: Any, targets: Any) -> Any:
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32) + bias)
+
+
+@tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
+def _sampled_cross_entropy(logits: Any, offsets: Any, sample: Any, targets: Any, target: Any) -> Any:
+    """Of the sample's logits [words, k] and the targets' own [words]; a target in the sample counts once."""
+    logits = tf.where(targets[:, None] == sample[None, :], -1e9, tf.cast(logits, tf.float32) + offsets)
+    largest = tf.stop_gradient(tf.maximum(tf.reduce_max(logits, axis=1), target))
+    total = tf.reduce_sum(tf.exp(logits - largest[:, None]), axis=1) + tf.exp(target - largest)
+    return tf.math.log(total) + largest - target
 
 
 def evaluation_step(model: keras.Model, dtype: tf.DType) -> Callable[..., tuple[Any, list[State]]]:
@@ -402,6 +428,17 @@ def _output_weights(vectors: keras.layers.ReversibleEmbedding) -> Any:
     if vectors.tie_weights:
         return tf.convert_to_tensor(vectors.embeddings)
     return tf.transpose(tf.convert_to_tensor(vectors.reverse_embeddings))
+
+
+def _batch(config: Config) -> int:
+    """Streams, as many on each replica."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    batch: int = -(-config.batch // replicas) * replicas
+    return batch
+
+
+def _dtype(config: Config) -> tf.DType:
+    return tf.bfloat16 if config.bfloat16 and precision.fast_bfloat16() else tf.float32
 
 
 def _optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:

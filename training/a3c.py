@@ -121,9 +121,11 @@ class A3C:
             parameters = [tf.constant(weights) for weights in model.get_weights()]
         zeros = [tf.zeros_like(parameter) for parameter in parameters]
         self.shared = Shared(parameters, zeros, zeros, 0)
-        self._start = tf.function(self._start_eagerly, autograph=False)
-        self._learn = tf.function(self._learn_eagerly, autograph=False)
-        self._apply = tf.function(self._apply_eagerly, autograph=False)
+        seed, number = tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.float32)
+        # Traced here and not in the threads, each of which would do it again.
+        self._start = _traced(self._start_eagerly, seed)
+        self._learn = _traced(self._learn_eagerly, parameters, self._start.structured_outputs, seed)
+        self._apply = _traced(self._apply_eagerly, parameters, zeros, zeros, parameters, number, number)
 
     def run(self, workers: int, rounds: int, seed: tuple[int, ...], on_update: Callable[[int, Update], None]) -> None:
         """New games, `rounds` updates of every worker, then write the parameters into the model.
@@ -135,13 +137,14 @@ class A3C:
         """
         streams = np.random.SeedSequence(seed).generate_state(workers).view(np.int32)
         turns = _Turns(workers)
+        first = self.shared.parameters  # for all, however late a thread begins
 
         def work(worker: int) -> None:
             with turns.stop_on_error():
-                parameters = self.shared.parameters
-                games = self._start(np.array([streams[worker], rounds], np.int32))
+                parameters = first
+                games = self._start(tf.constant([streams[worker], rounds]))
                 for number in range(rounds):
-                    chance = np.array([streams[worker], number], np.int32)
+                    chance = tf.constant([streams[worker], number])
                     gradients, loss, games, rewards, ended = self._learn(parameters, games, chance)
                     update = Update(float(loss), rewards.numpy()[ended.numpy()])
                     with turns.take(worker):
@@ -282,6 +285,11 @@ def estimate_advantages(rollout: Rollout, discount: float, advantage_lambda: flo
         later = surprises[step] + discount * advantage_lambda * going_on[step] * later
         advantages.append(later)
     return tf.stack(advantages[::-1])
+
+
+def _traced(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function compiled for arguments like these."""
+    return tf.function(function, autograph=False).get_concrete_function(*arguments)
 
 
 class _Turns:

@@ -1,4 +1,4 @@
-"""`make bench-training`: how fast this project trains beside plain Keras, one subcommand a subject.
+"""`make bench-training`: how fast this project trains, one subcommand a subject.
 
 What is compared runs in turns, so that a busy machine slows all of it alike: compare figures of one run.
 """
@@ -6,7 +6,11 @@ What is compared runs in turns, so that a busy machine slows all of it alike: co
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -15,8 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bookserve.export.quiet import quiet_start
+from bookserve.training.commands import data_dir_option, data_option
+from bookserve.training.datasets.files import Choice, DataError, DataRequest
 
-PTB_STEPS = 20  # steps of a piece of work
+WORKERS = (1, 2, 4)  # that play tic-tac-toe at the same time
+BOARDS = (1, 64)  # of each of them
+UPDATES = 48  # of the shared parameters in a piece of work, over all workers
+STEPS = 20  # training steps, or batches, of a piece of work
 
 Work = Callable[[], int]  # does a piece of work and tells how many units of it that was
 
@@ -57,7 +66,7 @@ def ptb(seconds: float, threads: int) -> None:
         model = keras.Sequential([vectors, *layers, keras.layers.Dense(VOCABULARY)])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(book.learning_rate, global_clipnorm=book.clip), loss)
-        rows = words(PTB_STEPS * book.batch * (book.steps + 1)).reshape(-1, book.steps + 1)
+        rows = words(STEPS * book.batch * (book.steps + 1)).reshape(-1, book.steps + 1)
         inputs, targets = rows[:, :-1], rows[:, 1:]
 
         def work() -> int:
@@ -68,8 +77,8 @@ def ptb(seconds: float, threads: int) -> None:
 
     def ours(config: models.Config) -> Work:
         model = models.build_model(config)
-        step = models.training_step(model, config, PTB_STEPS)
-        text = words(PTB_STEPS * config.batch * config.steps + 1)
+        step = models.training_step(model, config, STEPS)
+        text = words(STEPS * config.batch * config.steps + 1)
 
         def work() -> int:
             models.train_epoch(model, step, text, config, rng, keras.callbacks.CallbackList())
@@ -82,6 +91,107 @@ def ptb(seconds: float, threads: int) -> None:
     for profile in ("default", "full"):
         rows[f"configuration standard, profile {profile}"] = ours(models.CONFIGS[STANDARD][profile])
     _print("words/s", rates(rows, seconds))
+
+
+@bench.command()
+@seconds_option
+@threads_option
+def tictactoe(seconds: float, threads: int) -> None:
+    """Moves a second of the A3C training, replies and updates included: by boards a worker and by workers."""
+    _start_tensorflow(threads)
+    from bookserve.training import a3c
+    from bookserve.training.models import STANDARD
+    from bookserve.training.models import tictactoe as models
+    from bookserve.training.tictactoe_games import Games
+
+    config = models.CONFIGS[STANDARD]["default"]
+
+    def play(boards: int, workers: int) -> Work:
+        games = Games(boards, config.slips, config.opening)
+        learner = a3c.A3C(models.build_model(config), config.algorithm, games, total_updates=10**9)
+        rounds = UPDATES // workers
+        runs = count()
+
+        def work() -> int:
+            learner.run(workers, rounds, (0, next(runs)), lambda number, update: None)
+            return workers * rounds * boards * config.algorithm.steps
+
+        return work
+
+    rows = {
+        f"{boards} board{'s' if boards > 1 else ''} a worker, {workers} worker{'s' if workers > 1 else ''}": play(
+            boards, workers
+        )
+        for boards in BOARDS
+        for workers in WORKERS
+    }
+    _print("moves/s", rates(rows, seconds))
+
+
+@bench.command("input")
+@data_option
+@data_dir_option
+@seconds_option
+@threads_option
+def input_pipelines(data: Choice, data_dir: Path | None, seconds: float, threads: int) -> None:
+    """Examples a second: the input pipelines alone, the training steps alone (on one batch), and both together."""
+    _start_tensorflow(threads)
+    from bookserve.training.models import STANDARD, cifar10, mnist, tox21
+
+    batches: dict[Any, Callable[[Any, Any], Any]] = {
+        mnist: lambda split, config: mnist.training_batches(split, config, 0),
+        cifar10: lambda split, config: cifar10.training_batches(split, config, 0),
+        tox21: lambda split, config: tox21.training_batches(
+            split, tox21.assay_weights(split.results, config.balance), config, 0
+        ),
+    }
+    table = Table("model", "batch", "input alone", "step alone", "both", "input / step", "both / step")
+    for module, training_batches in batches.items():
+        config = replace(module.CONFIGS[STANDARD]["default"], epochs=1)
+        try:
+            rows = module.load_data(config, DataRequest(data, data_dir), 0)
+        except DataError as error:
+            raise click.ClickException(str(error)) from error
+        model = module.build_model(config)
+        few = replace(rows, train=_first(rows.train, 2 * config.batch), valid=_first(rows.valid, config.batch))
+        module.train(model, few, config, 0, [])  # compiles
+        figures = rates(_parts(model, training_batches(rows.train, replace(config, epochs=10**6))), seconds)
+        alone, step, both = figures.values()
+        table.add_row(
+            module.CONTRACT.model,
+            str(config.batch),
+            *(f"{figure:,.0f}" for figure in (alone, step, both)),
+            f"{alone / step:.1f}",
+            f"{both / step:.2f}",
+        )
+    table.caption = f"examples/s, {os.cpu_count()} cores"
+    Console().print(table)
+
+
+def _parts(model: Any, dataset: Any) -> dict[str, Work]:
+    """The input pipeline, the training step of a compiled model, and the two together."""
+    stream: Iterator[Any] = iter(dataset)
+    batch = next(stream)
+    examples = STEPS * int(batch[1].shape[0])
+
+    def read() -> int:
+        for _ in range(STEPS):
+            next(stream)
+        return examples
+
+    def learn(batches: Any) -> Work:
+        def work() -> int:
+            model.fit(batches, steps_per_epoch=STEPS, shuffle=False, verbose=0)
+            return examples
+
+        return work
+
+    return {"input": read, "step": learn(dataset.from_tensors(batch).repeat()), "both": learn(dataset)}
+
+
+def _first(split: Any, rows: int) -> Any:
+    """The first rows of the arrays of a split."""
+    return replace(split, **{field.name: getattr(split, field.name)[:rows] for field in fields(split)})
 
 
 def rates(rows: Mapping[str, Work], seconds: float) -> dict[str, float]:

@@ -1,4 +1,6 @@
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,7 @@ import tensorflow as tf
 
 from bookserve.training import a3c, run
 
-SETTINGS = a3c.Settings(steps=4, learning_rate=0.05, entropy_weight=0.0)
+SETTINGS = a3c.Settings(steps=2, learning_rate=0.05, entropy_weight=0.0)
 ACTIONS = 3
 
 
@@ -116,6 +118,30 @@ def test_the_same_seed_gives_the_same_parameters_although_workers_run_in_paralle
     for left, right in zip(first, again, strict=True):
         np.testing.assert_array_equal(left, right)
     assert any((left != right).any() for left, right in zip(first, other, strict=True))
+
+
+def test_a_worker_that_begins_late_has_the_parameters_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = threading.Event()
+
+    class Late(ThreadPoolExecutor):
+        def submit(self, work: Callable[[int], None], worker: int) -> Future[None]:  # type: ignore[override]
+            def begin() -> None:
+                assert worker == 0 or shared.wait(60)
+                work(worker)
+
+            return super().submit(begin)
+
+    def trained() -> list[npt.NDArray[np.float32]]:
+        model = network()
+        a3c.A3C(model, SETTINGS, Bandit(8), total_updates=30).run(2, 3, (0,), lambda number, update: shared.set())
+        weights: list[npt.NDArray[np.float32]] = model.get_weights()
+        return weights
+
+    expected = trained()
+    shared.clear()
+    monkeypatch.setattr(a3c, "ThreadPoolExecutor", Late)
+    for left, right in zip(expected, trained(), strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 def test_what_a_run_leaves_is_all_that_the_next_one_needs() -> None:

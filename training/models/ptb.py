@@ -275,13 +275,14 @@ def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..
 
     The model gets its optimizer, whose schedule counts on `steps` of these in an epoch.
     """
-    model.compile(optimizer=_optimizer(config, steps))
+    strategy = tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+    # each replica clips its share of the whole gradient, and the optimizer adds the shares up
+    model.compile(optimizer=_optimizer(replace(config, clip=config.clip / replicas), steps))
     model.optimizer.build(model.trainable_variables)
     dtype = _dtype(config)
     vectors, bias, layers = _parts(model)
     variables = model.trainable_variables
-    strategy = tf.distribute.get_strategy()
-    replicas = strategy.num_replicas_in_sync
 
     def apply(gradients: Any) -> None:
         model.optimizer.apply(gradients, variables)
@@ -315,7 +316,7 @@ def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..
             loss = tf.reduce_mean(losses) / replicas
             descended = loss * len(inputs)
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(descended, variables)]
-        if replicas > 1:  # what is clipped must be the same everywhere
+        if replicas > 1:  # shares must be alike where they are clipped
             gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
         apply(gradients)
         return loss, after

@@ -14,7 +14,7 @@ DONE := .venv/.installed
 TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
 
 .DELETE_ON_ERROR:
-.PHONY: help install train-all serve test test-slow test-containers lint typecheck bench screenshots wheel lock protos clean
+.PHONY: help install train-all serve test test-slow test-containers lint typecheck bench bench-training screenshots wheel lock protos clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -55,8 +55,13 @@ typecheck: install
 	@for room in training export serving clients; do ln -sfn ../../$$room .typecheck/bookserve/$$room; done
 	$(BIN)/mypy -p bookserve.training -p bookserve.export -p bookserve.serving -p bookserve.clients
 
-bench: install ## the benchmarks; prints tables
+bench: install ## how fast the model server is; prints tables
 	$(BIN)/python -m bookserve.serving.bench --models-dir=$(MODELS_DIR)
+
+bench-training: install ## how fast the trainings are: beside plain Keras, by workers, and their input
+	$(BIN)/python -m bookserve.training.bench ptb
+	$(BIN)/python -m bookserve.training.bench tictactoe
+	$(BIN)/python -m bookserve.training.bench input --data=$(DATA) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
 
 screenshots: install ## take the README's pictures of the pages of a running `make serve`
 	$(BIN)/python tests/support/take_screenshots.py http://127.0.0.1:$(GATEWAY_PORT)

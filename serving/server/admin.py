@@ -204,7 +204,7 @@ class ModelAdmin:
     async def _apply(self, settings: list[ModelSetting], *names: str) -> None:
         """Makes these the models; waits for those that are new, and for `names`."""
         new = await self._manager.apply(settings)
-        failures = await self._manager.until_tried({*new, *names})
+        failures = await self._manager.until_tried(dict.fromkeys((*new, *names)))
         await self._until_known()
         if failures:
             text = "".join(f"{{{_id(failure)}}} due to error: {failure.error}}}, " for failure in failures)

@@ -16,6 +16,7 @@ import tensorflow as tf
 from bookserve.training import devices, hosts, run
 from bookserve.training.batches import row_order
 from bookserve.training.errors import TrainingError
+from model_servers import free_port
 
 SECONDS = 800  # for two processes that share a busy machine
 TWO = {"worker": ["one:1", "two:2"]}
@@ -144,12 +145,8 @@ def start(place: int | None, addresses: list[str], runs_dir: Path, mode: str = "
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
-def free_addresses(count: int) -> list[str]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return addresses
+def free_addresses() -> list[str]:
+    return [f"127.0.0.1:{free_port()}" for _ in range(2)]
 
 
 def train_on_two(addresses: list[str], folder: Path, dies: int | None = None) -> list[tuple[int, str]]:
@@ -177,7 +174,7 @@ def assert_alike(some: dict[str, dict[str, float]], others: dict[str, dict[str, 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
     folder = tmp_path_factory.mktemp("two")
-    for status, output in train_on_two(free_addresses(2), folder):
+    for status, output in train_on_two(free_addresses(), folder):
         assert status == 0, output[-2000:]
         assert f"{folder}/0/mnist/" in output.splitlines()[-1]
     assert not (folder / "1").exists()
@@ -199,7 +196,7 @@ def test_two_hosts_train_as_one_does(undisturbed: dict[str, dict[str, float]], t
 def test_a_host_is_killed_and_all_are_started_again(
     undisturbed: dict[str, dict[str, float]], tmp_path: Path, dies: int
 ) -> None:
-    addresses = free_addresses(2)
+    addresses = free_addresses()
     ended = train_on_two(addresses, tmp_path, dies)
     assert ended[dies][0] == -signal.SIGKILL
     status, output = ended[1 - dies]
@@ -221,7 +218,7 @@ def listens(address: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
 def test_a_host_that_waits_for_others_can_be_stopped(tmp_path: Path) -> None:
-    addresses = free_addresses(2)
+    addresses = free_addresses()
     waiting = start(0, addresses, tmp_path)
     try:
         stopped = False

@@ -278,7 +278,7 @@ def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..
     strategy = tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
     # each replica clips its share of the whole gradient, and the optimizer adds the shares up
-    model.compile(optimizer=_optimizer(replace(config, clip=config.clip / replicas), steps))
+    model.compile(optimizer=optimizer(replace(config, clip=config.clip / replicas), steps))
     model.optimizer.build(model.trainable_variables)
     dtype = _dtype(config)
     vectors, bias, layers = _parts(model)
@@ -327,6 +327,21 @@ def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..
         return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None), after
 
     return step  # type: ignore[no-any-return]
+
+
+def optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
+    """Plain descent with the book's halving or Adam with a cosine, for `steps` steps an epoch."""
+    schedules = keras.optimizers.schedules
+    if config.halve_after is not None:
+        changes = range(config.halve_after, max(config.epochs, config.halve_after + 1))
+        rates = [config.learning_rate * 0.5**power for power in range(len(changes) + 1)]
+        rate = schedules.PiecewiseConstantDecay([epoch * steps - 1 for epoch in changes], rates)
+        return keras.optimizers.SGD(rate, global_clipnorm=config.clip)
+    warmup = int(config.epochs * steps * config.warmup)
+    rate = schedules.CosineDecay(
+        0.0, config.epochs * steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
+    )
+    return keras.optimizers.Adam(rate, beta_2=0.99, global_clipnorm=config.clip)
 
 
 def full_loss(x: Any, table: Any, bias: Any, targets: Any, dtype: tf.DType = tf.float32) -> Any:
@@ -440,21 +455,6 @@ def _batch(config: Config) -> int:
 
 def _dtype(config: Config) -> tf.DType:
     return tf.bfloat16 if config.bfloat16 and precision.fast_bfloat16() else tf.float32
-
-
-def _optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
-    """Plain descent with the book's halving or Adam with a cosine, for `steps` steps an epoch."""
-    schedules = keras.optimizers.schedules
-    if config.halve_after is not None:
-        changes = range(config.halve_after, max(config.epochs, config.halve_after + 1))
-        rates = [config.learning_rate * 0.5**power for power in range(len(changes) + 1)]
-        rate = schedules.PiecewiseConstantDecay([epoch * steps - 1 for epoch in changes], rates)
-        return keras.optimizers.SGD(rate, global_clipnorm=config.clip)
-    warmup = int(config.epochs * steps * config.warmup)
-    rate = schedules.CosineDecay(
-        0.0, config.epochs * steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
-    )
-    return keras.optimizers.Adam(rate, beta_2=0.99, global_clipnorm=config.clip)
 
 
 def _state(model: keras.Model) -> list[Any]:

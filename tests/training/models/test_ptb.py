@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -14,11 +15,23 @@ from bookserve.export import publish, run_files
 from bookserve.export.contracts import PTB
 from bookserve.export.store import ModelStore
 from bookserve.training import run
+from bookserve.training.checkpoint import Checkpoint
 from bookserve.training.datasets import ptb as ptb_data
 from bookserve.training.datasets.files import DataRequest, Origin
 from bookserve.training.models import PROFILES, STANDARD, ptb
 
-TINY = ptb.Config(epochs=4, batch=8, steps=10, units=32, samples=200, learning_rate=3e-2, dropout=0.0, bfloat16=False)
+TINY = ptb.Config(
+    epochs=3,
+    batch=8,
+    steps=10,
+    units=32,
+    samples=200,
+    learning_rate=3e-2,
+    dropout=0.05,
+    recurrent_dropout=0.05,
+    word_dropout=0.01,
+    bfloat16=False,
+)
 
 Trained = tuple[keras.Model, dict[str, list[float]]]  # a network and its history
 
@@ -54,9 +67,73 @@ def test_training_learns_the_grammar(trained: Trained, text: ptb_data.Text, tmp_
     assert (tmp_path / "continuations.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_seed_gives_the_same_figures(trained: Trained, text: ptb_data.Text) -> None:
+class Killed(Exception):
+    pass
+
+
+class Killer(keras.callbacks.Callback):
+    """Ends the training in the middle of its second epoch."""
+
+    epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
+        if (self.epoch, batch) == (1, 5):
+            raise Killed
+
+
+def test_a_training_that_was_killed_ends_as_if_it_had_run_through(
+    trained: Trained, text: ptb_data.Text, tmp_path: Path
+) -> None:
+    expected, history = trained
+    checkpoint = Checkpoint(tmp_path / "checkpoint.npz")
     run.make_repeatable(0)
-    assert ptb.train(ptb.build_model(TINY), text, TINY, seed=0, callbacks=[]) == trained[1]
+    with pytest.raises(Killed):
+        ptb.train(ptb.build_model(TINY), text, TINY, 0, [Killer()], checkpoint)
+    run.make_repeatable(7)  # nothing but the checkpoint may count
+    model = ptb.build_model(TINY)
+    assert ptb.train(model, text, TINY, 0, [], checkpoint) == history
+    for found, wanted in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_step_of_the_book_is_its_plain_descent() -> None:
+    """Against Keras's layers: the loss summed over the steps, the gradient cut to a norm, the rate times that."""
+    run.make_repeatable(0)
+    config = replace(ptb.BOOK, batch=4, steps=3, units=5, clip=0.5, bfloat16=False)
+    model = ptb.build_model(config)
+    words = np.random.default_rng(0).integers(0, 10_000, 4 * 3 + 1).astype(np.int32)
+    inputs, targets = ptb.streams(words, 4)
+    with tf.GradientTape() as tape:
+        losses = keras.losses.sparse_categorical_crossentropy(targets.T, model(inputs.T), from_logits=True)
+        loss = tf.reduce_sum(tf.reduce_mean(losses, axis=0))
+    before = model.get_weights()
+    gradients = [tf.convert_to_tensor(each) for each in tape.gradient(loss, model.trainable_variables)]
+    clipped, norm = tf.clip_by_global_norm(gradients, config.clip)
+    step = ptb.training_step(model, config, steps=10)
+    mean, _ = step(inputs, targets, np.zeros(0, np.int32), np.zeros(2, np.int32), ptb.zero_state(model, 4))
+    assert norm > config.clip
+    assert 3 * float(mean) == pytest.approx(float(loss), rel=1e-5)
+    for old, gradient, new in zip(before, clipped, model.get_weights(), strict=True):
+        np.testing.assert_allclose(new, old - gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_book_s_network_begins_uniform_and_no_two_weights_alike() -> None:
+    weights = ptb.build_model(replace(ptb.BOOK, units=6)).get_weights()
+    firsts = {float(weight.flat[0]) for weight in weights if weight.any()}
+    assert len(firsts) == sum(weight.any() for weight in weights) == len(weights) - 2  # the layers' biases are 0
+    assert all(np.abs(weight).max() <= 0.1 for weight in weights)
+
+
+def test_the_book_s_rate_is_halved_in_each_epoch_after_the_fourth() -> None:
+    optimizer = ptb.optimizer(ptb.BOOK, steps=100)
+    rates = []
+    for step in (0, 399, 400, 499, 500, 1_299):
+        optimizer.iterations.assign(step)
+        rates.append(float(optimizer.learning_rate))
+    assert rates == [1, 1, 0.5, 0.5, 0.25, 0.5**9]
 
 
 def test_the_figures_are_those_of_the_network_itself(trained: Trained, text: ptb_data.Text) -> None:
@@ -124,11 +201,12 @@ def test_a_continuation_keeps_the_row_and_has_no_unknown_word(trained: Trained, 
     np.testing.assert_array_equal(made, ptb.continue_rows(trained[0], rows, 5, seed=1))
 
 
+@pytest.mark.parametrize("tied", [True, False])
 def test_a_version_carries_the_vocabulary_and_takes_rows_of_any_length(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: ptb_data.Text
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: ptb_data.Text, tied: bool
 ) -> None:
-    monkeypatch.setattr(ptb, "load_data", lambda *_: text)
-    tiny = ptb.Config(epochs=1, batch=8, steps=10, units=8, samples=0)
+    monkeypatch.setattr(ptb, "load_data", lambda *_: replace(text, train=text.train[:1_000]))
+    tiny = ptb.Config(epochs=1, batch=8, steps=10, units=8, samples=0, tied=tied)
     monkeypatch.setitem(ptb.CONFIGS[STANDARD], "smoke", tiny)
     result = run.train_model("ptb", DataRequest("sample"), tmp_path / "runs", Console(quiet=True), profile="smoke")
     store = ModelStore(tmp_path / "models")

@@ -1,0 +1,47 @@
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from bookserve.training import bench
+from bookserve.training.models import STANDARD, ptb
+
+
+def test_rows_take_turns_and_a_rate_is_the_median_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    calls = []
+
+    def work(name: str, *seconds: float) -> bench.Work:
+        durations = iter(seconds)
+
+        def piece() -> int:
+            calls.append(name)
+            clock[0] += next(durations)
+            return 10
+
+        return piece
+
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    rows = {"slow": work("slow", 9.0, 2.0, 4.0, 2.0), "fast": work("fast", 9.0, 1.0, 1.0, 0.5)}
+    assert bench.rates(rows, 5.0) == {"slow": 5.0, "fast": 10.0}
+    assert calls == ["slow", "fast"] * 4
+
+
+def test_ptb_prints_words_a_second_and_how_many_times_those_of_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = replace(ptb.BOOK, batch=2, steps=2, units=4, layers=1, bfloat16=False)
+    monkeypatch.setattr(ptb, "BOOK", tiny)
+    monkeypatch.setattr(bench, "STEPS", 2)
+    for profile in ("default", "full"):
+        monkeypatch.setitem(ptb.CONFIGS[STANDARD], profile, replace(tiny, tied=True, samples=10))
+    result = CliRunner().invoke(bench.bench, ["ptb", "--seconds", "0"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    rows = [line.strip("│ ").split("│") for line in result.output.splitlines() if line.startswith("│")]
+    assert [row[0].strip() for row in rows] == [
+        "the book's network by model.fit",
+        "configuration book",
+        "configuration standard, profile default",
+        "configuration standard, profile full",
+    ]
+    rates = [float(row[1].replace(",", "")) for row in rows]
+    assert all(rate > 0 for rate in rates)
+    assert [float(row[2]) for row in rows] == pytest.approx([rate / rates[0] for rate in rates], rel=0.1)

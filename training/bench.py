@@ -1,4 +1,4 @@
-"""`make bench-training`: how fast this project trains, one subcommand a subject.
+"""`python -m bookserve.training.bench SUBJECT`: how fast this project trains, one subcommand a subject.
 
 What is compared runs in turns, so that a busy machine slows all of it alike: compare figures of one run.
 """
@@ -119,9 +119,7 @@ def tictactoe(seconds: float, threads: int) -> None:
         return work
 
     rows = {
-        f"{boards} board{'s' if boards > 1 else ''} a worker, {workers} worker{'s' if workers > 1 else ''}": play(
-            boards, workers
-        )
+        f"workers: {workers}, boards of each: {boards}": play(boards, workers)
         for boards in BOARDS
         for workers in WORKERS
     }
@@ -155,7 +153,7 @@ def input_pipelines(data: Choice, data_dir: Path | None, seconds: float, threads
         model = module.build_model(config)
         few = replace(rows, train=_first(rows.train, 2 * config.batch), valid=_first(rows.valid, config.batch))
         module.train(model, few, config, 0, [])  # compiles
-        figures = rates(_parts(model, training_batches(rows.train, replace(config, epochs=10**6))), seconds)
+        figures = rates(parts(model, training_batches(rows.train, replace(config, epochs=10**6))), seconds)
         alone, step, both = figures.values()
         table.add_row(
             module.CONTRACT.model,
@@ -168,7 +166,7 @@ def input_pipelines(data: Choice, data_dir: Path | None, seconds: float, threads
     Console().print(table)
 
 
-def _parts(model: Any, dataset: Any) -> dict[str, Work]:
+def parts(model: Any, dataset: Any) -> dict[str, Work]:
     """The input pipeline, the training step of a compiled model, and the two together."""
     stream: Iterator[Any] = iter(dataset)
     batch = next(stream)

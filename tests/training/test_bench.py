@@ -1,6 +1,10 @@
+import re
 from dataclasses import replace
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 from click.testing import CliRunner
 
 from bookserve.training import bench
@@ -45,3 +49,35 @@ def test_ptb_prints_words_a_second_and_how_many_times_those_of_fit(monkeypatch: 
     rates = [float(row[1].replace(",", "")) for row in rows]
     assert all(rate > 0 for rate in rates)
     assert [float(row[2]) for row in rows] == pytest.approx([rate / rates[0] for rate in rates], rel=0.1)
+
+
+def test_every_part_of_a_training_counts_the_same_examples() -> None:
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    rows = np.ones((64, 3), np.float32)
+    dataset = tf.data.Dataset.from_tensor_slices((rows, rows[:, :1])).batch(8).repeat()
+    parts = bench.parts(model, dataset)
+    assert list(parts) == ["input", "step", "both"]
+    for name, work in parts.items():
+        before = int(model.optimizer.iterations)
+        assert work() == bench.STEPS * 8
+        assert int(model.optimizer.iterations) - before == (0 if name == "input" else bench.STEPS)
+
+
+def test_the_moves_of_every_number_of_workers_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "WORKERS", (1, 2))
+    monkeypatch.setattr(bench, "BOARDS", (3,))
+    monkeypatch.setattr(bench, "UPDATES", 2)
+    done = CliRunner().invoke(bench.bench, ["tictactoe", "--seconds", "0"])
+    assert done.exit_code == 0, done.output
+    rows = re.findall(r"workers: (\d), boards of each: 3 │ ([\d,]+)", done.output)
+    assert [workers for workers, _ in rows] == ["1", "2"]
+    assert all(int(rate.replace(",", "")) > 0 for _, rate in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_input_of_every_model_is_listed() -> None:
+    done = CliRunner().invoke(bench.bench, ["input", "--data", "sample", "--seconds", "0"])
+    assert done.exit_code == 0, done.output
+    assert re.findall(r"│ (\w+) +│ +\d+ +│ +[\d,]+", done.output) == ["mnist", "cifar10", "tox21"]

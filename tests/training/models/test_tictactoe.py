@@ -231,10 +231,10 @@ def test_default_never_loses_through_the_exported_graph_and_earns_within_one_per
     store = ModelStore(tmp_path / "models")
     version = publish.publish(run_files.read(result.folder, "tictactoe"), store, lambda _: None).version
     session = onnxruntime.InferenceSession(store.path("tictactoe", version) / onnx_graph.LOCATION)
-    for begins, best, lines in ((True, 9.974, 100), (False, 9.612, 200)):
+    for begins, best in ((True, 9.974), (False, 9.612)):
         played = tictactoe_lines.play(lambda boards: session.run(["probabilities"], {"board": boards})[0], begins)
         assert (played.lost, played.illegal) == (0, 0)
-        assert played.games > lines
+        assert played.games > 50
         assert played.reward > 0.99 * best
     test = result.metrics["test"]
     assert (test["lost_lines"], test["illegal"]) == (0, 0)

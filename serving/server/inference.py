@@ -172,15 +172,20 @@ def _submit(
 ) -> None:
     """Queues a run, keeps the version loaded until it is done, and counts it."""
 
+    task: Task | None
+
     def finish(outcome: Outcome) -> None:
-        counts, run = servable.counts, task.run
+        nonlocal task
+        asked, task = task, None  # it holds this function: while both held each other, neither would be freed at once
+        assert asked is not None
+        counts, run = servable.counts, asked.run
         if run is None or isinstance(outcome, ServingError):
             counts.failed += 1
-            counts.failed_seconds += time.perf_counter() - task.queued
+            counts.failed_seconds += time.perf_counter() - asked.queued
         else:
             counts.answered += 1
-            counts.rows += task.rows or 1
-            counts.queued_seconds += run.started - task.queued
+            counts.rows += asked.rows or 1
+            counts.queued_seconds += run.started - asked.queued
             counts.run_seconds += run.ended - run.started
         servable.release()
         if caller.record is not None and not isinstance(outcome, ServingError):
@@ -190,7 +195,11 @@ def _submit(
     task = Task(signature, inputs, outputs, caller, finish)
     if caller.record is not None:
         caller.record.asks(servable.version, servable.engine.name, task)
-    servable.batcher.submit(task)
+    try:
+        servable.batcher.submit(task)
+    except ServingError:
+        task = None
+        raise
     servable.in_flight += 1
 
 

@@ -46,6 +46,8 @@ for _number in _FORMATS:
     elif _dtype.kind == "f":
         _LIMITS[_number] = float(np.finfo(_dtype).min), float(np.finfo(_dtype).max)
 
+_UNBUILT = (Numbers, LargeNumbers)
+
 
 class UnsupportedTypeError(JsonError):
     """JSON for a tensor of a type that JSON cannot carry, such as half."""
@@ -62,13 +64,15 @@ def read_tensors(body: Mapping[str, Any], types: Mapping[str, DataType], boolean
     Raises JsonError that names the row; UnsupportedTypeError for types that JSON cannot carry.
     """
     for key, value in body.items():
-        if isinstance(value, Numbers | LargeNumbers):
-            ((name, number), *more) = types.items()
-            if number in _LIMITS and not more:  # a boolean is no number
-                if isinstance(value, Numbers):
-                    tensor = _pack(value.flat, value.shape, number)
-                else:
-                    tensor = value.array(numpy_type(number))
+        if isinstance(value, _UNBUILT):
+            if len(types) == 1:
+                ((name, number),) = types.items()
+                tensor = None
+                if number in _LIMITS:  # which a boolean is not
+                    if isinstance(value, Numbers):
+                        tensor = _pack(value.flat, value.shape, number)
+                    else:
+                        tensor = value.array(numpy_type(number))
                 if tensor is not None:
                     return {name: tensor}
             body = {**body, key: value.nested()}

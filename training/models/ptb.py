@@ -83,7 +83,7 @@ BOOK = Config(
 CONFIGS: dict[str, dict[str, Config]] = {
     STANDARD: {
         "smoke": Config(epochs=1, train_words=60_000, batch=32, steps=20, units=64, samples=500, learning_rate=1e-2),
-        "default": Config(epochs=4),
+        "default": Config(epochs=7),
         "full": Config(
             epochs=16,
             batch=32,

@@ -261,12 +261,15 @@ def test_every_profile_has_its_numbers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.skipif("DATA_DIR" not in os.environ, reason="needs the real data in DATA_DIR")
-def test_default_reaches_a_perplexity_of_150_on_the_real_test_text(tmp_path: Path) -> None:
-    config = ptb.CONFIGS[STANDARD]["default"]
+@pytest.mark.parametrize(("configuration", "perplexity"), [(STANDARD, 105), ("book", 120)])
+def test_default_reaches_its_perplexity_on_the_real_test_text(
+    tmp_path: Path, configuration: str, perplexity: float
+) -> None:
+    config = ptb.CONFIGS[configuration]["default"]
     data = ptb.load_data(config, DataRequest("real", Path(os.environ["DATA_DIR"])), seed=0)
     run.make_repeatable(0)
     model = ptb.build_model(config)
     ptb.train(model, data, config, seed=0, callbacks=[])
-    assert ptb.evaluate(model, data, tmp_path)["test"]["perplexity"] <= 150
+    assert ptb.evaluate(model, data, tmp_path)["test"]["perplexity"] <= perplexity

@@ -170,6 +170,9 @@ def train(
     """
     steps = len(data.train.results) // config.batch
     networks = model.get_layer(NETWORKS)
+    networks = keras.Model(
+        networks.inputs, networks.outputs[0]
+    )  # the saved ones go without the loss, which export lacks
     rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps, config.final_rate)
     networks.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
     weights = assay_weights(data.train.results, config.balance)

@@ -16,7 +16,8 @@ def kernel(fingerprints: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -
     a, b = fingerprints.astype(np.float32), others.astype(np.float32)
     shared = a @ b.T
     every = a.sum(axis=1)[:, None] + b.sum(axis=1) - shared
-    return np.square(shared / np.maximum(every, 1))
+    alike: npt.NDArray[np.float32] = np.square(shared / np.maximum(every, 1))
+    return alike
 
 
 def fit(
@@ -74,4 +75,4 @@ def _largest_eigenvalue(matrix: npt.NDArray[np.float32]) -> float:
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return 1 / (1 + np.exp(-logits))
+    return np.reciprocal(1 + np.exp(-logits))

@@ -170,10 +170,14 @@ def train(
     """
     steps = len(data.train.results) // config.batch
     networks = model.get_layer(NETWORKS)
+    networks = keras.Model(
+        networks.inputs, networks.outputs[0]
+    )  # the saved ones go without the loss, which export lacks
     rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps, config.final_rate)
     networks.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
     weights = assay_weights(data.train.results, config.balance)
-    train_inputs, valid_inputs = [data.train.fingerprints], [data.valid.fingerprints]
+    train_inputs: list[npt.NDArray[Any]] = [data.train.fingerprints]
+    valid_inputs: list[npt.NDArray[Any]] = [data.valid.fingerprints]
     if config.memory:
         memory = model.get_layer(MEMORY)
         train_inputs.append(_remember(memory, data.train, weights, config))

@@ -7,15 +7,14 @@ of keras-team/keras), so the loop over epochs and steps is here; the step is Ker
 When a host dies, the next exchange fails on every other one within about ten seconds: `LOST` is what is raised then.
 """
 
-import ctypes
 import functools
 import json
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,12 +84,16 @@ def join(cluster: Cluster) -> tf.distribute.Strategy:
     """The strategy over all hosts, once every one of them is there; a process can take part in one cluster only.
 
     Raises:
-        TrainingError: this host's port is taken, or another host was lost meanwhile.
+        TrainingError: this host's port is taken, or another one did not come or was lost meanwhile.
     """
     try:
-        with _giving_up(cluster):
-            return tf.distribute.MultiWorkerMirroredStrategy()
-    except (tf.errors.OpError, RuntimeError) as error:
+        _meet(cluster)
+        handler = signal.getsignal(signal.SIGTERM)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # TensorFlow has put its own, after which nothing ends
+        return strategy
+    except (tf.errors.OpError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise TrainingError(
             f"{cluster.addresses[cluster.place]} cannot join {cluster.others} ({reason}): start all hosts again"
@@ -189,36 +192,31 @@ def _value_of_first(cluster: Cluster, values: npt.NDArray[np.int64]) -> npt.NDAr
         return np.asarray(tf.Variable(values).numpy())
 
 
-@contextmanager
-def _giving_up(cluster: Cluster) -> Iterator[None]:
-    """Around TensorFlow's wait for the other hosts, which does not end by itself and in which Python hears no signal.
+def _meet(cluster: Cluster) -> None:
+    """Wait until every other host listens at its port, and listen at this one's meanwhile.
 
-    Ctrl-C, SIGTERM and `WAIT_SECONDS` end the process.
+    TensorFlow's own wait, which comes after, lasts for hours and hears neither Ctrl-C nor SIGTERM.
     """
-    signals = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    kept = {number: signal.signal(number, signal.SIG_DFL) for number in signals}
-    reset = ctypes.CDLL(None).signal  # unlike Python's, any thread may call it
-    joined = threading.Event()
+    port = int(cluster.addresses[cluster.place].rpartition(":")[2])
+    missing = [address for place, address in enumerate(cluster.addresses) if place != cluster.place]
+    end = time.monotonic() + WAIT_SECONDS
+    with socket.create_server(("", port)):
+        while missing:
+            missing = [address for address in missing if not _listens(address)]
+            if missing and time.monotonic() > end:
+                raise TrainingError(
+                    f"waited {WAIT_SECONDS} s for {', '.join(missing)}: start the same command on every host"
+                )
+            time.sleep(0.2 if missing else 0)
 
-    def watch() -> None:
-        end = time.monotonic() + WAIT_SECONDS
-        while not joined.wait(0.2):
-            if signal.SIGTERM in signals:
-                reset(int(signal.SIGTERM), None)  # TensorFlow has a handler for it, after which nothing ends
-            if time.monotonic() > end:
-                text = f"Error: waited {WAIT_SECONDS} s for {cluster.others}: start the same command on every host\n"
-                os.write(2, text.encode())
-                os._exit(1)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
     try:
-        yield
-    finally:
-        joined.set()
-        watcher.join()
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _is_address(address: Any) -> bool:

@@ -1,4 +1,3 @@
-import contextlib
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ import tensorflow as tf
 from bookserve.training import devices, hosts, run
 from bookserve.training.batches import row_order
 from bookserve.training.errors import TrainingError
-from model_servers import free_port
+from model_servers import free_port, wait_until
 
 SECONDS = 800  # for two processes that share a busy machine
 TWO = {"worker": ["one:1", "two:2"]}
@@ -209,27 +208,31 @@ def test_a_host_is_killed_and_all_are_started_again(
     assert json.loads(config.read_text())["devices"].endswith(" on each of 2 hosts")
 
 
-def listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    with socket.socket() as connection:
-        return connection.connect_ex((host, int(port))) == 0
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
 def test_a_host_that_waits_for_others_can_be_stopped(tmp_path: Path) -> None:
     addresses = free_addresses()
     waiting = start(0, addresses, tmp_path)
     try:
-        stopped = False
-        while not stopped:
-            if listens(addresses[0]):
-                waiting.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                waiting.wait(1)
-                stopped = True
-        assert waiting.returncode == -signal.SIGTERM
+        wait_until(lambda: hosts._listens(addresses[0]), "the host listens", SECONDS)
+        waiting.send_signal(signal.SIGTERM)
+        output, _ = waiting.communicate(timeout=SECONDS)
     finally:
         waiting.kill()
-        output, _ = waiting.communicate()
+    assert waiting.returncode == 128 + signal.SIGTERM
     assert f"mnist: host 1 of 2, with {addresses[1]}" in output
+    assert output.splitlines()[-1] == "stopped"
+
+
+def test_a_host_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, other = free_addresses()
+    monkeypatch.setattr(hosts, "WAIT_SECONDS", 0)
+    with pytest.raises(TrainingError, match=f"waited 0 s for {other}: start the same command on every host"):
+        hosts.join(hosts.Cluster((here, other), 0))
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    here, other = free_addresses()
+    taken = socket.create_server(("", int(here.rpartition(":")[2])))
+    with taken, pytest.raises(TrainingError, match=f"^{here} cannot join {other} .*in use"):
+        hosts.join(hosts.Cluster((here, other), 0))

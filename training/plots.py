@@ -121,7 +121,7 @@ def pictures(images: npt.NDArray[np.uint8], captions: Sequence[str], title: str,
     """Small colour pictures [n, height, width, 3], eight in a row, each with its caption."""
     columns, rows = 8, max(1, -(-len(images) // 8))
     figure = Figure(figsize=(1.1 * columns, 0.4 + 1.5 * rows), dpi=DPI, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels:
         panel.set_axis_off()
     for panel, image, caption in zip(panels, images, captions, strict=False):

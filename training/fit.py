@@ -44,7 +44,7 @@ def fit(
         keeper.restore(model, saved)
     if not keeper.ended(epochs):
         watchers = [*callbacks, keeper]
-        if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:  # Keras's fit fails on batches of odd size
             hosts.fit(model, batches(keeper.epoch), range(keeper.epoch, epochs), steps, valid, watchers)
         else:
             model.fit(

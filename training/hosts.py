@@ -126,7 +126,7 @@ def fit(
     valid: tf.data.Dataset,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
-    """What `model.fit` does, over the hosts of the current strategy: each makes all batches and takes its rows of them.
+    """What `model.fit` does, over the devices and hosts of the current strategy: each takes its rows of every batch.
 
     Raises:
         LOST: a host is gone.

@@ -75,4 +75,4 @@ def _largest_eigenvalue(matrix: npt.NDArray[np.float32]) -> float:
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return np.reciprocal(1 + np.exp(-logits))
+    return np.asarray(1 / (1 + np.exp(-logits)), np.float32)

@@ -45,3 +45,11 @@ def test_pictures_stand_eight_in_a_row(tmp_path: Path) -> None:
 def _width(path: Path) -> int:
     with Image.open(path) as image:
         return image.width
+
+
+def test_trials_have_a_panel_a_parameter(tmp_path: Path) -> None:
+    parameters: dict[str, list[float | str]] = {"rate": [1e-3, 1e-2, 1e-1], "hidden": ["(8,)", "(8, 4)", "(8,)"]}
+    plots.trials([0, 1, 2], [0.5, 0.7, 0.6], parameters, {"rate"}, "val_auc", True, tmp_path / "three.png")
+    plots.trials([0], [0.5], {"rate": [1e-3]}, set(), "val_auc", False, tmp_path / "two.png")
+    plots.trials([], [], {"rate": []}, {"rate"}, "val_auc", False, tmp_path / "none.png")
+    assert _width(tmp_path / "three.png") * 2 == _width(tmp_path / "two.png") * 3

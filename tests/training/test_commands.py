@@ -2,7 +2,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,15 @@ def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
     assert "seed 4" in invoke("models", "show", "mnist", "1", *models).output
 
 
-@pytest.mark.usefixtures("tiny_mnist")
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C reaches Python, also where the tests were started in the background, whose shell turns it off."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
+
+
+@pytest.mark.usefixtures("tiny_mnist", "interruptible")
 @pytest.mark.parametrize(
     ("command", "number", "epoch", "line"),
     [

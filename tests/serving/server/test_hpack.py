@@ -2,7 +2,7 @@
 
 import hpack
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bookserve.serving.server.hpack import MAX_TABLE_SIZE, Decoder, HeaderListTooLarge, HpackError, encode
@@ -26,12 +26,14 @@ def test_decodes_what_the_hpack_package_encodes(blocks: list[list[tuple[bytes, b
 
 
 @given(st.lists(st.one_of(headers, st.integers(0, MAX_TABLE_SIZE)), max_size=8))
+@example([0, [], 37, 37, [(b":path", b""), (b":path", b"")]])
 def test_follows_table_size_updates(steps: list[list[tuple[bytes, bytes]] | int]) -> None:
     encoder = hpack.Encoder()
     decoder = Decoder(max_list_size=1 << 20)
     for step in steps:
         if isinstance(step, int):
-            encoder.header_table_size = step
+            if step != encoder.header_table_size:  # the package forgets to tell of a change when it is made twice
+                encoder.header_table_size = step
         else:
             assert decoder.decode(encoder.encode(step)) == step
 

@@ -266,7 +266,10 @@ def tune(
 @runs_dir_option
 def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
     """Remove unfinished runs, but those that are under way: what was stopped halfway is then trained anew."""
-    for folder in (folder for name in names or MODELS for folder in run_folder.dead(runs_dir, name)):
+    folders = [folder for name in names or MODELS for folder in run_folder.dead(runs_dir, name)]
+    if not folders:
+        click.echo(f"no unfinished run lies in {runs_dir}")
+    for folder in folders:
         try:
             shutil.rmtree(folder)
         except OSError as error:

@@ -98,6 +98,7 @@ def test_unfinished_runs_are_counted_and_removed(tmp_path: Path) -> None:
     assert len(list((tmp_path / "mnist").iterdir())) == 2
     alive.close()
     assert invoke("clean-runs", "--runs-dir", tmp_path).output.count("removed ") == 2
+    assert invoke("clean-runs", "--runs-dir", tmp_path).output == f"no unfinished run lies in {tmp_path}\n"
 
 
 @pytest.mark.parametrize(

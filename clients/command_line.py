@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "model-server": ("bookserve.serving.server.main:main", "serving", "Serve models over gRPC and REST."),
     "gateway": ("bookserve.serving.gateway.main:main", "serving", "Serve the domain API and the web page."),
     "serve": ("bookserve.serving.serve:main", "serving", "Model server and gateway together, on loopback."),
+    "doctor": ("bookserve.clients.doctor:main", "clients", "Say what this machine has, and what is broken."),
     "predict": ("bookserve.clients.predict:main", "clients", "Ask for one prediction."),
 }
 

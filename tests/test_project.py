@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "bookserve.serving.server": {"bookserve.serving.wire"},
     "bookserve.serving.gateway": {"bookserve.serving.wire", "bookserve.export.contracts", "bookserve.clients"},
     "bookserve.serving": {"bookserve.clients", "bookserve.export.contracts", "bookserve.serving.wire"},
+    "bookserve.clients.doctor": {"bookserve.export", "bookserve.training.datasets"},
     "bookserve.clients": {"bookserve.serving.wire", "bookserve.export.contracts"},
 }
 # These load TensorFlow when they are asked to, never when they are imported.

@@ -89,7 +89,7 @@ def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir:
         except KeyboardInterrupt as stop:
             kept = _write(Report(folder, opened.trials(), search))
             stop.add_note(
-                f"{study_name}: stopped, {len(kept.trials)} trials are kept; the same command goes on from there"
+                f"{study_name}: stopped, trials kept: {len(kept.trials)}; the same command goes on from there"
             )
             raise
         return _write(Report(folder, opened.trials(), search))

@@ -123,7 +123,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_call_goes_on(tmp_path: Path,
     pretend_training(interrupt)
     with pytest.raises(KeyboardInterrupt) as stop:
         tune_linear(tmp_path)
-    assert stop.value.__notes__ == ["study: stopped, 2 trials are kept; the same command goes on from there"]
+    assert stop.value.__notes__ == ["study: stopped, trials kept: 2; the same command goes on from there"]
     folder = tmp_path / "linear" / "tuned" / "study"
     assert len((folder / search.TABLE).read_text().splitlines()) == 3
     assert (folder / search.PICTURE).is_file()

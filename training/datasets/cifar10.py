@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bookserve.training.datasets import files
 from bookserve.training.datasets.files import (
     DataError,
     DataFile,
@@ -76,6 +77,11 @@ class Pictures:
     def examples(self) -> dict[str, Images]:
         """Test rows as the contract's inputs: `images` uint8 [n, 32, 32, 3]."""
         return {"images": self.test.images}
+
+
+def at_hand(data_dir: Path | None) -> Path | None:
+    """The folder with the files of the data set, if a training would not have to download them."""
+    return _unpacked(DataRequest("real", data_dir)) or files.at_hand("cifar10", (ARCHIVE,), data_dir)
 
 
 def load(request: DataRequest, seed: int, train_rows: int | None = None) -> Pictures:

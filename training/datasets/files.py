@@ -109,6 +109,15 @@ def obtain(dataset: str, files: Sequence[DataFile], request: DataRequest) -> tup
         return None
 
 
+def at_hand(dataset: str, files: Sequence[DataFile], data_dir: Path | None) -> Path | None:
+    """The folder where `obtain` would find all files without a download; their checksums are not looked at."""
+    for folder in (data_dir, cache_folder(dataset)):
+        paths = [_first_existing(folder, dataset, file) for file in files] if folder is not None else [None]
+        if paths[0] is not None and all(paths):
+            return paths[0].parent
+    return None
+
+
 def cache_folder(dataset: str) -> Path:
     """The folder of downloaded files: $BOOKSERVE_CACHE, else $XDG_CACHE_HOME/bookserve, else ~/.cache/bookserve."""
     root = os.environ.get("BOOKSERVE_CACHE")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bookserve.training.datasets import digit_sample
+from bookserve.training.datasets import digit_sample, files
 from bookserve.training.datasets.files import (
     DataError,
     DataFile,
@@ -91,6 +91,11 @@ class Digits:
     def examples(self) -> dict[str, npt.NDArray[np.generic]]:
         """Test rows as the contract's inputs: `images` uint8 [n, 28, 28]."""
         return {"images": self.test.images}
+
+
+def at_hand(data_dir: Path | None) -> Path | None:
+    """The folder with the files of the data set, if a training would not have to download them."""
+    return files.at_hand("mnist", FILES, data_dir)
 
 
 def load(request: DataRequest, seed: int, train_rows: int | None = None) -> Digits:

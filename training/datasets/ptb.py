@@ -17,6 +17,7 @@ from pydoc_data.topics import topics
 import numpy as np
 import numpy.typing as npt
 
+from bookserve.training.datasets import files
 from bookserve.training.datasets.files import (
     DataError,
     DataFile,
@@ -91,6 +92,11 @@ class Text:
     def assets(self) -> dict[str, str]:
         """The files that a version carries along: the vocabulary, one word a line, line number = word number."""
         return {VOCABULARY_ASSET: "".join(f"{word}\n" for word in self.vocabulary)}
+
+
+def at_hand(data_dir: Path | None) -> Path | None:
+    """The folder with the files of the data set, if a training would not have to download them."""
+    return files.at_hand("ptb", FILES, data_dir)
 
 
 def load(request: DataRequest, train_words: int | None = None) -> Text:

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bookserve.training.datasets import molecule_sample
+from bookserve.training.datasets import files, molecule_sample
 from bookserve.training.datasets.files import (
     DataError,
     DataFile,
@@ -73,6 +73,11 @@ class Molecules:
     def examples(self) -> dict[str, npt.NDArray[np.generic]]:
         """Test rows as the contract's inputs: `fingerprint` uint8 [n, 1024]."""
         return {"fingerprint": self.test.fingerprints}
+
+
+def at_hand(data_dir: Path | None) -> Path | None:
+    """The folder with the files of the data set, if a training would not have to download them."""
+    return files.at_hand("tox21", FILES, data_dir)
 
 
 def load(

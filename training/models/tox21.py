@@ -122,8 +122,11 @@ SEARCHES: dict[str, Search] = {
             "hidden": Choice(((25,), (50,), (100,), (50, 50))),  # chapter 5 tries sizes and depths
             "learning_rate": LogUniform(1e-4, 1e-2),
             "dropout": Choice((0.25, 0.5, 0.75)),
+            "input_dropout": Choice((0.0, 0.2, 0.4)),
             "weight_decay": LogUniform(1e-3, 1.0),
             "epochs": Choice((15, 30, 45)),
+            "members": Choice((1, 4)),
+            "memory": Choice((0, 6_400)),
         },
     ),
 }

@@ -1,0 +1,228 @@
+"""The command `bookserve doctor`: what this machine has for training and serving, and what to do about the rest.
+
+Every line is a `Finding`. Only what is broken makes the command fail: what is merely absent, such as a GPU or an extra
+that was not installed, is a note.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+from packaging.requirements import Requirement
+
+HOST = "127.0.0.1"
+LITTLE_MEMORY, LITTLE_DISK = 4, 2  # GiB: below them trainings of the default profile may fail
+SECONDS = 60  # that a question to another program may take: TensorFlow's first import from a cold disk is slow
+PROBE_SECONDS = 2  # for a server on loopback
+DATA_SETS = ("mnist", "tox21", "ptb", "cifar10")
+DEVICES = "import tensorflow as tf; print(*(gpu.name for gpu in tf.config.list_physical_devices('GPU')))"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: `advice` says what to do, where something can be done."""
+
+    status: Literal["ok", "note", "bad"]
+    about: str
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where to look: what the options of the command name. Port -> what listens there in `make serve`."""
+
+    models_dir: Path
+    data_dir: Path | None
+    ports: dict[int, str]
+
+
+@click.command()
+@click.option("--models-dir", default=Path("models"), type=click.Path(path_type=Path), show_default=True)
+@click.option("--data-dir", default=None, type=click.Path(path_type=Path), envvar="DATA_DIR", help="[env: DATA_DIR]")
+@click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--rest-port", default=8501, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--gateway-port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+def main(models_dir: Path, data_dir: Path | None, grpc_port: int, rest_port: int, gateway_port: int) -> None:
+    """Look at machine, packages, GPUs, data, models and ports; fails when something is broken."""
+    ports = {grpc_port: "the model server's gRPC", rest_port: "the model server's REST", gateway_port: "the gateway"}
+    places = Places(models_dir, data_dir, ports)
+    bad = 0
+    for check in CHECKS:
+        for finding in check(places):
+            bad += finding.status == "bad"
+            advice = f": {finding.advice}" if finding.advice else ""
+            click.echo(f"{finding.status:<5} {finding.about:<10} {finding.text}{advice}")
+    if bad:
+        raise click.ClickException(f"{bad} of these {'is' if bad == 1 else 'are'} bad")
+
+
+def machine(places: Places) -> Iterator[Finding]:
+    """Python, system, cores, memory and disk."""
+    system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.platform == "linux":
+        yield Finding("ok", "system", system)
+    else:
+        yield Finding("note", "system", f"{system}: only Linux was ever tried")
+    yield Finding("ok", "cores", str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()))
+    memory = _available_memory()
+    if memory is not None:
+        yield _enough("memory", memory, LITTLE_MEMORY, "end other programs, or train with --profile smoke")
+    wanted = places.models_dir.absolute()
+    folder = next(folder for folder in (wanted, *wanted.parents) if folder.is_dir())
+    free = shutil.disk_usage(folder).free / 2**30
+    yield _enough("disk", free, LITTLE_DISK, f"make room below {folder}")
+
+
+def packages(places: Places) -> Iterator[Finding]:
+    """What each extra of bookserve needs, by the installed metadata; nothing is imported."""
+    bookserve = importlib.metadata.distribution("bookserve")
+    needs = [Requirement(text) for text in bookserve.requires or ()]
+    for extra in bookserve.metadata.get_all("Provides-Extra") or ():
+        missing, old = [], []
+        for need in needs:
+            if need.marker is None or not need.marker.evaluate({"extra": extra}):
+                continue
+            try:
+                version = importlib.metadata.version(need.name)
+            except importlib.metadata.PackageNotFoundError:
+                missing.append(need.name)
+                continue
+            if not need.specifier.contains(version, prereleases=True):
+                old.append(f"{need.name} is {version}, needed is {need.specifier}")
+        install = f"pip install 'bookserve[{extra}]'"
+        if old:
+            yield Finding("bad", "packages", f"{extra}: {'; '.join(old)}", install)
+        elif missing:
+            yield Finding("note", "packages", f"{extra}: not installed ({', '.join(missing)})", install)
+        else:
+            yield Finding("ok", "packages", f"{extra}: all installed")
+
+
+def gpus(places: Places) -> Iterator[Finding]:
+    """The GPUs that the driver names, and whether TensorFlow can use them."""
+    found = _ask(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
+    if not found:
+        yield Finding("note", "gpu", "no NVIDIA GPU: everything runs on the processor")
+        return
+    for line in found.splitlines():
+        yield Finding("ok", "gpu", line)
+    if importlib.util.find_spec("tensorflow") is None:
+        return
+    seen = (_ask([sys.executable, "-c", DEVICES]) or "").split()
+    if len(seen) == len(found.splitlines()):
+        yield Finding("ok", "gpu", f"TensorFlow uses {', '.join(seen)}")
+    else:
+        text = f"TensorFlow sees {len(seen)} of {len(found.splitlines())}"
+        yield Finding("bad", "gpu", text, "pip install 'tensorflow[and-cuda]', or look at CUDA_VISIBLE_DEVICES")
+
+
+def data(places: Places) -> Iterator[Finding]:
+    """Where the files of each data set lie. Their checksums are for the training to check."""
+    if places.data_dir is not None and not places.data_dir.is_dir():
+        yield Finding("bad", "data", f"DATA_DIR {places.data_dir} is not a folder", "name another, or none")
+        return
+    for name in DATA_SETS:
+        try:
+            dataset = importlib.import_module(f"bookserve.training.datasets.{name}")
+        except ModuleNotFoundError:
+            return  # without the extra that trains, data is of no use
+        folder = dataset.at_hand(places.data_dir)
+        if folder is not None:
+            yield Finding("ok", "data", f"{name}: in {folder}")
+        else:
+            yield Finding("note", "data", f"{name}: will be downloaded, or set DATA_DIR to the folder that has it")
+
+
+def models(places: Places) -> Iterator[Finding]:
+    """The newest version of every model, each of its files checked against the manifest."""
+    from bookserve.export import manifest as manifests
+    from bookserve.export.errors import StoreError
+    from bookserve.export.store import ModelStore
+
+    store = ModelStore(places.models_dir)
+    names = store.models()
+    if not names:
+        yield Finding("note", "models", f"none in {places.models_dir}", "'bookserve train-all' makes them")
+    for name in names:
+        advice = f"'bookserve export {name}' publishes the last run anew"
+        try:
+            manifest = store.manifest(name)
+            changed = manifests.changed_files(store.path(name), manifest)
+        except (StoreError, OSError) as error:
+            yield Finding("bad", "models", f"{name}: {error}", advice)
+            continue
+        version = f"{name}: version {manifest.version}, profile {manifest.profile}"
+        if changed:
+            yield Finding("bad", "models", f"{version}: missing or changed: {', '.join(changed)}", advice)
+        else:
+            yield Finding("ok", "models", version)
+
+
+def ports(places: Places) -> Iterator[Finding]:
+    """Whether the ports are free, or bookserve itself has them."""
+    for port, purpose in places.ports.items():
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind((HOST, port))
+            except PermissionError:
+                yield Finding("bad", "ports", f"{port} for {purpose} needs more rights", "name one above 1023")
+                continue
+            except OSError:
+                yield _taken(port, purpose)
+                continue
+        yield Finding("ok", "ports", f"{port} for {purpose} is free")
+
+
+CHECKS: tuple[Callable[[Places], Iterator[Finding]], ...] = (machine, packages, gpus, data, models, ports)
+
+
+def _taken(port: int, purpose: str) -> Finding:
+    """What to say of a port that something listens on."""
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/healthz", timeout=PROBE_SECONDS) as answer:
+            healthy = answer.status == 200
+    except (OSError, urllib.error.URLError, ValueError):
+        healthy = False
+    if healthy:
+        return Finding("ok", "ports", f"{port} for {purpose}: a healthy server answers there")
+    return Finding("note", "ports", f"{port} for {purpose} is in use", "if not by bookserve, name another port")
+
+
+def _enough(about: str, amount: float, little: float, advice: str) -> Finding:
+    if amount < little:
+        return Finding("bad", about, f"{amount:.1f} GiB free, {little} are needed", advice)
+    return Finding("ok", about, f"{amount:.1f} GiB free")
+
+
+def _available_memory() -> float | None:
+    """GiB that programs can have without swapping, where the system says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kib is None else int(kib) / 2**20
+
+
+def _ask(command: list[str]) -> str | None:
+    """What a program prints, None where it is not there, fails or does not end."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

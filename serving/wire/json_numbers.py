@@ -1,103 +1,93 @@
 """Regular nested lists of numbers, read from the bytes of a predict request: REST's hot path.
 
-`{"instances": [[0.1, 0.2], [0.3, 0.4]]}` is read without its lists being built: the numbers as one flat list, and the
-brackets and commas by comparison with those of an earlier request. What is not that regular, or the first of its shape,
-takes the ordinary way over json_text.py and json_tensors.py, with the same result. What is large goes to json_large.py.
+`{"instances": [[0.1, 0.2], [0.3, 0.4]]}` is read without a Python object for each number: simdjson parses the request
+and hands over all numbers of a list at once, however it is nested, in binary. It says nothing of the shape, which is
+found in the brackets and commas alone. What is not that regular takes the ordinary way over json_text.py and
+json_tensors.py, with the same result.
 """
 
+import math
 import re
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
-import orjson
+import simdjson
 
-from bookserve.serving.wire import json_large
-from bookserve.serving.wire.json_large import LargeNumbers
+from bookserve.serving.wire.tensors import MAX_RANK, Array
 
 _HEAD = re.compile(rb'\{\s*(?:"signature_name"\s*:\s*"(\w*)"\s*,\s*)?"(instances|inputs)"\s*:\s*(?=\[)')
-_NUMBER = b"+-.0123456789Ee"
-_SPACE = b" \t\r\n"
-_BRACKETS = b"[]"
-# What each character is, as a bit.
-_PART, _OPEN, _CLOSE = 1, 2, 4
-_KINDS = bytes(_PART if code in _NUMBER else {ord("["): _OPEN, ord("]"): _CLOSE}.get(code, 0) for code in range(256))
-# Skeletons that are remembered: how many, and how long.
-_MAX_KNOWN = 128
-_MAX_LENGTH = 1 << 18
-_LARGE = 1 << 18  # bytes
+_BESIDE_THE_SKELETON = b"+-.0123456789Ee \t\r\n"
+_MAX_REMEMBERED = 1 << 16  # bytes of brackets and commas; those of longer lists are looked at each time
 
-# Brackets and commas of a list -> its shape.
-_KNOWN: dict[bytes, tuple[int, ...]] = {}
+Form = Literal["d", "i", "u"]  # simdjson's names of the widest types
+_WIDEST: dict[Form, np.dtype[Any]] = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
 
 
-@dataclass(frozen=True, slots=True)
 class Numbers:
-    """A nested list of numbers that has not been built: its numbers in order, int or float, and its shape."""
+    """A nested list of numbers that has been parsed and not been built, and its shape."""
 
-    flat: list[Any]
-    shape: tuple[int, ...]
+    __slots__ = ("_list", "shape")
+
+    def __init__(self, parsed: simdjson.Array, shape: tuple[int, ...]) -> None:
+        self._list = parsed
+        self.shape = shape
+
+    def array(self, dtype: np.dtype[Any]) -> Array | None:
+        """The list as an array of floats or integers; None where a value is not of that type, or is missing."""
+        form: Form = "d" if dtype.kind == "f" else "u" if dtype == np.uint64 else "i"
+        try:
+            wide = np.frombuffer(self._list.as_buffer(of_type=form), _WIDEST[form])
+        except (TypeError, ValueError, RuntimeError):
+            return None
+        if wide.size != math.prod(self.shape):
+            return None
+        with np.errstate(over="ignore"):
+            array = wide.astype(dtype, copy=False)
+        exact = np.isfinite(array) if dtype.kind == "f" else array == wide
+        return array.reshape(self.shape) if exact.all() else None
 
     def nested(self) -> list[Any]:
         """The list itself."""
-        level = self.flat
-        for size in reversed(self.shape[1:]):
-            level = [level[start : start + size] for start in range(0, len(level), size)]
-        return level
+        return self._list.as_list()
 
 
 def read(body: bytes) -> dict[str, Any] | None:
-    """A request with its Numbers or LargeNumbers at `instances` or `inputs`, maybe behind a `signature_name`.
+    """A request with its Numbers at `instances` or `inputs`, maybe behind a `signature_name`.
 
     None where the ordinary way is to be taken.
     """
     head = _HEAD.match(body)
     if head is None or not body.endswith(b"}"):
         return None
-    text = body[head.end() : -1]
-    skeleton = text.translate(None, _NUMBER + _SPACE)
-    if len(text) >= _LARGE:
-        large = json_large.read(body, head[2].decode(), skeleton)
-        return None if large is None else _request(head, large)
-    shape = _KNOWN.get(skeleton)
+    skeleton = body[head.end() : -1].translate(None, _BESIDE_THE_SKELETON)
+    shape = _remembered_shape(skeleton) if len(skeleton) <= _MAX_REMEMBERED else _shape(skeleton)
     if shape is None:
         return None
-    # The skeleton is a regular list's. A number may stand only behind "[" or "," and before "]" or ","; where one is
-    # missing or broken, the flat list is no JSON.
-    kinds = np.frombuffer(text.translate(_KINDS, _SPACE), np.uint8)
-    before, after = kinds[:-1], kinds[1:]
-    if ((before << 1 & after & _OPEN) | (before >> 2 & after & _PART)).any():
-        return None
+    key = head[2].decode()
     try:
-        flat = orjson.loads(b"[%b]" % text.translate(None, _BRACKETS))
-    except orjson.JSONDecodeError:
+        parsed: Any = simdjson.Parser().parse(body)
+        numbers = Numbers(parsed[key], shape)
+    except (ValueError, RuntimeError):
         return None
-    return _request(head, Numbers(flat, shape)) if flat else None  # of `[[]]` it is empty
+    return {key: numbers} if head[1] is None else {"signature_name": head[1].decode(), key: numbers}
 
 
-def _request(head: re.Match[bytes], numbers: Numbers | LargeNumbers) -> dict[str, Any]:
-    request: dict[str, Any] = {} if head[1] is None else {"signature_name": head[1].decode()}
-    request[head[2].decode()] = numbers
-    return request
-
-
-def remember(shape: tuple[int, ...]) -> None:
-    """Lets lists of this shape be read by `read` from now on."""
-    skeleton = _skeleton(shape)
-    if skeleton is None or skeleton in _KNOWN:
-        return
-    if len(_KNOWN) >= _MAX_KNOWN:
-        _KNOWN.clear()
-    _KNOWN[skeleton] = shape
-
-
-def _skeleton(shape: tuple[int, ...]) -> bytes | None:
-    """Brackets and commas of a list of that shape; None for no list, an empty one, or one that is too large."""
-    if not shape or 0 in shape:
+def _shape(skeleton: bytes) -> tuple[int, ...] | None:
+    """The shape of the regular list that has these brackets and commas; None where there is none."""
+    rank = len(skeleton) - len(skeleton.lstrip(b"["))
+    if not 0 < rank <= MAX_RANK:
         return None
-    skeleton = b""
-    for size in reversed(shape):
-        if size * (len(skeleton) + 1) + 2 > _MAX_LENGTH:
+    shape = []
+    inner = b""  # one element of the list that is looked at, from the innermost to the whole
+    for level in range(1, rank + 1):
+        end = skeleton.find(b"]" * level)
+        size, rest = divmod(end + level - 1 - (rank - level), len(inner) + 1)
+        if end < 0 or rest:
             return None
-        skeleton = b"[%b]" % b",".join([skeleton] * size)
-    return skeleton
+        shape.append(size)
+        inner = b"[%b%b]" % ((inner + b",") * (size - 1), inner)
+    return tuple(reversed(shape)) if inner == skeleton else None
+
+
+_remembered_shape = lru_cache(maxsize=128)(_shape)

@@ -8,14 +8,13 @@ either succeeds or finds what to complain about.
 import base64
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from bookserve.serving.wire import json_numbers, tensorflow_error_pb2, tensorflow_pb2
-from bookserve.serving.wire.json_large import LargeNumbers
+from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.json_numbers import Numbers
 from bookserve.serving.wire.json_text import JsonError, dumps, is_base64, kind_of, pretty, quoted, to_bytes
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
@@ -46,8 +45,6 @@ for _number in _FORMATS:
     elif _dtype.kind == "f":
         _LIMITS[_number] = float(np.finfo(_dtype).min), float(np.finfo(_dtype).max)
 
-_UNBUILT = (Numbers, LargeNumbers)
-
 
 class UnsupportedTypeError(JsonError):
     """JSON for a tensor of a type that JSON cannot carry, such as half."""
@@ -60,19 +57,14 @@ def read_tensors(body: Mapping[str, Any], types: Mapping[str, DataType], boolean
 
     `types` gives the signature's inputs. Every row must have the same shape; the number of rows becomes dimension 0.
     `booleans` false says that the body holds neither `true` nor `false`, which saves looking for them. Values of `body`
-    may be Numbers or LargeNumbers.
+    may be Numbers.
     Raises JsonError that names the row; UnsupportedTypeError for types that JSON cannot carry.
     """
     for key, value in body.items():
-        if isinstance(value, _UNBUILT):
+        if isinstance(value, Numbers):
             if len(types) == 1:
                 ((name, number),) = types.items()
-                tensor = None
-                if number in _LIMITS:  # which a boolean is not
-                    if isinstance(value, Numbers):
-                        tensor = _pack(value.flat, value.shape, number)
-                    else:
-                        tensor = value.array(numpy_type(number))
+                tensor = value.array(numpy_type(number)) if number in _LIMITS else None  # where a boolean is not
                 if tensor is not None:
                     return {name: tensor}
             body = {**body, key: value.nested()}
@@ -180,10 +172,7 @@ def to_array(value: Any, dtype: np.dtype[Any], what: str, booleans: bool = True)
 
 def _read(value: Any, number: DataType, booleans: bool) -> Array:
     tensor = _read_at_once(value, number, booleans)
-    if tensor is None:
-        return _read_one_by_one(value, number, MAX_RANK)
-    json_numbers.remember(tensor.shape)
-    return tensor
+    return _read_one_by_one(value, number, MAX_RANK) if tensor is None else tensor
 
 
 def _read_at_once(value: Any, number: DataType, booleans: bool) -> Array | None:
@@ -206,16 +195,8 @@ def _read_at_once(value: Any, number: DataType, booleans: bool) -> Array | None:
             return None
     elif booleans and bool in set(map(type, flat)):
         return None
-    return _pack(flat, shape, number)
-
-
-def _pack(flat: list[Any], shape: Sequence[int], number: DataType) -> Array | None:
-    """The array of these values; None where one of them is not of that type."""
-    form = _FORMATS.get(number)
-    if not form:
-        return None
     try:
-        packed = struct.pack(f"={len(flat)}{form}", *flat)  # "=": "@" lets 1e39 pass as float32's infinity
+        packed = struct.pack(f"={len(flat)}{_FORMATS[number]}", *flat)  # "=": "@" lets 1e39 pass as float32's infinity
     except (struct.error, OverflowError):
         return None
     return np.frombuffer(packed, numpy_type(number)).reshape(shape)

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,9 @@ _SECONDS = 4
 _WARM_UP_CALLS = 500
 _WAIT_SECONDS = 60.0
 _RETRY_SECONDS = 0.002
-_ROUNDS = 3  # in turns with Triton
+_ROUNDS = 5  # in turns with Triton
 _PICTURE = (1, 28, 28, 1)
+_BATCH = 16  # of ONNX Runtime alone; with 8 and 32 it is no faster
 
 
 @dataclass(frozen=True)
@@ -284,24 +286,57 @@ def _beside_triton(scratch: Path, venv: Path, flags: tuple[str, ...]) -> None:
     x = np.random.default_rng(0).random(_PICTURE, np.float32).round(4)
     ours = _tensorflow_serving_bodies(folder, "lenet5", x)
     theirs = _open_inference_bodies(folder, "lenet5", x)
-    rates: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
     for _ in range(_ROUNDS):
         with _server(f"--model_root={folder}", *flags) as server:
             method, path = "tensorflow.serving.PredictionService/Predict", "v1/models/lenet5:predict"
-            _compare(rates, "bookserve", ours, (server.grpc_port, method), (server.rest_port, path))
+            _compare(figures, "bookserve", ours, (server.grpc_port, method), (server.rest_port, path))
         with _triton(scratch, venv, folder / "lenet5" / "1" / "model.onnx") as (grpc_port, rest_port):
             method, path = "inference.GRPCInferenceService/ModelInfer", "v2/models/lenet5/infer"
-            _compare(rates, "Triton", theirs, (grpc_port, method), (rest_port, path))
+            _compare(figures, "Triton", theirs, (grpc_port, method), (rest_port, path))
+        figures.setdefault("ONNX Runtime pictures/s", []).append(_runtime_alone(folder / "lenet5" / "1" / "model.onnx"))
     click.echo(f"lenet5 at 16 connections, medians of {_ROUNDS} rounds in turns")
-    for name, figures in rates.items():
-        click.echo(f"  {name:16s} {statistics.median(figures):8.0f}")
+    for name, measured in figures.items():
+        click.echo(f"  {name:25s} {statistics.median(measured):8.1f}  of {min(measured):.1f} to {max(measured):.1f}")
 
 
 def _compare(
-    rates: dict[str, list[float]], name: str, bodies: tuple[Path, Path], grpc: tuple[int, str], rest: tuple[int, str]
+    figures: dict[str, list[float]], name: str, bodies: tuple[Path, Path], grpc: tuple[int, str], rest: tuple[int, str]
 ) -> None:
-    rates.setdefault(f"{name} gRPC", []).append(float(_h2load(bodies[0], *grpc, 16, 12_000)[0]))
-    rates.setdefault(f"{name} REST", []).append(float(_wrk(bodies[1], *rest, 16)[0]))
+    if shutil.which("h2load"):
+        figures.setdefault(f"{name} gRPC calls/s", []).append(float(_h2load(bodies[0], *grpc, 16, 12_000)[0]))
+    if shutil.which("wrk"):
+        rate, _, slowest = _wrk(bodies[1], *rest, 16)
+        figures.setdefault(f"{name} REST requests/s", []).append(float(rate))
+        figures.setdefault(f"{name} REST p99 ms", []).append(_milliseconds(slowest))
+
+
+def _runtime_alone(graph: Path) -> float:
+    """Pictures a second of ONNX Runtime with a thread for each core, in batches and without any server."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(graph), options)
+    batch = np.zeros((_BATCH, *_PICTURE[1:]), np.float32)
+    end = time.monotonic() + _SECONDS
+
+    def run(_: int) -> int:
+        batches = 0
+        while time.monotonic() < end:
+            session.run(None, {"x": batch})
+            batches += 1
+        return batches
+
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(run, range(threads))) * _BATCH / _SECONDS
+
+
+def _milliseconds(text: str) -> float:
+    """A time as wrk prints it, such as 870.00us."""
+    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s)", text).groups()  # type: ignore[union-attr]
+    return float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
 
 
 @contextmanager

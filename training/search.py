@@ -74,7 +74,7 @@ def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir:
         raise TrainingError(_who_can(name, plan.configuration))
     if study_name in module.CONFIGS:
         raise TrainingError(f"'{study_name}' is a configuration of {name}: name the study differently with --study")
-    config = module.CONFIGS[plan.configuration][plan.profile]
+    config = dataclasses.replace(module.CONFIGS[plan.configuration][plan.profile], **search.fixed)
     folder = study.folder_of(runs_dir, name, study_name)
     origin = dataclasses.asdict(module.load_data(config, request, plan.seed).origin)
     settings = Settings(plan.configuration, plan.profile, origin, plan.seed, plan.repeats, plan.sampler)

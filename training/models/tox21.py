@@ -57,6 +57,7 @@ class Config:
 
     epochs: int
     members: int = 1  # networks that are trained side by side and whose answers are averaged
+    assays: tuple[str, ...] = ASSAYS  # that the networks learn; of others only the memory knows something
     together: bool = True  # one network for all assays; else one for each (chapter 4)
     hidden: tuple[int, ...] = (512, 256)  # units of each hidden layer (chapter 4: one of 50)
     normalise: bool = True  # batch normalisation in front of each rectifier (chapter 4: none)
@@ -128,6 +129,7 @@ SEARCHES: dict[str, Search] = {
             "members": Choice((1, 4)),
             "memory": Choice((0, 6_400)),
         },
+        fixed={"assays": (ASSAYS[BOOK_ASSAY],)},  # the networks share nothing: the others would only take time
     ),
 }
 
@@ -149,7 +151,7 @@ def build_model(config: Config) -> keras.Model:
     if config.memory:
         inputs.append(keras.Input((len(ASSAYS),), dtype="float32", name="remembered"))
     network = _one_network if config.together else _network_an_assay
-    members = [network(bits, inputs[1:], config) for _ in range(config.members)]  # (n, 12) each
+    members = [_among_all(network(bits, inputs[1:], config), config) for _ in range(config.members)]  # (n, 12) each
     networks = keras.Model(inputs, keras.ops.stack(members, axis=1), name=NETWORKS)
     if not config.memory:
         return keras.Model(fingerprint, keras.ops.mean(networks(fingerprint), axis=1), name="toxicity")
@@ -179,20 +181,21 @@ def train(
     rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps, config.final_rate)
     networks.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
     weights = assay_weights(data.train.results, config.balance)
+    learnt = np.isin(ASSAYS, config.assays)
     train_inputs: list[npt.NDArray[Any]] = [data.train.fingerprints]
     valid_inputs: list[npt.NDArray[Any]] = [data.valid.fingerprints]
     if config.memory:
         memory = model.get_layer(MEMORY)
         train_inputs.append(_remember(memory, data.train, weights, config))
         valid_inputs.append(memory.predict(data.valid.fingerprints, batch_size=EVALUATION_BATCH, verbose=0))
-    train_packed, valid_packed = (pack(split.results, weights) for split in (data.train, data.valid))
+    train_packed, valid_packed = (pack(split.results, weights * learnt) for split in (data.train, data.valid))
     return fit(
         networks,
         lambda first_epoch: training_batches(train_inputs, train_packed, config, seed, first_epoch),
         config.epochs,
         steps,
         tf.data.Dataset.from_tensor_slices((tuple(valid_inputs), valid_packed)).batch(EVALUATION_BATCH),
-        [FiguresOfEpoch(model, data), *callbacks],
+        [FiguresOfEpoch(model, data, learnt), *callbacks],
         checkpoint,
         best="val_auc" if config.keep_best else None,
         higher_is_better=True,
@@ -243,15 +246,19 @@ def serving_model(model: keras.Model) -> keras.Model:
 class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
     """Adds AUC and NR-AR's weighted accuracy to the figures of every epoch; must stand before the other callbacks.
 
-    Of the validation rows (`val_auc`, `val_nr_ar_accuracy`) and of as many training rows.
+    Of the validation rows (`val_auc`, `val_nr_ar_accuracy`) and of as many training rows; AUC is the mean of the assays
+    that are `learnt`, bool [12].
     """
 
-    def __init__(self, whole: keras.Model, data: tox21.Molecules) -> None:
+    def __init__(self, whole: keras.Model, data: tox21.Molecules, learnt: npt.NDArray[np.bool_]) -> None:
         super().__init__()
         self._whole = whole  # of which the model that is fitted is a part
         rows = len(data.valid.results)
         self._balance = assay_weights(data.train.results, 1.0)
-        self._splits = {"": tox21.Split(data.train.fingerprints[:rows], data.train.results[:rows]), "val_": data.valid}
+        self._splits = {
+            kind: tox21.Split(split.fingerprints[:rows], np.where(learnt, split.results[:rows], np.nan))
+            for kind, split in (("", data.train), ("val_", data.valid))
+        }
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Predict and compare."""
@@ -386,28 +393,37 @@ def log_loss(results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.flo
     return float(-np.log(np.maximum(right, 1e-12)).mean())
 
 
+def _among_all(logits: Any, config: Config) -> Any:
+    """Logits [n, 12] from those of the assays that are learnt; 0 for the others."""
+    if config.assays == ASSAYS:
+        return logits
+    return keras.ops.matmul(
+        logits, np.array([[assay == name for name in ASSAYS] for assay in config.assays], "float32")
+    )
+
+
 def _one_network(bits: Any, remembered: Sequence[Any], config: Config) -> Any:
-    """Logits [n, 12] of one network on float32 bits [n, 1024] and, where there is a memory, its logits [n, 12]."""
+    """Logits [n, assays] of one network on float32 bits [n, 1024] and, where there is a memory, its logits [n, 12]."""
     x = keras.layers.Dropout(config.input_dropout)(bits)
     x = keras.ops.concatenate([x, *remembered], axis=1)
     for units in config.hidden:
         x = _rectified(keras.layers.Dense(units, use_bias=not config.normalise)(x), config)
-    return keras.layers.Dense(len(ASSAYS))(x)
+    return keras.layers.Dense(len(config.assays))(x)
 
 
 def _network_an_assay(bits: Any, remembered: Sequence[Any], config: Config) -> Any:
-    """The same of twelve networks that share nothing, each with the hidden layers of `config`."""
+    """The same of a network for each assay, which share nothing, each with the hidden layers of `config`."""
     x = keras.layers.Dropout(config.input_dropout)(bits)
     x = keras.ops.concatenate([x, *remembered], axis=1)
-    x = keras.layers.Dense(len(ASSAYS) * config.hidden[0], use_bias=not config.normalise)(x)
+    assays = len(config.assays)
+    x = keras.layers.Dense(assays * config.hidden[0], use_bias=not config.normalise)(x)
     for units in config.hidden[1:]:
-        x = _side_by_side(_rectified(x, config), units)
-    return _side_by_side(_rectified(x, config), 1)
+        x = _side_by_side(_rectified(x, config), assays, units)
+    return _side_by_side(_rectified(x, config), assays, 1)
 
 
-def _side_by_side(x: Any, units: int) -> Any:
-    """A dense layer for each assay: [n, 12 * inputs] to [n, 12 * units]."""
-    assays = len(ASSAYS)
+def _side_by_side(x: Any, assays: int, units: int) -> Any:
+    """A dense layer for each assay: [n, assays * inputs] to [n, assays * units]."""
     fair = keras.initializers.VarianceScaling(assays, "fan_avg", "uniform")  # Keras counts the assays as inputs, too
     x = keras.layers.Reshape((assays, x.shape[1] // assays))(x)
     x = keras.layers.EinsumDense("nai,aio->nao", (assays, units), bias_axes="ao", kernel_initializer=fair)(x)

@@ -44,6 +44,22 @@ def test_every_layer_reads_the_one_before_it() -> None:
     assert networks.output_shape == (None, 1, 12)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_one_assay_alone(together: bool, molecules: Molecules) -> None:
+    config = replace(TINY, assays=("NR-AhR",), together=together, hidden=(6, 4), memory=0, epochs=8)
+    keras.utils.set_random_seed(0)
+    model = tox21.build_model(config)
+    kernels = [tuple(variable.shape) for variable in model.trainable_variables if variable.name == "kernel"]
+    assert sorted(set(kernels)) == ([(4, 1), (6, 4), (1024, 6)] if together else [(1, 4, 1), (1, 6, 4), (1024, 6)])
+    history = tox21.train(model, molecules, config, 0, [])
+    probabilities = tox21.predict(model, molecules.valid.fingerprints)
+    others = [number for number, assay in enumerate(tox21.ASSAYS) if assay != "NR-AhR"]
+    assert (probabilities[:, others] == 0.5).all()
+    aucs = tox21.assay_aucs(molecules.valid.results, probabilities)
+    assert max(history["val_auc"]) == pytest.approx(aucs["NR-AhR"], abs=1e-6)
+    assert aucs["NR-AhR"] > 0.8
+
+
 def test_networks_of_one_assay_share_nothing() -> None:
     config = replace(tox21.BOOK, hidden=(6, 4), normalise=True)
     networks = tox21.build_model(config).get_layer("networks")

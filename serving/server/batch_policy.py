@@ -9,8 +9,7 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-
+from bookserve.serving.server import text_files
 from bookserve.serving.server.errors import invalid_argument
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
@@ -47,10 +46,7 @@ def adaptive(parallel_runs: int) -> BatchPolicy:
 
 def read_parameters(path: Path) -> BatchingParameters:
     """Reads a text BatchingParameters file. Raises ServingError (INVALID_ARGUMENT) when it cannot be read."""
-    try:
-        return text_format.Parse(path.read_text(), BatchingParameters())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise invalid_argument(f"Invalid protobuf file: '{path}': {error}") from error
+    return text_files.read(path, BatchingParameters())
 
 
 def batch_threads(parameters: BatchingParameters, cores: int) -> int:

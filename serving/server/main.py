@@ -217,6 +217,7 @@ async def _serve(flags: Flags) -> int:
     except ServingError as error:
         if server is not None:
             await server.give_up()
+        log.error("the server does not start: %s", error)
         print(f"Failed to start server. Error: {error}", flush=True)  # noqa: T201 - where TensorFlow Serving prints it
         return 255
     await stopping

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-
+from bookserve.serving.server import text_files
 from bookserve.serving.server.batching import Run
 from bookserve.serving.server.errors import invalid_argument
 from bookserve.serving.server.version_counts import VersionCounts
@@ -404,10 +403,7 @@ def read_monitoring_config(path: Path) -> str | None:
 
     Raises ServingError (INVALID_ARGUMENT) when the file cannot be read or parsed, or the path does not begin with "/".
     """
-    try:
-        config = text_format.Parse(path.read_text(), messages.MonitoringConfig()).prometheus_config
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise invalid_argument(f"Invalid protobuf file: '{path}': {error}") from error
+    config = text_files.read(path, messages.MonitoringConfig()).prometheus_config
     page = config.path or DEFAULT_PATH
     if not page.startswith("/"):
         raise invalid_argument(f"'{path}': prometheus_config.path must begin with '/', it is '{page}'")

@@ -80,11 +80,25 @@ def _parse_leniently(body: bytes) -> Any:
         return _LENIENT.raw_decode(text, start)[0]
     except json.JSONDecodeError as error:
         offset = len(text[: error.pos].encode("utf-8", "surrogateescape"))
-        raise JsonError(f"JSON Parse error: {_PARSE_ERRORS.get(error.msg, error.msg)} at offset: {offset}") from None
+        message = _PARSE_ERRORS.get(error.msg, error.msg)
+        if error.msg == _NO_COMMA:
+            message = _PARSE_ERRORS_IN[_innermost(text[: error.pos])]
+        raise JsonError(f"JSON Parse error: {message} at offset: {offset}") from None
     except RecursionError:
         raise JsonError("JSON Parse error: the values are nested too deeply") from None
     except ValueError as error:  # a number that _integer or _real refuses
         raise JsonError(f"JSON Parse error: {error}") from None
+
+
+def _innermost(text: str) -> str:
+    """The bracket that opened the list or object in which a beginning of JSON ends."""
+    opened: list[str] = []
+    for match in _STRING_OR_BRACKET.finditer(text):
+        if match[1] in ("[", "{"):
+            opened.append(match[1])
+        elif match[1]:
+            opened.pop()
+    return opened[-1]
 
 
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -112,12 +126,17 @@ def _integer(text: str) -> int | float:
 
 _STRING_OR_INF = re.compile(r'("(?:[^"\\]|\\.)*")|\bInf\b', re.DOTALL)
 _LENIENT = json.JSONDecoder(object_pairs_hook=_first_wins, parse_float=_real, parse_int=_integer)
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|([\[\]{}])', re.DOTALL)
 # Python's messages -> RapidJSON's.
+_NO_COMMA = "Expecting ',' delimiter"
+_PARSE_ERRORS_IN = {
+    "[": "Missing a comma or ] after an array element.",
+    "{": "Missing a comma or } after an object member.",
+}
 _PARSE_ERRORS = {
     "Expecting value": "Invalid value.",
     "Expecting property name enclosed in double quotes": "Missing a name for object member.",
     "Expecting ':' delimiter": "Missing a colon after a name of object member.",
-    "Expecting ',' delimiter": "Missing a comma or a closing bracket.",
     "Unterminated string starting at": "Missing a closing quotation mark in string.",
     "Invalid \\escape": "Invalid escape character in string.",
     "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",

@@ -13,6 +13,7 @@ from bookserve.serving.server import text_files
 from bookserve.serving.server.errors import invalid_argument
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
+_THREAD_POOL = "batch_threads"  # of a file that names none
 PER_MODEL_FILE = "batching_params.pbtxt"  # in a version's folder
 # TensorFlow's process gets a socket for each thread, all in one message (engines/tensorflow_process.py).
 MAX_THREADS = 250
@@ -60,6 +61,11 @@ def batch_threads(parameters: BatchingParameters, cores: int) -> int:
     if threads > MAX_THREADS:
         raise invalid_argument(f"num_batch_threads must be at most {MAX_THREADS}; was {threads}")
     return threads
+
+
+def thread_pool(parameters: BatchingParameters) -> str:
+    """The name of the threads that run batches, which the metrics show."""
+    return parameters.thread_pool_name.value if parameters.HasField("thread_pool_name") else _THREAD_POOL
 
 
 def from_parameters(parameters: BatchingParameters, threads: int) -> BatchPolicy:

@@ -96,8 +96,6 @@ FAMILIES = (
     LAST_INFERENCE,
 )
 
-# The thread pool that TensorFlow Serving has without a batching parameters file.
-_THREAD_POOL = "model_server_batch_threads"
 _RUNTIMES = {"tensorflow": "TF1", "onnx": "ONNX"}
 
 Labels = tuple[str, ...]
@@ -163,7 +161,8 @@ Key = tuple[str, int, str, str, str, str]
 class Metrics:
     """The counts of one process; `enabled` says whether anybody can read those of requests and batches."""
 
-    def __init__(self, *, enabled: bool = True) -> None:
+    def __init__(self, *, enabled: bool = True, thread_pool: str = "") -> None:
+        """`thread_pool` is the name of the threads that run batches."""
         self.enabled = enabled
         self.models: frozenset[str] = frozenset()  # the configured ones
         self._strangers: set[str] = set()
@@ -171,7 +170,7 @@ class Metrics:
         self._served: dict[Key, _Served] = {}
         self._versions: dict[tuple[str, int], VersionCounts] = {}
         self._loading = threading.Lock()
-        self._queuing = self._histogram(QUEUING_LATENCY, _THREAD_POOL)
+        self._queuing = self._histogram(QUEUING_LATENCY, thread_pool)
         self._runs = self._counter(RUN_COUNT)
         self._input_rows = self._histogram(INPUT_BATCH_SIZE)
         self._processed_rows = self._histogram(PROCESSED_BATCH_SIZE)

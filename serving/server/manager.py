@@ -132,8 +132,8 @@ class ModelManager:
         if not name:
             raise nameless()
         model = self._models.get(name)
-        if label is not None and model is not None:
-            version = number_of(model.setting.labels, label)
+        if label is not None:
+            version = number_of(model.setting.labels if model is not None else {}, label)
         servable = None
         if model is not None:
             servable = _latest(model) if version is None else _available(model, version)
@@ -463,7 +463,7 @@ class ModelManager:
         if options.max_loaded:
             await self._make_room()
         log.info("Loading servable: {name: %s version: %d}", name, number)
-        retries = 0 if options.lazy else options.max_retries
+        retries = 0 if options.lazy else max(0, options.max_retries)
         for attempt in range(retries + 1):
             try:
                 version.servable = await self._loader.load(name, number, version.path)

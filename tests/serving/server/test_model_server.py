@@ -403,6 +403,12 @@ def test_rest_paths(server: Server) -> None:
         400,
         {"error": "Unrecognized servable version label: any"},
     )
+    for path in ("/v1/models/versions/1", "/v1/models/labels/any", "/v1/models/versions/1/metadata"):
+        assert get(server, path) == (400, {"error": "Missing model name in request."})
+    assert get(server, "/V1/Models")[0] == 200
+    for path in ("/foo", "/v1", "/v1models/scale:predict"):
+        error = f"nothing is served at {path}: the models are under /v1/models"
+        assert post(server, path, body) == (404, {"error": error})
 
 
 @pytest.mark.parametrize("digits", ["9223372036854775808", "1" * 5000])

@@ -590,9 +590,16 @@ def test_config_file_policies_labels_and_changes(start_server: StartServer, tmp_
     write("all {}", f'config {{ name: "other" base_path: "{other}" model_platform: "tensorflow" }}')
     wait_until(lambda: post(server, "/v1/models/other:predict", body)[0] == 200, "the new model is served")
     wait_until(lambda: post(server, "/v1/models/scale/versions/1:predict", body)[0] == 200, "the new policy holds")
-    config.write_text("model_config_list {")
-    wait_until(lambda: "Failed to read ModelServerConfig file" in server.log.read_text(), "the broken file is noticed")
-    assert post(server, "/v1/models/other:predict", body)[0] == 200
+    for content, message in (
+        ("model_config_list {", "Failed to read ModelServerConfig file: INVALID_ARGUMENT: Invalid protobuf file: "),
+        ("", "failed to ReloadConfig: FAILED_PRECONDITION: Cannot transition to requested config. It is only legal"),
+        ('model_config_list { config { name: "x" base_path: "x" } }', "failed to ReloadConfig: INVALID_ARGUMENT: Exp"),
+    ):
+        config.write_text(content)
+        wait_until(lambda message=message: message in server.log.read_text(), "the broken file is noticed")  # type: ignore[misc]
+        assert post(server, "/v1/models/other:predict", body)[0] == 200
+    config.write_text("model_config_list {}")
+    wait_until(lambda: get(server, "/v1/models")[1] == {"models": []}, "no model is served any more")
 
 
 def test_a_missing_model_holds_up_nobody(start_server: StartServer, tmp_path: Path, scale: Path) -> None:

@@ -378,10 +378,13 @@ class ModelManager:
         """Acts on the listing of a model's folder: what cannot be listed changes nothing."""
         name, base_path = model.setting.name, model.setting.base_path
         if isinstance(found, OSError):
+            missing_path = isinstance(found, FileNotFoundError)
+            reason = f"NOT_FOUND: {base_path} not found" if missing_path else f"{found.strerror}"
             self._complain(
                 model,
                 "FileSystemStoragePathSource encountered a filesystem access error:"
-                f" Could not find base path {base_path} for servable {name} with error {found.strerror}",
+                f" Could not find base path {base_path} for servable {name} with error {reason}",
+                logging.ERROR,
             )
             return
         model.on_disk = found
@@ -400,10 +403,10 @@ class ModelManager:
         self._reconcile(model)
 
     @staticmethod
-    def _complain(model: _Model, problem: str) -> None:
+    def _complain(model: _Model, problem: str, level: int = logging.WARNING) -> None:
         if problem != model.complaint:
             model.complaint = problem
-            log.warning("%s", problem)
+            log.log(level, "%s", problem)
 
     # Versions
 

@@ -218,12 +218,17 @@ def test_only_the_last_versions_that_ended_are_remembered(tmp_path: Path) -> Non
     run(body)
 
 
-def test_a_removed_model_ends_visibly_and_a_folder_that_vanishes_changes_nothing(tmp_path: Path) -> None:
+def test_a_removed_model_ends_visibly_and_a_folder_that_vanishes_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def body(loader: FakeLoader) -> None:
         manager, _ = await serve(loader, folder(tmp_path / "m", 1))
         (tmp_path / "m").rename(tmp_path / "away")
         complaint = manager._models["m"]
         await until(lambda: "Could not find base path" in complaint.complaint, "the folder is missed")
+        (record,) = [record for record in caplog.records if "Could not find base path" in record.getMessage()]
+        assert record.levelname == "ERROR"
+        assert record.getMessage().endswith(f" with error NOT_FOUND: {tmp_path / 'm'} not found")
         assert manager.find("m").version == 1
         (tmp_path / "away").rename(tmp_path / "m")
         await manager.apply([])

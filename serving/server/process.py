@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from bookserve.serving.server import grpc_api, lazy, metrics, model_service, oip_grpc, rest_api
+from bookserve.serving.server import grpc_api, lazy, metrics, model_service, oip_grpc, rest_api, text_files
 from bookserve.serving.server.admin import Access, Admin
 from bookserve.serving.server.admin_api import AdminApi
 from bookserve.serving.server.batch_policy import (
@@ -212,6 +212,8 @@ def _load_options(flags: Flags, parameters: BatchingParameters) -> LoadOptions:
             " (server_options.tensorflow_intra_op_parallelism, server_options.tensorflow_inter_op_parallelism)"
             " separately. You cannot configure all."
         )
+    if flags.tensorflow_session_config_file:  # which TensorFlow alone can parse, in its own process
+        text_files.text(Path(flags.tensorflow_session_config_file))
     if flags.mixed_precision and flags.mixed_precision != "bfloat16":
         log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
     cores = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // processes(flags)))  # of each process

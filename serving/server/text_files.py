@@ -17,11 +17,18 @@ def read(path: Path, into: Config) -> Config:
     Raises ServingError (INVALID_ARGUMENT) that names the file when it cannot be read, and the line and the reason as
     protobuf's C++ library words them when it cannot be parsed.
     """
+    content = text(path)
     try:
-        return text_format.Parse(path.read_text(), into)
+        return text_format.Parse(content, into)
     except text_format.ParseError as error:
         reason = str(error).replace(" : ", ": ", 1)
         raise _invalid(path, f"Error parsing text-format {into.DESCRIPTOR.full_name}: {reason}") from error
+
+
+def text(path: Path) -> str:
+    """What is in the file. Raises ServingError (INVALID_ARGUMENT) that names it when it cannot be read."""
+    try:
+        return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise _invalid(path, error) from error
 

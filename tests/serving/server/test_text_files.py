@@ -44,6 +44,13 @@ def test_what_cannot_be_read_names_the_file(tmp_path: Path, content: bytes | Non
         text_files.read(path, ModelServerConfig())
 
 
+def test_a_start_without_the_session_config_that_it_names_ends(tmp_path: Path) -> None:
+    flags = (f"--model_base_path={tmp_path}", f"--tensorflow_session_config_file={tmp_path / 'nowhere'}")
+    done = subprocess.run([*COMMAND, *flags], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 255
+    assert f"Error: INVALID_ARGUMENT: Invalid protobuf file: '{tmp_path / 'nowhere'}'" in done.stdout
+
+
 def test_a_start_with_a_bad_config_says_why_on_both_outputs(tmp_path: Path) -> None:
     path = tmp_path / "models.config"
     path.write_text("improper model config")

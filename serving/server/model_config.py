@@ -127,6 +127,8 @@ def _request_log(model: messages.ModelConfig) -> RequestLogSetting | None:
     if not model.HasField("logging_config"):
         return None
     config = model.logging_config
+    if config.HasField("custom_logging_config"):
+        raise invalid_argument(f"custom_logging_config of model {model.name} is not supported")
     check_type(config.log_collector_config.type)
     rate = config.sampling_config.sampling_rate if config.HasField("sampling_config") else 1.0
     collector = config.log_collector_config

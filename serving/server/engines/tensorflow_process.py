@@ -30,7 +30,7 @@ from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument, unavailable
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
-from bookserve.serving.wire.tensors import Array, to_array, to_proto
+from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_proto
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,9 @@ def _answer(session: Session, channel: socket.socket) -> None:
             frames.send(channel, frames.ANSWER, response.SerializeToString())
         except ServingError as error:
             frames.send_error(channel, error)
+        except TensorError as error:  # of an output, such as one of bfloat16
+            code = tensorflow_error_pb2.UNIMPLEMENTED
+            frames.send_error(channel, ServingError(code, f"an output of the model cannot be answered: {error}"))
         except Exception:
             log.exception("fault while running a signature")
             frames.send_error(channel, ServingError(tensorflow_error_pb2.INTERNAL, "the model failed: see the log"))

@@ -9,11 +9,11 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-
+from bookserve.serving.server import text_files
 from bookserve.serving.server.errors import invalid_argument
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
+_THREAD_POOL = "batch_threads"  # of a file that names none
 PER_MODEL_FILE = "batching_params.pbtxt"  # in a version's folder
 # TensorFlow's process gets a socket for each thread, all in one message (engines/tensorflow_process.py).
 MAX_THREADS = 250
@@ -47,10 +47,7 @@ def adaptive(parallel_runs: int) -> BatchPolicy:
 
 def read_parameters(path: Path) -> BatchingParameters:
     """Reads a text BatchingParameters file. Raises ServingError (INVALID_ARGUMENT) when it cannot be read."""
-    try:
-        return text_format.Parse(path.read_text(), BatchingParameters())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise invalid_argument(f"Invalid protobuf file: '{path}': {error}") from error
+    return text_files.read(path, BatchingParameters())
 
 
 def batch_threads(parameters: BatchingParameters, cores: int) -> int:
@@ -64,6 +61,11 @@ def batch_threads(parameters: BatchingParameters, cores: int) -> int:
     if threads > MAX_THREADS:
         raise invalid_argument(f"num_batch_threads must be at most {MAX_THREADS}; was {threads}")
     return threads
+
+
+def thread_pool(parameters: BatchingParameters) -> str:
+    """The name of the threads that run batches, which the metrics show."""
+    return parameters.thread_pool_name.value if parameters.HasField("thread_pool_name") else _THREAD_POOL
 
 
 def from_parameters(parameters: BatchingParameters, threads: int) -> BatchPolicy:

@@ -19,14 +19,14 @@ import click
 import onnxruntime
 
 from bookserve.serving.server import flags as flag_parser
-from bookserve.serving.server import logs
+from bookserve.serving.server import logs, text_files
 from bookserve.serving.server.admin import ModelAdmin, default_roots
-from bookserve.serving.server.errors import ServingError, invalid_argument
+from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument
 from bookserve.serving.server.flags import FlagError, Flags
 from bookserve.serving.server.followers import Followers, ReplicatingLoader, processes
 from bookserve.serving.server.manager import ManagerOptions, ModelManager
 from bookserve.serving.server.metrics import Snapshot
-from bookserve.serving.server.model_config import ModelSetting, discover, merged, read_config_file
+from bookserve.serving.server.model_config import ModelSetting, discover, from_message, merged, read_config_file
 from bookserve.serving.server.ports import Ports
 from bookserve.serving.server.process import Process, run
 from bookserve.serving.server.servable import Loader
@@ -144,25 +144,35 @@ class ModelServer:
 
     async def _follow_config_file(self, poll_seconds: float) -> None:
         """Applies the config file over and over, whatever was changed meanwhile; a broken one changes nothing."""
-        complaint = ""
+        path, complaint = Path(self._flags.model_config_file), ""
         while True:
             await asyncio.sleep(poll_seconds)
             problem = ""
             try:
-                settings = await asyncio.to_thread(self._settings)
+                config = await asyncio.to_thread(text_files.read, path, messages.ModelServerConfig())
             except ServingError as error:
                 problem = f"Failed to read ModelServerConfig file: {error}"
             else:
-                if settings == self._manager.settings:
-                    continue
                 try:
-                    self._manager.check_labels(settings)
-                    await self._manager.apply(settings)
+                    await self._replace(config)
                 except ServingError as error:
                     problem = f"PollFilesystemAndReloadConfig failed to ReloadConfig: {error}"
             if problem and problem != complaint:
                 log.error("%s", problem)
             complaint = problem
+
+    async def _replace(self, config: messages.ModelServerConfig) -> None:
+        """Makes these the models, where they are not yet. Raises ServingError for a config that is refused."""
+        if config.WhichOneof("config") != "model_config_list" and self._manager.settings:
+            # Such as the empty file that there is for a moment when an editor writes it again.
+            raise failed_precondition(
+                "Cannot transition to requested config."
+                " It is only legal to transition from one ModelConfigList to another."
+            )
+        settings = from_message(config)
+        if settings != self._manager.settings:
+            self._manager.check_labels(settings)
+            await self._manager.apply(settings)
 
     async def _follow_root(self, known: list[ModelSetting], poll_seconds: float) -> None:
         """Applies what changes below --model_root; what was changed by other means stays as it is."""
@@ -217,6 +227,7 @@ async def _serve(flags: Flags) -> int:
     except ServingError as error:
         if server is not None:
             await server.give_up()
+        log.error("the server does not start: %s", error)
         print(f"Failed to start server. Error: {error}", flush=True)  # noqa: T201 - where TensorFlow Serving prints it
         return 255
     await stopping

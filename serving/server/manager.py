@@ -132,8 +132,8 @@ class ModelManager:
         if not name:
             raise nameless()
         model = self._models.get(name)
-        if label is not None and model is not None:
-            version = number_of(model.setting.labels, label)
+        if label is not None:
+            version = number_of(model.setting.labels if model is not None else {}, label)
         servable = None
         if model is not None:
             servable = _latest(model) if version is None else _available(model, version)
@@ -378,10 +378,13 @@ class ModelManager:
         """Acts on the listing of a model's folder: what cannot be listed changes nothing."""
         name, base_path = model.setting.name, model.setting.base_path
         if isinstance(found, OSError):
+            missing_path = isinstance(found, FileNotFoundError)
+            reason = f"NOT_FOUND: {base_path} not found" if missing_path else f"{found.strerror}"
             self._complain(
                 model,
                 "FileSystemStoragePathSource encountered a filesystem access error:"
-                f" Could not find base path {base_path} for servable {name} with error {found.strerror}",
+                f" Could not find base path {base_path} for servable {name} with error {reason}",
+                logging.ERROR,
             )
             return
         model.on_disk = found
@@ -400,10 +403,10 @@ class ModelManager:
         self._reconcile(model)
 
     @staticmethod
-    def _complain(model: _Model, problem: str) -> None:
+    def _complain(model: _Model, problem: str, level: int = logging.WARNING) -> None:
         if problem != model.complaint:
             model.complaint = problem
-            log.warning("%s", problem)
+            log.log(level, "%s", problem)
 
     # Versions
 
@@ -463,7 +466,7 @@ class ModelManager:
         if options.max_loaded:
             await self._make_room()
         log.info("Loading servable: {name: %s version: %d}", name, number)
-        retries = 0 if options.lazy else options.max_retries
+        retries = 0 if options.lazy else max(0, options.max_retries)
         for attempt in range(retries + 1):
             try:
                 version.servable = await self._loader.load(name, number, version.path)

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-
+from bookserve.serving.server import text_files
 from bookserve.serving.server.batching import Run
 from bookserve.serving.server.errors import invalid_argument
 from bookserve.serving.server.version_counts import VersionCounts
@@ -97,8 +96,6 @@ FAMILIES = (
     LAST_INFERENCE,
 )
 
-# The thread pool that TensorFlow Serving has without a batching parameters file.
-_THREAD_POOL = "model_server_batch_threads"
 _RUNTIMES = {"tensorflow": "TF1", "onnx": "ONNX"}
 
 Labels = tuple[str, ...]
@@ -164,7 +161,8 @@ Key = tuple[str, int, str, str, str, str]
 class Metrics:
     """The counts of one process; `enabled` says whether anybody can read those of requests and batches."""
 
-    def __init__(self, *, enabled: bool = True) -> None:
+    def __init__(self, *, enabled: bool = True, thread_pool: str = "") -> None:
+        """`thread_pool` is the name of the threads that run batches."""
         self.enabled = enabled
         self.models: frozenset[str] = frozenset()  # the configured ones
         self._strangers: set[str] = set()
@@ -172,7 +170,7 @@ class Metrics:
         self._served: dict[Key, _Served] = {}
         self._versions: dict[tuple[str, int], VersionCounts] = {}
         self._loading = threading.Lock()
-        self._queuing = self._histogram(QUEUING_LATENCY, _THREAD_POOL)
+        self._queuing = self._histogram(QUEUING_LATENCY, thread_pool)
         self._runs = self._counter(RUN_COUNT)
         self._input_rows = self._histogram(INPUT_BATCH_SIZE)
         self._processed_rows = self._histogram(PROCESSED_BATCH_SIZE)
@@ -404,10 +402,7 @@ def read_monitoring_config(path: Path) -> str | None:
 
     Raises ServingError (INVALID_ARGUMENT) when the file cannot be read or parsed, or the path does not begin with "/".
     """
-    try:
-        config = text_format.Parse(path.read_text(), messages.MonitoringConfig()).prometheus_config
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise invalid_argument(f"Invalid protobuf file: '{path}': {error}") from error
+    config = text_files.read(path, messages.MonitoringConfig()).prometheus_config
     page = config.path or DEFAULT_PATH
     if not page.startswith("/"):
         raise invalid_argument(f"'{path}': prometheus_config.path must begin with '/', it is '{page}'")

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from google.protobuf import text_format
-
+from bookserve.serving.server import text_files
 from bookserve.serving.server.errors import invalid_argument
 from bookserve.serving.server.request_log import JSON_LINES, RequestLogSetting, check_type
 from bookserve.serving.server.sources import All, Latest, Policy, Specific, versions_on_disk
@@ -29,11 +28,7 @@ def read_config_file(path: Path) -> list[ModelSetting]:
     Raises ServingError (INVALID_ARGUMENT) that names the file and the line when it cannot be read or parsed, and with
     TensorFlow Serving's words for each rule that it breaks.
     """
-    try:
-        config = text_format.Parse(path.read_text(), messages.ModelServerConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise invalid_argument(f"Invalid protobuf file: '{path}': {error}") from error
-    return from_message(config)
+    return from_message(text_files.read(path, messages.ModelServerConfig()))
 
 
 def discover(root: Path) -> list[ModelSetting]:
@@ -132,6 +127,8 @@ def _request_log(model: messages.ModelConfig) -> RequestLogSetting | None:
     if not model.HasField("logging_config"):
         return None
     config = model.logging_config
+    if config.HasField("custom_logging_config"):
+        raise invalid_argument(f"custom_logging_config of model {model.name} is not supported")
     check_type(config.log_collector_config.type)
     rate = config.sampling_config.sampling_rate if config.HasField("sampling_config") else 1.0
     collector = config.log_collector_config

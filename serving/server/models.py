@@ -101,10 +101,10 @@ def statuses(
     """The answer of `Models.status`, of all `versions` of the model that are known."""
     if not name:
         raise nameless()
-    if not versions:
-        raise not_found(f"Could not find any versions of model {name}")
     if number is not None:
         if number not in versions:
             raise not_found(f"Could not find version {number} of model {name}")
         return [show(versions[number])]
+    if not versions:
+        raise not_found(f"Could not find any versions of model {name}")
     return [show(versions[known]) for known in sorted(versions, reverse=True)]

@@ -18,11 +18,12 @@ from bookserve.serving.server.connections import DRAIN_STEP_SECONDS, Api, Connec
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.flags import Flags
 from bookserve.serving.server.followers import Followers
-from bookserve.serving.wire import tensorflow_error_pb2
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+_MAX_PORT = 65535
+_ANY = ("", "0.0.0.0", "::")  # addresses that stand for all
 _PAUSE_SECONDS = 1.0  # of accepting, when the process can open no more files
 _SO_ATTACH_FILTER = 26  # Linux's socket(7); Python has no name for it
 
@@ -31,7 +32,10 @@ class Ports:
     """The listening sockets."""
 
     def __init__(self, flags: Flags, connections: Connections, followers: Followers | None) -> None:
-        """Raises ServingError where there is no port for gRPC."""
+        """Raises ServingError where there is no port for gRPC, or one that no TCP has."""
+        for name, port in (("port", flags.port), ("rest_api_port", flags.rest_api_port)):
+            if not 0 <= port <= _MAX_PORT:
+                raise invalid_argument(f"--{name}={port} is no port: it must be 0 to {_MAX_PORT}")
         if not flags.port and not flags.grpc_socket_path:
             raise invalid_argument(
                 "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
@@ -56,7 +60,7 @@ class Ports:
             self._close()
             if isinstance(error, ServingError):
                 raise
-            raise ServingError(tensorflow_error_pb2.UNKNOWN, f"Failed to BuildAndStart gRPC server: {error}") from error
+            raise invalid_argument(f"Failed to BuildAndStart gRPC server: {error}") from error
 
     async def _bind(self) -> None:
         flags, host = self._flags, self._flags.bind_address
@@ -76,7 +80,8 @@ class Ports:
             log.error("--rest_api_port cannot be the same as --port: REST is off")
         elif flags.rest_api_port:
             await self._bind_port(Api.REST, flags.rest_api_port)
-            log.info("Exporting HTTP/REST API at:%s:%d ...", host, flags.rest_api_port)
+            shown = "localhost" if host in _ANY else host  # as TensorFlow Serving writes it, and as log readers expect
+            log.info("Exporting HTTP/REST API at:%s:%d ...", shown, flags.rest_api_port)
         for _, endpoint in self._endpoints:
             endpoint.listen(_BACKLOG)
             endpoint.setblocking(False)

@@ -9,10 +9,17 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from bookserve.serving.server import grpc_api, lazy, metrics, model_service, oip_grpc, rest_api
+from bookserve.serving.server import grpc_api, lazy, metrics, model_service, oip_grpc, rest_api, text_files
 from bookserve.serving.server.admin import Access, Admin
 from bookserve.serving.server.admin_api import AdminApi
-from bookserve.serving.server.batch_policy import MAX_THREADS, adaptive, batch_threads, from_parameters, read_parameters
+from bookserve.serving.server.batch_policy import (
+    MAX_THREADS,
+    adaptive,
+    batch_threads,
+    from_parameters,
+    read_parameters,
+    thread_pool,
+)
 from bookserve.serving.server.connections import Api, Connections
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.errors import ServingError, invalid_argument
@@ -52,7 +59,8 @@ class Process:
         self._flags = flags
         self._worker = worker
         self._metrics_path = _metrics_path(flags)
-        self._metrics = Metrics(enabled=self._metrics_path is not None)
+        parameters = _batching_parameters(flags)
+        self._metrics = Metrics(enabled=self._metrics_path is not None, thread_pool=thread_pool(parameters))
         log_all = None
         if flags.request_log_file:
             log_all = RequestLogSetting(
@@ -66,7 +74,7 @@ class Process:
             max_files=flags.request_log_max_files,
             worker=worker,
         )
-        self.loader = InProcessLoader(_load_options(flags), self._metrics)
+        self.loader = InProcessLoader(_load_options(flags, parameters), self._metrics)
         self._health = Health()
         self._tasks: set[asyncio.Task[None]] = set()
         self._models: Models
@@ -181,7 +189,20 @@ def _fail_exchange(exchange: HttpExchange) -> None:
     fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
 
 
-def _load_options(flags: Flags) -> LoadOptions:
+def _batching_parameters(flags: Flags) -> BatchingParameters:
+    """Those of the flags. Raises ServingError for a file that cannot be read, or that nothing reads."""
+    if flags.batching_parameters_file:
+        if flags.enable_batching:
+            return read_parameters(Path(flags.batching_parameters_file))
+        raise invalid_argument(
+            "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
+        )
+    parameters = BatchingParameters()
+    parameters.thread_pool_name.value = "model_server_batch_threads"
+    return parameters
+
+
+def _load_options(flags: Flags, parameters: BatchingParameters) -> LoadOptions:
     """How versions are loaded, run and batched. Raises ServingError for settings that make no sense."""
     if flags.tensorflow_session_parallelism and (
         flags.tensorflow_intra_op_parallelism and flags.tensorflow_inter_op_parallelism
@@ -191,21 +212,16 @@ def _load_options(flags: Flags) -> LoadOptions:
             " (server_options.tensorflow_intra_op_parallelism, server_options.tensorflow_inter_op_parallelism)"
             " separately. You cannot configure all."
         )
+    if flags.tensorflow_session_config_file:  # which TensorFlow alone can parse, in its own process
+        text_files.text(Path(flags.tensorflow_session_config_file))
     if flags.mixed_precision and flags.mixed_precision != "bfloat16":
         log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
     cores = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // processes(flags)))  # of each process
     intra_op_threads = flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism or 1
     worker_threads, policy = cores, adaptive(max(1, cores // intra_op_threads))
     if flags.enable_batching:
-        parameters = BatchingParameters()
-        if flags.batching_parameters_file:
-            parameters = read_parameters(Path(flags.batching_parameters_file))
         worker_threads = batch_threads(parameters, cores)
         policy = from_parameters(parameters, worker_threads)
-    elif flags.batching_parameters_file:
-        raise invalid_argument(
-            "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
-        )
     elif flags.enable_per_model_batching_parameters:
         log.warning("--enable_per_model_batching_parameters has no effect without --enable_batching")
     interpreters = (flags.num_tflite_pools or cores) * flags.num_tflite_interpreters_per_pool

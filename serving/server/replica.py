@@ -63,10 +63,10 @@ class Replica:
         if not name:
             raise nameless()
         model = self._state.models.get(name)
+        if label is not None:
+            version = number_of(model.setting.labels if model is not None else {}, label)
         key = None
         if model is not None:
-            if label is not None:
-                version = number_of(model.setting.labels, label)
             key = model.latest if version is None else model.available.get(version)
         servable = self._loaded.get(key) if key is not None else None
         if servable is None:

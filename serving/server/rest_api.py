@@ -28,9 +28,10 @@ from bookserve.serving.wire.json_text import JsonError, parse_object, quoted
 
 log = logging.getLogger(__name__)
 
-_MODEL = rb"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
-_POST = re.compile(_MODEL + rb":(classify|regress|predict)", re.IGNORECASE)  # the verb itself in lower case only
-_GET = re.compile(_MODEL + rb"(/metadata)?", re.IGNORECASE)
+_VERSION = rb"(?:/versions/(\d+)|/labels/([^/:]+))?"
+# The verb itself in lower case only.
+_POST = re.compile(rb"/v1/models/([^/:]+)" + _VERSION + rb":(classify|regress|predict)", re.IGNORECASE)
+_GET = re.compile(rb"/v1/models(?:/([^/:]+))?" + _VERSION + rb"(/metadata)?", re.IGNORECASE)
 _MAX_VERSION = 2**63 - 1
 _CORS = (
     b"Access-Control-Allow-Origin: *\r\n"
@@ -70,7 +71,7 @@ class RestApi:
 
     def handle(self, exchange: HttpExchange) -> None:
         """Answers one request, now or from a callback."""
-        if self._cors and _is_v1(exchange.path):
+        if self._cors and _is_v1(exchange.path) and not exchange.answer_headers.endswith(_CORS):  # with lazy loading
             exchange.answer_headers += _CORS
         try:
             if exchange.method == b"POST" and (match := _POST.fullmatch(exchange.path)):
@@ -81,7 +82,9 @@ class RestApi:
                 self._oip.handle(exchange)
             elif exchange.method == b"GET":
                 self._get(exchange)
-            elif exchange.method == b"OPTIONS" and _is_v1(exchange.path):
+            elif not _is_v1(exchange.path):
+                raise _nothing_at(exchange)
+            elif exchange.method == b"OPTIONS":
                 _preflight(exchange)
             else:
                 raise _malformed(exchange)
@@ -109,9 +112,11 @@ class RestApi:
             exchange.respond(200, b"ok\n", b"text/plain")
         elif path == b"/readyz":
             self._readiness(exchange)
-        elif path == b"/v1/models":
+        elif (match := _GET.fullmatch(path)) and not any(match.groups()):
             exchange.respond(200, _json({"models": self._models()}))
-        elif (match := _GET.fullmatch(path)) and match[4]:
+        elif match and match[1] is None:
+            raise invalid_argument("Missing model name in request.")
+        elif match and match[4]:
             spec = _spec(exchange, match)
             request = messages.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
             exchange.respond(200, _metadata_json(inference.metadata(self._manager, request)))
@@ -121,7 +126,7 @@ class RestApi:
         elif _is_v1(path):
             raise _malformed(exchange)
         else:
-            raise not_found(f"nothing is served at {path.decode('utf-8', 'replace')}: the models are under /v1/models")
+            raise _nothing_at(exchange)
 
     def _models(self) -> list[dict[str, Any]]:
         """Every model: its labels, and its versions as its own status shows them."""
@@ -218,6 +223,11 @@ def _preflight(exchange: HttpExchange) -> None:
     """A browser's question before it lets a page send a request (CORS), answered as TensorFlow Serving does."""
     origin = exchange.headers.get(b"origin", b"")
     exchange.respond(200 if b"http://" in origin or b"https://" in origin else 400, b"")
+
+
+def _nothing_at(exchange: HttpExchange) -> ServingError:
+    path = exchange.path.decode("utf-8", "replace")
+    return not_found(f"nothing is served at {path}: the models are under /v1/models")
 
 
 def _malformed(exchange: HttpExchange) -> ServingError:

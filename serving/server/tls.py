@@ -4,8 +4,7 @@ import ssl
 import tempfile
 from pathlib import Path
 
-from google.protobuf import text_format
-
+from bookserve.serving.server import text_files
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.wire.ssl_config_pb2 import SSLConfig
 
@@ -16,10 +15,7 @@ def server_context(path: Path, protocol: str) -> ssl.SSLContext:
     With `client_verify`, clients must show a certificate that `custom_ca` has signed; without a `custom_ca`, one that
     the system trusts. Raises ServingError (INVALID_ARGUMENT), naming the file and the field, for what cannot be used.
     """
-    try:
-        config = text_format.Parse(path.read_text(), SSLConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise invalid_argument(f"Invalid protobuf file: '{path}': {error}") from error
+    config = text_files.read(path, SSLConfig())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION

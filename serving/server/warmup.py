@@ -18,7 +18,7 @@ from bookserve.serving.server.engines.engine import Engine
 from bookserve.serving.server.errors import ServingError, invalid_argument
 from bookserve.serving.server.signatures import DEFAULT_SIGNATURE, TensorSpec, find_signature
 from bookserve.serving.server.tfrecord import FOOTER, HEADER, LENGTH, masked_crc
-from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
 from bookserve.serving.wire.tensors import Array, TensorError, to_array
@@ -137,15 +137,16 @@ def _predict(engine: Engine, request: messages.PredictRequest) -> None:
 def _run_zeros(engine: Engine, version_path: Path) -> None:
     for signature in engine.signatures.values():
         if all(_has_known_rows(spec) for spec in signature.inputs.values()):
-            inputs = {name: _one_row(spec) for name, spec in signature.inputs.items()}
             try:
+                inputs = {name: _one_row(spec) for name, spec in signature.inputs.items()}
                 engine.run(signature, inputs, tuple(signature.outputs))
             except Exception as error:  # a model may well refuse zeros
                 log.info("the warm-up of %s with zeros was refused: %s", version_path, error)
 
 
 def _has_known_rows(spec: TensorSpec) -> bool:
-    return spec.shape is not None and None not in spec.shape[1:] and spec.dtype.kind != "O"
+    is_string = spec.data_type == tensorflow_pb2.DT_STRING
+    return spec.shape is not None and None not in spec.shape[1:] and not is_string
 
 
 def _one_row(spec: TensorSpec) -> Array:

@@ -6,6 +6,7 @@ orjson does the normal case. What it refuses and TensorFlow Serving's RapidJSON 
 import base64
 import binascii
 import json
+import math
 import re
 from typing import Any
 
@@ -19,6 +20,7 @@ from bookserve.serving.wire.tensorflow_error_pb2 import Code
 _MAX_QUOTED = 256
 # The keys of a request; where one may be there twice, the first counts.
 _KEYS = {key: f'"{key}"'.encode() for key in ("instances", "inputs", "signature_name", "examples", "context")}
+_MAX_SOUGHT = 32  # named inputs that are searched for in a body one by one
 
 
 class JsonError(ValueError):
@@ -43,9 +45,19 @@ def parse(body: bytes) -> Any:
                 f"JSON Parse error: Number too big to be stored in double. at offset: {error.pos}"
             ) from None
         return _parse_leniently(body)
-    if isinstance(value, dict) and any(key in _KEYS and body.count(_KEYS[key]) > 1 for key in value):
+    if isinstance(value, dict) and _may_repeat_a_key(value, body):
         return _parse_leniently(body)
     return value
+
+
+def _may_repeat_a_key(request: dict[str, Any], body: bytes) -> bool:
+    """Whether one of the keys that mean something in a request, or in its named `inputs`, may be there twice."""
+    if any(key in _KEYS and body.count(_KEYS[key]) > 1 for key in request):
+        return True
+    inputs = request.get("inputs")
+    if not isinstance(inputs, dict) or body.count(b":") <= len(request) + len(inputs):
+        return False  # each key has its colon
+    return len(inputs) > _MAX_SOUGHT or any(body.count(orjson.dumps(name)) > 1 for name in inputs)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -68,11 +80,25 @@ def _parse_leniently(body: bytes) -> Any:
         return _LENIENT.raw_decode(text, start)[0]
     except json.JSONDecodeError as error:
         offset = len(text[: error.pos].encode("utf-8", "surrogateescape"))
-        raise JsonError(f"JSON Parse error: {_PARSE_ERRORS.get(error.msg, error.msg)} at offset: {offset}") from None
+        message = _PARSE_ERRORS.get(error.msg, error.msg)
+        if error.msg == _NO_COMMA:
+            message = _PARSE_ERRORS_IN[_innermost(text[: error.pos])]
+        raise JsonError(f"JSON Parse error: {message} at offset: {offset}") from None
     except RecursionError:
         raise JsonError("JSON Parse error: the values are nested too deeply") from None
-    except ValueError as error:  # a whole number of thousands of digits
+    except ValueError as error:  # a number that _integer or _real refuses
         raise JsonError(f"JSON Parse error: {error}") from None
+
+
+def _innermost(text: str) -> str:
+    """The bracket that opened the list or object in which a beginning of JSON ends."""
+    opened: list[str] = []
+    for match in _STRING_OR_BRACKET.finditer(text):
+        if match[1] in ("[", "{"):
+            opened.append(match[1])
+        elif match[1]:
+            opened.pop()
+    return opened[-1]
 
 
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,14 +108,35 @@ def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def _real(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("Number too big to be stored in double.")
+    return number
+
+
+def _integer(text: str) -> int | float:
+    """A whole number that no 64 bits hold is a real one, to orjson and to RapidJSON."""
+    number = _real(text)
+    if abs(number) > 2**64:
+        return number
+    whole = int(text)
+    return whole if -(2**63) <= whole < 2**64 else number
+
+
 _STRING_OR_INF = re.compile(r'("(?:[^"\\]|\\.)*")|\bInf\b', re.DOTALL)
-_LENIENT = json.JSONDecoder(object_pairs_hook=_first_wins)
+_LENIENT = json.JSONDecoder(object_pairs_hook=_first_wins, parse_float=_real, parse_int=_integer)
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|([\[\]{}])', re.DOTALL)
 # Python's messages -> RapidJSON's.
+_NO_COMMA = "Expecting ',' delimiter"
+_PARSE_ERRORS_IN = {
+    "[": "Missing a comma or ] after an array element.",
+    "{": "Missing a comma or } after an object member.",
+}
 _PARSE_ERRORS = {
     "Expecting value": "Invalid value.",
     "Expecting property name enclosed in double quotes": "Missing a name for object member.",
     "Expecting ':' delimiter": "Missing a colon after a name of object member.",
-    "Expecting ',' delimiter": "Missing a comma or a closing bracket.",
     "Unterminated string starting at": "Missing a closing quotation mark in string.",
     "Invalid \\escape": "Invalid escape character in string.",
     "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",

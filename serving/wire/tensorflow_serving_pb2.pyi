@@ -312,11 +312,33 @@ class FileSystemStoragePathSourceConfig(_message.Message):
         def __init__(self, latest: _Optional[_Union[FileSystemStoragePathSourceConfig.ServableVersionPolicy.Latest, _Mapping]] = ..., all: _Optional[_Union[FileSystemStoragePathSourceConfig.ServableVersionPolicy.All, _Mapping]] = ..., specific: _Optional[_Union[FileSystemStoragePathSourceConfig.ServableVersionPolicy.Specific, _Mapping]] = ...) -> None: ...
     def __init__(self) -> None: ...
 
-class SamplingConfig(_message.Message):
-    __slots__ = ("sampling_rate",)
+class PerTaskSamplingConfig(_message.Message):
+    __slots__ = ("dc", "task_index", "sampling_rate")
+    DC_FIELD_NUMBER: _ClassVar[int]
+    TASK_INDEX_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_RATE_FIELD_NUMBER: _ClassVar[int]
+    dc: str
+    task_index: int
     sampling_rate: float
-    def __init__(self, sampling_rate: _Optional[float] = ...) -> None: ...
+    def __init__(self, dc: _Optional[str] = ..., task_index: _Optional[int] = ..., sampling_rate: _Optional[float] = ...) -> None: ...
+
+class SamplingConfig(_message.Message):
+    __slots__ = ("sampling_rate", "attributes", "per_task_sampling_configs")
+    class Attributes(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        ATTR_DEFAULT: _ClassVar[SamplingConfig.Attributes]
+        ATTR_REQUEST_ORIGIN: _ClassVar[SamplingConfig.Attributes]
+        ATTR_REQUEST_CRITICALITY: _ClassVar[SamplingConfig.Attributes]
+    ATTR_DEFAULT: SamplingConfig.Attributes
+    ATTR_REQUEST_ORIGIN: SamplingConfig.Attributes
+    ATTR_REQUEST_CRITICALITY: SamplingConfig.Attributes
+    SAMPLING_RATE_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    PER_TASK_SAMPLING_CONFIGS_FIELD_NUMBER: _ClassVar[int]
+    sampling_rate: float
+    attributes: int
+    per_task_sampling_configs: _containers.RepeatedCompositeFieldContainer[PerTaskSamplingConfig]
+    def __init__(self, sampling_rate: _Optional[float] = ..., attributes: _Optional[int] = ..., per_task_sampling_configs: _Optional[_Iterable[_Union[PerTaskSamplingConfig, _Mapping]]] = ...) -> None: ...
 
 class LogCollectorConfig(_message.Message):
     __slots__ = ("type", "filename_prefix")
@@ -327,12 +349,14 @@ class LogCollectorConfig(_message.Message):
     def __init__(self, type: _Optional[str] = ..., filename_prefix: _Optional[str] = ...) -> None: ...
 
 class LoggingConfig(_message.Message):
-    __slots__ = ("log_collector_config", "sampling_config")
+    __slots__ = ("log_collector_config", "sampling_config", "custom_logging_config")
     LOG_COLLECTOR_CONFIG_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    CUSTOM_LOGGING_CONFIG_FIELD_NUMBER: _ClassVar[int]
     log_collector_config: LogCollectorConfig
     sampling_config: SamplingConfig
-    def __init__(self, log_collector_config: _Optional[_Union[LogCollectorConfig, _Mapping]] = ..., sampling_config: _Optional[_Union[SamplingConfig, _Mapping]] = ...) -> None: ...
+    custom_logging_config: _any_pb2.Any
+    def __init__(self, log_collector_config: _Optional[_Union[LogCollectorConfig, _Mapping]] = ..., sampling_config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., custom_logging_config: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
 
 class ModelConfig(_message.Message):
     __slots__ = ("name", "base_path", "model_type", "model_platform", "logging_config", "model_version_policy", "version_labels")

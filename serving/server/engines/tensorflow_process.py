@@ -24,12 +24,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from bookserve.serving.server import text_files
 from bookserve.serving.server.engines import frames
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument, unavailable
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
-from bookserve.serving.wire.tensors import Array, to_array, to_proto
+from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_proto
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +80,10 @@ class Session:
 
 def _session_config(tf: Any, options: EngineOptions) -> Any:
     """TensorFlow's ConfigProto: the file, and the flags for what it leaves open."""
-    from google.protobuf import text_format
-
     config = tf.compat.v1.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True  # a version has a process of its own and may not take the whole GPU
     if options.session_config_file:
-        path = Path(options.session_config_file)
-        try:
-            text_format.Parse(path.read_text(), config)
-        except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-            raise invalid_argument(f"Invalid protobuf file: '{path}': {error}") from error
+        text_files.read(Path(options.session_config_file), config)
     if not config.intra_op_parallelism_threads:
         config.intra_op_parallelism_threads = options.intra_op_threads
     if not config.inter_op_parallelism_threads:
@@ -113,6 +108,9 @@ def _answer(session: Session, channel: socket.socket) -> None:
             frames.send(channel, frames.ANSWER, response.SerializeToString())
         except ServingError as error:
             frames.send_error(channel, error)
+        except TensorError as error:  # of an output, such as one of bfloat16
+            code = tensorflow_error_pb2.UNIMPLEMENTED
+            frames.send_error(channel, ServingError(code, f"an output of the model cannot be answered: {error}"))
         except Exception:
             log.exception("fault while running a signature")
             frames.send_error(channel, ServingError(tensorflow_error_pb2.INTERNAL, "the model failed: see the log"))

@@ -1,5 +1,6 @@
 """Batching parameters as flags of a real server: files, their errors, and files in version folders."""
 
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from bookserve.serving.server.batch_policy import thread_pool
+from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 from model_servers import Server, StartServer, write_scale_model
 
 
@@ -35,12 +38,25 @@ def test_parameters_hold_for_every_model(start_server: StartServer, two_models: 
     parameters.write_text(
         "max_batch_size { value: 4 } batch_timeout_micros { value: 1000 } num_batch_threads { value: 2 }"
         " max_enqueued_batches { value: 100 } allowed_batch_sizes: 1 allowed_batch_sizes: 4"
+        ' thread_pool_name { value: "mine" }'
     )
-    server = start_server(f"--model_root={two_models}", "--enable_batching", f"--batching_parameters_file={parameters}")
+    server = start_server(
+        f"--model_root={two_models}",
+        "--enable_batching",
+        f"--batching_parameters_file={parameters}",
+        "--enable_metrics",
+    )
     for name in ("own", "plain"):
         assert predict(server, name, 3).tolist() == [[2, 2, 2]] * 3
         with pytest.raises(grpc.RpcError, match="Task size 5 is larger than maximum input batch size 4"):
             predict(server, name, 5)
+    with urllib.request.urlopen(f"{server.url}/monitoring/prometheus/metrics", timeout=10) as response:
+        page = response.read().decode()
+    assert ':tensorflow:serving:batching_session:queuing_latency_count{thread_pool_name="mine"} 2' in page
+
+
+def test_the_threads_of_a_file_without_a_name_have_the_originals() -> None:
+    assert thread_pool(BatchingParameters()) == "batch_threads"
 
 
 def test_parameters_in_a_versions_folder(start_server: StartServer, two_models: Path) -> None:

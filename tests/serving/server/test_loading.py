@@ -167,8 +167,11 @@ def test_lazy_models_load_on_their_first_request(start_server: StartServer, tmp_
     (root / "bad" / "1").mkdir(parents=True)
     (root / "bad" / "1" / "model.onnx").write_bytes(b"no graph")
     write_endless_model(root / "slow", 1)
-    server = start_server(f"--model_root={root}", "--lazy_loading", "--max_loaded_models=3")
+    flags = ("--lazy_loading", "--max_loaded_models=3", "--rest_api_enable_cors_support")
+    server = start_server(f"--model_root={root}", *flags)
     assert states(server, "m0") == {"1": "START"}
+    with urllib.request.urlopen(f"{server.url}/v1/models/m0/metadata", timeout=10) as response:
+        assert response.headers.get_all("Access-Control-Allow-Origin") == ["*"]  # once, though it was asked twice
 
     def ask_rest(number: int) -> float:
         status, answer = get(server, f"/v1/models/m{number}:predict", {"instances": [[1, 1, 1]]})

@@ -122,6 +122,34 @@ def test_a_version_that_fails_leaves_the_old_one_and_is_tried_again(tmp_path: Pa
     run(body)
 
 
+def test_a_negative_number_of_retries_is_none(tmp_path: Path) -> None:
+    async def body(loader: FakeLoader) -> None:
+        manager, _ = await serve(loader, folder(tmp_path, 1), max_retries=-1)
+        assert (states(manager), loader.attempts) == ({1: "AVAILABLE"}, [("m", 1)])
+        await manager.close()
+
+    run(body)
+
+
+def test_what_is_missing_is_named_as_it_was_asked_for(tmp_path: Path) -> None:
+    async def body(loader: FakeLoader) -> None:
+        manager, _ = await serve(loader, folder(tmp_path, 1))
+        for ask, message in (
+            (lambda: manager.find("foo"), "NOT_FOUND: Servable not found for request: Latest(foo)"),
+            (lambda: manager.find("foo", version=7), "NOT_FOUND: Servable not found for request: Specific(foo, 7)"),
+            (lambda: manager.find("foo", label="a"), "INVALID_ARGUMENT: Unrecognized servable version label: a"),
+            (lambda: manager.find("m", label="a"), "INVALID_ARGUMENT: Unrecognized servable version label: a"),
+            (lambda: manager.status("foo"), "NOT_FOUND: Could not find any versions of model foo"),
+            (lambda: manager.status("foo", 7), "NOT_FOUND: Could not find version 7 of model foo"),
+        ):
+            with pytest.raises(ServingError) as caught:
+                ask()
+            assert str(caught.value) == message
+        await manager.close()
+
+    run(body)
+
+
 def test_retries_end_when_the_version_is_no_longer_wanted(tmp_path: Path) -> None:
     async def body(loader: FakeLoader) -> None:
         loader.broken.add(2)
@@ -190,12 +218,17 @@ def test_only_the_last_versions_that_ended_are_remembered(tmp_path: Path) -> Non
     run(body)
 
 
-def test_a_removed_model_ends_visibly_and_a_folder_that_vanishes_changes_nothing(tmp_path: Path) -> None:
+def test_a_removed_model_ends_visibly_and_a_folder_that_vanishes_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def body(loader: FakeLoader) -> None:
         manager, _ = await serve(loader, folder(tmp_path / "m", 1))
         (tmp_path / "m").rename(tmp_path / "away")
         complaint = manager._models["m"]
         await until(lambda: "Could not find base path" in complaint.complaint, "the folder is missed")
+        (record,) = [record for record in caplog.records if "Could not find base path" in record.getMessage()]
+        assert record.levelname == "ERROR"
+        assert record.getMessage().endswith(f" with error NOT_FOUND: {tmp_path / 'm'} not found")
         assert manager.find("m").version == 1
         (tmp_path / "away").rename(tmp_path / "m")
         await manager.apply([])

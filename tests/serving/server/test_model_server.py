@@ -403,6 +403,12 @@ def test_rest_paths(server: Server) -> None:
         400,
         {"error": "Unrecognized servable version label: any"},
     )
+    for path in ("/v1/models/versions/1", "/v1/models/labels/any", "/v1/models/versions/1/metadata"):
+        assert get(server, path) == (400, {"error": "Missing model name in request."})
+    assert get(server, "/V1/Models")[0] == 200
+    for path in ("/foo", "/v1", "/v1models/scale:predict"):
+        error = f"nothing is served at {path}: the models are under /v1/models"
+        assert post(server, path, body) == (404, {"error": error})
 
 
 @pytest.mark.parametrize("digits", ["9223372036854775808", "1" * 5000])
@@ -584,9 +590,16 @@ def test_config_file_policies_labels_and_changes(start_server: StartServer, tmp_
     write("all {}", f'config {{ name: "other" base_path: "{other}" model_platform: "tensorflow" }}')
     wait_until(lambda: post(server, "/v1/models/other:predict", body)[0] == 200, "the new model is served")
     wait_until(lambda: post(server, "/v1/models/scale/versions/1:predict", body)[0] == 200, "the new policy holds")
-    config.write_text("model_config_list {")
-    wait_until(lambda: "Failed to read ModelServerConfig file" in server.log.read_text(), "the broken file is noticed")
-    assert post(server, "/v1/models/other:predict", body)[0] == 200
+    for content, message in (
+        ("model_config_list {", "Failed to read ModelServerConfig file: INVALID_ARGUMENT: Invalid protobuf file: "),
+        ("", "failed to ReloadConfig: FAILED_PRECONDITION: Cannot transition to requested config. It is only legal"),
+        ('model_config_list { config { name: "x" base_path: "x" } }', "failed to ReloadConfig: INVALID_ARGUMENT: Exp"),
+    ):
+        config.write_text(content)
+        wait_until(lambda message=message: message in server.log.read_text(), "the broken file is noticed")  # type: ignore[misc]
+        assert post(server, "/v1/models/other:predict", body)[0] == 200
+    config.write_text("model_config_list {}")
+    wait_until(lambda: get(server, "/v1/models")[1] == {"models": []}, "no model is served any more")
 
 
 def test_a_missing_model_holds_up_nobody(start_server: StartServer, tmp_path: Path, scale: Path) -> None:

@@ -251,3 +251,21 @@ def test_a_watcher_learns_of_the_stop_and_holds_nothing_up(start_server: StartSe
         assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert server.process.wait(60) == 0
     assert "connections are dropped" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("flag", ["--port=65536", "--port=-1", "--rest_api_port=70000", "--rest_api_port=99999999999"])
+def test_a_port_that_tcp_has_not_is_refused(start_server: StartServer, scale: Path, flag: str) -> None:
+    server = start_server("--model_name=scale", f"--model_base_path={scale}", flag, wait=False)
+    assert server.process.wait(20) == 255
+    assert f"INVALID_ARGUMENT: {flag} is no port: it must be 0 to 65535" in server.log.read_text()
+
+
+def test_a_taken_port_is_told_as_the_original_tells_it(start_server: StartServer, server: Server, scale: Path) -> None:
+    second = start_server("--model_name=scale", f"--model_base_path={scale}", f"--port={server.grpc_port}", wait=False)
+    assert second.process.wait(20) == 255
+    assert "Error: INVALID_ARGUMENT: Failed to BuildAndStart gRPC server: " in second.log.read_text()
+
+
+def test_rest_on_every_address_is_exported_at_localhost(start_server: StartServer, scale: Path) -> None:
+    server = start_server("--model_name=scale", f"--model_base_path={scale}", "--bind_address=0.0.0.0")
+    assert f"Exporting HTTP/REST API at:localhost:{server.rest_port} ..." in server.log.read_text()

@@ -72,6 +72,14 @@ def test_without_a_file_one_row_of_zeros_is_run(version: Path) -> None:
     np.testing.assert_array_equal(zeros, np.zeros((1, 3)))
 
 
+def test_a_type_that_numpy_lacks_keeps_no_version_from_loading(version: Path) -> None:
+    x = {"x": TensorSpec("x", tensorflow_pb2.DT_BFLOAT16, (None, 3))}
+    engine = CountingEngine()
+    engine.signatures = {"brain": Signature("brain", x, x), "serving_default": SCALE}
+    warmup.warm_up(engine, version, iterations=1)
+    assert len(engine.inputs) == 1
+
+
 def test_an_empty_file_is_no_request(version: Path) -> None:
     write(version)
     engine = CountingEngine()

@@ -10,7 +10,7 @@ from tensorflow.core.example import example_pb2
 
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.json_examples import read_examples, write_classifications, write_regressions
-from bookserve.serving.wire.json_text import JsonError
+from bookserve.serving.wire.json_text import JsonError, parse_object
 
 
 def features(example: object) -> dict[str, list[object]]:
@@ -106,3 +106,9 @@ def test_results() -> None:
     regressions.regressions.add(value=float("nan"))
     assert b"[0.1, 2.0, NaN]" in write_regressions(regressions)
     assert len(json.loads(write_regressions(regressions))["results"]) == 3
+
+
+def test_a_whole_number_beyond_64_bits_is_a_float_whatever_follows_the_body() -> None:
+    for after in (b"", b" and more"):
+        source = read_examples(parse_object(b'{"examples": [{"f": -99999999999999999999}]}' + after))
+        assert source.example_list.examples[0].features.feature["f"].float_list.value == [np.float32(-1e20)]

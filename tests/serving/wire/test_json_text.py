@@ -46,6 +46,19 @@ def test_the_first_of_two_equal_keys_counts() -> None:
         "inputs": [1],
         "signature_name": "a",
     }
+    assert parse(b'{"inputs": {"a": [1], "b": [":"], "a": [2]}}') == {"inputs": {"a": [1], "b": [":"]}}
+    many = ", ".join(f'"{number}": {number}' for number in range(100))
+    assert parse(b'{"inputs": {%b, "7": 0}}' % many.encode())["inputs"]["7"] == 7
+
+
+@pytest.mark.parametrize("after", [b"", b" and more"])
+def test_whole_numbers_beyond_64_bits_are_real(after: bytes) -> None:
+    values = parse(b"[18446744073709551615, 18446744073709551616, -9223372036854775808, -9223372036854775809]" + after)
+    assert values == [2**64 - 1, 2.0**64, -(2**63), -(2.0**63)]
+    assert [type(value) for value in values] == [int, float, int, float]
+    for text in (b"1" * 400, b"-1e400"):
+        with pytest.raises(JsonError, match=r"Number too big to be stored in double\."):
+            parse(b"[%b]" % text + after)
 
 
 def test_strings_are_not_validated() -> None:
@@ -63,7 +76,8 @@ def test_strings_are_not_validated() -> None:
         ('{"é": x'.encode(), "Invalid value. at offset: 7"),
         (b"{1: 2}", "Missing a name for object member. at offset: 1"),
         (b'{"a" 1}', "Missing a colon after a name of object member. at offset: 5"),
-        (b"[1 2]", "Missing a comma or a closing bracket. at offset: 3"),
+        (b"[1 2]", "Missing a comma or ] after an array element. at offset: 3"),
+        (b'{"]}": [{}], "b": {"[": "\\"["} "c"', "Missing a comma or } after an object member. at offset: 31"),
         (b'"abc', "Missing a closing quotation mark in string. at offset: 0"),
         (b'"\\x"', "Invalid escape character in string. at offset: 1"),
         (b'"\\uzzzz"', "Incorrect hex digit after \\u escape in string. at offset: 2"),

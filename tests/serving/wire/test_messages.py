@@ -18,6 +18,7 @@ from tensorflow_serving.apis import (
     prediction_log_pb2,
     regression_pb2,
 )
+from tensorflow_serving.config import model_server_config_pb2
 
 from bookserve.serving.wire import generate, open_inference_pb2, tensorflow_pb2, tensorflow_serving_pb2
 from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
@@ -43,6 +44,7 @@ PAIRS = [
     (tensorflow_serving_pb2.ReloadConfigRequest, model_management_pb2.ReloadConfigRequest),
     (tensorflow_serving_pb2.ReloadConfigResponse, model_management_pb2.ReloadConfigResponse),
     (PredictionLog, prediction_log_pb2.PredictionLog),
+    (tensorflow_serving_pb2.ModelServerConfig, model_server_config_pb2.ModelServerConfig),
     *(
         (getattr(open_inference_pb2, name), getattr(tritonclient.grpc.service_pb2, name))
         for name in open_inference_pb2.DESCRIPTOR.message_types_by_name
@@ -73,6 +75,16 @@ def _compare(ours: Descriptor, theirs: Descriptor, seen: set[str]) -> None:
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=lambda message: message.DESCRIPTOR.full_name)
 def test_every_field_has_the_number_and_type_of_the_original(ours: type, theirs: type) -> None:
     _compare(ours.DESCRIPTOR, theirs.DESCRIPTOR, set())
+
+
+def test_a_text_config_may_set_every_field_of_the_original() -> None:
+    def names(message: Descriptor) -> set[str]:
+        inner = [field.message_type for field in message.fields if field.message_type]
+        below = (names(one) for one in inner if one.full_name.startswith("tensorflow."))
+        return {field.full_name for field in message.fields}.union(*below)
+
+    ours, theirs = tensorflow_serving_pb2.ModelServerConfig, model_server_config_pb2.ModelServerConfig
+    assert names(ours.DESCRIPTOR) == names(theirs.DESCRIPTOR)
 
 
 def test_the_committed_modules_are_what_the_proto_files_generate(tmp_path: Path) -> None:

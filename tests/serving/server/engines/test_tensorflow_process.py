@@ -108,6 +108,17 @@ def test_other_tags_are_chosen_or_named(folder: Path, tmp_path: Path) -> None:
         assert set(engine.signatures) == {"serving_default"}
 
 
+def test_an_output_of_a_type_that_numpy_lacks_says_so(tmp_path: Path) -> None:
+    module = tf.Module()
+    module.brain = tf.function(
+        lambda x: {"y": tf.cast(x, tf.bfloat16)}, input_signature=[tf.TensorSpec([None], tf.float32, name="x")]
+    )
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures={"serving_default": module.brain})
+    expected = "UNIMPLEMENTED: an output of the model cannot be answered: no TensorFlow type for numpy's bfloat16"
+    with load(tmp_path / "1") as engine, pytest.raises(ServingError, match=expected):
+        run(engine, {"x": np.ones(1, np.float32)})
+
+
 def test_a_session_config_file_is_read(folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "session.config"
     config.write_text("intra_op_parallelism_threads: 1 graph_options { optimizer_options { opt_level: L0 } }")

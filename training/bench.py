@@ -50,6 +50,7 @@ def ptb(seconds: float, threads: int) -> None:
     _start_tensorflow(threads)
     import keras
 
+    from bookserve.training.callbacks import Watchers
     from bookserve.training.datasets.ptb import VOCABULARY
     from bookserve.training.models import STANDARD
     from bookserve.training.models import ptb as models
@@ -81,7 +82,7 @@ def ptb(seconds: float, threads: int) -> None:
         text = words(STEPS * config.batch * config.steps + 1)
 
         def work() -> int:
-            models.train_epoch(model, step, text, config, rng, keras.callbacks.CallbackList())
+            models.train_epoch(model, step, text, config, rng, Watchers())
             return len(text) - 1
 
         return work

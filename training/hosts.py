@@ -167,8 +167,9 @@ def fit(
         watchers.on_test_begin()
         for batch in whole:
             test_step(batch)
-        logs |= {f"val_{name}": value for name, value in _figures(model).items()}
-        watchers.on_test_end(logs)
+        figures = _figures(model)
+        watchers.on_test_end(figures)
+        logs |= {f"val_{name}": value for name, value in figures.items()}
         watchers.on_epoch_end(epoch, logs)
         if model.stop_training:
             break

@@ -169,12 +169,7 @@ def train(
     Returns figure -> epochs.
     """
     steps = len(data.train.results) // config.batch
-    networks = model.get_layer(NETWORKS)
-    networks = keras.Model(
-        networks.inputs, networks.outputs[0]
-    )  # the saved ones go without the loss, which export lacks
-    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps, config.final_rate)
-    networks.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
+    networks = compiled_networks(model, config, steps)
     weights = assay_weights(data.train.results, config.balance)
     train_inputs: list[npt.NDArray[Any]] = [data.train.fingerprints]
     valid_inputs: list[npt.NDArray[Any]] = [data.valid.fingerprints]
@@ -195,6 +190,18 @@ def train(
         higher_is_better=True,
         patience=config.patience if config.keep_best else None,
     )
+
+
+def compiled_networks(model: keras.Model, config: Config, steps: int) -> keras.Model:
+    """The part of the model that is fitted, with its loss and its optimizer; an epoch has `steps` steps.
+
+    It shares its weights with the layer "networks", which goes without the loss into the saved model: export lacks it.
+    """
+    layer = model.get_layer(NETWORKS)
+    networks = keras.Model(layer.inputs, layer.outputs[0])
+    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps, config.final_rate)
+    networks.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
+    return networks
 
 
 def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[str, dict[str, float]]:

@@ -41,6 +41,7 @@ data_option = click.option(
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
+    callback=lambda _, __, folder: folder and folder.expanduser(),  # not every shell does it in DATA_DIR=~/data
     envvar="DATA_DIR",
     default=None,
     help="A folder with the data files, looked into first.  [env: DATA_DIR]",

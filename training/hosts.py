@@ -221,4 +221,5 @@ def _listens(address: str) -> bool:
 
 
 def _is_address(address: Any) -> bool:
-    return isinstance(address, str) and address.rpartition(":")[0] != "" and address.rpartition(":")[2].isdigit()
+    host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    return host != "" and port.isascii() and port.isdigit() and 0 < int(port) < 2**16

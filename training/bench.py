@@ -50,6 +50,7 @@ def ptb(seconds: float, threads: int) -> None:
     _start_tensorflow(threads)
     import keras
 
+    from bookserve.training.callbacks import Watchers
     from bookserve.training.datasets.ptb import VOCABULARY
     from bookserve.training.models import STANDARD
     from bookserve.training.models import ptb as models
@@ -81,7 +82,7 @@ def ptb(seconds: float, threads: int) -> None:
         text = words(STEPS * config.batch * config.steps + 1)
 
         def work() -> int:
-            models.train_epoch(model, step, text, config, rng, keras.callbacks.CallbackList())
+            models.train_epoch(model, step, text, config, rng, Watchers())
             return len(text) - 1
 
         return work
@@ -136,24 +137,28 @@ def input_pipelines(data: Choice, data_dir: Path | None, seconds: float, threads
     _start_tensorflow(threads)
     from bookserve.training.models import STANDARD, cifar10, mnist, tox21
 
-    batches: dict[Any, Callable[[Any, Any], Any]] = {
-        mnist: lambda split, config: mnist.training_batches(split, config, 0),
-        cifar10: lambda split, config: cifar10.training_batches(split, config, 0),
-        tox21: lambda split, config: tox21.training_batches(
-            split, tox21.assay_weights(split.results, config.balance), config, 0
-        ),
-    }
+    def pictures(module: Any, rows: Any, config: Any) -> tuple[Any, Any]:
+        model = module.build_model(config)
+        few = replace(rows, train=_first(rows.train, 2 * config.batch), valid=_first(rows.valid, config.batch))
+        module.train(model, few, replace(config, epochs=1), 0, [])  # compiles
+        return model, module.training_batches(rows.train, config, 0)
+
+    def molecules(module: Any, rows: Any, config: Any) -> tuple[Any, Any]:
+        results = rows.train.results
+        inputs = [rows.train.fingerprints, np.zeros_like(results)]  # as good as what the memory would say
+        packed = module.pack(results, module.assay_weights(results, config.balance))
+        networks = module.compiled_networks(module.build_model(config), config, len(results) // config.batch)
+        return networks, module.training_batches(inputs, packed, config, 0)
+
     table = Table("model", "batch", "input alone", "step alone", "both", "input / step", "both / step")
-    for module, training_batches in batches.items():
-        config = replace(module.CONFIGS[STANDARD]["default"], epochs=1)
+    module: Any
+    for module, prepare in ((mnist, pictures), (cifar10, pictures), (tox21, molecules)):
+        config = replace(module.CONFIGS[STANDARD]["default"], epochs=10**6)  # batches for as long as it takes
         try:
             rows = module.load_data(config, DataRequest(data, data_dir), 0)
         except DataError as error:
             raise click.ClickException(str(error)) from error
-        model = module.build_model(config)
-        few = replace(rows, train=_first(rows.train, 2 * config.batch), valid=_first(rows.valid, config.batch))
-        module.train(model, few, config, 0, [])  # compiles
-        figures = rates(parts(model, training_batches(rows.train, replace(config, epochs=10**6))), seconds)
+        figures = rates(parts(*prepare(module, rows, config)), seconds)
         alone, step, both = figures.values()
         table.add_row(
             module.CONTRACT.model,

@@ -1,35 +1,77 @@
-"""What watches a training from outside: the progress bar and the check that the loss is still a number."""
+"""What watches a training from outside: the progress bar, the check that the loss is a number, and the list of both."""
 
 import math
 import time
 from typing import Any
 
 import keras
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bookserve.training.errors import DivergedError
 
+STEPS_UNREAD = 20  # at most, before their losses are looked at
+
+
+class Watchers(keras.callbacks.CallbackList):  # type: ignore[misc]
+    """Keras's list of callbacks, but the figures of a step come as the tensors that they are.
+
+    Keras reads them in every step, for which the program has to wait until a GPU has done the step. Then the next one
+    is not prepared meanwhile.
+    """
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Tell all callbacks, one after another."""
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
+
 
 class StopOnNan(keras.callbacks.Callback):  # type: ignore[misc]
-    """Raises DivergedError as soon as the loss is not finite: after the step, where the training tells its loss."""
+    """Raises DivergedError where the loss is not finite; names the step where the training tells its loss.
+
+    Losses that come as tensors are read together, `STEPS_UNREAD` steps later at the latest and before the epoch is
+    validated, kept or saved. Losses that come as numbers are looked at at once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._epoch = 0
+        self._unread: dict[int, Any] = {}  # step, counted from 0 -> loss
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note the epoch."""
         self._epoch = epoch
+        self._unread = {}
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Check the mean loss of the epoch so far, which one bad step is enough to spoil."""
-        _check("loss", logs, f"step {batch + 1} of epoch {self._epoch + 1}")
+        """Note the loss of the step, or the mean of the epoch so far, which one bad step is enough to spoil."""
+        if not logs or "loss" not in logs:
+            return
+        self._unread[batch] = logs["loss"]
+        if isinstance(logs["loss"], float) or len(self._unread) >= STEPS_UNREAD:
+            self._read()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Look at the losses of the last steps before the validation rows are."""
+        self._read()
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Check the validation loss before other callbacks compute with a network that is broken."""
+        _check("val_loss", (logs or {}).get("loss", 0.0), f"epoch {self._epoch + 1}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Check the losses of the epoch."""
+        self._read()
         for name in ("loss", "val_loss"):
-            _check(name, logs, f"epoch {epoch + 1}")
+            _check(name, (logs or {}).get(name, 0.0), f"epoch {epoch + 1}")
+
+    def _read(self) -> None:
+        steps, self._unread = self._unread, {}
+        if steps:
+            losses = np.asarray(keras.ops.convert_to_numpy(keras.ops.stack(list(steps.values()))))  # in one transfer
+            for step, loss in zip(steps, losses.tolist(), strict=True):
+                _check("loss", loss, f"step {step + 1} of epoch {self._epoch + 1}")
 
 
 class ProgressBar(keras.callbacks.Callback):  # type: ignore[misc]
@@ -77,9 +119,8 @@ class ProgressBar(keras.callbacks.Callback):  # type: ignore[misc]
             self._progress = None
 
 
-def _check(name: str, logs: dict[str, Any] | None, when: str) -> None:
-    """Raise DivergedError if the figure is among the logs and not finite."""
-    loss = float((logs or {}).get(name, 0.0))
+def _check(name: str, loss: float, when: str) -> None:
+    """Raise DivergedError if the loss is not finite."""
     if not math.isfinite(loss):
         raise DivergedError(
             f"the {'loss' if name == 'loss' else 'validation loss'} became {loss} in {when}: the training diverged. "

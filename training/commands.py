@@ -1,7 +1,6 @@
 """The commands `bookserve train`, `train-all`, `tune` and `clean-runs`. They only parse, call and print."""
 
 import logging
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -42,6 +41,7 @@ data_option = click.option(
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
+    callback=lambda _, __, folder: folder and folder.expanduser(),  # not every shell does it in DATA_DIR=~/data
     envvar="DATA_DIR",
     default=None,
     help="A folder with the data files, looked into first.  [env: DATA_DIR]",
@@ -266,15 +266,18 @@ def tune(
 @runs_dir_option
 def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
     """Remove unfinished runs, but those that are under way: what was stopped halfway is then trained anew."""
-    folders = [folder for name in names or MODELS for folder in run_folder.dead(runs_dir, name)]
-    if not folders:
+    folder = runs_dir
+    removed = 0
+    try:
+        for name in names or MODELS:
+            for folder in run_folder.dead(runs_dir, name):
+                if run_folder.remove(folder):
+                    click.echo(f"removed {folder}")
+                    removed += 1
+    except OSError as error:
+        raise click.ClickException(f"cannot remove {folder}: {error.strerror or error}") from error
+    if not removed:
         click.echo(f"no unfinished run lies in {runs_dir}")
-    for folder in folders:
-        try:
-            shutil.rmtree(folder)
-        except OSError as error:
-            raise click.ClickException(f"cannot remove {folder}: {error.strerror or error}") from error
-        click.echo(f"removed {folder}")
 
 
 def _check_alone(command: str) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from bookserve.training import hosts
+from bookserve.training.callbacks import Watchers
 from bookserve.training.checkpoint import Checkpoint, Saved, pack, unpack
 
 
@@ -53,7 +54,7 @@ def fit(
                 epochs=epochs,
                 steps_per_epoch=steps,
                 validation_data=valid,
-                callbacks=watchers,
+                callbacks=Watchers(watchers, add_history=True, model=model, epochs=epochs, steps=steps),
                 shuffle=False,
                 verbose=0,
             )

@@ -167,8 +167,9 @@ def fit(
         watchers.on_test_begin()
         for batch in whole:
             test_step(batch)
-        logs |= {f"val_{name}": value for name, value in _figures(model).items()}
-        watchers.on_test_end(logs)
+        figures = _figures(model)
+        watchers.on_test_end(figures)
+        logs |= {f"val_{name}": value for name, value in figures.items()}
         watchers.on_epoch_end(epoch, logs)
         if model.stop_training:
             break
@@ -220,4 +221,5 @@ def _listens(address: str) -> bool:
 
 
 def _is_address(address: Any) -> bool:
-    return isinstance(address, str) and address.rpartition(":")[0] != "" and address.rpartition(":")[2].isdigit()
+    host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    return host != "" and port.isascii() and port.isdigit() and 0 < int(port) < 2**16

@@ -27,7 +27,7 @@ from bookserve.export.contracts import Contract
 from bookserve.training import devices, hosts, plots, run_folder, study
 from bookserve.training.callbacks import ProgressBar, StopOnNan
 from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
-from bookserve.training.datasets.files import DataRequest, Origin
+from bookserve.training.datasets.files import DataError, DataRequest, Origin
 from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.headline import Headline
 from bookserve.training.models import MODELS, PROFILES, STANDARD
@@ -134,7 +134,7 @@ def train_model(
     hosts, every one of them calls this with the same arguments, and the first one keeps the run.
 
     Raises:
-        DataError: the data is damaged or cannot be had.
+        DataError: the data is damaged, cannot be read, or cannot be had.
         TrainingError: there is no such configuration, the loss is not finite any more, the run folder cannot be
             written, or another host is gone or was started otherwise.
         KeyboardInterrupt: Ctrl-C; a note says where the training stopped.
@@ -148,7 +148,7 @@ def train_model(
         console.print(f"{name}: host {place} of {count}, with {cluster.others}", highlight=False, soft_wrap=True)
     strategy = devices.strategy()
     make_repeatable(seed)
-    data = model_module.load_data(config, request, seed)
+    data = _load(model_module, config, request, seed)
     head = {
         "model": name,
         "contract": model_module.CONTRACT.id,
@@ -216,12 +216,12 @@ def objective(name: str, config: Any, request: DataRequest, seed: int, figure: s
     """Train without a run folder, for a search: `figure` of every epoch of the model `name` with the numbers `config`.
 
     Raises:
-        DataError: the data is damaged or cannot be had.
+        DataError: the data is damaged, cannot be read, or cannot be had.
         TrainingError: the loss is not finite any more.
     """
     model_module = book_model(name)
     make_repeatable(seed)
-    data = model_module.load_data(config, request, seed)
+    data = _load(model_module, config, request, seed)
     with devices.strategy().scope():
         model = model_module.build_model(config)
         return model_module.train(model, data, config, seed, [StopOnNan()], NO_CHECKPOINT)[figure]
@@ -242,6 +242,18 @@ def versions() -> dict[str, str]:
         "keras": keras.__version__,
         "numpy": np.__version__,
     }
+
+
+def _load(model_module: BookModel, config: Any, request: DataRequest, seed: int) -> Data:
+    """The splits of the model's data.
+
+    Raises:
+        DataError: it is damaged, cannot be read, or cannot be had.
+    """
+    try:
+        return model_module.load_data(config, request, seed)
+    except OSError as error:
+        raise DataError(f"the data of {model_module.CONTRACT.model} cannot be read: {error}") from error
 
 
 def _lead(

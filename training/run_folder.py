@@ -19,6 +19,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,14 +43,17 @@ class Unfinished:
     lock: int
 
     def finish(self) -> Path:
-        """Flush everything to disk and give the folder its final name, which is returned."""
-        for name in (CHECKPOINT, LOCK):
-            (self.folder / name).unlink(missing_ok=True)
+        """Flush everything to disk and give the folder its final name, which is returned.
+
+        Whenever the machine stops, the run is whole or can be gone on with, and nobody else takes or removes it.
+        """
         for path in self.folder.rglob("*"):
             _fsync(path)
         _fsync(self.folder)
         final = self.folder.with_name(self.folder.name.removesuffix(UNFINISHED))
         self.folder.rename(final)
+        for name in (CHECKPOINT, LOCK):
+            (final / name).unlink(missing_ok=True)
         _fsync(final.parent)
         return final
 
@@ -60,9 +64,14 @@ class Unfinished:
 
 def begin(runs_dir: Path, model: str, head: Mapping[str, Any]) -> Unfinished:
     """A new folder for a run of `model`, with `head` as its config.json."""
-    run = Unfinished(folder := create(runs_dir, model), _lock(folder))
+    lock = None
+    while lock is None:  # another process that looks for dead runs may have met the folder before it was locked
+        folder = create(runs_dir, model)
+        lock = _lock(folder)
     write_json(folder / "config.json", head)
-    return run
+    _fsync(folder / "config.json")
+    _fsync(folder)
+    return Unfinished(folder, lock)
 
 
 def find(runs_dir: Path, model: str, head: Mapping[str, Any]) -> Unfinished | None:
@@ -72,12 +81,14 @@ def find(runs_dir: Path, model: str, head: Mapping[str, Any]) -> Unfinished | No
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue  # it died before its head was written
-        same = all(config.get(name) == _as_json(head[name]) for name in SETTINGS)
-        if same and (folder / CHECKPOINT).is_file():
-            try:
-                return Unfinished(folder, _lock(folder))
-            except BlockingIOError:
-                continue  # that run is alive
+        if any(config.get(name) != _as_json(head[name]) for name in SETTINGS) or not (folder / CHECKPOINT).is_file():
+            continue
+        lock = _lock(folder)
+        if lock is None:
+            continue  # that run is alive
+        if (folder / CHECKPOINT).is_file():
+            return Unfinished(folder, lock)
+        os.close(lock)  # it was finished or removed meanwhile
     return None
 
 
@@ -85,12 +96,28 @@ def dead(runs_dir: Path, model: str) -> list[Path]:
     """The unfinished runs of `model` in which no process trains any more, oldest first."""
     folders = []
     for folder in sorted((runs_dir / model).glob(f"*{UNFINISHED}")):
-        try:
-            os.close(_lock(folder))
-        except BlockingIOError:
-            continue  # that run is alive
-        folders.append(folder)
+        lock = _lock(folder)
+        if lock is not None:
+            os.close(lock)
+            folders.append(folder)
     return folders
+
+
+def remove(folder: Path) -> bool:
+    """Remove an unfinished run, unless a process has begun to train in it or finished it; whether it was removed.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    lock = _lock(folder)
+    if lock is None:
+        return False
+    try:
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # first of all, so that nobody goes on with what is left
+        shutil.rmtree(folder)
+    finally:
+        os.close(lock)
+    return True
 
 
 def create(runs_dir: Path, model: str) -> Path:
@@ -145,19 +172,22 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _lock(folder: Path) -> int:
-    """The descriptor of the folder's lock, which dies with the process.
-
-    Raises:
-        BlockingIOError: another process holds it.
+def _lock(folder: Path) -> int | None:
+    """The descriptor of the folder's lock, which dies with the process; None where another process holds it, or where
+    the folder has been finished or removed.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    return descriptor
+        if os.path.samestat(os.fstat(descriptor), (folder / LOCK).stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _as_json(value: Any) -> Any:

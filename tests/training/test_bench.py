@@ -7,8 +7,12 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
-from bookserve.training import bench
-from bookserve.training.models import STANDARD, ptb
+from bookserve.training import bench, cifar10_modern
+from bookserve.training.datasets import cifar10 as cifar10_data
+from bookserve.training.datasets import mnist as mnist_data
+from bookserve.training.datasets import tox21 as tox21_data
+from bookserve.training.datasets.files import Origin
+from bookserve.training.models import STANDARD, cifar10, mnist, ptb, tox21
 
 
 def test_rows_take_turns_and_a_rate_is_the_median_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +79,24 @@ def test_the_moves_of_every_number_of_workers_are_listed(monkeypatch: pytest.Mon
     assert all(int(rate.replace(",", "")) > 0 for _, rate in rows)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_input_of_every_model_is_listed() -> None:
+def test_the_input_of_every_model_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    origin = Origin("sample", "made up", "0" * 64)
+    digits = mnist_data.Split(random.integers(0, 256, (40, 28, 28), np.uint8), random.integers(0, 10, 40))
+    things = cifar10_data.Split(random.integers(0, 256, (40, 32, 32, 3), np.uint8), random.integers(0, 10, 40))
+    molecules = tox21_data.Split(
+        random.integers(0, 2, (40, 1024), np.uint8), random.integers(0, 2, (40, 12)).astype(np.float32)
+    )
+    tiny = {
+        mnist: (mnist_data.Digits, digits, mnist.Config(epochs=1, batch=8, filters_1=2, filters_2=2, hidden=4)),
+        cifar10: (cifar10_data.Pictures, things, cifar10_modern.Config(epochs=1, batch=8, widths=(4,))),
+        tox21: (tox21_data.Molecules, molecules, tox21.Config(epochs=1, batch=8, members=2, hidden=(4,), memory=40)),
+    }
+    for module, (kind, split, config) in tiny.items():
+        rows = kind(split, split, split, origin)
+        monkeypatch.setattr(module, "load_data", lambda config, request, seed, rows=rows: rows)
+        monkeypatch.setitem(module.CONFIGS[STANDARD], "default", config)
+    monkeypatch.setattr(bench, "STEPS", 2)
     done = CliRunner().invoke(bench.bench, ["input", "--data", "sample", "--seconds", "0"])
     assert done.exit_code == 0, done.output
-    assert re.findall(r"│ (\w+) +│ +\d+ +│ +[\d,]+", done.output) == ["mnist", "cifar10", "tox21"]
+    assert re.findall(r"│ (\w+) +│ +8 +│ +[\d,]+", done.output) == ["mnist", "cifar10", "tox21"]

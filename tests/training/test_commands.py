@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from bookserve.clients.command_line import main
 from bookserve.export.errors import ExportError
 from bookserve.training import commands, run, run_folder
+from bookserve.training.datasets import files
 from bookserve.training.models import linear
 from bookserve.training.search_space import LogUniform, Search
 from bookserve.training.workers import Outcome, Task
@@ -160,6 +161,25 @@ def test_data_dir_is_read_from_the_environment(tmp_path: Path, monkeypatch: pyte
     result = invoke("train", "mnist", "--data=real", "--runs-dir", tmp_path)
     assert result.exit_code == 1
     assert "elsewhere is not a folder" in result.output
+
+
+def test_a_tilde_in_data_dir_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    result = invoke("train", "mnist", "--data=real", "--data-dir=~/data", "--runs-dir", tmp_path)
+    assert f"DATA_DIR {tmp_path}/home/data is not a folder" in result.output
+
+
+def test_a_data_file_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "ptb.train.txt").touch()
+    monkeypatch.setattr(files, "sha256_of", refuse)
+    result = invoke("train", "ptb", "--data-dir", tmp_path, "--runs-dir", tmp_path / "runs")
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: the data of ptb cannot be read: [Errno 13] Permission denied: '{tmp_path}/ptb.train.txt'\n"
+    )
 
 
 def test_help_does_not_import_tensorflow() -> None:

@@ -8,8 +8,9 @@ import tensorflow as tf
 
 from bookserve.training import run
 from bookserve.training.batches import row_order
+from bookserve.training.callbacks import StopOnNan
 from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint, unpack
-from bookserve.training.errors import TrainingError
+from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.fit import fit
 
 ROWS, BATCH, EPOCHS = 60, 10, 4
@@ -103,6 +104,32 @@ def test_patience_ends_the_training_also_after_a_stop(tmp_path: Path) -> None:
         train(checkpoint, 2, figures=figures, best="figure", patience=2)
     assert train(checkpoint, figures=figures, best="figure", patience=2)[1] == history
     assert train(checkpoint, figures=figures, best="figure", patience=2)[1] == history
+
+
+def test_callbacks_get_the_figures_of_a_step_unread() -> None:
+    figures: list[Any] = []
+    watcher = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: figures.append(logs["loss"]))
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    rows = tf.data.Dataset.from_tensors((X, Y)).repeat()
+    fit(model, lambda _: rows, 2, 3, rows.take(1), [watcher], NO_CHECKPOINT)
+    assert len(figures) == 6
+    assert all(isinstance(figure, tf.Tensor) for figure in figures)
+
+
+@pytest.mark.parametrize(("bad", "named"), [(4, "step 2 of epoch 2"), (5, "step 3 of epoch 2")])
+def test_an_epoch_with_a_loss_that_is_no_number_is_not_saved(tmp_path: Path, bad: int, named: str) -> None:
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    steps = np.repeat(X[None], 9, axis=0)
+    steps[bad, 0, 0] = np.nan
+    rows = tf.data.Dataset.from_tensor_slices((steps, np.repeat(Y[None], 9, axis=0)))
+    checkpoint = Checkpoint(tmp_path / "checkpoint.npz")
+    with pytest.raises(DivergedError, match=f"the loss became nan in {named}"):
+        fit(model, lambda _: rows, 3, 3, rows.take(1), [StopOnNan()], checkpoint)
+    saved = checkpoint.load()
+    assert saved is not None
+    assert saved.epoch == 1
 
 
 def test_a_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_hosts_are_numbered_as_tensorflow_does(
         (tf_config(TWO | {"ps": ["three:3"]}), "of the kind 'ps': only chief and worker"),
         (tf_config({"worker": "one:1"}), "'worker' is no list of HOST:PORT"),
         (tf_config({"worker": ["one", "two:2"]}), "'worker' is no list of HOST:PORT"),
+        (tf_config({"worker": ["one:1", "two:65536"]}), "'worker' is no list of HOST:PORT"),
+        (tf_config({"worker": ["one:1", "two:²"]}), "'worker' is no list of HOST:PORT"),
         (tf_config(TWO, index=2), "the task is worker 2, the cluster has worker 0, worker 1"),
         (tf_config(TWO, "chief"), "the task is chief 0"),
         (tf_config(TWO, index=[]), "the task is worker"),

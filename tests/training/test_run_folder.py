@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,63 @@ def test_dead_runs_are_those_that_no_process_holds(tmp_path: Path) -> None:
     assert run_folder.dead(tmp_path, "mnist") == [second.folder]
     first.close()
     assert run_folder.dead(tmp_path, "mnist") == sorted([first.folder, second.folder])
+
+
+def test_a_run_that_is_being_finished_is_neither_taken_nor_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_folder.begin(tmp_path, "mnist", HEAD)
+    (run.folder / "checkpoint.npz").write_text("state")
+    seen = []
+    flush = run_folder._fsync
+
+    def look_and_flush(path: Path) -> None:
+        seen.append((run_folder.dead(tmp_path, "mnist"), run_folder.find(tmp_path, "mnist", HEAD)))
+        assert (run.folder / "checkpoint.npz").exists() or path == tmp_path / "mnist"  # where it has its name
+        flush(path)
+
+    monkeypatch.setattr(run_folder, "_fsync", look_and_flush)
+    final = run.finish()
+    assert set(map(str, seen)) == {"([], None)"}
+    assert {path.name for path in final.iterdir()} == {"config.json"}
+    run.close()
+
+
+def test_a_folder_that_another_process_met_too_early_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, met = run_folder.create, []
+
+    def met_at_once(runs_dir: Path, model: str) -> Path:
+        folder = create(runs_dir, model)
+        if not met:
+            met.append(run_folder._lock(folder))
+        elif len(met) == 1:
+            met.append(folder)
+            folder.rmdir()
+        return folder
+
+    monkeypatch.setattr(run_folder, "create", met_at_once)
+    run = run_folder.begin(tmp_path, "mnist", HEAD)
+    assert (run.folder / "config.json").is_file()
+    assert len(list((tmp_path / "mnist").iterdir())) == 2
+    assert run_folder.dead(tmp_path, "mnist") == []
+    run.close()
+    os.close(met[0])
+
+
+def test_only_a_run_without_a_process_is_removed(tmp_path: Path) -> None:
+    run = run_folder.begin(tmp_path, "mnist", HEAD)
+    assert not run_folder.remove(run.folder)
+    final = run.finish()
+    run.close()
+    assert not run_folder.remove(run.folder)
+    assert (final / "config.json").is_file()
+    assert list(final.iterdir()) == [final / "config.json"]
+    dead = run_folder.begin(tmp_path, "mnist", HEAD)
+    dead.close()
+    assert run_folder.remove(dead.folder)
+    assert not dead.folder.exists()
 
 
 def test_json_holds_no_nan(tmp_path: Path) -> None:

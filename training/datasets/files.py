@@ -222,6 +222,8 @@ def _is_whole(file: DataFile, path: Path) -> bool:
 
 def _fill(file: DataFile, partial: Path) -> None:
     """Append to `partial` until it is the whole, verified file."""
+    if not file.size:  # what an earlier process left may be all of it, and then there is no rest to ask for
+        os.truncate(partial, 0)
     reason = "the connection was cut"
     for _ in range(ATTEMPTS):
         if not file.size or partial.stat().st_size < file.size:

@@ -78,12 +78,13 @@ def _keep(made: Path, path: Path) -> None:
     """Copy into the cache in one rename; a cache that cannot be written costs only the time of the next training."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(made.read_bytes())
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-        Path(temporary).replace(path)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+            copy = Path(scratch) / path.name
+            with copy.open("wb") as stream:
+                stream.write(made.read_bytes())
+                stream.flush()
+                os.fsync(stream.fileno())
+            copy.replace(path)
     except OSError as error:
         logger.warning("the fingerprints cannot be kept in %s: %s", path.parent, error.strerror or error)
 

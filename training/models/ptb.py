@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from bookserve.export.contracts import PTB
 from bookserve.training import plots, precision
+from bookserve.training.callbacks import Watchers
 from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint, pack, unpack
 from bookserve.training.datasets import ptb
 from bookserve.training.datasets.files import DataRequest
@@ -167,7 +168,7 @@ def train(
     if saved is not None:
         begin, history, best_weights = saved.epoch, saved.notes["history"], unpack("best", saved.arrays)
         checkpoint.restore("state", _state(model), saved)
-    watchers = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=config.epochs, steps=steps)
+    watchers = Watchers(list(callbacks), model=model, epochs=config.epochs, steps=steps)
     watchers.on_train_begin()
     for epoch in range(begin, config.epochs):
         watchers.on_epoch_begin(epoch)
@@ -249,7 +250,7 @@ def train_epoch(
     words: ptb.Words,
     config: Config,
     rng: np.random.Generator,
-    watchers: keras.callbacks.CallbackList,
+    watchers: Watchers,
 ) -> float:
     """Read the words once with `step`, which is `training_step`'s; returns the mean loss of a word."""
     inputs, targets = streams(words, _batch(config))
@@ -266,7 +267,7 @@ def train_epoch(
             state,
         )
         losses.append(loss)
-        watchers.on_train_batch_end(number)
+        watchers.on_train_batch_end(number, {"loss": loss})
     return float(np.mean([float(loss) for loss in losses]))
 
 

@@ -25,6 +25,7 @@ from bookserve.training import tictactoe_rules as rules
 from bookserve.training import tictactoe_tree as trees
 from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint, pack, unpack
 from bookserve.training.datasets.files import DataRequest, Origin, sha256_of_arrays
+from bookserve.training.errors import DivergedError
 from bookserve.training.headline import Headline
 from bookserve.training.models import STANDARD
 from bookserve.training.tictactoe_games import Games
@@ -121,6 +122,11 @@ def train(
     Every epoch begins with new games, whose chances hang on (seed, epoch) alone. Returns figure -> epochs: of the games
     of the training, with `val_` before the name of the most probable moves against a random opponent, and `sound` and
     `lost_lines` as `evaluate` has them.
+
+    Raises:
+        DivergedError: the policy came to moves that are not allowed; its logits are huge or no numbers.
+        TrainingError: the checkpoint is damaged, or a callback found the loss not finite.
+        OSError: a checkpoint cannot be written.
     """
     rounds = max(1, config.moves // (config.workers * config.games * config.algorithm.steps))
     updates_an_epoch = rounds * config.workers
@@ -143,7 +149,13 @@ def train(
 
         watchers.on_epoch_begin(progress.epochs)
         learner.run(config.workers, rounds, (seed, progress.epochs), on_update)
-        judged = judge(model)
+        try:
+            judged = judge(model)
+        except rules.IllegalMoveError as error:
+            raise DivergedError(
+                f"the policy of epoch {progress.epochs + 1} is broken ({error}): the training diverged. "
+                "Lower the learning rate."
+            ) from error
         figures = _training_figures(updates) | {"sound": judged.sound, "lost_lines": judged.lost_lines}
         figures |= {f"val_{name}": value for name, value in judged.figures.items() if name in figures}
         watchers.on_epoch_end(progress.epochs, figures)
@@ -281,9 +293,10 @@ def judge(model: keras.Model) -> Judgement:
 
 
 def move_probabilities(model: keras.Model, boards: rules.Boards) -> npt.NDArray[np.float64]:
-    """The policy on boards float32 [n, 3, 3, 2]: float64 [n, 9], rows add up to 1."""
+    """The policy on boards float32 [n, 3, 3, 2]: float64 [n, 9], rows add up to 1, or are NaN where a logit is."""
     logits = model(boards, training=False)["logits"].numpy().astype(np.float64)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
     return probabilities
 

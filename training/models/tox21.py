@@ -174,12 +174,7 @@ def train(
     Returns figure -> epochs.
     """
     steps = len(data.train.results) // config.batch
-    networks = model.get_layer(NETWORKS)
-    networks = keras.Model(
-        networks.inputs, networks.outputs[0]
-    )  # the saved ones go without the loss, which export lacks
-    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps, config.final_rate)
-    networks.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
+    networks = compiled_networks(model, config, steps)
     weights = assay_weights(data.train.results, config.balance)
     learnt = np.isin(ASSAYS, config.assays)
     train_inputs: list[npt.NDArray[Any]] = [data.train.fingerprints]
@@ -201,6 +196,18 @@ def train(
         higher_is_better=True,
         patience=config.patience if config.keep_best else None,
     )
+
+
+def compiled_networks(model: keras.Model, config: Config, steps: int) -> keras.Model:
+    """The part of the model that is fitted, with its loss and its optimizer; an epoch has `steps` steps.
+
+    It shares its weights with the layer "networks", which goes without the loss into the saved model: export lacks it.
+    """
+    layer = model.get_layer(NETWORKS)
+    networks = keras.Model(layer.inputs, layer.outputs[0])
+    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps, config.final_rate)
+    networks.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
+    return networks
 
 
 def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[str, dict[str, float]]:
@@ -318,12 +325,16 @@ def predict(model: keras.Model, fingerprints: npt.NDArray[np.uint8]) -> npt.NDAr
 
 
 def train_forests(split: tox21.Split) -> list[RandomForestClassifier]:
-    """The baseline of chapter 5: for each assay a random forest on the rows that were measured."""
+    """The baseline of chapter 5: for each assay a random forest on the rows that were measured.
+
+    They are grown on all cores, but each answers on one: many add their trees up in an order that is never the same.
+    """
     forests = []
     for assay in range(len(ASSAYS)):
         measured = ~np.isnan(split.results[:, assay])
         forest = RandomForestClassifier(FOREST_TREES, class_weight="balanced", random_state=FOREST_SEED, n_jobs=-1)
-        forests.append(forest.fit(split.fingerprints[measured], split.results[measured, assay].astype(int)))
+        forest.fit(split.fingerprints[measured], split.results[measured, assay].astype(int))
+        forests.append(forest.set_params(n_jobs=1))
     return forests
 
 

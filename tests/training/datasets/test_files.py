@@ -44,6 +44,9 @@ class Answer(BaseHTTPRequestHandler):
         self.server.ranges.append(wanted)
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.server.honours_ranges else 0
         body = self.server.content[start:]
+        if start and not body:
+            self.send_error(416)
+            return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -235,6 +238,16 @@ def test_a_cut_download_of_unknown_size_begins_anew(home: Home, cache: Path) -> 
     home.cuts = 2
     assert files.obtain("rows", [file], DataRequest("real")) == (cache / "rows.bin",)
     assert home.ranges == [None, None, None]
+
+
+@pytest.mark.parametrize("extra", [b"", b"garbage"])
+def test_a_whole_file_of_unknown_size_that_was_not_renamed_is_no_obstacle(
+    home: Home, cache: Path, extra: bytes
+) -> None:
+    file = packed_anew(home)
+    cache.mkdir(parents=True)
+    (cache / f".{file.name}.part").write_bytes(home.content + extra)
+    assert gzip.decompress(files.download(file, cache).read_bytes()) == CONTENT
 
 
 def test_other_content_of_unknown_size_is_refused(home: Home, cache: Path) -> None:

@@ -98,6 +98,16 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert "the fingerprints cannot be kept in" in caplog.text
 
 
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    fake_deepchem(monkeypatch)
+    monkeypatch.setattr(module.os, "fsync", full)
+    assert module.fingerprints(["C"], tmp_path / "cache")[0].sum() == 1
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_a_failure_of_deepchem_holds_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_deepchem(monkeypatch, status=1, words=b"chatter\nTraceback\nModuleNotFoundError: No module named 'deepchem'\n")
     with pytest.raises(DataError, match=r"status 1.*No module named 'deepchem'"):

@@ -15,9 +15,11 @@ from bookserve.export import publish, run_files
 from bookserve.export.contracts import PTB
 from bookserve.export.store import ModelStore
 from bookserve.training import run
+from bookserve.training.callbacks import StopOnNan
 from bookserve.training.checkpoint import Checkpoint
 from bookserve.training.datasets import ptb as ptb_data
 from bookserve.training.datasets.files import DataRequest, Origin
+from bookserve.training.errors import DivergedError
 from bookserve.training.models import PROFILES, STANDARD, ptb
 
 TINY = ptb.Config(
@@ -65,6 +67,13 @@ def test_training_learns_the_grammar(trained: Trained, text: ptb_data.Text, tmp_
     assert metrics["test"]["perplexity"] == pytest.approx(np.exp(metrics["test"]["loss"]))
     assert metrics["test"]["rows"] == len(text.test)
     assert (tmp_path / "continuations.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_step_that_diverges_is_named(text: ptb_data.Text) -> None:
+    wild = replace(TINY, learning_rate=1e38)
+    run.make_repeatable(0)
+    with pytest.raises(DivergedError, match=r"the loss became (nan|inf) in step \d+ of epoch 1"):
+        ptb.train(ptb.build_model(wild), text, wild, seed=0, callbacks=[StopOnNan()])
 
 
 class Killed(Exception):

@@ -17,8 +17,10 @@ from bookserve.export.store import ModelStore
 from bookserve.training import run, tictactoe_lines
 from bookserve.training import tictactoe_rules as rules
 from bookserve.training import tictactoe_tree as trees
+from bookserve.training.callbacks import StopOnNan
 from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.errors import DivergedError
 from bookserve.training.models import STANDARD, tictactoe
 
 TINY = tictactoe.Config(epochs=2, moves=3_000, games=32, hidden=(32,))
@@ -139,6 +141,16 @@ def test_training_learns_and_keeps_the_best_epoch() -> None:
     assert after.sound > before.sound
     assert after.lost_lines < before.lost_lines / 2
     assert after.figures["reward"] > before.figures["reward"] + 1
+
+
+@pytest.mark.parametrize("rate", [1e10, 1e38], ids=["huge logits", "no numbers"])
+def test_a_policy_that_the_last_update_breaks_is_an_error_of_one_line(rate: float) -> None:
+    moves = TINY.workers * TINY.games * TINY.algorithm.steps  # one update of each worker, of a loss that is finite
+    wild = replace(TINY, moves=moves, algorithm=replace(TINY.algorithm, learning_rate=rate))
+    run.make_repeatable(0)
+    model, data = tictactoe.build_model(wild), tictactoe.load_data(wild, DataRequest(), 0)
+    with pytest.raises(DivergedError, match=r"the policy of epoch 1 is broken .*: the training diverged"):
+        tictactoe.train(model, data, wild, 0, [StopOnNan()])
 
 
 def test_a_run_leaves_what_export_needs_and_the_seed_decides_it(

@@ -11,10 +11,11 @@ from rich.console import Console
 from bookserve.export import onnx_graph, parity, savedmodel
 from bookserve.export.contracts import TOX21
 from bookserve.training import run, similarity
+from bookserve.training.callbacks import StopOnNan
 from bookserve.training.datasets import tox21 as tox21_data
 from bookserve.training.datasets.files import DataRequest, Origin
 from bookserve.training.datasets.tox21 import Molecules, Split
-from bookserve.training.errors import TrainingError
+from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.models import tox21
 
 TINY = tox21.Config(
@@ -121,6 +122,13 @@ def test_training_learns_and_keeps_its_best_epoch(
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_last_step_of_an_epoch_that_diverges_is_an_error_of_one_line(molecules: Molecules) -> None:
+    wild = replace(TINY, batch=600, normalise=False, learning_rate=1e38)  # one step an epoch, of a loss that is finite
+    run.make_repeatable(0)
+    with pytest.raises(DivergedError, match="the validation loss became nan in epoch 1"):
+        tox21.train(tox21.build_model(wild), molecules, wild, 0, [StopOnNan()])
+
+
 def test_the_book_network_keeps_its_last_weights(molecules: Molecules) -> None:
     config = replace(tox21.BOOK, epochs=3, batch=32, learning_rate=1e-2)
     run.make_repeatable(0)
@@ -183,6 +191,15 @@ def test_assays_without_both_classes_have_no_auc() -> None:
     assert tox21.mean_auc({}) == 0.5
     assert tox21.assay_precisions(results, scores) == {"NR-AR": pytest.approx(5 / 6)}
     assert tox21.mean_precision({}) == 0.0
+
+
+def test_a_forest_always_says_the_same() -> None:
+    random = np.random.default_rng(0)
+    bits = np.zeros((1_500, 1024), np.uint8)
+    bits[:, :9] = random.random((1_500, 9)) < 0.3  # many rows alike, of which some are active: answers are fractions
+    split = Split(bits, (random.random((1_500, 12)) < 0.3).astype(np.float32))
+    forests = tox21.train_forests(split)[:1]
+    assert len({tox21.forest_probabilities(forests, bits).tobytes() for _ in range(20)}) == 1
 
 
 def test_a_forest_without_an_active_row_says_never(molecules: Molecules, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 They are found without a flag.
 """
 
+from functools import cache
+
 import tensorflow as tf
 
 from bookserve.training import hosts
@@ -24,7 +26,7 @@ def strategy() -> tf.distribute.Strategy:
     if cluster is not None:
         return hosts.join(cluster)
     if len(gpus) > 1:
-        return tf.distribute.MirroredStrategy()
+        return _mirrored()
     return tf.distribute.get_strategy()
 
 
@@ -33,6 +35,13 @@ def describe() -> str:
     cluster = hosts.cluster()
     here = _describe_host()
     return here if cluster is None else f"{here} on each of {len(cluster.addresses)} hosts"
+
+
+@cache
+def _mirrored() -> tf.distribute.MirroredStrategy:
+    """One for the whole process: a second one numbers its sums over the replicas like the first, which TensorFlow takes
+    for the same sums and refuses where the network has other shapes."""
+    return tf.distribute.MirroredStrategy()
 
 
 def _describe_host() -> str:

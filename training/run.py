@@ -268,7 +268,7 @@ def _lead(
         dead = len(run_folder.dead(runs_dir, name))
         if dead:
             console.print(
-                f"{name}: {dead} unfinished runs lie in {runs_dir / name}: 'bookserve clean-runs' removes them",
+                f"{name}: unfinished runs in {runs_dir / name}: {dead}, which 'bookserve clean-runs' removes",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -65,7 +65,12 @@ class Workers:
     def start(self, task: Task) -> None:
         """Have a free process train."""
         process, connection = self._idle.popleft() if self._idle else self._new()
-        connection.send(task)
+        try:
+            connection.send(task)
+        except ConnectionError:  # it died while it had nothing to do
+            self._bury(process, connection)
+            process, connection = self._new()
+            connection.send(task)
         self._busy[connection] = process, task, time.monotonic()
 
     def wait(self) -> Sequence[tuple[Task, Outcome]]:
@@ -78,9 +83,7 @@ class Workers:
                 values, failure = connection.recv()
                 self._idle.append((process, connection))
             except (EOFError, ConnectionError):
-                process.join()
-                connection.close()
-                self._unused += 1
+                self._bury(process, connection)
                 values, failure = (), f"its process ended with status {process.exitcode}: out of memory?"
             done.append((task, Outcome(values, time.monotonic() - began, failure)))
         return done
@@ -96,6 +99,11 @@ class Workers:
         for process, connection in running:
             process.join()
             connection.close()
+
+    def _bury(self, process: BaseProcess, connection: Connection) -> None:
+        process.join()
+        connection.close()
+        self._unused += 1
 
     def _new(self) -> tuple[BaseProcess, Connection]:
         self._unused -= 1

@@ -91,7 +91,7 @@ def test_unfinished_runs_are_counted_and_removed(tmp_path: Path) -> None:
         run_folder.begin(tmp_path, model, {}).close()
     alive = run_folder.begin(tmp_path, "mnist", {})
     trained = invoke("train", "mnist", "--profile=smoke", "--data=sample", "--runs-dir", tmp_path)
-    assert f"mnist: 2 unfinished runs lie in {tmp_path}/mnist: 'bookserve clean-runs' removes them" in trained.output
+    assert f"mnist: unfinished runs in {tmp_path}/mnist: 2, which 'bookserve clean-runs' removes" in trained.output
     removed = invoke("clean-runs", "mnist", "--runs-dir", tmp_path)
     assert removed.exit_code == 0, removed.output
     assert removed.output.count(f"removed {tmp_path}/mnist/") == 2

@@ -37,5 +37,10 @@ def test_a_process_that_dies_costs_its_task_and_no_more() -> None:
         ((_, outcome),) = pool.wait()
         assert outcome.failure == ""
         assert multiprocessing.active_children() == [process]
+        process.kill()
+        process.join()
+        pool.start(TASK)  # one that died while it had nothing to do is replaced
+        ((_, outcome),) = pool.wait()
+        assert outcome.failure == ""
         pool.start(TASK)
     assert multiprocessing.active_children() == []

@@ -7,9 +7,12 @@ batch where their rows have the same shapes and nothing mixes rows. Versions run
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import os
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +30,8 @@ from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensors import Array
 
 log = logging.getLogger(__name__)
+
+_NICENESS = 5  # of worker threads: the loop goes first, and beside other programs they still get a third of a core
 
 
 class Owner(Protocol):
@@ -97,10 +102,16 @@ class Batch:
 class Workers:
     """The threads that run batches, shared by all loaded versions."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, cores: Sequence[int] = ()) -> None:
+        """`cores` are the processor's, one for each thread; without them the threads run where the system puts them."""
         self._ready: queue.SimpleQueue[Batcher | None] = queue.SimpleQueue()
+        self._running: set[int] = set()  # numbers of the threads that run a batch
+        self._everywhere = os.sched_getaffinity(0) if sys.platform == "linux" else set()
         self._threads = [
-            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True) for number in range(threads)
+            threading.Thread(
+                target=self._work, args=(number, *cores[number : number + 1]), name=f"worker-{number}", daemon=True
+            )
+            for number in range(threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -116,9 +127,36 @@ class Workers:
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
+    def _work(self, number: int, core: int | None = None) -> None:
+        """The life of a thread. While others run, too, it keeps to its core, and the event loop goes first everywhere.
+
+        Left alone, Linux has the loop wait behind a batch while another core has nothing to do: with LeNet-5 on 2 cores
+        a fifth of the time. A batch that runs alone is best where the system puts it.
+        """
+        kept = False
+        if core is not None:
+            _lower_priority()
         while (batcher := self._ready.get()) is not None:
+            self._running.add(number)
+            if core is not None and kept != (len(self._running) > 1):
+                kept = not kept
+                _keep_to({core} if kept else self._everywhere)
             batcher.run_one_batch()
+            self._running.discard(number)
+
+
+def _lower_priority() -> None:
+    """Of the calling thread alone, where the system allows it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
+
+
+def _keep_to(cores: Collection[int]) -> None:
+    """Has the calling thread run on these cores alone, where the system allows it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cores)
 
 
 class Batcher:

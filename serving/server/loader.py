@@ -45,6 +45,7 @@ class LoadOptions:
     unload_threads: int = 1
     engine: EngineOptions = field(default_factory=EngineOptions)
     worker_threads: int = 2  # that run batches
+    worker_cores: tuple[int, ...] = ()  # where they run, if they shall stay there
     max_queued: int = 2000  # requests a model
     policy: BatchPolicy = field(default_factory=lambda: adaptive(1))
     per_model_policies: bool = False  # a version batches by the file in its folder, and adaptively without one
@@ -60,7 +61,7 @@ class InProcessLoader:
         self._options = options
         self._metrics = metrics or Metrics(enabled=False)
         self._loop = asyncio.get_running_loop()
-        self._workers = Workers(options.worker_threads)
+        self._workers = Workers(options.worker_threads, options.worker_cores)
         self._loads = asyncio.Semaphore(options.load_threads)
         self._unloads = asyncio.Semaphore(options.unload_threads)
         self._trim = _malloc_trim()

@@ -74,7 +74,7 @@ class Process:
             max_files=flags.request_log_max_files,
             worker=worker,
         )
-        self.loader = InProcessLoader(_load_options(flags, parameters), self._metrics)
+        self.loader = InProcessLoader(_load_options(flags, parameters, worker), self._metrics)
         self._health = Health()
         self._tasks: set[asyncio.Task[None]] = set()
         self._models: Models
@@ -202,7 +202,14 @@ def _batching_parameters(flags: Flags) -> BatchingParameters:
     return parameters
 
 
-def _load_options(flags: Flags, parameters: BatchingParameters) -> LoadOptions:
+def _own_cores(flags: Flags, worker: int) -> tuple[int, ...]:
+    """This process's share of the cores that the server may use."""
+    usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else range(os.cpu_count() or 1)
+    share = max(1, min(MAX_THREADS, len(usable) // processes(flags)))
+    return tuple([usable[(worker * share + number) % len(usable)] for number in range(share)])
+
+
+def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> LoadOptions:
     """How versions are loaded, run and batched. Raises ServingError for settings that make no sense."""
     if flags.tensorflow_session_parallelism and (
         flags.tensorflow_intra_op_parallelism and flags.tensorflow_inter_op_parallelism
@@ -216,7 +223,8 @@ def _load_options(flags: Flags, parameters: BatchingParameters) -> LoadOptions:
         text_files.text(Path(flags.tensorflow_session_config_file))
     if flags.mixed_precision and flags.mixed_precision != "bfloat16":
         log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
-    cores = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // processes(flags)))  # of each process
+    own_cores = _own_cores(flags, worker)
+    cores = len(own_cores)
     intra_op_threads = flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism or 1
     worker_threads, policy = cores, adaptive(max(1, cores // intra_op_threads))
     if flags.enable_batching:
@@ -241,6 +249,7 @@ def _load_options(flags: Flags, parameters: BatchingParameters) -> LoadOptions:
             tflite_interpreters=max(1, min(interpreters, policy.parallel_runs)),
         ),
         worker_threads=worker_threads,
+        worker_cores=own_cores if worker_threads == cores and intra_op_threads == 1 else (),
         max_queued=flags.max_queued_requests,
         policy=policy,
         per_model_policies=flags.enable_batching and flags.enable_per_model_batching_parameters,

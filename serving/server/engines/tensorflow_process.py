@@ -182,6 +182,8 @@ def main() -> None:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
     )
     control = socket.socket(fileno=int(sys.argv[1]))
+    if sys.platform == "linux":  # a thread of the server that keeps to one core may have started this
+        os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
     import tensorflow as tf
 
     tf.get_logger().setLevel("ERROR")  # the session API is deprecated for building models, not for running them

@@ -1,6 +1,9 @@
 """Batches in process: a stand-in engine that says which rows it was given together."""
 
 import asyncio
+import os
+import queue
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ from bookserve.serving.server.signatures import Signature, TensorSpec
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 from bookserve.serving.wire.tensors import Array
+from model_servers import wait_until
 
 SIGNATURE = Signature(
     "serving_default",
@@ -319,3 +323,45 @@ def test_parameters_that_make_no_sense(values: dict[str, int], allowed: list[int
 def test_the_defaults_are_tensorflow_servings() -> None:
     policy = from_parameters(BatchingParameters(), 7)
     assert (policy.max_rows, policy.wait_seconds, policy.max_queued_batches, policy.parallel_runs) == (1000, 0, 10, 7)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are kept to cores on Linux alone")
+def test_threads_that_run_side_by_side_keep_to_their_cores_behind_the_event_loop() -> None:
+    everywhere = os.sched_getaffinity(0)
+    if len(everywhere) < 2:
+        pytest.skip("there is one core")
+    cores = sorted(everywhere)[:2]
+    seen: queue.SimpleQueue[tuple[set[int], int]] = queue.SimpleQueue()
+
+    class Run:
+        def __init__(self) -> None:
+            self.ended = threading.Event()
+
+        def run_one_batch(self) -> None:
+            seen.put((os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0)))
+            assert self.ended.wait(60)
+
+    def start(run: Run) -> tuple[set[int], int]:
+        workers.schedule(run)  # type: ignore[arg-type]
+        return seen.get(timeout=60)
+
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    workers = Workers(2, cores)
+    alone, beside, alone_again = Run(), Run(), Run()
+    try:
+        assert start(alone) == (everywhere, own + 5)
+        where, niceness = start(beside)
+        assert len(where) == 1
+        assert where < set(cores)
+        assert niceness == own + 5
+        beside.ended.set()
+        alone.ended.set()
+        wait_until(lambda: not workers._running, "the end of both runs")
+        assert start(alone_again) == (everywhere, own + 5)
+        alone_again.ended.set()
+    finally:
+        for run in (alone, beside, alone_again):
+            run.ended.set()
+        workers.stop()
+    assert os.sched_getaffinity(0) == everywhere
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own

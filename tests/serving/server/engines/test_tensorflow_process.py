@@ -99,6 +99,28 @@ def test_as_many_runs_at_a_time_as_parameters_may_ask_for(folder: Path) -> None:
         assert run(engine, {"x": np.ones((1, 3), np.float32)})["y"].tolist() == [[2, 2, 2]]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are kept to cores on Linux alone")
+def test_a_process_that_a_thread_on_one_core_started_uses_all() -> None:
+    everywhere = os.sched_getaffinity(0)
+    template = tensorflow_engine._Template()
+
+    def start() -> None:
+        os.sched_setaffinity(0, sorted(everywhere)[:1])
+        template._start()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(start).result()
+    assert template._process is not None
+    assert template._control is not None
+    try:
+        pid = template._process.pid
+        wait_until(lambda: os.sched_getaffinity(pid) == everywhere, "all cores for the process", seconds=60)
+    finally:
+        template._control.close()
+        template._process.kill()
+        template._process.wait()
+
+
 def test_other_tags_are_chosen_or_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ServingError, match=r"NOT_FOUND: Could not find meta graph def .* has \{ serve \}") as caught:
         TensorFlowEngine(folder, EngineOptions(saved_model_tags=("serve", "gpu")))

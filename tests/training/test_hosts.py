@@ -39,7 +39,7 @@ def test_a_host_may_be_alone(monkeypatch: pytest.MonkeyPatch, text: str | None) 
     [
         (tf_config(TWO), ("one:1", "two:2"), 0, "two:2"),
         (tf_config(TWO, index=1), ("one:1", "two:2"), 1, "one:1"),
-        (tf_config(TWO | {"chief": ["zero:0"]}, index=1), ("zero:0", "one:1", "two:2"), 2, "zero:0, one:1"),
+        (tf_config(TWO | {"chief": ["zero:3"]}, index=1), ("zero:3", "one:1", "two:2"), 2, "zero:3, one:1"),
     ],
 )
 def test_hosts_are_numbered_as_tensorflow_does(

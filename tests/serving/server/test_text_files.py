@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,9 @@ def test_a_start_without_the_session_config_that_it_names_ends(tmp_path: Path) -
 def test_a_start_with_a_bad_config_says_why_on_both_outputs(tmp_path: Path) -> None:
     path = tmp_path / "models.config"
     path.write_text("improper model config")
-    done = subprocess.run([*COMMAND, f"--model_config_file={path}"], capture_output=True, text=True, timeout=60)
+    command = [*COMMAND, f"--model_config_file={path}"]
+    everything_logged = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=everything_logged)
     assert done.returncode == 255
     assert "Error parsing text-format tensorflow.serving.ModelServerConfig: 1:" in done.stderr
     assert done.stdout.startswith(f"Failed to start server. Error: INVALID_ARGUMENT: Invalid protobuf file: '{path}'")

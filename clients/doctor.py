@@ -59,7 +59,7 @@ class Places:
 def main(models_dir: Path, data_dir: Path | None, grpc_port: int, rest_port: int, gateway_port: int) -> None:
     """Look at machine, packages, GPUs, data, models and ports; fails when something is broken."""
     ports = {grpc_port: "the model server's gRPC", rest_port: "the model server's REST", gateway_port: "the gateway"}
-    places = Places(models_dir, data_dir, ports)
+    places = Places(models_dir, data_dir and data_dir.expanduser(), ports)
     bad = 0
     for check in CHECKS:
         for finding in check(places):
@@ -153,6 +153,9 @@ def models(places: Places) -> Iterator[Finding]:
     from bookserve.export.errors import StoreError
     from bookserve.export.store import ModelStore
 
+    if places.models_dir.is_file():
+        yield Finding("bad", "models", f"{places.models_dir} is a file, not a folder", "name another")
+        return
     store = ModelStore(places.models_dir)
     names = store.models()
     if not names:

@@ -95,6 +95,17 @@ def test_a_data_dir_that_is_not_there(tmp_path: Path, free_port: int) -> None:
     assert "Error: 1 of these is bad" in done.output
 
 
+def test_a_tilde_in_data_dir_and_a_file_as_models_dir(
+    tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "models").touch()
+    done = CliRunner().invoke(doctor.main, [*options(tmp_path / "models", free_port), "--data-dir=~/data"])
+    assert "is not a folder: name another, or none" not in done.output
+    assert f"bad   models     {tmp_path / 'models'} is a file, not a folder: name another" in done.output
+
+
 def test_data_is_found_where_the_training_would_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_dir, cache = tmp_path / "data", tmp_path / "cache"
     monkeypatch.setenv("BOOKSERVE_CACHE", str(cache))

@@ -19,7 +19,7 @@ class Flags:
 
     port: int = _flag(8500, "TCP port of gRPC; 0 turns it off")
     rest_api_port: int = _flag(0, "TCP port of REST; 0 turns it off")
-    bind_address: str = _flag("0.0.0.0", "address to listen on, such as 127.0.0.1")
+    bind_address: str = _flag("", "address or host name to listen on, such as 127.0.0.1; without it all, IPv4 and IPv6")
     grpc_socket_path: str = _flag("", "also listen for gRPC on this UNIX socket")
     ssl_config_file: str = _flag("", "text SSLConfig file: TLS for gRPC, with client certificates if it says so")
     rest_ssl_config_file: str = _flag("", "text SSLConfig file: the same for REST")

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_MLMD_UUID = "assets.extra/mlmd_uuid"  # in a version's folder, as in TensorFlow Serving
+_MAX_MLMD_UUID = 128  # bytes of it that are read
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -76,10 +79,14 @@ class InProcessLoader:
         self._engines.append(engine)
         counts = self._metrics.counts(name, version)
 
+        if self._metrics.enabled and (uuid := _mlmd_uuid(path)):
+            self._metrics.identified(name, version, uuid)
+        engine_name = engine.name
+
         def on_run(run: Run) -> None:
             counts.ran(run)
             if self._metrics.enabled:
-                self._metrics.ran(run)
+                self._metrics.ran(run, engine_name)
 
         batcher = Batcher(engine, self._workers, self._loop, options.max_queued, policy, batchable, on_run)
         return Servable(name, version, engine, batcher, options.check_method_names, counts)
@@ -164,6 +171,13 @@ def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, B
     except BaseException:
         engine.close()
         raise
+
+
+def _mlmd_uuid(path: Path) -> str:
+    """The name of a version in the ML Metadata store that made it; "" where its folder does not tell."""
+    with suppress(OSError), (path / _MLMD_UUID).open("rb") as file:
+        return file.read(_MAX_MLMD_UUID).decode("utf-8", "replace").strip()
+    return ""
 
 
 def _warm_up(engine: Engine, path: Path, iterations: int, metrics: Metrics) -> None:

@@ -4,7 +4,8 @@ A request costs one look-up and some additions: the cells that its answers add t
 counting is done on the event loop, but for what the loading threads report, which takes a lock. A snapshot is plain
 data, and snapshots of several processes can be rendered as one page.
 
-Names, labels and buckets: tensorflow_serving/servables/tensorflow/util.cc and util/prometheus_exporter.cc.
+Names, labels and buckets: tensorflow_serving/servables/tensorflow/util.cc and util/prometheus_exporter.cc, and
+tensorflow/core/framework/metrics.cc.
 """
 
 import re
@@ -36,6 +37,7 @@ def _exponential(scale: float, growth: float, count: int) -> tuple[float, ...]:
 
 _MICROS = _exponential(10, 1.8, 33)  # 10 us to 20 minutes
 _QUEUING_MICROS = _exponential(100, 1.2, 52)
+_GRAPH_MICROS = _exponential(1000, 2, 20)
 _POWERS_OF_TWO = _exponential(1, 2, 15)
 _BYTES = _exponential(64, 4, 11)  # 64 bytes to 64 MiB
 
@@ -72,6 +74,12 @@ PROCESSED_BATCH_SIZE = Family(
 PADDING_SIZE = Family("/tensorflow/serving/batching_session/padding_size", "histogram", (), _POWERS_OF_TWO)
 LOAD_ATTEMPTS = Family("/tensorflow/cc/saved_model/load_attempt_count", "counter", ("model_path", "status"))
 LOAD_LATENCY = Family("/tensorflow/cc/saved_model/load_latency", "counter", ("model_path",))
+GRAPH_RUNS = Family("/tensorflow/core/graph_runs", "counter")
+GRAPH_RUN_MICROS = Family("/tensorflow/core/graph_run_time_usecs", "counter")
+GRAPH_RUN_TIMES = Family("/tensorflow/core/graph_run_time_usecs_histogram", "histogram", (), _GRAPH_MICROS)
+SESSION_RUNS = Family("/tensorflow/core/direct_session_runs", "counter")
+# There the value is the text, which Prometheus does not read; here it is a label, and the value 1.
+MLMD_MAP = Family("/tensorflow/serving/mlmd_map", "gauge", ("model_name", "version", "mlmd_uuid"), newest=True)
 # Our own.
 SIGNATURE_COUNT = Family(
     "/bookserve/signature_request_count", "counter", ("model_name", "version", "signature_name", "status")
@@ -91,9 +99,9 @@ LAST_INFERENCE = Family("/bookserve/last_inference_time_seconds", "gauge", ("mod
 FAMILIES = (
     *(REQUEST_COUNT, REQUEST_LATENCY, RUNTIME_LATENCY, EXAMPLE_COUNTS, EXAMPLE_COUNT_TOTAL, WARMUP_LATENCY),
     *(WARMUP_RECORDS, REQUEST_LOG_COUNT, QUEUING_LATENCY, RUN_COUNT, INPUT_BATCH_SIZE, PROCESSED_BATCH_SIZE),
-    *(PADDING_SIZE, LOAD_ATTEMPTS, LOAD_LATENCY, SIGNATURE_COUNT, RESPONSE_BYTES, QUEUE_LENGTH, IN_FLIGHT),
-    *(VERSION_STATE, CONNECTIONS, REFUSED, INFERENCE_COUNT, INFERENCE_MICROS, INFERENCE_ROWS, INFERENCE_RUNS),
-    LAST_INFERENCE,
+    *(PADDING_SIZE, LOAD_ATTEMPTS, LOAD_LATENCY, GRAPH_RUNS, GRAPH_RUN_MICROS, GRAPH_RUN_TIMES, SESSION_RUNS),
+    *(MLMD_MAP, SIGNATURE_COUNT, RESPONSE_BYTES, QUEUE_LENGTH, IN_FLIGHT, VERSION_STATE, CONNECTIONS, REFUSED),
+    *(INFERENCE_COUNT, INFERENCE_MICROS, INFERENCE_ROWS, INFERENCE_RUNS, LAST_INFERENCE),
 )
 
 _RUNTIMES = {"tensorflow": "TF1", "onnx": "ONNX"}
@@ -175,6 +183,10 @@ class Metrics:
         self._input_rows = self._histogram(INPUT_BATCH_SIZE)
         self._processed_rows = self._histogram(PROCESSED_BATCH_SIZE)
         self._padding_rows = self._histogram(PADDING_SIZE)
+        self._graph_runs = self._counter(GRAPH_RUNS)
+        self._graph_micros = self._counter(GRAPH_RUN_MICROS)
+        self._graph_times = self._histogram(GRAPH_RUN_TIMES)
+        self._session_runs = self._counter(SESSION_RUNS)
 
     # Requests
 
@@ -262,8 +274,14 @@ class Metrics:
 
     # Batches
 
-    def ran(self, run: Run) -> None:
-        """Counts one batch."""
+    def ran(self, run: Run, engine: str) -> None:
+        """Counts one batch, which that engine has run."""
+        micros = round((run.ended - run.started) * 1e6)
+        self._graph_runs.value += 1
+        self._graph_micros.value += micros
+        self._graph_times.add(micros)
+        if engine == "tensorflow":
+            self._session_runs.value += 1
         self._runs.value += 1
         self._input_rows.add(run.rows)
         self._processed_rows.add(run.rows + run.padding)
@@ -277,17 +295,23 @@ class Metrics:
             self._counter(LOAD_ATTEMPTS, str(path), "success" if succeeded else "fail").value += 1
             if succeeded:
                 self._counter(LOAD_LATENCY, str(path)).value += round(seconds * 1e6)
-            self._forget_paths()
+            self._forget()
 
     def warmed_up(self, path: Path, status: str, seconds: float, records: int) -> None:
         """Counts the warm-up of the version in `path`, and how many records it read for that."""
         with self._loading:
             self._histogram(WARMUP_LATENCY, str(path), status).add(seconds * 1e6)
             self._counter(WARMUP_RECORDS, str(path), status).value += records
-            self._forget_paths()
+            self._forget()
 
-    def _forget_paths(self) -> None:
-        for family in (LOAD_ATTEMPTS, LOAD_LATENCY, WARMUP_LATENCY, WARMUP_RECORDS):
+    def identified(self, model: str, version: int, uuid: str) -> None:
+        """Shows by which name the ML Metadata store knows a version that is loaded."""
+        with self._loading:
+            self._counter(MLMD_MAP, model, str(version), uuid).value = 1
+            self._forget()
+
+    def _forget(self) -> None:
+        for family in (LOAD_ATTEMPTS, LOAD_LATENCY, WARMUP_LATENCY, WARMUP_RECORDS, MLMD_MAP):
             cells = self._cells[family.name]
             while len(cells) > _MAX_VERSIONS:
                 del cells[next(iter(cells))]

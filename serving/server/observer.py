@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 # What TensorFlow Serving counts on gRPC, and the one call of the open inference protocol that is like it.
 _COUNTED_METHODS = ("Predict", "Classify", "Regress", "ModelInfer")
-_COUNTED_PATH = re.compile(rb"/v[12]/models/", re.IGNORECASE)
+_COUNTED_PATH = re.compile(rb"/v1/|/v2/models/", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\w.:/+=@~-]{1,128}")
 _PLAIN = re.compile(r"[\w.:/+@~-]+", re.ASCII)
 _OK = tensorflow_error_pb2.OK

@@ -7,12 +7,14 @@ that has the fewest.
 import asyncio
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import socket
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 from bookserve.serving.server.connections import DRAIN_STEP_SECONDS, Api, Connections
 from bookserve.serving.server.errors import ServingError, invalid_argument
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 _BACKLOG = 1024
 _MAX_PORT = 65535
 _ANY = ("", "0.0.0.0", "::")  # addresses that stand for all
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # of a machine that is without
 _PAUSE_SECONDS = 1.0  # of accepting, when the process can open no more files
 _SO_ATTACH_FILTER = 26  # Linux's socket(7); Python has no name for it
 
@@ -66,7 +69,7 @@ class Ports:
         flags, host = self._flags, self._flags.bind_address
         if flags.port:
             await self._bind_port(Api.GRPC, flags.port)
-            log.info("Running gRPC ModelServer at %s:%d ...", host, flags.port)
+            log.info("Running gRPC ModelServer at %s:%d ...", host or "0.0.0.0", flags.port)
         if flags.grpc_socket_path:
             path = Path(flags.grpc_socket_path)
             if path.exists() and not path.is_socket():
@@ -87,19 +90,15 @@ class Ports:
             endpoint.setblocking(False)
 
     async def _bind_port(self, api: Api, port: int) -> None:
-        """On every address that the host's name has."""
+        """On every address that the host's name has; without a name on all of IPv4, and of IPv6 where there is that."""
         host = self._flags.bind_address or None
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(found):
-            endpoint = socket.socket(family, kind, protocol)
-            self._endpoints.append((api, endpoint))
-            if os.name == "posix":
-                endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                endpoint.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
-                endpoint.bind(address)
+                self._endpoints.append((api, _bound(family, kind, protocol, address)))
             except OSError as error:
+                if host is None and family == socket.AF_INET6 and error.errno in _NO_IPV6:
+                    continue
                 raise OSError(error.errno, f"{host or 'all addresses'}:{port}: {error.strerror}") from error
 
     async def _serve(self, api: Api, endpoint: socket.socket) -> None:
@@ -178,6 +177,21 @@ class Ports:
             if self._followers is not None:
                 self._loop.remove_reader(endpoint.fileno())
             endpoint.close()
+
+
+def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+    """A socket that has its address, but does not listen yet. Raises OSError where it cannot have it."""
+    endpoint = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            endpoint.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        endpoint.bind(address)
+    except OSError:
+        endpoint.close()
+        raise
+    return endpoint
 
 
 def _drop_new_handshakes(descriptor: int) -> None:

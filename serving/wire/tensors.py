@@ -6,6 +6,8 @@ message really carries, so that 20 bytes cannot ask for 16 GiB.
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -53,16 +55,20 @@ def data_type(dtype: np.dtype[Any]) -> DataType:
 
     Raises TensorError when TensorFlow has no such type.
     """
-    number = tensorflow_pb2.DT_STRING if dtype.kind in "SU" else _NUMBERS.get(dtype.newbyteorder("="))
+    if dtype.kind in "SU":
+        return tensorflow_pb2.DT_STRING
+    if dtype.kind == "V" and dtype == _bfloat16():
+        return tensorflow_pb2.DT_BFLOAT16
+    number = _NUMBERS.get(dtype.newbyteorder("="))
     if number is None:
         raise TensorError(f"no TensorFlow type for numpy's {dtype}")
     return number
 
 
 def numpy_type(number: DataType) -> np.dtype[Any]:
-    """The numpy type of a DataType number; object (of bytes) for DT_STRING.
+    """The numpy type of a DataType number; object (of bytes) for DT_STRING, `ml_dtypes.bfloat16` for DT_BFLOAT16.
 
-    Raises TensorError for a type that has no numpy equivalent.
+    Raises TensorError for a type that has no numpy equivalent, or for bfloat16 where the package ml_dtypes is missing.
     """
     return _numpy_type_and_field(number)[0]
 
@@ -89,7 +95,7 @@ def to_proto(array: Array, *, as_content: bool = True) -> TensorProto:
     Raises TensorError when TensorFlow has no such type.
     """
     number = data_type(array.dtype)
-    field = _TYPES[number][1]
+    field = _numpy_type_and_field(number)[1]
     proto = TensorProto(dtype=number)
     dim = proto.tensor_shape.dim
     for size in array.shape:
@@ -99,10 +105,8 @@ def to_proto(array: Array, *, as_content: bool = True) -> TensorProto:
     elif as_content:
         proto.tensor_content = _little_endian(array).tobytes()
     elif array.dtype.kind == "c":
-        getattr(proto, _TYPES[number][1]).extend(
-            _little_endian(array).view(f"<f{array.itemsize // 2}").ravel().tolist()
-        )
-    elif array.dtype.kind == "f" and array.itemsize == 2:
+        getattr(proto, field).extend(_little_endian(array).view(f"<f{array.itemsize // 2}").ravel().tolist())
+    elif field == "half_val":
         proto.half_val.extend(_little_endian(array).view("<u2").ravel().tolist())
     else:
         getattr(proto, field).extend(array.ravel().tolist())
@@ -113,7 +117,8 @@ def to_array(proto: TensorProto) -> Array:
     """Reads a TensorProto of any shape; string tensors become object arrays of bytes.
 
     The array may be read-only and may share memory with the message. As in TensorFlow, a typed field with fewer values
-    than the tensor has elements repeats its last value, here only up to MAX_FILLED_BYTES.
+    than the tensor has elements repeats its last value, and one without values means zeros (for strings empty ones),
+    here only up to MAX_FILLED_BYTES.
 
     Raises TensorError for an unknown type, an unknown rank or a shape that element_count refuses, or a number of values
     other than the shape's.
@@ -153,10 +158,23 @@ def element_count(shape: Sequence[int]) -> int:
 
 
 def _numpy_type_and_field(number: DataType) -> tuple[np.dtype[Any], str]:
+    if number == tensorflow_pb2.DT_BFLOAT16 and (bfloat16 := _bfloat16()) is not None:
+        return bfloat16, "half_val"
     try:
         return _TYPES[number]
     except KeyError:
         raise TensorError(f"tensors of type {type_name(number)} are not supported") from None
+
+
+@cache
+def _bfloat16() -> np.dtype[Any] | None:
+    """The type of the package that TensorFlow brings with it, and that alone; imported when it is first needed."""
+    with suppress(ImportError):
+        import ml_dtypes
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    return None
 
 
 def _typed_values(proto: TensorProto, dtype: np.dtype[Any], field: str) -> Array:
@@ -171,7 +189,7 @@ def _typed_values(proto: TensorProto, dtype: np.dtype[Any], field: str) -> Array
             raise TensorError(f"{field} has an odd number of values: a complex number takes two")
         return np.array(values, dtype=f"f{dtype.itemsize // 2}").view(dtype)
     if field == "half_val":
-        return _narrowed(np.array(values, dtype=np.int32), np.dtype(np.uint16), proto.dtype).view(np.float16)
+        return _narrowed(np.array(values, dtype=np.int32), np.dtype(np.uint16), proto.dtype).view(dtype)
     if field == "int_val" and dtype.itemsize < 4:
         return _narrowed(np.array(values, dtype=np.int32), dtype, proto.dtype)
     return np.array(values, dtype=dtype)
@@ -187,14 +205,16 @@ def _narrowed(values: Array, dtype: np.dtype[Any], number: DataType) -> Array:
 def _filled(values: Array, count: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     if len(values) == count:
         return values.reshape(shape)
-    if len(values) > count or len(values) == 0:
+    if len(values) > count:
         raise TensorError(f"tensor of shape {list(shape)} needs {count} values, it has {len(values)}")
     if count * dtype.itemsize > MAX_FILLED_BYTES:
         raise TensorError(
             f"tensor of shape {list(shape)} needs {count} values, it has {len(values)};"
-            f" the last value is repeated only in tensors of up to {MAX_FILLED_BYTES} bytes"
+            f" the rest is filled up only in tensors of up to {MAX_FILLED_BYTES} bytes"
         )
-    return np.concatenate([values, np.repeat(values[-1:], count - len(values))]).reshape(shape)
+    filled = np.full(count, values[-1] if len(values) else b"" if dtype.kind == "O" else 0, dtype)
+    filled[: len(values)] = values
+    return filled.reshape(shape)
 
 
 def _little_endian(array: Array) -> Array:

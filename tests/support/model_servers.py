@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,19 +108,19 @@ def server_starter(folder: Path) -> Iterator[StartServer]:
     """A function that starts model servers with flags; all that still run at the end are killed."""
     servers: list[Server] = []
 
-    def start(*flags: str, wait: bool = True, tensorflow_log_level: str = "0") -> Server:
+    def start(*flags: str, wait: bool = True, environment: Mapping[str, str] | None = None) -> Server:
         grpc_port, rest_port = free_port(), free_port()
         log = folder / f"server-{len(servers)}.log"
         arguments = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", "--bind_address=127.0.0.1", *flags]
         # This process may have turned TensorFlow's log off, which would be the server's, too.
-        environment = {"PYTHONWARNINGS": "error", "TF_CPP_MIN_LOG_LEVEL": tensorflow_log_level}
+        variables = {"PYTHONWARNINGS": "error", "TF_CPP_MIN_LOG_LEVEL": "0", **(environment or {})}
         with log.open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "bookserve.clients.command_line", "model-server", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=os.environ | environment,
+                env=os.environ | variables,
             )
         server = Server(process, grpc_port, rest_port, log)
         servers.append(server)

@@ -153,7 +153,7 @@ def test_levels(start_server: StartServer, folder: Path, level: str, flag: str, 
     server = start_server(
         *("--model_name=scale", f"--model_base_path={folder / 'scale'}", "--unknown=1"),
         *([f"--log_level={flag}"] if flag else []),
-        tensorflow_log_level=level,
+        environment={"TF_CPP_MIN_LOG_LEVEL": level},
     )
     text = server.log.read_text()
     assert ("Running gRPC ModelServer at" in text) == shown

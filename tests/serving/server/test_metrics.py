@@ -46,6 +46,10 @@ ORIGINAL = {
     ":tensorflow:serving:batching_session:padding_size": ("histogram", set()),
     ":tensorflow:cc:saved_model:load_attempt_count": ("counter", {"model_path", "status"}),
     ":tensorflow:cc:saved_model:load_latency": ("counter", {"model_path"}),
+    ":tensorflow:core:graph_runs": ("counter", set()),
+    ":tensorflow:core:graph_run_time_usecs": ("counter", set()),
+    ":tensorflow:core:graph_run_time_usecs_histogram": ("histogram", set()),
+    ":tensorflow:core:direct_session_runs": ("counter", set()),
 }
 KEY: Key = ("m", 1, "serving_default", "Predict", "GRPC", "onnx")
 
@@ -125,6 +129,18 @@ def test_the_runtime_of_tensorflow_is_called_as_there() -> None:
     assert 'runtime="TF1"' in render([metrics.snapshot()]).decode()
 
 
+def test_runs_of_graphs_and_of_sessions_are_counted() -> None:
+    metrics = Metrics()
+    metrics.ran(Run(1, 1.5, 4), "onnx")
+    metrics.ran(Run(1, 1.0005, 4), "tensorflow")
+    values = series(render([metrics.snapshot()]).decode())
+    assert values[":tensorflow:core:graph_runs{}"] == 2
+    assert values[":tensorflow:core:graph_run_time_usecs{}"] == 500_500
+    assert values[':tensorflow:core:graph_run_time_usecs_histogram_bucket{le="1000"}'] == 1
+    assert values[':tensorflow:core:graph_run_time_usecs_histogram_bucket{le="512000"}'] == 2
+    assert values[":tensorflow:core:direct_session_runs{}"] == 1
+
+
 def test_snapshots_of_several_processes_add_up_even_as_json() -> None:
     """What two processes counted renders as what one would have counted."""
     one, two, both = Metrics(), Metrics(), Metrics()
@@ -133,7 +149,8 @@ def test_snapshots_of_several_processes_add_up_even_as_json() -> None:
             counted.predicted(KEY, 10.0 * number + 5, 100, 2, 50, 3)
             counted.predicted(("m", number, "s", "Predict", "REST", "onnx"), 1, 1, 1, 50, 1)
             counted.failed("gone", "NOT_FOUND", 0, "")
-            counted.ran(Run(0, 1, 4, 1))
+            counted.ran(Run(0, 1, 4, 1), "onnx")
+            counted.identified("m", 1, "a-b")
     snapshots = [json.loads(json.dumps(m.snapshot([(QUEUE_LENGTH, ("m", "1"), 3)]))) for m in (one, two)]
     assert render(snapshots) == render([both.snapshot([(QUEUE_LENGTH, ("m", "1"), 6)])])
     assert series(render(snapshots).decode())[':bookserve:queue_length{model_name="m",version="1"}'] == 6
@@ -196,6 +213,8 @@ def test_a_monitoring_config_that_makes_no_sense(tmp_path: Path) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("metrics")
     write_scale_model(folder / "scale", 1, 2.0)
+    (folder / "scale/1/assets.extra").mkdir(exist_ok=True)
+    (folder / "scale/1/assets.extra/mlmd_uuid").write_text("3f1a-77\n")
     config = folder / "monitoring.config"
     config.write_text('prometheus_config { enable: true path: "/metrics" }')
     with server_starter(folder) as start:
@@ -297,6 +316,18 @@ def test_every_rest_call_is_counted(server: Server) -> None:
     )
 
 
+def test_rest_calls_that_name_no_model_are_counted_without_a_name(server: Server) -> None:
+    increase = Increase(server)
+    assert fetch(server, "/v1/foo")[0] == 400
+    assert fetch(server, "/v1/models/scale:foo", "POST", b"{}")[0] == 400
+    assert fetch(server, "/v1/models")[0] == 200
+    assert fetch(server, "/elsewhere")[0] == 404
+    count = ':tensorflow:serving:request_count{model_name="",status='
+    assert increase.of(f'{count}"INVALID_ARGUMENT"}}') == 2
+    assert increase.of(f'{count}"OK"}}') == 1
+    assert increase.of(f'{count}"NOT_FOUND"}}') == 0
+
+
 def test_the_open_inference_protocol_is_counted_too(server: Server) -> None:
     increase = Increase(server)
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}
@@ -328,6 +359,7 @@ def test_loads_and_what_is_loaded(server: Server) -> None:
     assert values[f':tensorflow:cc:saved_model:load_latency{{model_path="{path}"}}'] > 0
     warmed_up = f'model_path="{path}",status="OK"'
     assert values[f":tensorflow:serving:model_warmup_latency_count{{{warmed_up}}}"] == 1
+    assert values[':tensorflow:serving:mlmd_map{model_name="scale",version="1",mlmd_uuid="3f1a-77"}'] == 1
     assert values[f":tensorflow:serving:model_warmup_records_read{{{warmed_up}}}"] == 0
     assert values[':bookserve:model_version_state{model_name="scale",version="1",state="AVAILABLE"}'] == 1
     assert values[':bookserve:queue_length{model_name="scale",version="1"}'] == 0

@@ -1,5 +1,6 @@
 """The ports of the model server as a process: TLS, services, sockets and limits, each through its flag."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -266,6 +267,50 @@ def test_a_taken_port_is_told_as_the_original_tells_it(start_server: StartServer
     assert "Error: INVALID_ARGUMENT: Failed to BuildAndStart gRPC server: " in second.log.read_text()
 
 
-def test_rest_on_every_address_is_exported_at_localhost(start_server: StartServer, scale: Path) -> None:
-    server = start_server("--model_name=scale", f"--model_base_path={scale}", "--bind_address=0.0.0.0")
-    assert f"Exporting HTTP/REST API at:localhost:{server.rest_port} ..." in server.log.read_text()
+@pytest.mark.parametrize("without", ["nothing", "a kernel with IPv6", "an address of IPv6"])
+def test_without_an_address_it_listens_on_all(
+    without: str, start_server: StartServer, scale: Path, tmp_path: Path
+) -> None:
+    """All are here the two of loopback; socket() tells of a kernel without IPv6, bind() of one that has it off."""
+    (tmp_path / "sitecustomize.py").write_text(f"""if True:
+        import errno, socket
+
+        class Loopback(socket.socket):
+            def __init__(self, family=-1, *rest, **named):
+                if family == socket.AF_INET6 and "{without}" == "a kernel with IPv6":
+                    raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+                super().__init__(family, *rest, **named)
+
+            def bind(self, address):
+                if self.family == socket.AF_INET6 and "{without}" == "an address of IPv6":
+                    raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+                loopback = {{"0.0.0.0": "127.0.0.1", "::": "::1"}}.get(address[0], address[0])
+                super().bind((loopback, *address[1:]))
+
+        socket.socket = Loopback
+    """)
+    shim = {"PYTHONPATH": str(tmp_path)}
+    settings = ["--model_name=scale", f"--model_base_path={scale}"]
+    server = start_server(*settings, "--bind_address=", environment=shim)
+    log = server.log.read_text()
+    assert f"Running gRPC ModelServer at 0.0.0.0:{server.grpc_port} ..." in log
+    assert f"Exporting HTTP/REST API at:localhost:{server.rest_port} ..." in log
+    for port in (server.grpc_port, server.rest_port):
+        assert _connects("127.0.0.1", port)
+        assert _connects("::1", port) == (without == "nothing" and _has_ipv6())
+    if without != "nothing":  # an address that was asked for is not done without
+        refused = start_server(*settings, "--bind_address=::1", environment=shim, wait=False)
+        assert refused.process.wait(20) == 255
+        assert "Failed to BuildAndStart gRPC server: " in refused.log.read_text()
+
+
+def _connects(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), 10):
+        return True
+    return False
+
+
+def _has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False

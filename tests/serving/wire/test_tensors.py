@@ -1,5 +1,8 @@
 """The tensor codec against TensorFlow's own make_tensor_proto and make_ndarray."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -56,6 +59,42 @@ def test_one_value_fills_a_small_tensor_as_in_tensorflow() -> None:
     np.testing.assert_array_equal(to_array(proto), np.full((3, 4), 2.5, np.float32))
 
 
+@pytest.mark.parametrize("number", [tensorflow_pb2.DT_FLOAT, tensorflow_pb2.DT_BOOL, tensorflow_pb2.DT_STRING])
+def test_no_values_are_zeros_as_in_tensorflow(number: tensorflow_pb2.DataType) -> None:
+    proto = _proto([2, 3], number)
+    expected = tf.io.parse_tensor(proto.SerializeToString(), tf.as_dtype(number)).numpy()
+    found = to_array(proto)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("as_content", [False, True])
+def test_bfloat16_is_read_and_written_as_by_tensorflow(as_content: bool) -> None:
+    values = tf.constant([[1.5, -2.0], [float("inf"), 3e-39]], tf.bfloat16)
+    ours = to_proto(values.numpy(), as_content=as_content)
+    theirs = tf.io.parse_tensor(ours.SerializeToString(), tf.bfloat16)
+    assert theirs.dtype == tf.bfloat16
+    np.testing.assert_array_equal(theirs.numpy(), values.numpy())
+    read = to_array(TensorProto.FromString(tf.make_tensor_proto(values).SerializeToString()))
+    assert read.dtype == values.numpy().dtype
+    np.testing.assert_array_equal(read, values.numpy())
+
+
+def test_bfloat16_without_the_package_for_it_is_not_supported() -> None:
+    code = """if True:
+        import sys
+        sys.modules["ml_dtypes"] = None
+        from bookserve.serving.wire.tensors import TensorError, to_array
+        from bookserve.serving.wire.tensorflow_pb2 import DT_BFLOAT16, TensorProto
+        try:
+            to_array(TensorProto(dtype=DT_BFLOAT16, half_val=[1]))
+        except TensorError as error:
+            print(error)
+    """
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == "tensors of type DT_BFLOAT16 are not supported\n"
+
+
 def _proto(shape: list[int], number: int = tensorflow_pb2.DT_FLOAT, **fields: object) -> TensorProto:
     proto = TensorProto(dtype=number, **fields)
     for size in shape:
@@ -66,15 +105,15 @@ def _proto(shape: list[int], number: int = tensorflow_pb2.DT_FLOAT, **fields: ob
 @pytest.mark.parametrize(
     ("proto", "message"),
     [
-        (_proto([65536, 1024], float_val=[1.0]), "the last value is repeated only in tensors of up to"),
+        (_proto([65536, 1024], float_val=[1.0]), "the rest is filled up only in tensors of up to"),
+        (_proto([65536, 1024]), "needs 67108864 values, it has 0; the rest is filled up only"),
         (_proto([65536, 65536], float_val=[1.0]), "needs 4294967296 values, it has 1"),
-        (_proto([2**40, 2**40], float_val=[1.0]), "the last value is repeated only"),
+        (_proto([2**40, 2**40], float_val=[1.0]), "the rest is filled up only"),
         (_proto([-1, 2], float_val=[1.0, 2.0]), "negative size"),
         (_proto([0, 2**62, 2**62]), "too large for a tensor without values"),
         (_proto([3], tensor_content=b"1234"), "needs 12 bytes, its tensor_content has 4"),
         (_proto([1], tensor_content=b"12345678"), "needs 4 bytes, its tensor_content has 8"),
         (_proto([1], float_val=[1.0, 2.0]), "needs 1 values, it has 2"),
-        (_proto([2]), "needs 2 values, it has 0"),
         (_proto([1] * 10_000, float_val=[1.0]), "10000 dimensions"),
         (_proto([1], number=999), "DataType 999 are not supported"),
         (_proto([1], number=tensorflow_pb2.DT_VARIANT), "DT_VARIANT are not supported"),

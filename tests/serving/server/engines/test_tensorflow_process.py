@@ -130,13 +130,27 @@ def test_other_tags_are_chosen_or_named(folder: Path, tmp_path: Path) -> None:
         assert set(engine.signatures) == {"serving_default"}
 
 
+def test_bfloat16_goes_in_and_comes_out(tmp_path: Path) -> None:
+    module = tf.Module()
+    module.brain = tf.function(
+        lambda x: {"y": x + tf.constant(1, tf.bfloat16)}, input_signature=[tf.TensorSpec([None], tf.bfloat16, name="x")]
+    )
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures={"serving_default": module.brain})
+    x = np.array([0.5, -1.0], tf.bfloat16.as_numpy_dtype)
+    with load(tmp_path / "1") as engine:
+        y = run(engine, {"x": x})["y"]
+    assert y.dtype == x.dtype
+    assert y.astype(np.float32).tolist() == [1.5, 0.0]
+
+
 def test_an_output_of_a_type_that_numpy_lacks_says_so(tmp_path: Path) -> None:
     module = tf.Module()
     module.brain = tf.function(
-        lambda x: {"y": tf.cast(x, tf.bfloat16)}, input_signature=[tf.TensorSpec([None], tf.float32, name="x")]
+        lambda x: {"y": tf.cast(x, tf.dtypes.experimental.float8_e5m2)},
+        input_signature=[tf.TensorSpec([None], tf.float32, name="x")],
     )
     tf.saved_model.save(module, str(tmp_path / "1"), signatures={"serving_default": module.brain})
-    expected = "UNIMPLEMENTED: an output of the model cannot be answered: no TensorFlow type for numpy's bfloat16"
+    expected = "UNIMPLEMENTED: an output of the model cannot be answered: no TensorFlow type for numpy's float8_e5m2"
     with load(tmp_path / "1") as engine, pytest.raises(ServingError, match=expected):
         run(engine, {"x": np.ones(1, np.float32)})
 

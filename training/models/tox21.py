@@ -125,6 +125,7 @@ SEARCHES: dict[str, Search] = {
             "dropout": Choice((0.25, 0.5, 0.75)),
             "input_dropout": Choice((0.0, 0.2, 0.4)),
             "weight_decay": LogUniform(1e-3, 1.0),
+            "balance": Choice((0.5, 0.75, 1.0)),
             "epochs": Choice((15, 30, 45)),
             "members": Choice((1, 4)),
             "memory": Choice((0, 6_400)),

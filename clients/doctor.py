@@ -4,6 +4,7 @@ Every line is a `Finding`. Only what is broken makes the command fail: what is m
 that was not installed, is a note.
 """
 
+import http.client
 import importlib
 import importlib.metadata
 import importlib.util
@@ -13,9 +14,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,11 +43,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Places:
-    """Where to look: what the options of the command name. Port -> what listens there in `make serve`."""
+    """Where to look: what the options of the command name. What listens in `make serve` -> port."""
 
     models_dir: Path
     data_dir: Path | None
-    ports: dict[int, str]
+    ports: Mapping[str, int]
 
 
 @click.command()
@@ -58,7 +58,7 @@ class Places:
 @click.option("--gateway-port", default=8080, show_default=True, type=click.IntRange(1, 65535))
 def main(models_dir: Path, data_dir: Path | None, grpc_port: int, rest_port: int, gateway_port: int) -> None:
     """Look at machine, packages, GPUs, data, models and ports; fails when something is broken."""
-    ports = {grpc_port: "the model server's gRPC", rest_port: "the model server's REST", gateway_port: "the gateway"}
+    ports = {"the model server's gRPC": grpc_port, "the model server's REST": rest_port, "the gateway": gateway_port}
     places = Places(models_dir, data_dir and data_dir.expanduser(), ports)
     bad = 0
     for check in CHECKS:
@@ -177,7 +177,12 @@ def models(places: Places) -> Iterator[Finding]:
 
 def ports(places: Places) -> Iterator[Finding]:
     """Whether the ports are free, or bookserve itself has them."""
-    for port, purpose in places.ports.items():
+    users: dict[int, str] = {}
+    for purpose, port in places.ports.items():
+        other = users.setdefault(port, purpose)
+        if other != purpose:
+            yield Finding("bad", "ports", f"{port} is for {other}, and for {purpose}", "name two ports")
+            continue
         with socket.socket() as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -196,14 +201,32 @@ CHECKS: tuple[Callable[[Places], Iterator[Finding]], ...] = (machine, packages, 
 
 def _taken(port: int, purpose: str) -> Finding:
     """What to say of a port that something listens on."""
+    if _answers_http(port):
+        return Finding("ok", "ports", f"{port} for {purpose}: a healthy server answers there")
+    if _answers_grpc(port):
+        return Finding("ok", "ports", f"{port} for {purpose}: a gRPC server answers there")
+    return Finding("note", "ports", f"{port} for {purpose} is in use", "if not by bookserve, name another port")
+
+
+def _answers_http(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}/healthz", timeout=PROBE_SECONDS) as answer:
-            healthy = answer.status == 200
-    except (OSError, urllib.error.URLError, ValueError):
-        healthy = False
-    if healthy:
-        return Finding("ok", "ports", f"{port} for {purpose}: a healthy server answers there")
-    return Finding("note", "ports", f"{port} for {purpose} is in use", "if not by bookserve, name another port")
+            return bool(answer.status == 200)
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+
+
+def _answers_grpc(port: int) -> bool:
+    try:
+        import grpc
+    except ImportError:
+        return False  # which is told among the packages
+    with grpc.insecure_channel(f"{HOST}:{port}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=PROBE_SECONDS)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 def _enough(about: str, amount: float, little: float, advice: str) -> Finding:

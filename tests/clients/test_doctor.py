@@ -5,9 +5,11 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from click.testing import CliRunner
 
@@ -52,11 +54,11 @@ def publish(root: Path) -> Manifest:
 
 
 def places(folder: Path, port: int = 1) -> Places:
-    return Places(folder / "models", None, {port: "the gateway"})
+    return Places(folder / "models", None, {"the gateway": port})
 
 
 def options(folder: Path, port: int) -> list[str]:
-    ports = [f"--{name}-port={port}" for name in ("grpc", "rest", "gateway")]
+    ports = [f"--{name}-port={port + place}" for place, name in enumerate(("gateway", "grpc", "rest"))]
     return [f"--models-dir={folder}", *ports]
 
 
@@ -172,6 +174,25 @@ def test_a_healthy_server_may_have_its_port(tmp_path: Path, http_fake: Any) -> N
     port = int(http_fake.url.rpartition(":")[2])
     (finding,) = doctor.ports(places(tmp_path, port))
     assert (finding.status, finding.text) == ("ok", f"{port} for the gateway: a healthy server answers there")
+
+
+def test_a_server_of_grpc_may_have_its_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it answers to an HTTP/1 client is a frame of HTTP/2."""
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port(f"{doctor.HOST}:0")
+    server.start()
+    try:
+        (finding,) = doctor.ports(places(tmp_path, port))
+    finally:
+        server.stop(None)
+    assert (finding.status, finding.text) == ("ok", f"{port} for the gateway: a gRPC server answers there")
+
+
+def test_two_servers_cannot_share_a_port(tmp_path: Path, free_port: int) -> None:
+    done = CliRunner().invoke(doctor.main, [*options(tmp_path, free_port), f"--rest-port={free_port}"])
+    shared = f"bad   ports      {free_port} is for the model server's REST, and for the gateway: name two ports"
+    assert shared in done.output
+    assert done.exit_code == 1
 
 
 def test_a_foreign_program_on_a_port_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ or SIGTERM drains the gateway, then the model server, and when one of them dies 
 """
 
 import ctypes
+import http.client
 import socket
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
-    except OSError:
+    except (OSError, http.client.HTTPException):  # also of another program that has taken the port meanwhile
         return False
 
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from bookserve.training import precision
 from bookserve.training.datasets import cifar10
+from bookserve.training.rates import warm_cosine
 
 NAME = "modern"
 PATCH = 2  # pixels of the side of a whitened patch
@@ -100,13 +101,7 @@ def whiten(model: keras.Model, images: cifar10.Images) -> None:
 
 def compile_model(model: keras.Model, config: Config, steps: int) -> None:
     """Give the network its loss and its optimizer; an epoch has `steps` steps."""
-    warmup = int(config.epochs * steps * config.warmup)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.2 * config.learning_rate,
-        config.epochs * steps - warmup,
-        warmup_target=config.learning_rate,
-        warmup_steps=warmup,
-    )
+    rate = warm_cosine(config.learning_rate, config.epochs * steps, config.warmup, start=0.2)
 
     def loss(labels: Any, logits: Any) -> Any:
         targets = keras.ops.one_hot(labels, cifar10.CLASSES)

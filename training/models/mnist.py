@@ -23,6 +23,7 @@ from bookserve.training.datasets.files import DataRequest
 from bookserve.training.fit import fit
 from bookserve.training.headline import Headline
 from bookserve.training.models import STANDARD
+from bookserve.training.rates import warm_cosine
 
 CONTRACT = MNIST
 HEADLINE = Headline(metric="accuracy", book=0.993)  # chapter 6's script "should achieve a test error of 0.7%"
@@ -91,10 +92,7 @@ def train(
 ) -> dict[str, list[float]]:
     """Train in place; the weights of the epoch with the best validation loss are kept. Returns figure -> epochs."""
     steps = len(data.train.labels) // config.batch
-    warmup = int(config.epochs * steps * config.warmup)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, config.epochs * steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
-    )
+    rate = warm_cosine(config.learning_rate, config.epochs * steps, config.warmup)
     model.compile(
         optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

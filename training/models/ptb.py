@@ -30,6 +30,7 @@ from bookserve.training.datasets.files import DataRequest
 from bookserve.training.headline import Headline
 from bookserve.training.lstm import State, run_lstm
 from bookserve.training.models import STANDARD
+from bookserve.training.rates import warm_cosine
 
 CONTRACT = PTB
 HEADLINE = Headline(metric="perplexity", book=115.9)  # the small network of chapter 7's script, after 13 epochs
@@ -332,16 +333,13 @@ def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..
 
 def optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
     """Plain descent with the book's halving or Adam with a cosine, for `steps` steps an epoch."""
-    schedules = keras.optimizers.schedules
     if config.halve_after is not None:
         changes = range(config.halve_after, max(config.epochs, config.halve_after + 1))
         rates = [config.learning_rate * 0.5**power for power in range(len(changes) + 1)]
-        rate = schedules.PiecewiseConstantDecay([epoch * steps - 1 for epoch in changes], rates)
+        boundaries = [epoch * steps - 1 for epoch in changes]
+        rate = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)
         return keras.optimizers.SGD(rate, global_clipnorm=config.clip)
-    warmup = int(config.epochs * steps * config.warmup)
-    rate = schedules.CosineDecay(
-        0.0, config.epochs * steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
-    )
+    rate = warm_cosine(config.learning_rate, config.epochs * steps, config.warmup)
     return keras.optimizers.Adam(rate, beta_2=0.99, global_clipnorm=config.clip)
 
 

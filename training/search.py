@@ -74,7 +74,7 @@ def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir:
         raise TrainingError(_who_can(name, plan.configuration))
     if study_name in module.CONFIGS:
         raise TrainingError(f"'{study_name}' is a configuration of {name}: name the study differently with --study")
-    config = dataclasses.replace(module.CONFIGS[plan.configuration][plan.profile], **search.fixed)
+    config = module.CONFIGS[plan.configuration][plan.profile]
     folder = study.folder_of(runs_dir, name, study_name)
     origin = dataclasses.asdict(module.load_data(config, request, plan.seed).origin)
     settings = Settings(plan.configuration, plan.profile, origin, plan.seed, plan.repeats, plan.sampler)
@@ -162,7 +162,7 @@ def _run(opened: Study, base: Task, total: int, repeats: int, count: int, consol
                     to_ask -= 1
                     trial = opened.ask()
                     under_way[trial.number] = trial, []
-                    waiting.extend(_tasks(base, trial, repeats))
+                    waiting.extend(_tasks(base, trial, repeats, opened.search))
                 pool.start(waiting.popleft())
             if not pool.busy:
                 return
@@ -176,8 +176,8 @@ def _run(opened: Study, base: Task, total: int, repeats: int, count: int, consol
                     console.print(_line(finished, opened.search), highlight=False, soft_wrap=True)
 
 
-def _tasks(base: Task, trial: Trial, repeats: int) -> list[Task]:
-    config = dataclasses.replace(base.config, **trial.numbers)
+def _tasks(base: Task, trial: Trial, repeats: int, search: Search) -> list[Task]:
+    config = search.shortcut(dataclasses.replace(base.config, **trial.numbers))
     seeds = range(base.seed, base.seed + repeats)
     return [dataclasses.replace(base, trial=trial.number, config=config, seed=seed) for seed in seeds]
 

@@ -5,8 +5,8 @@ may be the start of one.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 
@@ -59,15 +59,15 @@ Parameter = Choice | Uniform | LogUniform
 class Search:
     """`objective` is a figure of validation rows in the history that `train` returns.
 
-    Of its epochs the one counts whose weights `train` keeps: the best or the last. `fixed` holds for the trainings of
-    the search alone, to leave out what the objective does not depend on.
+    Of its epochs the one counts whose weights `train` keeps: the best or the last. `shortcut` makes of a setting, a
+    `Config`, what the search trains instead, to leave out what the objective does not depend on.
     """
 
     objective: str
     higher_is_better: bool
     space: Mapping[str, Parameter]
     epoch: Literal["best", "last"] = "best"
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    shortcut: Callable[[Any], Any] = lambda config: config
 
     def kept(self, epochs: Sequence[float]) -> float:
         """The objective of the epoch that counts; NaN where one of the epochs was no number."""

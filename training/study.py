@@ -228,7 +228,6 @@ def _description(settings: Settings, search: Search) -> dict[str, Any]:
         "objective": search.objective,
         "data": settings.data,
         "space": _space(search),
-        "fixed": {name: repr(value) for name, value in search.fixed.items()},
     }
 
 

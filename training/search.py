@@ -112,10 +112,10 @@ def _write(report: Report) -> Report:
 
 def table(report: Report) -> Table:
     """The best trials, for the terminal."""
-    found = Table("trial", report.search.objective, "spread", *report.search.space, "seconds")
+    found = Table("trial", report.search.objective, "spread", "numbers", "seconds", show_lines=True)
     for trial in report.ranked[:ROWS]:
-        numbers = (_text(trial.numbers[name]) for name in report.search.space)
-        found.add_row(str(trial.number), f"{trial.mean:.4f}", f"{trial.spread:.4f}", *numbers, f"{trial.seconds:.0f}")
+        numbers = ", ".join(f"{name} {_text(trial.numbers[name])}" for name in report.search.space)
+        found.add_row(str(trial.number), f"{trial.mean:.4f}", f"{trial.spread:.4f}", numbers, f"{trial.seconds:.0f}")
     return found
 
 

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from bookserve.training.datasets.files import DataRequest
 from bookserve.training.errors import TrainingError
 from bookserve.training.models import linear
 from bookserve.training.search import Plan, Report, tune
-from bookserve.training.search_space import Choice, LogUniform, Search
+from bookserve.training.search_space import Choice, LogUniform, Search, Uniform
+from bookserve.training.study import Trial
 from bookserve.training.workers import Outcome, Task
 
 Pretend = Callable[[Callable[[Task], Outcome]], None]
@@ -65,6 +67,17 @@ def test_every_setting_counts_with_the_mean_of_its_repeats(tmp_path: Path, prete
     assert [float(row["val_loss"]) for row in rows] == pytest.approx([trial.mean for trial in report.trials], abs=1e-6)
     assert (report.folder / search.PICTURE).read_bytes().startswith(b"\x89PNG")
     assert search.table(report).row_count == 6
+
+
+def test_the_table_can_be_read_on_a_narrow_terminal() -> None:
+    space = {f"number_{place}": Uniform(0, 1) for place in range(20)}
+    trial = Trial(3, dict.fromkeys(space, 0.125), values=(0.5, 0.7))
+    printed = io.StringIO()
+    report = Report(Path("study"), [trial], Search("val_auc", True, space))
+    Console(file=printed, width=80).print(search.table(report))
+    words = printed.getvalue().replace(",", " ").split()
+    assert {"3", "0.6000", *space, "0.125"} <= set(words)
+    assert "…" not in printed.getvalue()
 
 
 def test_a_shortcut_is_taken_by_the_search_alone(

@@ -258,7 +258,16 @@ def main(arguments: tuple[str, ...]) -> None:
         click.echo(flag_parser.usage())
         return
     if flags.version:
-        click.echo(f"bookserve model server: {importlib.metadata.version('bookserve')}")
+        click.echo(f"TensorFlow ModelServer: bookserve {importlib.metadata.version('bookserve')}")
+        click.echo(f"TensorFlow Library: {_tensorflow_version()}")
         click.echo(f"ONNX Runtime: {onnxruntime.__version__}")
         return
     run(_serve(flags))
+
+
+def _tensorflow_version() -> str:
+    """The version for `--version`, without the seconds of an import."""
+    try:
+        return importlib.metadata.version("tensorflow")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

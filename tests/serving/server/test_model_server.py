@@ -1,6 +1,7 @@
 """The model server as a process, asked by the official TensorFlow Serving stubs and over REST."""
 
 import http.client
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnxruntime
 import pytest
 import tensorflow as tf
+from click.testing import CliRunner
 from onnx import TensorProto, helper
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -25,6 +28,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from bookserve.serving.server.main import main
 from model_servers import (
     Server,
     StartServer,
@@ -691,3 +695,22 @@ def test_a_full_queue_refuses_instead_of_growing(start_server: StartServer, scal
             outcomes.append(call.code())
     assert set(outcomes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert post(server, "/v1/models/scale:predict", {"instances": [[1, 1, 1]]})[0] == 200
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_versions_are_told_in_the_words_of_the_original(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not installed:
+        version = importlib.metadata.version
+
+        def without_tensorflow(name: str) -> str:
+            if name == "tensorflow":
+                raise importlib.metadata.PackageNotFoundError(name)
+            return version(name)
+
+        monkeypatch.setattr(importlib.metadata, "version", without_tensorflow)
+    told = CliRunner().invoke(main, ["--version"])
+    assert told.exit_code == 0
+    lines = dict(line.split(": ") for line in told.output.splitlines())
+    assert lines["TensorFlow ModelServer"] == f"bookserve {importlib.metadata.version('bookserve')}"
+    assert lines["TensorFlow Library"] == (tf.__version__ if installed else "not installed")
+    assert lines["ONNX Runtime"] == onnxruntime.__version__

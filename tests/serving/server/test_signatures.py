@@ -78,8 +78,8 @@ def test_inputs_that_do_not_fit(defaults: dict[str, Any], inputs: dict[str, Any]
 
 def test_an_input_of_a_type_that_numpy_lacks() -> None:
     definition = tensorflow_pb2.SignatureDef()
-    definition.inputs["a"].dtype = tensorflow_pb2.DT_BFLOAT16
-    with pytest.raises(ServingError, match=r"Expects arg\[0\] to be bfloat16 but float is provided: input 'a'"):
+    definition.inputs["a"].dtype = tensorflow_pb2.DT_QUINT8
+    with pytest.raises(ServingError, match=r"Expects arg\[0\] to be quint8 but float is provided: input 'a'"):
         from_proto("serving_default", definition).complete({"a": A})
 
 

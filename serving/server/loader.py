@@ -74,13 +74,13 @@ class InProcessLoader:
         """See Loader.load."""
         options = self._options
         async with self._loads:
-            loaded = await self._on_thread(f"load {name} {version}", lambda: _load(path, options, self._metrics))
+            loaded = await self._on_thread(
+                f"load {name} {version}", lambda: _load(name, version, path, options, self._metrics)
+            )
         engine, policy, batchable = loaded
         self._engines.append(engine)
         counts = self._metrics.counts(name, version)
 
-        if self._metrics.enabled and (uuid := _mlmd_uuid(path)):
-            self._metrics.identified(name, version, uuid)
         engine_name = engine.name
 
         def on_run(run: Run) -> None:
@@ -147,7 +147,9 @@ class InProcessLoader:
         return await future
 
 
-def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, BatchPolicy, set[str]]:
+def _load(
+    name: str, version: int, path: Path, options: LoadOptions, metrics: Metrics
+) -> tuple[Engine, BatchPolicy, set[str]]:
     """Answers also how the version's requests are batched, and the signatures whose rows are independent."""
     started = time.perf_counter()
     try:
@@ -167,6 +169,8 @@ def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, B
         integrity.check_unchanged(path, seen)
         if options.warm_up:
             _warm_up(engine, path, options.warm_up_iterations, metrics)
+        if metrics.enabled and (uuid := _mlmd_uuid(path)):
+            metrics.identified(name, version, uuid)
         return engine, policy, set() if policy.strict else rows.independent(engine)
     except BaseException:
         engine.close()

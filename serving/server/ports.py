@@ -92,7 +92,10 @@ class Ports:
     async def _bind_port(self, api: Api, port: int) -> None:
         """On every address that the host's name has; without a name on all of IPv4, and of IPv6 where there is that."""
         host = self._flags.bind_address or None
-        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            raise OSError(error.errno, f"--bind_address={host}: {error.strerror}") from error
         for family, kind, protocol, _, address in dict.fromkeys(found):
             try:
                 self._endpoints.append((api, _bound(family, kind, protocol, address)))

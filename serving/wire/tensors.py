@@ -212,7 +212,8 @@ def _filled(values: Array, count: int, dtype: np.dtype[Any], shape: tuple[int, .
             f"tensor of shape {list(shape)} needs {count} values, it has {len(values)};"
             f" the rest is filled up only in tensors of up to {MAX_FILLED_BYTES} bytes"
         )
-    filled = np.full(count, values[-1] if len(values) else b"" if dtype.kind == "O" else 0, dtype)
+    nothing = b"" if dtype.kind == "O" else 0
+    filled = np.full(count, values[-1] if len(values) else nothing, dtype)
     filled[: len(values)] = values
     return filled.reshape(shape)
 

@@ -176,7 +176,7 @@ def test_a_healthy_server_may_have_its_port(tmp_path: Path, http_fake: Any) -> N
     assert (finding.status, finding.text) == ("ok", f"{port} for the gateway: a healthy server answers there")
 
 
-def test_a_server_of_grpc_may_have_its_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_grpc_may_have_its_port(tmp_path: Path) -> None:
     """What it answers to an HTTP/1 client is a frame of HTTP/2."""
     server = grpc.server(futures.ThreadPoolExecutor(1))
     port = server.add_insecure_port(f"{doctor.HOST}:0")

@@ -261,6 +261,14 @@ def test_a_port_that_tcp_has_not_is_refused(start_server: StartServer, scale: Pa
     assert f"INVALID_ARGUMENT: {flag} is no port: it must be 0 to 65535" in server.log.read_text()
 
 
+def test_an_address_that_is_none_is_named(start_server: StartServer, scale: Path) -> None:
+    settings = ["--model_name=scale", f"--model_base_path={scale}"]
+    server = start_server(*settings, "--bind_address=no.such.host.invalid", wait=False)
+    assert server.process.wait(60) == 255
+    assert "Error: INVALID_ARGUMENT: Failed to BuildAndStart gRPC server: " in server.log.read_text()
+    assert "--bind_address=no.such.host.invalid: " in server.log.read_text()
+
+
 def test_a_taken_port_is_told_as_the_original_tells_it(start_server: StartServer, server: Server, scale: Path) -> None:
     second = start_server("--model_name=scale", f"--model_base_path={scale}", f"--port={server.grpc_port}", wait=False)
     assert second.process.wait(20) == 255

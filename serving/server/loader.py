@@ -73,10 +73,15 @@ class InProcessLoader:
     async def load(self, name: str, version: int, path: Path) -> Servable:
         """See Loader.load."""
         options = self._options
+
+        def load() -> tuple[Engine, BatchPolicy, set[str]]:
+            loaded = _load(path, options, self._metrics)
+            if self._metrics.enabled and (uuid := _mlmd_uuid(path)):
+                self._metrics.identified(name, version, uuid)
+            return loaded
+
         async with self._loads:
-            loaded = await self._on_thread(
-                f"load {name} {version}", lambda: _load(name, version, path, options, self._metrics)
-            )
+            loaded = await self._on_thread(f"load {name} {version}", load)
         engine, policy, batchable = loaded
         self._engines.append(engine)
         counts = self._metrics.counts(name, version)
@@ -147,9 +152,7 @@ class InProcessLoader:
         return await future
 
 
-def _load(
-    name: str, version: int, path: Path, options: LoadOptions, metrics: Metrics
-) -> tuple[Engine, BatchPolicy, set[str]]:
+def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, BatchPolicy, set[str]]:
     """Answers also how the version's requests are batched, and the signatures whose rows are independent."""
     started = time.perf_counter()
     try:
@@ -169,8 +172,6 @@ def _load(
         integrity.check_unchanged(path, seen)
         if options.warm_up:
             _warm_up(engine, path, options.warm_up_iterations, metrics)
-        if metrics.enabled and (uuid := _mlmd_uuid(path)):
-            metrics.identified(name, version, uuid)
         return engine, policy, set() if policy.strict else rows.independent(engine)
     except BaseException:
         engine.close()

@@ -18,18 +18,18 @@ from typing import Any
 import click
 import onnxruntime
 
-from bookserve.serving.server import flags as flag_parser
-from bookserve.serving.server import logs, text_files
-from bookserve.serving.server.admin import ModelAdmin, default_roots
-from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument
-from bookserve.serving.server.flags import FlagError, Flags
-from bookserve.serving.server.followers import Followers, ReplicatingLoader, processes
-from bookserve.serving.server.manager import ManagerOptions, ModelManager
-from bookserve.serving.server.metrics import Snapshot
-from bookserve.serving.server.model_config import ModelSetting, discover, from_message, merged, read_config_file
-from bookserve.serving.server.ports import Ports
-from bookserve.serving.server.process import Process, run
-from bookserve.serving.server.servable import Loader
+from bookserve.serving.server.api.admin import ModelAdmin, default_roots
+from bookserve.serving.server.assembly import Process, run
+from bookserve.serving.server.models.config import ModelSetting, discover, from_message, merged, read_config_file
+from bookserve.serving.server.models.manager import ManagerOptions, ModelManager
+from bookserve.serving.server.models.servable import Loader
+from bookserve.serving.server.observability.metrics import Snapshot
+from bookserve.serving.server.settings import flags as flag_parser
+from bookserve.serving.server.settings import server_log, text_protos
+from bookserve.serving.server.settings.flags import FlagError, Flags
+from bookserve.serving.server.transport.listeners import Ports
+from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument
+from bookserve.serving.server.workers.pool import Followers, ReplicatingLoader, processes
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class ModelServer:
             await asyncio.sleep(poll_seconds)
             problem = ""
             try:
-                config = await asyncio.to_thread(text_files.read, path, messages.ModelServerConfig())
+                config = await asyncio.to_thread(text_protos.read, path, messages.ModelServerConfig())
             except ServingError as error:
                 problem = f"Failed to read ModelServerConfig file: {error}"
             else:
@@ -249,7 +249,7 @@ def main(arguments: tuple[str, ...]) -> None:
     except FlagError as error:
         click.echo(f"{error}\n\n{flag_parser.usage()}")
         sys.exit(255)
-    logs.configure(flags.log_format, flags.log_level)
+    server_log.configure(flags.log_format, flags.log_level)
     for warning in warnings:
         log.warning("%s", warning)
     if any(warning.startswith("unknown argument") for warning in warnings):

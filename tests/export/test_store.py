@@ -15,7 +15,8 @@ from tensorflow_serving.config import model_server_config_pb2
 from bookserve.export.errors import StoreError
 from bookserve.export.manifest import Manifest
 from bookserve.export.store import ModelStore
-from bookserve.serving.server import model_config, sources
+from bookserve.serving.server.models import config as model_config
+from bookserve.serving.server.models import version_policy
 
 
 def publish(store: ModelStore, manifest: Manifest, model: str = "mnist", content: str = "graph") -> Manifest:
@@ -107,7 +108,7 @@ def entry(store: ModelStore, model: str = "mnist") -> model_server_config_pb2.Mo
 def loaded(store: ModelStore) -> set[int]:
     """The versions that our own model server loads from the store; the highest is its default."""
     (setting,) = model_config.discover(store.root)
-    return sources.wanted(setting.policy, sources.versions_on_disk(setting.base_path))
+    return version_policy.wanted(setting.policy, version_policy.versions_on_disk(setting.base_path))
 
 
 def test_without_labels_the_servers_find_the_newest_by_themselves(tmp_path: Path, manifest: Manifest) -> None:

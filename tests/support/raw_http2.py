@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import hpack
 
-from bookserve.serving.server.http2_frames import PREFACE
+from bookserve.serving.server.transport.http2_frames import PREFACE
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM = ACK = 1

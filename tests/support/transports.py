@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from bookserve.serving.server.buffered import BufferedBytes
-from bookserve.serving.server.http1 import Http1Limits, HttpConnection, HttpExchange
-from bookserve.serving.server.http2 import GrpcConnection, Handler, Http2Limits, StreamHandler
+from bookserve.serving.server.transport.buffer_budget import BufferedBytes
+from bookserve.serving.server.transport.http1 import Http1Limits, HttpConnection, HttpExchange
+from bookserve.serving.server.transport.http2 import GrpcConnection, Handler, Http2Limits, StreamHandler
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 DEFAULT_BUFFERED = 512 << 20

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from bookserve.serving.server.errors import failed_precondition
-from bookserve.serving.server.signatures import Signature
+from bookserve.serving.server.types.errors import failed_precondition
+from bookserve.serving.server.types.signatures import Signature
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensors import Array
 

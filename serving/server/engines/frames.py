@@ -3,7 +3,7 @@
 import socket
 import struct
 
-from bookserve.serving.server.errors import ServingError
+from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.wire.tensorflow_serving_pb2 import StatusProto
 
 ANSWER, ERROR = 0, 1  # an error is a StatusProto

@@ -7,8 +7,8 @@ import numpy as np
 import onnxruntime
 
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.errors import failed_precondition, invalid_argument
-from bookserve.serving.server.signatures import (
+from bookserve.serving.server.types.errors import failed_precondition, invalid_argument
+from bookserve.serving.server.types.signatures import (
     DEFAULT_SIGNATURE,
     PREDICT_METHOD,
     Signature,

@@ -9,7 +9,7 @@ of the version.
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from bookserve.serving.server.errors import failed_precondition
+from bookserve.serving.server.types.errors import failed_precondition
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensorflow_pb2 import NodeDef
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from bookserve.serving.server.engines import frames, saved_model_safety
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.errors import ServingError, failed_precondition, unavailable
-from bookserve.serving.server.signatures import Signature, copies, from_proto, read_meta_graph
+from bookserve.serving.server.types.errors import ServingError, failed_precondition, unavailable
+from bookserve.serving.server.types.signatures import Signature, copies, from_proto, read_meta_graph
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array, to_array, to_proto

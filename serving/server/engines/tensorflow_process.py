@@ -24,10 +24,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bookserve.serving.server import text_files
 from bookserve.serving.server.engines import frames
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.errors import ServingError, failed_precondition, invalid_argument, unavailable
+from bookserve.serving.server.settings import text_protos
+from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument, unavailable
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_proto
@@ -83,7 +83,7 @@ def _session_config(tf: Any, options: EngineOptions) -> Any:
     config = tf.compat.v1.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True  # a version has a process of its own and may not take the whole GPU
     if options.session_config_file:
-        text_files.read(Path(options.session_config_file), config)
+        text_protos.read(Path(options.session_config_file), config)
     if not config.intra_op_parallelism_threads:
         config.intra_op_parallelism_threads = options.intra_op_threads
     if not config.inter_op_parallelism_threads:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.errors import failed_precondition, invalid_argument
-from bookserve.serving.server.signatures import DEFAULT_SIGNATURE, PREDICT_METHOD, Signature, from_proto
+from bookserve.serving.server.types.errors import failed_precondition, invalid_argument
+from bookserve.serving.server.types.signatures import DEFAULT_SIGNATURE, PREDICT_METHOD, Signature, from_proto
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensors import Array, TensorError, data_type
 

@@ -8,7 +8,7 @@ from onnx import TensorProto
 
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.onnx_engine import OnnxEngine
-from bookserve.serving.server.errors import ServingError
+from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.wire import tensorflow_error_pb2
 from model_servers import write_echo_model
 

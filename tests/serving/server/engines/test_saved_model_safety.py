@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
-from bookserve.serving.server.errors import ServingError
+from bookserve.serving.server.types.errors import ServingError
 
 pytestmark = pytest.mark.usefixtures("tensorflow_kept")
 

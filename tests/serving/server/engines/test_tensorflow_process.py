@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bookserve.serving.server import rows
-from bookserve.serving.server.batch_policy import MAX_THREADS
+from bookserve.serving.server.batching import row_independence
+from bookserve.serving.server.batching.policy import MAX_THREADS
 from bookserve.serving.server.engines import tensorflow_engine
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
-from bookserve.serving.server.errors import ServingError
-from bookserve.serving.server.signatures import Signature
+from bookserve.serving.server.types.errors import ServingError
+from bookserve.serving.server.types.signatures import Signature
 from model_servers import wait_until
 
 pytestmark = pytest.mark.usefixtures("tensorflow_kept")
@@ -83,7 +83,7 @@ def test_several_signatures_strings_and_several_outputs(engine: TensorFlowEngine
 
 
 def test_only_signatures_with_independent_rows_are_batched(engine: TensorFlowEngine) -> None:
-    assert rows.independent(engine) == {"serving_default", "shout"}
+    assert row_independence.independent(engine) == {"serving_default", "shout"}
 
 
 def test_types_and_shapes_are_checked_before_a_kernel_runs(engine: TensorFlowEngine) -> None:
@@ -186,7 +186,7 @@ def test_tensorflow_1_takes_a_vector_for_a_column(tmp_path: Path) -> None:
     with load(tmp_path / "1") as engine:
         assert run(engine, {"x": np.array([1, 2, 5], np.float32)})["y"].tolist() == [2.5, 3.0, 4.5]
         assert run(engine, {"x": np.array([[1], [2]], np.float32)})["y"].tolist() == [[2.5], [3.0]]
-        assert rows.independent(engine) == {"serving_default"}
+        assert row_independence.independent(engine) == {"serving_default"}
         with pytest.raises(ServingError, match=r"expects shape \[\?, 1\]"):
             run(engine, {"x": np.ones((2, 2), np.float32)})
 

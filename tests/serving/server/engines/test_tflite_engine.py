@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bookserve.serving.server import rows
+from bookserve.serving.server.batching import row_independence
 from bookserve.serving.server.engines import engine as engines
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.errors import ServingError
+from bookserve.serving.server.types.errors import ServingError
 from model_servers import write_scale_model
 
 OPTIONS = EngineOptions(prefer_tflite=True)
@@ -55,7 +55,7 @@ def test_signatures_and_any_number_of_rows(tmp_path: Path, flatbuffer: bytes) ->
         y, total = engine.run(signature, {"x": x}, ["y", "total"])
         np.testing.assert_allclose(y, 2 * x, rtol=1e-6)
         np.testing.assert_allclose(total, x.sum(axis=1), rtol=1e-5)
-    assert rows.independent(engine) == {"serving_default"}
+    assert row_independence.independent(engine) == {"serving_default"}
 
 
 def test_a_model_without_signatures_is_served_by_its_tensor_names(tmp_path: Path, bare: bytes) -> None:

@@ -1,0 +1,1 @@
+"""The protocols: one file for each surface of gRPC and REST."""

@@ -1,0 +1,329 @@
+"""The Open Inference Protocol's REST API, everything under /v2, over the inference core: route, decode, call, encode.
+
+Tensors come and go as JSON or, by the binary tensor data extension, as raw bytes behind the JSON, which then tells how
+many of them are whose; the header Inference-Header-Content-Length tells where the JSON ends.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import numpy as np
+import orjson
+
+from bookserve.serving.server.api import open_inference
+from bookserve.serving.server.api.open_inference_repository import OipExtensions
+from bookserve.serving.server.api.rest_errors import fail
+from bookserve.serving.server.inference import requests
+from bookserve.serving.server.inference.requests import Prediction
+from bookserve.serving.server.models.catalog import Models
+from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument, not_found
+from bookserve.serving.server.types.signatures import Signature, find_signature
+from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire.json_tensors import to_array
+from bookserve.serving.wire.json_text import JsonError, parse
+from bookserve.serving.wire.tensors import Array
+
+log = logging.getLogger(__name__)
+
+_MODEL = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|stats))?")
+_REPOSITORY = re.compile(rb"/v2/repository/models/([^/]+)/(load|unload)")
+_ALL_STATISTICS = b"/v2/models/stats"  # also where a model has that name, as in Triton
+_JSON_LENGTH = b"inference-header-content-length"
+
+Kind = TypeVar("Kind", str, bool, list[Any], dict[str, Any])
+
+
+class OipRest:
+    """Answers the requests under /v2.
+
+    `ready` tells whether the server should be asked; what belongs to no `extensions` is not there.
+    """
+
+    def __init__(self, manager: Models, ready: Callable[[], bool], extensions: OipExtensions | None) -> None:
+        self._manager = manager
+        self._ready = ready
+        self._extensions = extensions
+
+    def handle(self, exchange: HttpExchange) -> None:
+        """Answers one request, now or from a callback. Raises ServingError for one that cannot be served."""
+        path = exchange.path
+        if match := _MODEL.fullmatch(path):
+            name, version = (unquote((part or b"").decode("utf-8", "replace")) for part in match.groups()[:2])
+            if exchange.record is not None:
+                exchange.record.model = name
+            if match[3] == b"infer":
+                if _allows(exchange, b"POST"):
+                    self._infer(exchange, name, version)
+            elif _allows(exchange, b"GET"):
+                if match[3] == b"ready":
+                    self._model_ready(exchange, name, version)
+                elif path == _ALL_STATISTICS and self._extensions is not None:
+                    self._extensions.statistics(exchange, "", "")
+                elif match[3] == b"stats" and self._extensions is not None:
+                    self._extensions.statistics(exchange, name, version)
+                else:
+                    exchange.respond(200, orjson.dumps(open_inference.model_metadata(self._manager, name, version)))
+        elif path == b"/v2/repository/index":
+            if _allows(exchange, b"POST"):
+                self._index(exchange)
+        elif self._extensions is not None and (match := _REPOSITORY.fullmatch(path)):
+            if _allows(exchange, b"POST"):
+                name = unquote(match[1].decode("utf-8", "replace"))
+                self._extensions.load_or_unload(exchange, name, match[2])
+        elif path not in (b"/v2", b"/v2/", b"/v2/health/live", b"/v2/health/ready"):
+            raise not_found(f"nothing is served at {path.decode('utf-8', 'replace')}: the models are under /v2/models")
+        elif _allows(exchange, b"GET"):
+            if path == b"/v2/health/live":
+                exchange.respond(200, b"")
+            elif path == b"/v2/health/ready":
+                exchange.respond(200 if self._ready() else 503, b"")
+            else:
+                exchange.respond(200, orjson.dumps(open_inference.server_metadata()))
+
+    def _model_ready(self, exchange: HttpExchange, name: str, version: str) -> None:
+        if open_inference.model_ready(self._manager, name, version):
+            exchange.respond(200, b"")
+        elif name in self._manager.names:
+            which = f"version {version} of model '{name}'" if version else f"model '{name}'"
+            raise ServingError(tensorflow_error_pb2.UNAVAILABLE, f"{which} is not loaded")
+        else:
+            raise not_found(f"there is no model '{name}'")
+
+    def _index(self, exchange: HttpExchange) -> None:
+        request: dict[str, Any] = {}
+        if exchange.body:
+            try:
+                request = _checked(parse(exchange.body), dict, "the request")
+            except JsonError as error:
+                raise invalid_argument(str(error)) from error
+        repository = _field(request, "repository_name", str, "the request", "")
+        only_ready = _field(request, "ready", bool, "the request", False)
+        exchange.respond(
+            200, orjson.dumps(open_inference.repository_index(self._manager, repository, only_ready=only_ready))
+        )
+
+    def _infer(self, exchange: HttpExchange, name: str, version: str) -> None:
+        json_length = _json_length(exchange)
+        head, tail = exchange.body[:json_length], memoryview(exchange.body)[json_length:]
+        try:
+            request = _checked(parse(head), dict, "the request")
+        except JsonError as error:
+            raise invalid_argument(str(error)) from error
+        request_id = _field(request, "id", str, "the request", "")
+        if not _is_text(request_id):
+            raise invalid_argument("the request: 'id' holds half a surrogate pair")
+        parameters = _parameters(request, "the request")
+        servable = open_inference.find(self._manager, name, version, exchange)
+        signature_name = _field(parameters, "signature_name", str, "the request's parameters", "")
+        signature = find_signature(servable.engine.signatures, signature_name)
+        booleans = b"true" in head or b"false" in head
+        inputs = _read_inputs(_field(request, "inputs", list, "the request"), signature, booleans, tail)
+        in_binary = _field(parameters, "binary_data_output", bool, "the request's parameters", False)
+        outputs: dict[str, bool] = {}  # whether in binary, by name
+        for output in _field(request, "outputs", list, "the request", []):
+            output_name = _field(_checked(output, dict, "an element of 'outputs'"), "name", str, "an output")
+            what = f"output '{output_name}'"
+            output_parameters = _parameters(output, what)
+            open_inference.refuse_unsupported(what, output_parameters)
+            if output_name in outputs:
+                raise invalid_argument(f"{what} is requested twice")
+            outputs[output_name] = _field(output_parameters, "binary_data", bool, what, in_binary)
+        answer = self._answer(exchange, request_id, outputs, in_binary)
+        requests.predict(servable, signature, inputs, list(outputs), exchange, answer)
+
+    def _answer(
+        self, exchange: HttpExchange, request_id: str, requested: Mapping[str, bool], in_binary: bool
+    ) -> requests.Done:
+        def done(result: Prediction | ServingError) -> None:
+            if not exchange.open:
+                return
+            if isinstance(result, ServingError):
+                fail(exchange, result)
+                return
+            try:
+                _respond(exchange, result, request_id, requested, in_binary)
+            except ServingError as error:
+                fail(exchange, error)
+            except Exception:
+                log.exception("fault while encoding an answer of %s", result.model)
+                fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
+
+        return done
+
+
+def _allows(exchange: HttpExchange, method: bytes) -> bool:
+    """Answers with 405 and returns False when the request has another method."""
+    if exchange.method == method:
+        return True
+    path, word = exchange.path.decode("utf-8", "replace"), method.decode()
+    body = orjson.dumps({"error": f"{path} takes {word}, not {exchange.method.decode('utf-8', 'replace')}"})
+    exchange.respond(405, body, headers=((b"Allow", method),))
+    return False
+
+
+# Reading
+
+
+def _json_length(exchange: HttpExchange) -> int:
+    """How much of the body is JSON. Raises ServingError (INVALID_ARGUMENT) for a header that cannot be right."""
+    header = exchange.headers.get(_JSON_LENGTH)
+    size = len(exchange.body)
+    if header is None:
+        return size
+    if not header.isdigit() or len(header) > 18 or int(header) > size:
+        raise invalid_argument(
+            f"Inference-Header-Content-Length is {header[:80].decode('latin-1')!r}: expected the length of the JSON at"
+            f" the beginning of the body, which has {size} bytes"
+        )
+    return int(header)
+
+
+def _read_inputs(tensors: list[Any], signature: Signature, booleans: bool, tail: memoryview) -> dict[str, Array]:
+    """The tensors of a request; `tail` is what follows the JSON, `booleans` as in json_tensors.to_array.
+
+    Raises ServingError (INVALID_ARGUMENT) for what is malformed or does not fit the signature.
+    """
+    inputs: dict[str, Array] = {}
+    position = 0
+    for tensor in tensors:
+        name = _field(_checked(tensor, dict, "an element of 'inputs'"), "name", str, "an input")
+        what = f"input '{name}'"
+        dtype = open_inference.input_type(signature, name, _field(tensor, "datatype", str, what))
+        if name in inputs:
+            raise invalid_argument(f"{what} comes twice")
+        shape = _field(tensor, "shape", list, what)
+        if not all(type(size) is int for size in shape):
+            raise invalid_argument(f"{what}: 'shape' must be a list of whole numbers")
+        parameters = _parameters(tensor, what)
+        open_inference.refuse_unsupported(what, parameters)
+        size = parameters.get("binary_data_size")
+        if size is None:
+            inputs[name] = _from_json(name, dtype, shape, tensor, booleans)
+            continue
+        if type(size) is not int or size < 0:
+            raise invalid_argument(f"{what}: 'binary_data_size' must be a number of bytes")
+        if "data" in tensor:
+            raise invalid_argument(f"{what} has both 'data' and 'binary_data_size'")
+        if size > len(tail) - position:
+            raise invalid_argument(
+                f"{what}: binary_data_size is {size}, but only {len(tail) - position} bytes are left behind the JSON,"
+                " whose length Inference-Header-Content-Length tells"
+            )
+        inputs[name] = open_inference.from_raw(name, dtype, shape, tail[position : position + size])
+        position += size
+    if position != len(tail):
+        raise invalid_argument(
+            f"{len(tail)} bytes follow the JSON, but the inputs' binary_data_size add up to {position}"
+        )
+    return inputs
+
+
+def _from_json(name: str, dtype: np.dtype[Any], shape: list[int], tensor: dict[str, Any], booleans: bool) -> Array:
+    count = open_inference.count_elements(name, shape)
+    if "data" not in tensor:
+        raise invalid_argument(f"input '{name}' has neither 'data' nor the parameter 'binary_data_size'")
+    wide = np.dtype(np.float32) if dtype == np.float16 else dtype  # as JSON has no FP16, it is read as FP32
+    try:
+        array = to_array(tensor["data"], wide, f"input '{name}'", booleans)
+    except JsonError as error:
+        raise invalid_argument(str(error)) from error
+    if array.size != count:
+        raise invalid_argument(f"input '{name}' of shape {shape} needs {count} values, its data has {array.size}")
+    if array.ndim != 1 and list(array.shape) != shape:
+        raise invalid_argument(
+            f"input '{name}' has shape {shape}, its data is nested as {list(array.shape)}: nest it like the shape, or"
+            " not at all"
+        )
+    return _halves(name, array.reshape(shape)) if dtype == np.float16 else array.reshape(shape)
+
+
+def _halves(name: str, array: Array) -> Array:
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(np.float16)
+    except FloatingPointError:
+        raise invalid_argument(f"input '{name}': a number is too large for FP16") from None
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written again: JSON may spell a surrogate without its other half."""
+    return value.isascii() or value == value.encode("utf-8", "replace").decode()
+
+
+def _parameters(holder: dict[str, Any], what: str) -> dict[str, Any]:
+    return _field(holder, "parameters", dict, what, {})
+
+
+def _field(holder: dict[str, Any], key: str, kind: type[Kind], what: str, default: Kind | None = None) -> Kind:
+    """The value at `key`, or `default` where it is absent or null.
+
+    Raises ServingError (INVALID_ARGUMENT) for a value of another type, and for none without a default.
+    """
+    value = holder.get(key)
+    if value is not None:
+        return _checked(value, kind, f"{what}: '{key}'")
+    if default is None:
+        raise invalid_argument(f"{what} has no '{key}'")
+    return default
+
+
+def _checked(value: Any, kind: type[Kind], what: str) -> Kind:
+    if not isinstance(value, kind):
+        word = {str: "a string", bool: "true or false", list: "a list", dict: "an object"}[kind]
+        raise invalid_argument(f"{what} must be {word}")
+    return value
+
+
+# Writing
+
+
+def _respond(
+    exchange: HttpExchange, prediction: Prediction, request_id: str, requested: Mapping[str, bool], in_binary: bool
+) -> None:
+    """Answers with the outputs; raises ServingError for one that its form cannot carry."""
+    outputs = []
+    raw = []
+    for name in requested or prediction.outputs:
+        array = prediction.outputs[name]
+        output: dict[str, Any] = {
+            "name": name,
+            "datatype": open_inference.datatype_of(name, array),
+            "shape": array.shape,
+        }
+        if requested.get(name, in_binary):
+            data = open_inference.to_raw(array)
+            output["parameters"] = {"binary_data_size": len(data)}
+            raw.append(data)
+        else:
+            output["data"] = _json_values(name, array)
+        outputs.append(output)
+    answer = {"model_name": prediction.model, "model_version": str(prediction.version), "outputs": outputs}
+    if request_id:
+        answer["id"] = request_id
+    head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not raw:
+        exchange.respond(200, head)
+        return
+    length = (b"Inference-Header-Content-Length", b"%d" % len(head))
+    exchange.respond(200, b"".join((head, *raw)), b"application/octet-stream", headers=(length,))
+
+
+def _json_values(name: str, array: Array) -> Any:
+    """The values in row-major order, as orjson can write them."""
+    if array.dtype.kind == "O":
+        try:
+            return [value.decode() for value in array.flat]
+        except UnicodeDecodeError:
+            raise failed_precondition(
+                f"output '{name}' is no UTF-8, which JSON needs: request it with the parameter binary_data"
+            ) from None
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise failed_precondition(
+            f"output '{name}' has a value that is not finite, for which JSON has no number: request it with the"
+            " parameter binary_data"
+        )
+    return np.ascontiguousarray(array).ravel()

@@ -1,0 +1,267 @@
+"""What every process of the model server is made of: the one, the leader of several, and its followers."""
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from bookserve.serving.server.api import (
+    admin_grpc,
+    open_inference_grpc,
+    tensorflow_grpc,
+    tensorflow_rest,
+    wait_for_load,
+)
+from bookserve.serving.server.api.admin import Access, Admin
+from bookserve.serving.server.api.admin_rest import AdminApi
+from bookserve.serving.server.api.health import Health
+from bookserve.serving.server.api.open_inference_repository import OipExtensions
+from bookserve.serving.server.api.profiler import Profiler
+from bookserve.serving.server.api.rest_errors import fail
+from bookserve.serving.server.batching.policy import (
+    MAX_THREADS,
+    adaptive,
+    batch_threads,
+    from_parameters,
+    read_parameters,
+    thread_pool,
+)
+from bookserve.serving.server.engines.engine import EngineOptions
+from bookserve.serving.server.models.catalog import Models
+from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
+from bookserve.serving.server.observability import metrics
+from bookserve.serving.server.observability.metrics import CONNECTIONS, REFUSED, Metrics, Snapshot
+from bookserve.serving.server.observability.observer import Observer
+from bookserve.serving.server.observability.request_log import RequestLogSetting
+from bookserve.serving.server.settings import text_protos
+from bookserve.serving.server.settings.flags import Flags
+from bookserve.serving.server.transport.connections import Api, Connections
+from bookserve.serving.server.transport.grpc_call import GrpcCall, StreamHandler
+from bookserve.serving.server.transport.http1 import Handler as RestHandler
+from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.types.errors import ServingError, invalid_argument
+from bookserve.serving.server.workers.pool import processes
+from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
+
+log = logging.getLogger(__name__)
+
+# The worker threads give the interpreter lock back to the event loop that often. With Python's 5 ms the loop waits for
+# a worker after every batch; measured on 2 cores, 50 us is worth 10 to 20 % of the rate.
+_SWITCH_SECONDS = 5e-5
+
+
+class Process:
+    """Loads versions and answers requests for them."""
+
+    loader: InProcessLoader
+    observer: Observer
+    connections: Connections  # after `connect`
+
+    def __init__(self, flags: Flags, worker: int = 0) -> None:
+        """`worker` numbers the processes. Raises ServingError for settings that make no sense."""
+        self._flags = flags
+        self._worker = worker
+        self._metrics_path = _metrics_path(flags)
+        parameters = _batching_parameters(flags)
+        self._metrics = Metrics(enabled=self._metrics_path is not None, thread_pool=thread_pool(parameters))
+        log_all = None
+        if flags.request_log_file:
+            log_all = RequestLogSetting(
+                flags.request_log_file, flags.request_log_sampling_rate, flags.request_log_format
+            )
+        self.observer = Observer(
+            self._metrics,
+            log_requests=flags.log_requests,
+            log_all=log_all,
+            max_file_bytes=flags.request_log_max_bytes,
+            max_files=flags.request_log_max_files,
+            worker=worker,
+        )
+        self.loader = InProcessLoader(_load_options(flags, parameters, worker), self._metrics)
+        self._health = Health()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._models: Models
+        self._rest: tensorflow_rest.RestApi
+
+    def connect(self, models: Models, admin: Admin, snapshots: Callable[[], Awaitable[list[Snapshot]]]) -> None:
+        """Makes what answers requests; `snapshots` are the metrics of all processes.
+
+        Raises ServingError for settings that make no sense.
+        """
+        flags = self._flags
+        self._models = models
+        access = Access(flags.admin_token_file)
+
+        def send_page(done: Callable[[bytes], None]) -> None:
+            async def send() -> None:
+                loop = asyncio.get_running_loop()
+                done(await loop.run_in_executor(None, metrics.render, await snapshots()))  # 20 ms for a hundred models
+
+            self.start(send())
+
+        self._rest = tensorflow_rest.RestApi(
+            models,
+            cors=flags.rest_api_enable_cors_support,
+            metrics_path=self._metrics_path.encode() if self._metrics_path else None,
+            metrics_page=send_page,
+            extensions=OipExtensions(models, admin, access, snapshots),
+        )
+        handlers = tensorflow_grpc.handlers(models, tensor_content=flags.enable_serialization_as_tensor_content)
+        handlers |= open_inference_grpc.handlers(models, lambda: self._rest.ready, snapshots, admin, access)
+        handlers |= admin_grpc.handlers(admin, access, self._metrics)
+        handlers |= Profiler(self.loader, access, self.start, enabled=flags.enable_profiler).handlers
+        rest: RestHandler = AdminApi(admin, access, self._rest.handle).handle
+        streams: dict[bytes, StreamHandler] = {}
+        if flags.enable_grpc_healthcheck_service:
+            handlers |= self._health.handlers
+        if flags.enable_grpc_reflection:
+            from bookserve.serving.server.api.reflection import Reflection
+
+            streams |= Reflection(handlers).streams
+        if flags.lazy_loading:
+            handlers = {path: wait_for_load.when_loaded(handler, _fail_call) for path, handler in handlers.items()}
+            rest = wait_for_load.when_loaded(rest, _fail_exchange)
+        if self._metrics_path and not flags.rest_api_port:
+            log.warning("the metrics are on the REST port, and --rest_api_port is 0: they cannot be read")
+        self.connections = Connections(flags, self.observer.grpc(handlers), streams, self.observer.rest(rest))
+
+    def snapshot(self) -> Snapshot:
+        """The metrics of this process."""
+        series = self._models.gauges()
+        for api in Api:
+            name = api.name.lower()
+            series.append((CONNECTIONS, (str(self._worker), name), self.connections.count(api)))
+            series += [(REFUSED, (name, reason), count) for reason, count in self.connections.refused[api].items()]
+        return self._metrics.snapshot(series)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Has something done beside, until it is done or the process stops."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def stop_being_ready(self) -> None:
+        """Tells whoever asks for readiness or health that the server goes."""
+        self._rest.draining = True
+        self._health.drain()
+
+    def stop_tasks(self) -> None:
+        """Ends what `start` began."""
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def write_logs(self) -> None:
+        """Waits until the request logs are written, after the last request."""
+        await asyncio.get_running_loop().run_in_executor(None, self.observer.close)
+
+
+def run(work: Coroutine[Any, Any, int]) -> NoReturn:
+    """Runs the event loop of a process; the work answers its exit status."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        status = runner.run(work)
+    if any(thread.name.startswith("load ") for thread in threading.enumerate()):  # nothing can stop a load under way
+        logging.shutdown()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop where it exists; it does not on Windows."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return asyncio.new_event_loop()
+    return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
+
+
+def _metrics_path(flags: Flags) -> str | None:
+    """Where the metrics are; None while they are off. Raises ServingError for a monitoring config that is malformed."""
+    if flags.monitoring_config_file:
+        path = metrics.read_monitoring_config(Path(flags.monitoring_config_file))
+        if path is not None:
+            return path
+    return metrics.DEFAULT_PATH if flags.enable_metrics else None
+
+
+def _fail_call(call: GrpcCall) -> None:
+    call.fail(tensorflow_error_pb2.INTERNAL, "internal error")
+
+
+def _fail_exchange(exchange: HttpExchange) -> None:
+    fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
+
+
+def _batching_parameters(flags: Flags) -> BatchingParameters:
+    """Those of the flags. Raises ServingError for a file that cannot be read, or that nothing reads."""
+    if flags.batching_parameters_file:
+        if flags.enable_batching:
+            return read_parameters(Path(flags.batching_parameters_file))
+        raise invalid_argument(
+            "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
+        )
+    parameters = BatchingParameters()
+    parameters.thread_pool_name.value = "model_server_batch_threads"
+    return parameters
+
+
+def _own_cores(flags: Flags, worker: int) -> tuple[int, ...]:
+    """This process's share of the cores that the server may use."""
+    usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else range(os.cpu_count() or 1)
+    share = max(1, min(MAX_THREADS, len(usable) // processes(flags)))
+    return tuple([usable[(worker * share + number) % len(usable)] for number in range(share)])
+
+
+def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> LoadOptions:
+    """How versions are loaded, run and batched. Raises ServingError for settings that make no sense."""
+    if flags.tensorflow_session_parallelism and (
+        flags.tensorflow_intra_op_parallelism and flags.tensorflow_inter_op_parallelism
+    ):
+        raise invalid_argument(
+            "Either configure server_options.tensorflow_session_parallelism or"
+            " (server_options.tensorflow_intra_op_parallelism, server_options.tensorflow_inter_op_parallelism)"
+            " separately. You cannot configure all."
+        )
+    if flags.tensorflow_session_config_file:  # which TensorFlow alone can parse, in its own process
+        text_protos.text(Path(flags.tensorflow_session_config_file))
+    if flags.mixed_precision and flags.mixed_precision != "bfloat16":
+        log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
+    own_cores = _own_cores(flags, worker)
+    cores = len(own_cores)
+    intra_op_threads = flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism or 1
+    worker_threads, policy = cores, adaptive(max(1, cores // intra_op_threads))
+    if flags.enable_batching:
+        worker_threads = batch_threads(parameters, cores)
+        policy = from_parameters(parameters, worker_threads)
+    elif flags.enable_per_model_batching_parameters:
+        log.warning("--enable_per_model_batching_parameters has no effect without --enable_batching")
+    interpreters = (flags.num_tflite_pools or cores) * flags.num_tflite_interpreters_per_pool
+    return LoadOptions(
+        load_threads=max(1, flags.num_load_threads),
+        unload_threads=max(1, flags.num_unload_threads),
+        engine=EngineOptions(
+            intra_op_threads=intra_op_threads,
+            inter_op_threads=flags.tensorflow_inter_op_parallelism or flags.tensorflow_session_parallelism or 1,
+            parallel_runs=policy.parallel_runs,
+            saved_model_tags=tuple(flags.saved_model_tags.split(",")),
+            session_config_file=flags.tensorflow_session_config_file,
+            gpu_memory_fraction=flags.per_process_gpu_memory_fraction,
+            bfloat16=flags.mixed_precision == "bfloat16",
+            allow_unsafe_ops=flags.allow_unsafe_ops,
+            prefer_tflite=flags.prefer_tflite_model,
+            tflite_interpreters=max(1, min(interpreters, policy.parallel_runs)),
+        ),
+        worker_threads=worker_threads,
+        worker_cores=own_cores if worker_threads == cores and intra_op_threads == 1 else (),
+        max_queued=flags.max_queued_requests,
+        policy=policy,
+        per_model_policies=flags.enable_batching and flags.enable_per_model_batching_parameters,
+        warm_up=flags.enable_model_warmup,
+        warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
+        check_method_names=flags.enable_signature_method_name_check,
+    )

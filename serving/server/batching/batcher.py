@@ -1,0 +1,516 @@
+"""Runs requests on worker threads, in batches that a BatchPolicy forms.
+
+A batch takes requests until it is full or a worker takes it. By default a worker takes it as soon as one is free: an
+idle version runs a single request at once, a busy one runs all that queued while the last batches ran, in shares that
+keep every worker busy. Requests share a
+batch where their rows have the same shapes and nothing mixes rows. Versions run side by side on the shared threads.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from bookserve.serving.server.batching.policy import BatchPolicy
+from bookserve.serving.server.engines.engine import Engine
+from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument, unavailable
+from bookserve.serving.server.types.signatures import Signature
+from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire.tensors import Array
+
+log = logging.getLogger(__name__)
+
+_NICENESS = 5  # of worker threads: the loop goes first, and beside other programs they still get a third of a core
+
+
+class Owner(Protocol):
+    """Who asked. A task whose owner is no longer open (gone, or past its deadline) is dropped instead of run."""
+
+    open: bool
+
+
+Outcome = dict[str, Array] | ServingError
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One batch that has run: when, by time.perf_counter(), and with how many rows."""
+
+    started: float
+    ended: float
+    rows: int
+    padding: int = 0  # rows that were added
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """One request: inputs that its signature has checked, and where the outcome goes."""
+
+    signature: Signature
+    inputs: Mapping[str, Array]
+    outputs: tuple[str, ...]
+    owner: Owner
+    done: Callable[[Outcome], None]  # called once, on the event loop
+    rows: int = 0  # the common first dimension of the inputs; 0 where they have none
+    shapes: tuple[tuple[int, ...], ...] = ()  # of one row, input by input in the signature's order
+    queued: float = field(default_factory=time.perf_counter)
+    run: Run | None = None  # once it is over
+
+    def __post_init__(self) -> None:
+        arrays = [self.inputs[name] for name in self.signature.inputs]
+        rows = {array.shape[0] if array.ndim else 0 for array in arrays}
+        if len(rows) == 1:
+            self.rows = rows.pop()
+            self.shapes = tuple([array.shape[1:] for array in arrays])
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the inputs."""
+        return sum([array.nbytes for array in self.inputs.values()])
+
+    def piece(self, start: int, stop: int, done: Callable[[Outcome], None]) -> "Task":
+        """These rows as a task of their own."""
+        inputs = {name: array[start:stop] for name, array in self.inputs.items()}
+        return Task(self.signature, inputs, self.outputs, self.owner, done)
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Tasks that run together; open for more until it is full or a worker takes it."""
+
+    key: Any  # what its tasks have in common; None for one that stays alone
+    signature: Signature
+    outputs: tuple[str, ...]
+    tasks: list[Task] = field(default_factory=list)
+    rows: int = 0
+    nbytes: int = 0
+    ready: bool = False  # may be taken
+    timer: asyncio.TimerHandle | None = None  # makes it ready
+
+
+class Workers:
+    """The threads that run batches, shared by all loaded versions."""
+
+    def __init__(self, threads: int, cores: Sequence[int] = ()) -> None:
+        """`cores` are the processor's, one for each thread; without them the threads run where the system puts them."""
+        self._ready: queue.SimpleQueue[Batcher | None] = queue.SimpleQueue()
+        self._running: set[int] = set()  # numbers of the threads that run a batch
+        self._everywhere = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+        self._threads = [
+            threading.Thread(
+                target=self._work, args=(number, *cores[number : number + 1]), name=f"worker-{number}", daemon=True
+            )
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def schedule(self, batcher: "Batcher") -> None:
+        """Lets the next free thread run one batch of that version."""
+        self._ready.put(batcher)
+
+    def stop(self) -> None:
+        """Ends the threads after the batches under way."""
+        for _ in self._threads:
+            self._ready.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, number: int, core: int | None = None) -> None:
+        """The life of a thread. While others run, too, it keeps to its core, and the event loop goes first everywhere.
+
+        Left alone, Linux has the loop wait behind a batch while another core has nothing to do: with LeNet-5 on 2 cores
+        a fifth of the time. A batch that runs alone is best where the system puts it.
+        """
+        kept = False
+        if core is not None:
+            _lower_priority()
+        while (batcher := self._ready.get()) is not None:
+            self._running.add(number)
+            if core is not None and kept != (len(self._running) > 1):
+                kept = not kept
+                _keep_to({core} if kept else self._everywhere)
+            batcher.run_one_batch()
+            self._running.discard(number)
+
+
+def _lower_priority() -> None:
+    """Of the calling thread alone, where the system allows it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
+
+
+def _keep_to(cores: Collection[int]) -> None:
+    """Has the calling thread run on these cores alone, where the system allows it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cores)
+
+
+class Batcher:
+    """The queue of one loaded version."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        workers: Workers,
+        loop: asyncio.AbstractEventLoop,
+        max_queued: int,
+        policy: BatchPolicy,
+        batchable: Collection[str],
+        on_run: Callable[[Run], None] | None = None,
+    ) -> None:
+        """`batchable` names the signatures whose rows do not depend on each other; a strict policy does not ask.
+
+        `on_run` is called with every batch that has run, on the event loop.
+        """
+        self._on_run = on_run
+        self._engine = engine
+        self._workers = workers
+        self._loop = loop
+        self._max_queued = max_queued
+        self._policy = policy
+        # Where requests share batches unasked: the ranks of one row, input by input.
+        self._batchable = {
+            name: tuple([len(spec.shape or ()) - 1 for spec in engine.signatures[name].inputs.values()])
+            for name in batchable
+        }
+        # All below is guarded by the lock. Tasks are added on the event loop and taken by the workers.
+        self._lock = threading.Lock()
+        self._open: dict[Any, Batch] = {}  # by key
+        self._ready: deque[Batch] = deque()
+        self._queued = 0  # tasks
+        self._waiting_rows = 0
+        self._running_rows = 0
+        self._running = 0  # workers that run a batch
+        self._scheduled = 0  # these, and workers that are called
+        self._calls = 0  # of these, those that are yet to be called
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait."""
+        return self._queued
+
+    def submit(self, task: Task) -> None:
+        """Queues a task; called on the event loop.
+
+        Raises ServingError: RESOURCE_EXHAUSTED or UNAVAILABLE when a queue is full, INVALID_ARGUMENT for a task that a
+        strict policy does not take.
+        """
+        if self._queued >= self._max_queued:
+            raise ServingError(
+                tensorflow_error_pb2.RESOURCE_EXHAUSTED,
+                f"the model's queue is full ({self._max_queued} requests, --max_queued_requests): try again later",
+            )
+        policy = self._policy
+        sizes: tuple[Any, ...] = task.shapes
+        if policy.pad_inputs:
+            sizes = tuple([len(shape) for shape in sizes])
+        key = (task.signature.name, task.outputs, sizes)
+        with self._lock:
+            if policy.strict:
+                self._check(task, key)
+            if policy.split_requests and task.rows:
+                for piece in self._pieces(task, key):
+                    self._add(piece, key)
+            else:
+                self._add(task, key)
+            workers = self._take_calls()
+        # Outside the lock, which a worker that wakes wants first of all.
+        for _ in range(workers):
+            self._workers.schedule(self)
+
+    def _check(self, task: Task, key: object) -> None:
+        """TensorFlow Serving's rules of what may be queued."""
+        policy = self._policy
+        if not task.inputs:
+            raise invalid_argument("Batching Run() must have at least one input tensor")
+        if any(array.ndim == 0 for array in task.inputs.values()):
+            raise invalid_argument("Batching Run() input tensors must have at least one dimension")
+        if len({array.shape[0] for array in task.inputs.values()}) > 1:
+            raise invalid_argument("Batching Run() input tensors must have equal 0th-dimension size")
+        if policy.max_request_rows is not None and task.rows > policy.max_request_rows:
+            raise invalid_argument(
+                f"Task size {task.rows} is larger than maximum input batch size {policy.max_request_rows}"
+            )
+        last = self._open.get(key)
+        filled = last.rows if last is not None else policy.max_rows
+        room = policy.max_rows - filled
+        if policy.max_queued_batches is None or task.rows <= room:
+            return
+        queued = [*self._ready, *(batch for batch in self._open.values() if not batch.ready)]
+        count = sum(batch.signature is task.signature and batch.outputs == task.outputs for batch in queued)
+        most = max(1, policy.max_queued_batches)  # an open batch always counts there, even while it is empty
+        if policy.split_requests:
+            capacity = (most - count) * policy.max_rows + room
+            if task.rows > capacity:
+                raise unavailable(
+                    "The batch scheduling queue to which this task was submitted is full;"
+                    f" task size is {task.rows} but scheduling capacity is only {capacity}"
+                    f" (num_enqueued_batches={count}, max_enqueued_batches={policy.max_queued_batches},"
+                    f" open_batch_size={filled % policy.max_rows}, max_execution_batch_size={policy.max_rows})"
+                )
+        elif count >= most:
+            raise unavailable(
+                "The batch scheduling queue to which this task was submitted is full;"
+                f" currently {count} batches enqueued and max_enqueued_batches is {policy.max_queued_batches}"
+            )
+
+    def _pieces(self, task: Task, key: object) -> Iterator[Task]:
+        """The task cut so that it first fills the open batch, then whole ones."""
+        last = self._open.get(key)
+        first = min(task.rows, self._policy.max_rows - (last.rows if last is not None else 0))
+        cuts = [0, *range(first, task.rows, self._policy.max_rows), task.rows]
+        if len(cuts) == 2:
+            yield task
+            return
+        together = _Together(task, len(cuts) - 1)
+        for place, (start, stop) in enumerate(itertools.pairwise(cuts)):
+            piece = task.piece(start, stop, together.done(place))
+            together.pieces.append(piece)
+            yield piece
+
+    def _add(self, task: Task, key: object) -> None:
+        policy = self._policy
+        nbytes = task.nbytes
+        batch = self._open.get(key) if task.rows else None
+        self._waiting_rows += task.rows or 1
+        most = policy.max_rows
+        if policy.share_runs:
+            most = min(most, -(-(self._waiting_rows + self._running_rows) // policy.parallel_runs))
+        if batch is not None and (
+            batch.rows + task.rows > most or (policy.max_bytes is not None and batch.nbytes + nbytes > policy.max_bytes)
+        ):
+            self._close(batch)
+            batch = None
+        if batch is None:
+            batch = Batch(key if self._may_share(task) else None, task.signature, task.outputs)
+            if batch.key is not None:
+                self._open[key] = batch
+        batch.tasks.append(task)
+        batch.rows += task.rows
+        batch.nbytes += nbytes
+        self._queued += 1
+        if batch.key is not None and batch.rows >= policy.max_rows:
+            self._close(batch)
+        elif batch.ready:
+            self._call_worker()
+        elif batch.key is None or not policy.wait_seconds:
+            self._make_ready(batch)
+        elif batch.timer is None:
+            batch.timer = self._loop.call_later(policy.wait_seconds, self._time_out, batch)
+
+    def _may_share(self, task: Task) -> bool:
+        if not task.rows:
+            return False
+        ranks = self._batchable.get(task.signature.name)
+        return self._policy.strict or (ranks is not None and ranks == tuple([len(shape) for shape in task.shapes]))
+
+    def _close(self, batch: Batch) -> None:
+        del self._open[batch.key]
+        if batch.timer is not None:
+            batch.timer.cancel()
+        self._make_ready(batch)
+
+    def _time_out(self, batch: Batch) -> None:
+        with self._lock:
+            self._make_ready(batch)
+            workers = self._take_calls()
+        for _ in range(workers):
+            self._workers.schedule(self)
+
+    def _make_ready(self, batch: Batch) -> None:
+        if batch.ready:
+            return
+        batch.ready = True
+        self._ready.append(batch)
+        self._call_worker()
+
+    def _call_worker(self) -> None:
+        """Has one more worker run where there is a batch for it.
+
+        Runs that share do not start with scraps beside the others: what waits has to be half of what each of them has.
+        """
+        policy = self._policy
+        if self._scheduled >= policy.parallel_runs or self._scheduled - self._running >= len(self._ready):
+            return
+        if policy.share_runs and 2 * self._waiting_rows * self._running < self._running_rows:
+            return
+        self._scheduled += 1
+        self._calls += 1
+
+    def _take_calls(self) -> int:
+        """How many workers to call for what has become ready."""
+        calls, self._calls = self._calls, 0
+        return calls
+
+    def run_one_batch(self) -> None:
+        """Takes the next batch off the queue, runs it and hands the outcomes to the event loop; on a worker thread."""
+        tasks: list[Task] = []
+        gone: list[Task] = []
+        for task in self._take():
+            (tasks if task.owner.open else gone).append(task)
+        outcomes: list[Outcome] = []
+        if tasks:
+            started = time.perf_counter()
+            outcomes = self._run(tasks)
+            rows = sum([task.rows or 1 for task in tasks])
+            run = Run(started, time.perf_counter(), rows, self._policy.run_rows(rows) - rows)
+            for task in tasks:
+                task.run = run
+        with self._lock:
+            if tasks or gone:
+                self._running -= 1
+                self._running_rows -= sum([task.rows or 1 for task in (*tasks, *gone)])
+            more = bool(self._ready)
+            if not more:
+                self._scheduled -= 1
+        if more:
+            self._workers.schedule(self)
+        if tasks or gone:
+            self._loop.call_soon_threadsafe(_deliver, tasks + gone, outcomes + [_CANCELLED] * len(gone), self._on_run)
+
+    def _take(self) -> list[Task]:
+        """The tasks of the first batch that is ready; none where another worker was faster."""
+        with self._lock:
+            if not self._ready:
+                return []
+            batch = self._ready.popleft()
+            if self._open.get(batch.key) is batch:
+                del self._open[batch.key]
+            self._queued -= len(batch.tasks)
+            rows = sum([task.rows or 1 for task in batch.tasks])
+            self._waiting_rows -= rows
+            self._running_rows += rows
+            self._running += 1
+            return batch.tasks
+
+    def _run(self, tasks: list[Task]) -> list[Outcome]:
+        first = tasks[0]
+        rows = sum([task.rows for task in tasks])
+        run_rows = self._policy.run_rows(rows)
+        inputs = first.inputs
+        outcome: ServingError
+        try:
+            if len(tasks) > 1 or run_rows > rows:
+                inputs = {name: self._merge([task.inputs[name] for task in tasks], run_rows - rows) for name in inputs}
+            arrays = self._engine.run(first.signature, inputs, first.outputs)
+        except ServingError as error:
+            outcome = error
+        except Exception:
+            if len(tasks) == 1:
+                log.exception("the %s engine failed", self._engine.name)
+            outcome = ServingError(tensorflow_error_pb2.INTERNAL, "the model failed: see the server's log")
+        else:
+            if len(tasks) == 1 and not self._policy.strict:
+                return [dict(zip(first.outputs, arrays, strict=True))]
+            misfit = _misfit(arrays, run_rows)
+            if misfit is None:
+                return _split(tasks, arrays)
+            if self._policy.strict:
+                return [failed_precondition(misfit)] * len(tasks)
+            self._batchable.pop(first.signature.name, None)
+            return [self._run([task])[0] for task in tasks]
+        if len(tasks) == 1 or outcome.code == tensorflow_error_pb2.UNAVAILABLE:  # the engine's fault, not a request's
+            return [outcome] * len(tasks)
+        # One request that the model refuses may not fail the others.
+        return [self._run([task])[0] for task in tasks]
+
+    def _merge(self, arrays: list[Array], copies: int) -> Array:
+        """One array of all rows, then copies of the first."""
+        if self._policy.pad_inputs:
+            arrays = _same_sizes(arrays)
+        if copies:
+            arrays = [*arrays, np.broadcast_to(arrays[0][:1], (copies, *arrays[0].shape[1:]))]
+        return np.concatenate(arrays)
+
+
+class _Together:
+    """Puts the outcomes of a task's pieces together; on the event loop."""
+
+    def __init__(self, task: Task, pieces: int) -> None:
+        self._task = task
+        self.pieces: list[Task] = []
+        self._outcomes: list[Outcome | None] = [None] * pieces
+        self._missing = pieces
+
+    def done(self, place: int) -> Callable[[Outcome], None]:
+        def collect(outcome: Outcome) -> None:
+            self._outcomes[place] = outcome
+            self._missing -= 1
+            if not self._missing:
+                self._task.run = self.pieces[-1].run
+                self._task.done(self._whole())
+
+        return collect
+
+    def _whole(self) -> Outcome:
+        parts: list[dict[str, Array]] = []
+        for outcome in self._outcomes:
+            if isinstance(outcome, ServingError):
+                return outcome
+            assert outcome is not None
+            parts.append(outcome)
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._task.outputs}
+
+
+def _same_sizes(arrays: list[Array]) -> list[Array]:
+    """Pads every dimension but the first to the largest, at its end, with the array's first value."""
+    shape = tuple([max(sizes) for sizes in zip(*[array.shape[1:] for array in arrays], strict=True)])
+    padded = []
+    for array in arrays:
+        if array.shape[1:] != shape:
+            if not array.size:
+                raise invalid_argument("Got empty tensor in batch of non-empty tensors.")
+            larger = np.full((array.shape[0], *shape), array.flat[0], dtype=array.dtype)
+            larger[tuple(slice(size) for size in array.shape)] = array
+            array = larger
+        padded.append(array)
+    return padded
+
+
+def _misfit(arrays: Sequence[Array], rows: int) -> str | None:
+    """What is wrong with outputs that cannot be cut by rows."""
+    if any(array.ndim == 0 for array in arrays):
+        return "Batched output tensor has 0 dimensions"
+    if any(array.shape[0] != rows for array in arrays):
+        return (
+            "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input"
+            " tensors"
+        )
+    return None
+
+
+def _split(tasks: list[Task], arrays: Sequence[Array]) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    start = 0
+    for task in tasks:
+        stop = start + task.rows
+        outcomes.append({name: array[start:stop] for name, array in zip(task.outputs, arrays, strict=True)})
+        start = stop
+    return outcomes
+
+
+_CANCELLED: Outcome = ServingError(tensorflow_error_pb2.CANCELLED, "the client is gone")
+
+
+def _deliver(tasks: list[Task], outcomes: list[Outcome], on_run: Callable[[Run], None] | None) -> None:
+    if on_run is not None and tasks and tasks[0].run is not None:
+        on_run(tasks[0].run)
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        try:
+            task.done(outcome)
+        except Exception:
+            log.exception("fault while answering a request")  # the others still get their answers

@@ -1,0 +1,162 @@
+"""Which models to serve: from flags, or from a text ModelServerConfig file as TensorFlow Serving reads it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bookserve.serving.server.models.version_policy import All, Latest, Policy, Specific, versions_on_disk
+from bookserve.serving.server.observability.request_log import JSON_LINES, RequestLogSetting, check_type
+from bookserve.serving.server.settings import text_protos
+from bookserve.serving.server.types.errors import invalid_argument
+from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+
+
+@dataclass(frozen=True)
+class ModelSetting:
+    """One model to serve: where its version folders are, which of them to load, and their labels."""
+
+    name: str
+    base_path: Path
+    policy: Policy = field(default_factory=Latest)
+    labels: Mapping[str, int] = field(default_factory=dict)
+    request_log: RequestLogSetting | None = None
+
+
+def read_config_file(path: Path) -> list[ModelSetting]:
+    """The models of a text ModelServerConfig.
+
+    Raises ServingError (INVALID_ARGUMENT) that names the file and the line when it cannot be read or parsed, and with
+    TensorFlow Serving's words for each rule that it breaks.
+    """
+    return from_message(text_protos.read(path, messages.ModelServerConfig()))
+
+
+def discover(root: Path) -> list[ModelSetting]:
+    """Every model under a root: each folder that holds version folders, with its entry of `root/models.config` if any.
+
+    Base paths are the folders found, whatever the config file says, so that a store may be moved or mounted elsewhere.
+    Raises ServingError (INVALID_ARGUMENT) when the root cannot be listed or the config file is malformed.
+    """
+    configured = _configured(root)
+    try:
+        folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and versions_on_disk(entry))
+    except OSError as error:
+        raise invalid_argument(f"--model_root={root} cannot be listed: {error.strerror}") from error
+    return [
+        replace(configured.get(folder.name, ModelSetting(folder.name, folder)), base_path=folder) for folder in folders
+    ]
+
+
+def find(root: Path, name: str) -> ModelSetting | None:
+    """The one of that name that `discover` would find. Raises ServingError as there, but not for a missing root."""
+    folder = root / name
+    try:
+        if not versions_on_disk(folder):
+            return None
+    except OSError:
+        return None
+    return replace(_configured(root).get(name, ModelSetting(name, folder)), base_path=folder)
+
+
+def _configured(root: Path) -> dict[str, ModelSetting]:
+    config = root / "models.config"
+    return {setting.name: setting for setting in read_config_file(config)} if config.is_file() else {}
+
+
+def merged(
+    current: Iterable[ModelSetting], before: Iterable[ModelSetting], now: Iterable[ModelSetting]
+) -> list[ModelSetting]:
+    """`current` with what changed between `before` and `now`: what came, changed or went there does so here."""
+    result = {setting.name: setting for setting in current}
+    old = {setting.name: setting for setting in before}
+    new = {setting.name: setting for setting in now}
+    for name in old.keys() - new.keys():
+        if result.get(name) == old[name]:
+            del result[name]
+    return list((result | {name: setting for name, setting in new.items() if setting != old.get(name)}).values())
+
+
+def from_message(config: messages.ModelServerConfig) -> list[ModelSetting]:
+    """The models of a ModelServerConfig message.
+
+    Raises ServingError (INVALID_ARGUMENT) for each rule that it breaks.
+    """
+    if config.WhichOneof("config") == "custom_model_config":
+        raise invalid_argument("custom_model_config is not supported: use model_config_list")
+    settings: dict[str, ModelSetting] = {}
+    for model in config.model_config_list.config:
+        if model.name in settings:
+            raise invalid_argument(f"Illegal to list model {model.name} multiple times in config list")
+        settings[model.name] = _setting(model)
+    return list(settings.values())
+
+
+def _setting(model: messages.ModelConfig) -> ModelSetting:
+    if not model.name:
+        raise invalid_argument("a model of the config has no name")
+    if not model.base_path.startswith("/"):
+        raise invalid_argument(
+            f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
+        )
+    platform, model_type = model.model_platform, model.model_type
+    if platform and model_type:
+        raise invalid_argument(
+            "Illegal setting both ModelServerConfig::model_type (deprecated) and ModelServerConfig::model_platform,"
+            f" model name is {model.name}"
+        )
+    if not platform and not model_type:
+        raise invalid_argument(
+            "Illegal setting neither ModelServerConfig::model_type (deprecated) nor ModelServerConfig::model_platform,"
+            f" model name is {model.name}"
+        )
+    if platform not in ("", "tensorflow") or model_type == messages.OTHER:
+        raise invalid_argument(f"Model {model.name} requests unsupported platform {platform or 'OTHER'}")
+    policy = model.model_version_policy
+    chosen: Policy = Latest()
+    match policy.WhichOneof("policy_choice"):
+        case "latest":
+            chosen = Latest(policy.latest.num_versions or 1)
+        case "all":
+            chosen = All()
+        case "specific":
+            chosen = Specific(frozenset(policy.specific.versions))
+    return ModelSetting(model.name, Path(model.base_path), chosen, dict(model.version_labels), _request_log(model))
+
+
+def _request_log(model: messages.ModelConfig) -> RequestLogSetting | None:
+    if not model.HasField("logging_config"):
+        return None
+    config = model.logging_config
+    if config.HasField("custom_logging_config"):
+        raise invalid_argument(f"custom_logging_config of model {model.name} is not supported")
+    check_type(config.log_collector_config.type)
+    rate = config.sampling_config.sampling_rate if config.HasField("sampling_config") else 1.0
+    collector = config.log_collector_config
+    return RequestLogSetting(collector.filename_prefix, rate, collector.type or JSON_LINES)
+
+
+def to_message(settings: Iterable[ModelSetting]) -> messages.ModelServerConfig:
+    """The ModelServerConfig that `from_message` reads these settings from."""
+    config = messages.ModelServerConfig()
+    config.model_config_list.SetInParent()
+    for setting in settings:
+        model = config.model_config_list.config.add(
+            name=setting.name,
+            base_path=str(setting.base_path),
+            model_platform="tensorflow",
+            version_labels=dict(setting.labels),
+        )
+        if setting.request_log is not None:
+            model.logging_config.log_collector_config.type = setting.request_log.format
+            model.logging_config.log_collector_config.filename_prefix = setting.request_log.prefix
+            model.logging_config.sampling_config.sampling_rate = setting.request_log.rate
+        policy = model.model_version_policy
+        match setting.policy:
+            case Latest(count):
+                policy.latest.num_versions = count
+            case All():
+                policy.all.SetInParent()
+            case Specific(versions):
+                policy.specific.versions.extend(sorted(versions))
+                policy.specific.SetInParent()
+    return config

@@ -1,0 +1,208 @@
+"""Loads versions into this process: folder -> engine -> batcher, on threads beside the event loop."""
+
+import asyncio
+import ctypes
+import gc
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from bookserve.serving.server.batching import row_independence
+from bookserve.serving.server.batching.batcher import Batcher, Run, Workers
+from bookserve.serving.server.batching.policy import (
+    PER_MODEL_FILE,
+    BatchPolicy,
+    adaptive,
+    from_parameters,
+    read_parameters,
+)
+from bookserve.serving.server.engines import engine as engines
+from bookserve.serving.server.engines.engine import Engine, EngineOptions
+from bookserve.serving.server.models import integrity, warmup
+from bookserve.serving.server.models.servable import Servable
+from bookserve.serving.server.observability.metrics import Metrics
+from bookserve.serving.server.types.errors import ServingError
+from bookserve.serving.wire.tensorflow_error_pb2 import Code
+
+if TYPE_CHECKING:
+    from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_MLMD_UUID = "assets.extra/mlmd_uuid"  # in a version's folder, as in TensorFlow Serving
+_MAX_MLMD_UUID = 128  # bytes of it that are read
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a version is loaded and run."""
+
+    load_threads: int = 4  # versions that load at the same time
+    unload_threads: int = 1
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    worker_threads: int = 2  # that run batches
+    worker_cores: tuple[int, ...] = ()  # where they run, if they shall stay there
+    max_queued: int = 2000  # requests a model
+    policy: BatchPolicy = field(default_factory=lambda: adaptive(1))
+    per_model_policies: bool = False  # a version batches by the file in its folder, and adaptively without one
+    warm_up: bool = True
+    warm_up_iterations: int = 1  # of every warm-up request
+    check_method_names: bool = False  # of signatures, against the method that a request calls
+
+
+class InProcessLoader:
+    """The `Loader` whose versions answer in this process."""
+
+    def __init__(self, options: LoadOptions, metrics: Metrics | None = None) -> None:
+        self._options = options
+        self._metrics = metrics or Metrics(enabled=False)
+        self._loop = asyncio.get_running_loop()
+        self._workers = Workers(options.worker_threads, options.worker_cores)
+        self._loads = asyncio.Semaphore(options.load_threads)
+        self._unloads = asyncio.Semaphore(options.unload_threads)
+        self._trim = _malloc_trim()
+        self._engines: list[Engine] = []  # loaded, in that order
+
+    async def load(self, name: str, version: int, path: Path) -> Servable:
+        """See Loader.load."""
+        options = self._options
+
+        def load() -> tuple[Engine, BatchPolicy, set[str]]:
+            loaded = _load(path, options, self._metrics)
+            if self._metrics.enabled and (uuid := _mlmd_uuid(path)):
+                self._metrics.identified(name, version, uuid)
+            return loaded
+
+        async with self._loads:
+            loaded = await self._on_thread(f"load {name} {version}", load)
+        engine, policy, batchable = loaded
+        self._engines.append(engine)
+        counts = self._metrics.counts(name, version)
+
+        engine_name = engine.name
+
+        def on_run(run: Run) -> None:
+            counts.ran(run)
+            if self._metrics.enabled:
+                self._metrics.ran(run, engine_name)
+
+        batcher = Batcher(engine, self._workers, self._loop, options.max_queued, policy, batchable, on_run)
+        return Servable(name, version, engine, batcher, options.check_method_names, counts)
+
+    async def unload(self, servable: Servable) -> None:
+        """See Loader.unload."""
+        await servable.until_idle()
+        servable.counts.loaded -= 1
+        held = [(servable.engine, servable.batcher)]
+        self._engines.remove(servable.engine)
+        del servable.engine, servable.batcher
+        async with self._unloads:
+            # On a thread, as freeing a large model takes its time; nobody else holds it any more.
+            await self._on_thread(f"unload {servable.model} {servable.version}", lambda: self._free(held))
+
+    def profiled(self) -> "TensorFlowEngine | None":
+        """The version that TensorFlow loaded last; None where it runs none."""
+        from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
+
+        return next((engine for engine in reversed(self._engines) if isinstance(engine, TensorFlowEngine)), None)
+
+    async def close(self) -> None:
+        """See Loader.close."""
+        await self._loop.run_in_executor(None, self._workers.stop)
+        for engine in self._engines:
+            engine.close()
+
+    def _free(self, held: list[tuple[Engine, Batcher]]) -> None:
+        ((engine, _),) = held
+        engine.close()
+        del engine
+        held.clear()
+        gc.collect()
+        self._trim()
+
+    async def _on_thread(self, name: str, work: Callable[[], Result]) -> Result:
+        """Runs work on a thread of its own, which nobody waits for when the process ends meanwhile."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+
+        def report(outcome: Result | Exception) -> None:
+            if future.cancelled():
+                return
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        def run() -> None:
+            outcome: Result | Exception
+            try:
+                outcome = work()
+            except Exception as fault:
+                outcome = fault
+            with suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(report, outcome)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+        return await future
+
+
+def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, BatchPolicy, set[str]]:
+    """Answers also how the version's requests are batched, and the signatures whose rows are independent."""
+    started = time.perf_counter()
+    try:
+        seen = integrity.check(path)
+        policy = options.policy
+        if options.per_model_policies:
+            parameters = path / PER_MODEL_FILE
+            policy = adaptive(options.worker_threads)
+            if parameters.is_file():
+                policy = from_parameters(read_parameters(parameters), options.worker_threads)
+        engine = engines.load(path, options.engine)
+    except Exception:
+        metrics.loaded(path, False, time.perf_counter() - started)
+        raise
+    metrics.loaded(path, True, time.perf_counter() - started)
+    try:
+        integrity.check_unchanged(path, seen)
+        if options.warm_up:
+            _warm_up(engine, path, options.warm_up_iterations, metrics)
+        return engine, policy, set() if policy.strict else row_independence.independent(engine)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def _mlmd_uuid(path: Path) -> str:
+    """The name of a version in the ML Metadata store that made it; "" where its folder does not tell."""
+    with suppress(OSError), (path / _MLMD_UUID).open("rb") as file:
+        return file.read(_MAX_MLMD_UUID).decode("utf-8", "replace").strip()
+    return ""
+
+
+def _warm_up(engine: Engine, path: Path, iterations: int, metrics: Metrics) -> None:
+    started = time.perf_counter()
+    records, status = 0, "UNKNOWN"
+    try:
+        records, status = warmup.warm_up(engine, path, iterations), "OK"
+    except ServingError as error:
+        status = Code.Name(error.code)
+        raise
+    finally:
+        metrics.warmed_up(path, status, time.perf_counter() - started, records)
+
+
+def _malloc_trim() -> Callable[[], None]:
+    """Gives freed memory back to the system where the C library is glibc, which otherwise keeps most of it."""
+    if not sys.platform.startswith("linux"):
+        return lambda: None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None:
+        return lambda: None
+    return lambda: trim(0)

@@ -1,0 +1,113 @@
+"""The models in a follower: loaded and unloaded as the leader says, and found as the leader's manager finds them."""
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+
+from bookserve.serving.server.models.catalog import State, nameless, not_served, number_of, statuses
+from bookserve.serving.server.models.loader import InProcessLoader
+from bookserve.serving.server.models.servable import Servable
+from bookserve.serving.server.observability.metrics import IN_FLIGHT, QUEUE_LENGTH, VERSION_STATE, Gauge
+from bookserve.serving.wire.tensorflow_serving_pb2 import GetModelStatusResponse, ModelVersionStatus
+
+
+class Replica:
+    """All models of the server, in a process that follows another. Loaded versions go by the leader's keys."""
+
+    def __init__(self, loader: InProcessLoader) -> None:
+        self._loader = loader
+        self._loop = asyncio.get_running_loop()
+        self._loads: dict[int, asyncio.Task[Servable]] = {}
+        self._loaded: dict[int, Servable] = {}
+        self._state = State({}, {}, ready=False)
+        self._versions: dict[str, dict[int, ModelVersionStatus]] = {}  # of every model, highest first
+
+    # As the leader says
+
+    def follow(self, state: State) -> None:
+        """From now on requests find what `state` says."""
+        packed = {**state.removed, **{name: model.versions for name, model in state.models.items()}}
+        self._versions = {
+            name: {status.version: status for status in GetModelStatusResponse.FromString(data).model_version_status}
+            for name, data in packed.items()
+        }
+        self._state = state
+
+    def load(self, key: int, name: str, version: int, path: Path) -> Awaitable[None]:
+        """Loads a version, which requests then find as soon as the state names it. Raises as Loader.load."""
+        self._loads[key] = self._loop.create_task(self._loader.load(name, version, path))
+        return self._finish_load(key)
+
+    async def _finish_load(self, key: int) -> None:
+        servable = await self._loads[key]
+        if key in self._loads:
+            self._loaded[key] = servable
+
+    async def unload(self, key: int) -> None:
+        """Waits until a version is loaded and until the requests under way for it are answered, then unloads it.
+
+        Does nothing where the version did not load.
+        """
+        load = self._loads.pop(key)
+        self._loaded.pop(key, None)
+        try:
+            servable = await load
+        except Exception:
+            return  # told to whoever asked for the load
+        await self._loader.unload(servable)
+
+    # Requests
+
+    def find(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
+        """See Models.find."""
+        if not name:
+            raise nameless()
+        model = self._state.models.get(name)
+        if label is not None:
+            version = number_of(model.setting.labels if model is not None else {}, label)
+        key = None
+        if model is not None:
+            key = model.latest if version is None else model.available.get(version)
+        servable = self._loaded.get(key) if key is not None else None
+        if servable is None:
+            raise not_served(name, version)
+        return servable
+
+    def status(self, name: str, version: int | None = None) -> list[ModelVersionStatus]:
+        """See Models.status."""
+        return statuses(name, self._versions.get(name, {}), version, lambda status: status)
+
+    def overview(self) -> dict[str, tuple[Mapping[str, int], list[ModelVersionStatus]]]:
+        """See Models.overview."""
+        return {
+            name: (model.setting.labels, list(self._versions[name].values()))
+            for name, model in sorted(self._state.models.items())
+        }
+
+    def gauges(self) -> list[Gauge]:
+        """See Models.gauges."""
+        gauges: list[Gauge] = []
+        for name in self._state.models:
+            for number, status in self._versions[name].items():
+                state = ModelVersionStatus.State.Name(status.state)
+                gauges.append((VERSION_STATE, (name, str(number), state), 1))
+        for servable in self._loaded.values():
+            labels = (servable.model, str(servable.version))
+            gauges.append((IN_FLIGHT, labels, servable.in_flight))
+            gauges.append((QUEUE_LENGTH, labels, servable.batcher.queued))
+        return gauges
+
+    @property
+    def names(self) -> list[str]:
+        """See Models.names."""
+        return sorted(self._state.models)
+
+    @property
+    def removed(self) -> list[str]:
+        """See Models.removed."""
+        return sorted(self._state.removed.keys() - self._state.models.keys())
+
+    @property
+    def ready(self) -> bool:
+        """See Models.ready."""
+        return self._state.ready

@@ -1,0 +1,1 @@
+"""The two transports: listeners, TLS, HTTP and gRPC framing."""

@@ -1,0 +1,1 @@
+"""More processes behind the same ports."""

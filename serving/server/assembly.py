@@ -32,11 +32,11 @@ from bookserve.serving.server.batching.policy import (
 )
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.models.catalog import Models
+from bookserve.serving.server.models.config import RequestLogSetting
 from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.observability import metrics
 from bookserve.serving.server.observability.metrics import CONNECTIONS, REFUSED, Metrics, Snapshot
 from bookserve.serving.server.observability.observer import Observer
-from bookserve.serving.server.observability.request_log import RequestLogSetting
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.settings.flags import Flags
 from bookserve.serving.server.transport.connections import Api, Connections
@@ -132,7 +132,7 @@ class Process:
 
     def snapshot(self) -> Snapshot:
         """The metrics of this process."""
-        series = self._models.gauges()
+        series = metrics.version_gauges(self._models.snapshot())
         for api in Api:
             name = api.name.lower()
             series.append((CONNECTIONS, (str(self._worker), name), self.connections.count(api)))

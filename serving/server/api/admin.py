@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from bookserve.serving.server.models import config as model_config
 from bookserve.serving.server.models.config import ModelSetting
 from bookserve.serving.server.models.manager import LoadFailure, ModelManager
-from bookserve.serving.server.observability.request_log import check_prefix
 from bookserve.serving.server.transport.http1 import HttpExchange
 from bookserve.serving.server.types.errors import ServingError, invalid_argument, not_found
 from bookserve.serving.wire import tensorflow_error_pb2
@@ -233,7 +232,7 @@ class ModelAdmin:
                 f"{shown}: it is not inside of --allowed_model_roots={self._shown_roots()}",
             )
         if model.HasField("logging_config"):
-            check_prefix(model.logging_config.log_collector_config.filename_prefix, self._log_roots)
+            model_config.check_prefix(model.logging_config.log_collector_config.filename_prefix, self._log_roots)
 
 
 def _check_name(name: str) -> None:

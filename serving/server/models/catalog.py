@@ -9,11 +9,21 @@ from typing import Protocol, TypeVar
 
 from bookserve.serving.server.models.config import ModelSetting
 from bookserve.serving.server.models.servable import Servable
-from bookserve.serving.server.observability.metrics import Gauge
 from bookserve.serving.server.types.errors import ServingError, invalid_argument, not_found
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelVersionStatus
 
 Version = TypeVar("Version")
+
+
+@dataclass(frozen=True)
+class VersionSnapshot:
+    """One version at one moment. What does not apply to it, or is told in another row, is None."""
+
+    model: str
+    version: int
+    state: ModelVersionStatus.State | None = None
+    in_flight: int | None = None  # requests that have been accepted and not yet answered
+    queued: int | None = None  # of these, the ones that wait for a batch
 
 
 class Models(Protocol):
@@ -37,8 +47,8 @@ class Models(Protocol):
         """The labels and the versions, highest first, of every configured model, by its name."""
         ...
 
-    def gauges(self) -> list[Gauge]:
-        """What the metrics of this process show of the versions at this moment."""
+    def snapshot(self) -> list[VersionSnapshot]:
+        """The versions in this process at this moment; of one version there may be several rows, which add up."""
         ...
 
     @property

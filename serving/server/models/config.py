@@ -1,14 +1,53 @@
 """Which models to serve: from flags, or from a text ModelServerConfig file as TensorFlow Serving reads it."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bookserve.serving.server.models.version_policy import All, Latest, Policy, Specific, versions_on_disk
-from bookserve.serving.server.observability.request_log import JSON_LINES, RequestLogSetting, check_type
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.types.errors import invalid_argument
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+
+# How a request log is written.
+JSON_LINES = "jsonl"
+TFRECORD = "tfrecord"
+FORMATS = (JSON_LINES, TFRECORD)
+
+
+@dataclass(frozen=True)
+class RequestLogSetting:
+    """Which requests of a model to log, and where."""
+
+    prefix: str  # of the files: a path
+    rate: float = 1.0  # the share of the requests that is logged, 0 to 1
+    format: str = JSON_LINES  # one of FORMATS
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise invalid_argument(f"the sampling rate of a request log must be between 0 and 1, it is {self.rate:g}")
+        if not self.prefix or not Path(self.prefix).name or "\0" in self.prefix:
+            raise invalid_argument(f"'{self.prefix}' is no prefix for the files of a request log: give a path")
+
+
+def check_type(name: str) -> None:
+    """Raises ServingError (INVALID_ARGUMENT) for a log_collector_config.type that cannot be written."""
+    if name not in ("", *FORMATS):
+        raise invalid_argument(f"log_collector_config.type '{name}' is not supported: use {' or '.join(FORMATS)}")
+
+
+def check_prefix(prefix: str, roots: Iterable[Path]) -> None:
+    """For a prefix that comes over the network: its files must be below one of `roots`, links followed.
+
+    Raises ServingError (INVALID_ARGUMENT) where they are not.
+    """
+    path = Path(prefix)
+    if path.is_absolute() and "\0" not in prefix and ".." not in path.parts:
+        folder = Path(os.path.realpath(path.parent))
+        if any(folder.is_relative_to(os.path.realpath(root)) for root in roots):
+            return
+    raise invalid_argument(f"a request log may not be written to '{prefix}': it is outside the allowed folders")
 
 
 @dataclass(frozen=True)

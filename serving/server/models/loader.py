@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from bookserve.serving.server.batching import row_independence
 from bookserve.serving.server.batching.batcher import Batcher, Run, Workers
@@ -22,11 +22,11 @@ from bookserve.serving.server.batching.policy import (
     from_parameters,
     read_parameters,
 )
-from bookserve.serving.server.engines import engine as engines
+from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import Engine, EngineOptions
 from bookserve.serving.server.models import integrity, warmup
 from bookserve.serving.server.models.servable import Servable
-from bookserve.serving.server.observability.metrics import Metrics
+from bookserve.serving.server.models.version_counts import VersionCounts
 from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
 
@@ -58,12 +58,38 @@ class LoadOptions:
     check_method_names: bool = False  # of signatures, against the method that a request calls
 
 
+class LoadEvents(Protocol):
+    """Who is told what the loader does. `loaded`, `warmed_up` and `identified` are called from any thread."""
+
+    enabled: bool  # whether anybody wants to know of `ran` and `identified`
+
+    def loaded(self, path: Path, succeeded: bool, seconds: float) -> None:
+        """There was an attempt to load the version in `path`."""
+        ...
+
+    def warmed_up(self, path: Path, status: str, seconds: float, records: int) -> None:
+        """The version in `path` was warmed up with that many records."""
+        ...
+
+    def identified(self, model: str, version: int, uuid: str) -> None:
+        """The ML Metadata store knows a version that is loaded by this name."""
+        ...
+
+    def counts(self, model: str, version: int) -> VersionCounts:
+        """Where the requests of a version that is loaded now are counted."""
+        ...
+
+    def ran(self, run: Run, engine: str) -> None:
+        """That engine has run a batch."""
+        ...
+
+
 class InProcessLoader:
     """The `Loader` whose versions answer in this process."""
 
-    def __init__(self, options: LoadOptions, metrics: Metrics | None = None) -> None:
+    def __init__(self, options: LoadOptions, events: LoadEvents) -> None:
         self._options = options
-        self._metrics = metrics or Metrics(enabled=False)
+        self._events = events
         self._loop = asyncio.get_running_loop()
         self._workers = Workers(options.worker_threads, options.worker_cores)
         self._loads = asyncio.Semaphore(options.load_threads)
@@ -76,23 +102,23 @@ class InProcessLoader:
         options = self._options
 
         def load() -> tuple[Engine, BatchPolicy, set[str]]:
-            loaded = _load(path, options, self._metrics)
-            if self._metrics.enabled and (uuid := _mlmd_uuid(path)):
-                self._metrics.identified(name, version, uuid)
+            loaded = _load(path, options, self._events)
+            if self._events.enabled and (uuid := _mlmd_uuid(path)):
+                self._events.identified(name, version, uuid)
             return loaded
 
         async with self._loads:
             loaded = await self._on_thread(f"load {name} {version}", load)
         engine, policy, batchable = loaded
         self._engines.append(engine)
-        counts = self._metrics.counts(name, version)
+        counts = self._events.counts(name, version)
 
         engine_name = engine.name
 
         def on_run(run: Run) -> None:
             counts.ran(run)
-            if self._metrics.enabled:
-                self._metrics.ran(run, engine_name)
+            if self._events.enabled:
+                self._events.ran(run, engine_name)
 
         batcher = Batcher(engine, self._workers, self._loop, options.max_queued, policy, batchable, on_run)
         return Servable(name, version, engine, batcher, options.check_method_names, counts)
@@ -153,7 +179,7 @@ class InProcessLoader:
         return await future
 
 
-def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, BatchPolicy, set[str]]:
+def _load(path: Path, options: LoadOptions, events: LoadEvents) -> tuple[Engine, BatchPolicy, set[str]]:
     """Answers also how the version's requests are batched, and the signatures whose rows are independent."""
     started = time.perf_counter()
     try:
@@ -164,15 +190,15 @@ def _load(path: Path, options: LoadOptions, metrics: Metrics) -> tuple[Engine, B
             policy = adaptive(options.worker_threads)
             if parameters.is_file():
                 policy = from_parameters(read_parameters(parameters), options.worker_threads)
-        engine = engines.load(path, options.engine)
+        engine = choose.load(path, options.engine)
     except Exception:
-        metrics.loaded(path, False, time.perf_counter() - started)
+        events.loaded(path, False, time.perf_counter() - started)
         raise
-    metrics.loaded(path, True, time.perf_counter() - started)
+    events.loaded(path, True, time.perf_counter() - started)
     try:
         integrity.check_unchanged(path, seen)
         if options.warm_up:
-            _warm_up(engine, path, options.warm_up_iterations, metrics)
+            _warm_up(engine, path, options.warm_up_iterations, events)
         return engine, policy, set() if policy.strict else row_independence.independent(engine)
     except BaseException:
         engine.close()
@@ -186,7 +212,7 @@ def _mlmd_uuid(path: Path) -> str:
     return ""
 
 
-def _warm_up(engine: Engine, path: Path, iterations: int, metrics: Metrics) -> None:
+def _warm_up(engine: Engine, path: Path, iterations: int, events: LoadEvents) -> None:
     started = time.perf_counter()
     records, status = 0, "UNKNOWN"
     try:
@@ -195,7 +221,7 @@ def _warm_up(engine: Engine, path: Path, iterations: int, metrics: Metrics) -> N
         status = Code.Name(error.code)
         raise
     finally:
-        metrics.warmed_up(path, status, time.perf_counter() - started, records)
+        events.warmed_up(path, status, time.perf_counter() - started, records)
 
 
 def _malloc_trim() -> Callable[[], None]:

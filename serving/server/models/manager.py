@@ -17,10 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bookserve.serving.server.models import version_policy
-from bookserve.serving.server.models.catalog import ModelState, State, nameless, not_served, number_of, statuses
+from bookserve.serving.server.models.catalog import (
+    ModelState,
+    State,
+    VersionSnapshot,
+    nameless,
+    not_served,
+    number_of,
+    statuses,
+)
 from bookserve.serving.server.models.config import ModelSetting
 from bookserve.serving.server.models.servable import Loader, Servable
-from bookserve.serving.server.observability.metrics import IN_FLIGHT, QUEUE_LENGTH, VERSION_STATE, Gauge
 from bookserve.serving.server.types.errors import ServingError, failed_precondition, not_found
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensorflow_serving_pb2 import GetModelStatusResponse, ModelVersionStatus
@@ -206,18 +213,19 @@ class ModelManager:
             self.ready,
         )
 
-    def gauges(self) -> list[Gauge]:
-        """What the metrics show of the versions at this moment."""
-        gauges: list[Gauge] = []
-        for name, model in self._models.items():
-            for number, version in model.versions.items():
-                labels = (name, str(number))
-                gauges.append((VERSION_STATE, (*labels, ModelVersionStatus.State.Name(version.state)), 1))
-                if version.servable is not None:
-                    gauges.append((IN_FLIGHT, labels, version.servable.in_flight))
-                if version.state == _AVAILABLE:
-                    gauges.append((QUEUE_LENGTH, labels, _servable(version).batcher.queued))
-        return gauges
+    def snapshot(self) -> list[VersionSnapshot]:
+        """The versions at this moment."""
+        return [
+            VersionSnapshot(
+                name,
+                number,
+                version.state,
+                version.servable.in_flight if version.servable is not None else None,
+                _servable(version).batcher.queued if version.state == _AVAILABLE else None,
+            )
+            for name, model in self._models.items()
+            for number, version in model.versions.items()
+        ]
 
     @property
     def names(self) -> list[str]:

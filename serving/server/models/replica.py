@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
 
-from bookserve.serving.server.models.catalog import State, nameless, not_served, number_of, statuses
+from bookserve.serving.server.models.catalog import State, VersionSnapshot, nameless, not_served, number_of, statuses
 from bookserve.serving.server.models.loader import InProcessLoader
 from bookserve.serving.server.models.servable import Servable
-from bookserve.serving.server.observability.metrics import IN_FLIGHT, QUEUE_LENGTH, VERSION_STATE, Gauge
 from bookserve.serving.wire.tensorflow_serving_pb2 import GetModelStatusResponse, ModelVersionStatus
 
 
@@ -84,18 +83,19 @@ class Replica:
             for name, model in sorted(self._state.models.items())
         }
 
-    def gauges(self) -> list[Gauge]:
-        """See Models.gauges."""
-        gauges: list[Gauge] = []
-        for name in self._state.models:
-            for number, status in self._versions[name].items():
-                state = ModelVersionStatus.State.Name(status.state)
-                gauges.append((VERSION_STATE, (name, str(number), state), 1))
-        for servable in self._loaded.values():
-            labels = (servable.model, str(servable.version))
-            gauges.append((IN_FLIGHT, labels, servable.in_flight))
-            gauges.append((QUEUE_LENGTH, labels, servable.batcher.queued))
-        return gauges
+    def snapshot(self) -> list[VersionSnapshot]:
+        """See Models.snapshot."""
+        told = [
+            VersionSnapshot(name, number, status.state)
+            for name in self._state.models
+            for number, status in self._versions[name].items()
+        ]
+        return told + [
+            VersionSnapshot(
+                servable.model, servable.version, in_flight=servable.in_flight, queued=servable.batcher.queued
+            )
+            for servable in self._loaded.values()
+        ]
 
     @property
     def names(self) -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bookserve.serving.server.batching.batcher import Run
+from bookserve.serving.server.models.catalog import VersionSnapshot
 from bookserve.serving.server.models.version_counts import VersionCounts
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.types.errors import invalid_argument
@@ -355,6 +356,20 @@ class Metrics:
             cell = cells[labels] = Histogram(family.bounds)
         assert isinstance(cell, Histogram)
         return cell
+
+
+def version_gauges(versions: Iterable[VersionSnapshot]) -> list[Gauge]:
+    """The state and the load of each version."""
+    gauges: list[Gauge] = []
+    for seen in versions:
+        labels = (seen.model, str(seen.version))
+        if seen.state is not None:
+            gauges.append((VERSION_STATE, (*labels, messages.ModelVersionStatus.State.Name(seen.state)), 1))
+        if seen.in_flight is not None:
+            gauges.append((IN_FLIGHT, labels, seen.in_flight))
+        if seen.queued is not None:
+            gauges.append((QUEUE_LENGTH, labels, seen.queued))
+    return gauges
 
 
 def lasting(snapshot: Snapshot) -> Snapshot:

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bookserve.serving.server.inference.trace import Record
-from bookserve.serving.server.models.config import ModelSetting
+from bookserve.serving.server.models.config import TFRECORD, ModelSetting, RequestLogSetting
 from bookserve.serving.server.observability.metrics import Metrics
-from bookserve.serving.server.observability.request_log import TFRECORD, RequestLog, RequestLogSetting
+from bookserve.serving.server.observability.request_log import RequestLog
 from bookserve.serving.server.observability.request_log_tfrecord import LOGGED
 from bookserve.serving.server.transport import hpack
 from bookserve.serving.server.transport.grpc_call import GrpcCall

@@ -7,7 +7,7 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from bookserve.serving.server.batching import row_independence
-from bookserve.serving.server.engines import engine as engines
+from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import EngineOptions
 from model_servers import write_graph
 
@@ -47,5 +47,5 @@ def test_rows_show_whether_they_are_independent(
             numpy_helper.from_array(np.array([0], np.int64), "axis"),
         ],
     )
-    engine = engines.load(write_graph(tmp_path / "rows", 1, graph), EngineOptions())
+    engine = choose.load(write_graph(tmp_path / "rows", 1, graph), EngineOptions())
     assert row_independence.independent(engine) == ({"serving_default"} if expected else set())

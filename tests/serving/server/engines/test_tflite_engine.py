@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from bookserve.serving.server.batching import row_independence
-from bookserve.serving.server.engines import engine as engines
+from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.types.errors import ServingError
 from model_servers import write_scale_model
@@ -46,7 +46,7 @@ def version(base: Path, data: bytes) -> Path:
 
 
 def test_signatures_and_any_number_of_rows(tmp_path: Path, flatbuffer: bytes) -> None:
-    engine = engines.load(version(tmp_path / "scale", flatbuffer), OPTIONS)
+    engine = choose.load(version(tmp_path / "scale", flatbuffer), OPTIONS)
     assert engine.name == "tflite"
     signature = engine.signatures["serving_default"]
     assert signature.inputs["x"].shape == (None, 3)
@@ -59,7 +59,7 @@ def test_signatures_and_any_number_of_rows(tmp_path: Path, flatbuffer: bytes) ->
 
 
 def test_a_model_without_signatures_is_served_by_its_tensor_names(tmp_path: Path, bare: bytes) -> None:
-    engine = engines.load(version(tmp_path / "bare", bare), OPTIONS)
+    engine = choose.load(version(tmp_path / "bare", bare), OPTIONS)
     signature = engine.signatures["serving_default"]
     (x,), (y,) = signature.inputs, signature.outputs
     (answer,) = engine.run(signature, {x: np.zeros((1, 3), np.float32)}, [y])
@@ -68,9 +68,9 @@ def test_a_model_without_signatures_is_served_by_its_tensor_names(tmp_path: Path
 
 def test_the_file_is_taken_only_when_asked_for(tmp_path: Path, flatbuffer: bytes) -> None:
     folder = version(tmp_path / "scale", flatbuffer)
-    assert engines.load(folder, EngineOptions()).name == "onnx"
+    assert choose.load(folder, EngineOptions()).name == "onnx"
     (folder / "model.tflite").write_bytes(b"no flatbuffer")
     with pytest.raises(ServingError, match=r"model\.tflite does not load"):
-        engines.load(folder, OPTIONS)
+        choose.load(folder, OPTIONS)
     (folder / "model.tflite").unlink()
-    assert engines.load(folder, OPTIONS).name == "onnx"
+    assert choose.load(folder, OPTIONS).name == "onnx"

@@ -1,8 +1,9 @@
+from pathlib import Path
+
 import pytest
 from google.protobuf import text_format
 
-from bookserve.serving.server.models.config import from_message
-from bookserve.serving.server.observability.request_log import RequestLogSetting
+from bookserve.serving.server.models.config import RequestLogSetting, check_prefix, check_type, from_message
 from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelServerConfig
 
@@ -26,3 +27,39 @@ def test_a_logger_of_elsewhere_is_refused() -> None:
     logging = 'logging_config { custom_logging_config { type_url: "x" } log_collector_config { type: "jsonl" } }'
     with pytest.raises(ServingError, match="custom_logging_config of model m is not supported"):
         from_message(config(logging))
+
+
+def test_settings_of_a_request_log_that_make_no_sense() -> None:
+    for rate in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ServingError, match="between 0 and 1"):
+            RequestLogSetting("/tmp/x", rate)
+    for prefix in ("", "/", "/tmp/a\0b"):
+        with pytest.raises(ServingError, match="no prefix"):
+            RequestLogSetting(prefix)
+    with pytest.raises(ServingError, match="type 'bigquery' is not supported"):
+        check_type("bigquery")
+    for name in ("", "jsonl", "tfrecord"):
+        check_type(name)
+
+
+def test_a_prefix_from_the_network_stays_below_the_allowed_folders(tmp_path: Path) -> None:
+    allowed = tmp_path / "logs"
+    allowed.mkdir()
+    (allowed / "out").symlink_to("/etc")
+    (tmp_path / "in").symlink_to(allowed)
+    for prefix in (f"{allowed}/requests", f"{allowed}/deeper/requests", f"{tmp_path}/in/requests"):
+        check_prefix(prefix, [tmp_path / "elsewhere", allowed])
+    for prefix in (
+        "",
+        "requests",
+        "/etc/requests",
+        f"{allowed}/../requests",
+        f"{allowed}/out/requests",
+        f"{allowed}-too/requests",
+        f"{allowed}/a\0b",
+        f"{allowed}/deeper/../../requests",
+    ):
+        with pytest.raises(ServingError, match="outside the allowed folders"):
+            check_prefix(prefix, [allowed])
+    with pytest.raises(ServingError, match="outside the allowed folders"):
+        check_prefix(f"{allowed}/requests", [])

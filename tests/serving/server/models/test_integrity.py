@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bookserve.serving.server.engines import engine
+from bookserve.serving.server.engines import choose
+from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.models import integrity, loader
 from bookserve.serving.server.models.loader import LoadOptions
 from bookserve.serving.server.observability.metrics import Metrics
@@ -94,14 +95,14 @@ def test_what_changes_while_it_is_loaded_is_refused(
     (version / "saved_model.pb").unlink()  # which is none
     write_manifest(version)
     loader._load(version, LoadOptions(), Metrics())[0].close()
-    load = engine.load
+    load = choose.load
 
-    def load_and_disturb(path: Path, options: engine.EngineOptions) -> Any:
+    def load_and_disturb(path: Path, options: EngineOptions) -> Any:
         loaded = load(path, options)
         disturb(path)
         return loaded
 
-    monkeypatch.setattr(engine, "load", load_and_disturb)
+    monkeypatch.setattr(choose, "load", load_and_disturb)
     with pytest.raises(ServingError, match=r"has changed while it was loaded|cannot be read any more"):
         loader._load(version, LoadOptions(), Metrics())
 
@@ -226,7 +227,7 @@ def test_weights_from_outside_never_load(tmp_path: Path, secret: Path, way: str,
 
     def load() -> None:
         integrity.check(path)
-        engine.load(path, engine.EngineOptions())
+        choose.load(path, EngineOptions())
 
     with pytest.raises(ServingError, match="FAILED_PRECONDITION"):
         load()
@@ -238,7 +239,7 @@ def test_weights_beside_the_graph_load(tmp_path: Path) -> None:
     (path / "weights").write_bytes(np.arange(4, dtype=np.float32).tobytes())
     (path / "model.onnx").write_bytes(graph_with_external_weights("weights", sparse=False))
     integrity.check(path)
-    loaded = engine.load(path, engine.EngineOptions())
+    loaded = choose.load(path, EngineOptions())
     (y,) = loaded.run(loaded.signatures["serving_default"], {"x": np.zeros((1, 4), np.float32)}, ["y"])
     np.testing.assert_array_equal(y, [[0, 1, 2, 3]])
 

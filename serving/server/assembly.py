@@ -1,8 +1,9 @@
-"""What every process of the model server is made of: the one, the leader of several, and its followers."""
+"""What every process of the model server that answers requests is made of: the one, or each of several workers."""
 
 import asyncio
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,12 +17,12 @@ from bookserve.serving.server.api import (
     tensorflow_rest,
     wait_for_load,
 )
-from bookserve.serving.server.api.admin import Access, Admin
+from bookserve.serving.server.api.admin import Access, Admin, ModelAdmin
 from bookserve.serving.server.api.admin_rest import AdminApi
 from bookserve.serving.server.api.health import Health
 from bookserve.serving.server.api.open_inference_repository import OipExtensions
 from bookserve.serving.server.api.profiler import Profiler
-from bookserve.serving.server.api.rest_errors import fail
+from bookserve.serving.server.api.rest_errors import error_body, fail
 from bookserve.serving.server.batching.policy import (
     MAX_THREADS,
     adaptive,
@@ -35,16 +36,17 @@ from bookserve.serving.server.models.catalog import Models
 from bookserve.serving.server.models.config import RequestLogSetting
 from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.observability import metrics
-from bookserve.serving.server.observability.metrics import CONNECTIONS, REFUSED, Metrics, Snapshot
+from bookserve.serving.server.observability.metrics import REFUSED, Metrics, Snapshot
 from bookserve.serving.server.observability.observer import Observer
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.settings.flags import Flags
-from bookserve.serving.server.transport.connections import Api, Connections
+from bookserve.serving.server.transport import tls
 from bookserve.serving.server.transport.grpc_call import GrpcCall, StreamHandler
-from bookserve.serving.server.transport.http1 import Handler as RestHandler
-from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.transport.http_exchange import Handler as RestHandler
+from bookserve.serving.server.transport.http_exchange import HttpExchange
+from bookserve.serving.server.transport.listeners import Api
+from bookserve.serving.server.transport.ports import Activity, Ports
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
-from bookserve.serving.server.workers.pool import processes
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
@@ -60,7 +62,7 @@ class Process:
 
     loader: InProcessLoader
     observer: Observer
-    connections: Connections  # after `connect`
+    ports: Ports  # after `connect`
 
     def __init__(self, flags: Flags, worker: int = 0) -> None:
         """`worker` numbers the processes. Raises ServingError for settings that make no sense."""
@@ -128,15 +130,29 @@ class Process:
             rest = wait_for_load.when_loaded(rest, _fail_exchange)
         if self._metrics_path and not flags.rest_api_port:
             log.warning("the metrics are on the REST port, and --rest_api_port is 0: they cannot be read")
-        self.connections = Connections(flags, self.observer.grpc(handlers), streams, self.observer.rest(rest))
+        self.ports = Ports(flags, self.observer.grpc(handlers), streams, self.observer.rest(rest), error_body)
+
+    async def prepare(self, catalog: Models, admin: ModelAdmin) -> None:
+        """Makes ready what answers requests, where this is the one process. Raises as `connect`."""
+
+        async def snapshots() -> list[Snapshot]:
+            return [self.snapshot()]
+
+        self.connect(catalog, admin, snapshots)
+
+    async def until_in_step(self) -> None:
+        """Every request finds what the manager knows at once, here."""
+
+    async def serve(self, sockets: list[tuple[Api, socket.socket]]) -> None:
+        """Answers what comes in on these listening sockets."""
+        await self.ports.open(sockets)
+        self.start(self.ports.sweep())
 
     def snapshot(self) -> Snapshot:
         """The metrics of this process."""
         series = metrics.version_gauges(self._models.snapshot())
         for api in Api:
-            name = api.name.lower()
-            series.append((CONNECTIONS, (str(self._worker), name), self.connections.count(api)))
-            series += [(REFUSED, (name, reason), count) for reason, count in self.connections.refused[api].items()]
+            series += [(REFUSED, (api.value, reason), count) for reason, count in self.ports.refused[api].items()]
         return self._metrics.snapshot(series)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -149,6 +165,18 @@ class Process:
         """Tells whoever asks for readiness or health that the server goes."""
         self._rest.draining = True
         self._health.drain()
+
+    async def drain(self) -> Activity:
+        """Tells clients to go elsewhere, and what happens."""
+        return self.ports.drain()
+
+    async def finish(self, seconds: float) -> None:
+        """Closes the ports once what is under way is answered, at the latest after `seconds`."""
+        await self.ports.finish(seconds)
+        self.stop_tasks()
+
+    async def kill(self) -> None:
+        """Ends what the process has started, where the server does not start."""
 
     def stop_tasks(self) -> None:
         """Ends what `start` began."""
@@ -178,6 +206,31 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     except ModuleNotFoundError:
         return asyncio.new_event_loop()
     return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
+
+
+def worker_count(flags: Flags) -> int:
+    """How many processes answer requests. Raises ServingError (INVALID_ARGUMENT) where they cannot be."""
+    if flags.workers < 0:
+        raise invalid_argument(f"--workers={flags.workers}: give the number of processes, or 0 for one per core")
+    count = flags.workers or os.cpu_count() or 1
+    if count > 1 and flags.lazy_loading:
+        raise invalid_argument(
+            f"--workers={flags.workers} and --lazy_loading exclude each other: all processes load the same versions,"
+            " and requests cannot choose them for all. Leave one of the two out"
+        )
+    if count > 1 and sys.platform == "win32":
+        raise invalid_argument(f"--workers={flags.workers}: on Windows processes cannot share a port. Use --workers=1")
+    return count
+
+
+def check(flags: Flags) -> None:
+    """Raises ServingError for settings that make no sense, as `Process` does, without loading or starting anything."""
+    _metrics_path(flags)
+    _load_options(flags, _batching_parameters(flags), 0)
+    Access(flags.admin_token_file)
+    for path in (flags.ssl_config_file, flags.rest_ssl_config_file):
+        if path:
+            tls.identity(Path(path))
 
 
 def _metrics_path(flags: Flags) -> str | None:
@@ -213,7 +266,7 @@ def _batching_parameters(flags: Flags) -> BatchingParameters:
 def _own_cores(flags: Flags, worker: int) -> tuple[int, ...]:
     """This process's share of the cores that the server may use."""
     usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else range(os.cpu_count() or 1)
-    share = max(1, min(MAX_THREADS, len(usable) // processes(flags)))
+    share = max(1, min(MAX_THREADS, len(usable) // worker_count(flags)))
     return tuple([usable[(worker * share + number) % len(usable)] for number in range(share)])
 
 

@@ -11,7 +11,7 @@ import importlib.metadata
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -19,77 +19,75 @@ import click
 import onnxruntime
 
 from bookserve.serving.server.api.admin import ModelAdmin, default_roots
-from bookserve.serving.server.assembly import Process, run
+from bookserve.serving.server.assembly import Process, check, run, worker_count
 from bookserve.serving.server.models.config import ModelSetting, discover, from_message, merged, read_config_file
 from bookserve.serving.server.models.manager import ManagerOptions, ModelManager
-from bookserve.serving.server.models.servable import Loader
-from bookserve.serving.server.observability.metrics import Snapshot
 from bookserve.serving.server.settings import flags as flag_parser
 from bookserve.serving.server.settings import server_log, text_protos
 from bookserve.serving.server.settings.flags import FlagError, Flags
-from bookserve.serving.server.transport.listeners import Ports
+from bookserve.serving.server.transport.listeners import Listeners
+from bookserve.serving.server.transport.ports import DRAIN_STEP_SECONDS
 from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument
-from bookserve.serving.server.workers.pool import Followers, ReplicatingLoader, processes
+from bookserve.serving.server.workers.pool import Pool
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
 log = logging.getLogger(__name__)
 
 
 class ModelServer:
-    """The models and the listeners; with --workers the leader of the processes that answer."""
+    """The models and the listeners; with --workers the main process, which lets others answer."""
 
     def __init__(self, flags: Flags) -> None:
-        """Raises ServingError for settings that make no sense."""
+        """Raises ServingError for settings that make no sense and for a port that is taken."""
         self._flags = flags
         self._loop = asyncio.get_running_loop()
-        self._process = Process(flags)
-        self._followers = Followers(flags) if processes(flags) > 1 else None
-        loader: Loader = self._process.loader
-        if self._followers is not None:
-            self._loader = loader = ReplicatingLoader(self._process.loader, self._followers)
-        self._manager = ModelManager(
-            loader,
-            ManagerOptions(
-                poll_seconds=flags.file_system_poll_wait_seconds,
-                max_retries=flags.max_num_load_retries,
-                retry_seconds=max(0.0, flags.load_retry_interval_micros / 1e6),
-                labels_for_unavailable=flags.allow_version_labels_for_unavailable_models,
-                lazy=flags.lazy_loading,
-                max_loaded=flags.max_loaded_models,
-            ),
-            self._process.observer.follow,
-            *([self._followers.changed] if self._followers is not None else []),
+        self._tasks: set[asyncio.Task[None]] = set()
+        count = worker_count(flags)
+        if count > 1:
+            check(flags)
+        self._listeners = Listeners(flags)
+        options = ManagerOptions(
+            poll_seconds=flags.file_system_poll_wait_seconds,
+            max_retries=flags.max_num_load_retries,
+            retry_seconds=max(0.0, flags.load_retry_interval_micros / 1e6),
+            labels_for_unavailable=flags.allow_version_labels_for_unavailable_models,
+            lazy=flags.lazy_loading,
+            max_loaded=flags.max_loaded_models,
         )
-        self._ports: Ports
+        self._answering: Process | Pool
+        self._manager: ModelManager[Any]
+        if count > 1:
+            self._answering = pool = Pool(flags, count, self._listeners)
+            self._manager = ModelManager(pool, options, on_change=pool.changed)
+        else:
+            self._answering = process = Process(flags)
+            self._manager = ModelManager(process.loader, options, process.observer.follow)
 
     async def start(self) -> None:
-        """Loads the models, then opens the ports.
-
-        Raises ServingError for settings that make no sense and for a port that is taken.
-        """
+        """Loads the models, then opens the ports. Raises ServingError for settings that make no sense."""
         flags = self._flags
         if flags.max_loaded_models and not flags.lazy_loading:
             raise invalid_argument("--max_loaded_models needs --lazy_loading")
         settings = self._settings()
         admin = self._make_admin(settings)
-        self._process.connect(self._manager, admin, self._snapshots)
-        self._ports = Ports(flags, self._process.connections, self._followers)
         if flags.model_config_file:
             self._manager.check_labels(settings)
-        if self._followers is not None:
-            await self._followers.start(lambda: self._manager.state(self._loader.key_of), self._answers(admin))
+        await self._answering.prepare(self._manager, admin)
         await self._manager.until_tried(await self._manager.apply(settings))
         self._manager.start_polling()
         if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
-            self._process.start(self._follow_config_file(flags.model_config_file_poll_wait_seconds))
+            self._start(self._follow_config_file(flags.model_config_file_poll_wait_seconds))
         elif flags.model_root and not flags.model_config_file and flags.file_system_poll_wait_seconds > 0:
-            self._process.start(self._follow_root(settings, flags.file_system_poll_wait_seconds))
-        if self._followers is not None:
-            await self._followers.serve()
+            self._start(self._follow_root(settings, flags.file_system_poll_wait_seconds))
         gc.collect()
         gc.freeze()
-        await self._ports.open()
-        self._process.start(self._process.connections.sweep())
+        self._listeners.listen()
+        await self._answering.serve(self._listeners.sockets)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _make_admin(self, settings: list[ModelSetting]) -> ModelAdmin:
         flags = self._flags
@@ -100,30 +98,8 @@ class ModelServer:
             self._manager,
             roots or default_roots(settings, flags.model_root),
             log_roots,
-            *([self._followers.until_in_step] if self._followers is not None else []),
+            self._answering.until_in_step,
         )
-
-    def _answers(self, admin: ModelAdmin) -> dict[str, Callable[..., Any]]:
-        """What followers may ask."""
-
-        async def config() -> bytes:
-            return (await admin.config()).SerializeToString()
-
-        return {
-            "config": config,
-            "reload": lambda data: admin.reload(messages.ModelServerConfig.FromString(data)),
-            "add_or_replace": lambda data: admin.add_or_replace(messages.ModelConfig.FromString(data)),
-            "remove": admin.remove,
-            "load_model": admin.load,
-            "snapshots": self._snapshots,
-        }
-
-    async def _snapshots(self) -> list[Snapshot]:
-        """The metrics of all processes."""
-        snapshots = [self._process.snapshot()]
-        if self._followers is not None:
-            snapshots += await self._followers.snapshots()
-        return snapshots
 
     def _settings(self) -> list[ModelSetting]:
         flags = self._flags
@@ -193,18 +169,33 @@ class ModelServer:
 
     async def drain(self) -> None:
         """Answers what was accepted and what still arrives, then closes; at the latest after --drain_seconds."""
-        self._process.stop_being_ready()
-        if self._followers is not None:
-            self._followers.stop_being_ready()
-        await self._ports.drain()
-        self._process.stop_tasks()
+        begun = self._loop.time()
+        end = begun + self._flags.drain_seconds
+        self._answering.stop_being_ready()
+        for task in self._tasks:
+            task.cancel()
+        await self._until_quiet(begun + self._flags.drain_seconds / 2)
+        self._listeners.refuse_new()
+        await self._until_quiet(end)
+        await self._answering.finish(max(0.0, end - self._loop.time()))
+        self._listeners.close()
         await self._manager.close()
-        await self._process.write_logs()
+        await self._answering.write_logs()
+
+    async def _until_quiet(self, end: float) -> None:
+        """Tells clients to go; returns when for --drain_quiet_seconds nothing was asked or is under way."""
+        quiet_since = self._loop.time()
+        requests = -1
+        while self._loop.time() < min(end, quiet_since + self._flags.drain_quiet_seconds):
+            activity = await self._answering.drain()
+            if activity.requests != requests or not activity.idle:
+                requests, quiet_since = activity.requests, self._loop.time()
+            await asyncio.sleep(DRAIN_STEP_SECONDS)
 
     async def give_up(self) -> None:
         """Leaves nothing behind where the server does not start."""
-        if self._followers is not None:
-            await self._followers.kill()
+        self._listeners.close()
+        await self._answering.kill()
 
 
 async def _serve(flags: Flags) -> int:

@@ -1,11 +1,10 @@
-"""The program of a follower: a process that answers requests beside the leader, which starts it (`workers/pool.py`).
+"""The program of a worker: a process that answers requests, which the main process starts (`workers/pool.py`).
 
-Its arguments are its number, the descriptors of two sockets to the leader, and the server's flags. It loads, unloads
-and drains as the leader says, takes over the connections that it is handed, and ends at once when the leader is gone.
+Its arguments are its number, the descriptor of a socket to the main process, those of the listening sockets, and the
+server's flags. It loads, unloads and drains as the main process says, and ends at once when that is gone.
 """
 
 import asyncio
-import contextlib
 import ctypes
 import gc
 import logging
@@ -13,175 +12,143 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
 
 from bookserve.serving.server.assembly import Process, run
 from bookserve.serving.server.models.catalog import State
-from bookserve.serving.server.models.replica import Replica
 from bookserve.serving.server.observability.metrics import Snapshot
 from bookserve.serving.server.settings import flags as flag_parser
 from bookserve.serving.server.settings import server_log
 from bookserve.serving.server.settings.flags import Flags
-from bookserve.serving.server.transport.connections import Activity, Api
+from bookserve.serving.server.transport.listeners import Api
 from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.server.workers.channel import Channel
+from bookserve.serving.server.workers.worker_catalog import WorkerCatalog
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
 log = logging.getLogger(__name__)
 
-_TELL_SECONDS = 0.05  # between two tellings of how many connections there are
 _PR_SET_PDEATHSIG = 1  # Linux's prctl(2); Python has no name for it
 
 
-class LeadersAdmin:
-    """The `Admin` that has the leader do it."""
+class MainProcessAdmin:
+    """The `Admin` that has the main process do it."""
 
-    def __init__(self, leader: Channel) -> None:
-        self._leader = leader
+    def __init__(self, main: Channel) -> None:
+        self._main = main
 
     async def config(self) -> messages.ModelServerConfig:
         """See Admin.config."""
-        return messages.ModelServerConfig.FromString(await self._leader.ask("config"))
+        return messages.ModelServerConfig.FromString(await self._main.ask("config"))
 
     async def reload(self, config: messages.ModelServerConfig) -> None:
         """See Admin.reload."""
-        await self._leader.ask("reload", config.SerializeToString())
+        await self._main.ask("reload", config.SerializeToString())
 
     async def add_or_replace(self, model: messages.ModelConfig) -> None:
         """See Admin.add_or_replace."""
-        await self._leader.ask("add_or_replace", model.SerializeToString())
+        await self._main.ask("add_or_replace", model.SerializeToString())
 
     async def remove(self, name: str) -> None:
         """See Admin.remove."""
-        await self._leader.ask("remove", name)
+        await self._main.ask("remove", name)
 
     async def load(self, name: str) -> None:
         """See Admin.load."""
-        await self._leader.ask("load_model", name)
+        await self._main.ask("load_model", name)
 
 
-class Follower:
-    """Everything that the leader may have this process do."""
+class Worker:
+    """Everything that the main process may have this one do."""
 
-    def __init__(self, flags: Flags, number: int, taking: socket.socket) -> None:
-        """`taking` brings connections."""
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, flags: Flags, number: int, sockets: list[tuple[Api, socket.socket]]) -> None:
         self._process = Process(flags, number)
-        self._replica = Replica(self._process.loader)
-        self._taking = taking
-        self._received = dict.fromkeys(Api, 0)
+        self._catalog = WorkerCatalog(self._process.loader)
+        self._sockets = sockets
         self._ending = asyncio.Event()
-        self.leader = Channel(
+        self.main = Channel(
             {
                 "state": self._follow,
-                "load": self._replica.load,
-                "unload": self._replica.unload,
+                "load": self._catalog.load,
+                "unload": self._catalog.unload,
                 "answer": lambda: None,
                 "serve": self._serve,
-                "metrics": self._snapshot,
+                "metrics": lambda: self._process.snapshot(),
                 "stop_being_ready": self._process.stop_being_ready,
-                "drain": self._drain,
-                "finish": self._finish,
+                "drain": lambda: self._process.ports.drain(),
+                "finish": lambda seconds: self._process.ports.finish(seconds),
                 "exit": self._ending.set,
             }
         )
-        self._process.connect(self._replica, LeadersAdmin(self.leader), self._snapshots)
+        self._process.connect(self._catalog, MainProcessAdmin(self.main), self._snapshots)
 
     async def run(self) -> int:
-        """Does as the leader says; answers the exit status."""
-        self._process.start(self._end_with_leader())
+        """Does as the main process says; answers the exit status."""
+        self._process.start(self._end_with_main())
         await self._ending.wait()
-        self._loop.remove_reader(self._taking.fileno())
         self._process.stop_tasks()
         await self._process.loader.close()
         await self._process.write_logs()
-        await self.leader.close()
+        await self.main.close()
         return 0
 
-    async def _end_with_leader(self) -> None:
-        await self.leader.lost.wait()
+    async def _end_with_main(self) -> None:
+        await self.main.lost.wait()
         logging.shutdown()
         os._exit(1)
 
     def _follow(self, state: State) -> None:
         self._process.observer.follow([model.setting for model in state.models.values()])
-        self._replica.follow(state)
+        self._catalog.follow(state)
 
-    def _serve(self) -> None:
+    async def _serve(self) -> None:
         gc.collect()
         gc.freeze()
-        self._loop.add_reader(self._taking.fileno(), self._take_connections)
-        self._process.start(self._process.connections.sweep())
-        self._process.start(self._tell_counts())
-
-    def _take_connections(self) -> None:
-        while True:
-            try:
-                kind, descriptors, _, _ = socket.recv_fds(self._taking, 1, 1)
-            except BlockingIOError:
-                return
-            api = Api(kind)
-            self._received[api] += 1
-            for descriptor in descriptors:
-                endpoint = socket.socket(fileno=descriptor)
-                endpoint.set_inheritable(False)
-                endpoint.setblocking(False)
-                self._process.connections.adopt(api, endpoint)
-
-    async def _tell_counts(self) -> None:
-        told: Any = None
-        while True:
-            counts = {api: (self._received[api], self._process.connections.count(api)) for api in Api}
-            if counts != told:
-                told = counts
-                self.leader.tell("connections", counts)
-            await asyncio.sleep(_TELL_SECONDS)
-
-    def _snapshot(self) -> Snapshot:
-        return self._process.snapshot()
+        await self._process.serve(self._sockets)
 
     async def _snapshots(self) -> list[Snapshot]:
         """The metrics of all processes."""
-        snapshots: list[Snapshot] = await self.leader.ask("snapshots")
+        snapshots: list[Snapshot] = await self.main.ask("snapshots")
         return snapshots
 
-    def _drain(self) -> Activity:
-        self._take_connections()
-        return self._process.connections.drain()
 
-    async def _finish(self, seconds: float) -> None:
-        self._take_connections()
-        await self._process.connections.finish(seconds)
-
-
-def _die_with_leader() -> None:
-    """Has the kernel kill this process when the leader dies, were it too busy to notice (Linux)."""
+def _die_with_main() -> None:
+    """Has the kernel kill this process when the main process dies, were it too busy to notice (Linux)."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-async def _serve(flags: Flags, number: int, control: socket.socket, taking: socket.socket) -> int:
+def _sockets(text: str) -> list[tuple[Api, socket.socket]]:
+    endpoints = []
+    for part in text.split(","):
+        api, _, descriptor = part.partition(":")
+        endpoints.append((Api(api), socket.socket(fileno=int(descriptor))))
+    for _, endpoint in endpoints:
+        endpoint.set_inheritable(False)
+    return endpoints
+
+
+async def _run(flags: Flags, number: int, control: socket.socket, sockets: list[tuple[Api, socket.socket]]) -> int:
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, lambda: None)  # the leader, which has got it, too, decides
-    taking.setblocking(False)
+        loop.add_signal_handler(signal_number, lambda: None)  # the main process, which has got it, too, decides
     try:
-        follower = Follower(flags, number, taking)
-    except ServingError as error:  # files that the flags name have changed since the leader read them
+        worker = Worker(flags, number, sockets)
+    except ServingError as error:  # files that the flags name have changed since the main process read them
         log.error("%s", error)
         return 1
-    await loop.create_unix_connection(lambda: follower.leader, sock=control)
-    return await follower.run()
+    await loop.create_unix_connection(lambda: worker.main, sock=control)
+    return await worker.run()
 
 
 def main() -> None:
     """Runs the process."""
-    _die_with_leader()
-    number, control, taking = map(int, sys.argv[1:4])
+    _die_with_main()
+    number, control = map(int, sys.argv[1:3])
     flags, _ = flag_parser.parse(sys.argv[4:])
     server_log.configure(flags.log_format, flags.log_level, number)
-    with contextlib.closing(socket.socket(fileno=taking)) as taking_socket:
-        run(_serve(flags, number, socket.socket(fileno=control), taking_socket))
+    control_socket = socket.socket(fileno=control)
+    control_socket.set_inheritable(False)
+    run(_run(flags, number, control_socket, _sockets(sys.argv[3])))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from bookserve.serving.server.models import config as model_config
 from bookserve.serving.server.models.config import ModelSetting
 from bookserve.serving.server.models.manager import LoadFailure, ModelManager
-from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import ServingError, invalid_argument, not_found
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
@@ -43,13 +43,13 @@ class Access:
     def check_http(self, exchange: HttpExchange) -> None:
         """The same for a REST request."""
         headers = exchange.headers
-        browser = b"origin" in headers or b"sec-fetch-site" in headers
-        self.check(exchange.peer, headers.get(b"authorization", b""), browser=browser)
+        browser = "origin" in headers or "sec-fetch-site" in headers
+        self.check(exchange.peer, headers.get("authorization", "").encode(), browser=browser)
 
-    def check(self, peer: Any, authorization: bytes, *, browser: bool = False) -> None:
+    def check(self, peer: str, authorization: bytes, *, browser: bool = False) -> None:
         """Raises ServingError (PERMISSION_DENIED) for a caller who may not change models.
 
-        `peer` is the peer's address as asyncio tells it, `authorization` the metadata or header of that name, and
+        `peer` is the caller's address, "" on a UNIX socket, `authorization` the metadata or header of that name, and
         `browser` whether a web page sent the request: pages of elsewhere reach loopback, too.
         """
         if self._expected is not None:
@@ -61,14 +61,12 @@ class Access:
             raise _denied("this is for callers on this machine only: start with --admin_token_file to allow others")
 
 
-def is_local(peer: Any) -> bool:
-    """Whether an address, as asyncio tells it, is loopback or a UNIX socket (whose address is its path, or empty)."""
-    if isinstance(peer, str | bytes):
+def is_local(peer: str) -> bool:
+    """Whether an address is loopback, or "" for a UNIX socket."""
+    if not peer:
         return True
-    if not isinstance(peer, tuple):
-        return False
     try:
-        address = ipaddress.ip_address(peer[0].partition("%")[0])
+        address = ipaddress.ip_address(peer.partition("%")[0])
     except ValueError:
         return False
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
@@ -127,7 +125,7 @@ class ModelAdmin:
 
     def __init__(
         self,
-        manager: ModelManager,
+        manager: ModelManager[Any],
         roots: Sequence[Path],
         log_roots: Iterable[Path] = (),
         until_known: Callable[[], Awaitable[None]] = _at_once,

@@ -2,13 +2,12 @@
 
 import json
 import re
-from urllib.parse import unquote
 
 from google.protobuf import json_format
 
 from bookserve.serving.server.api.admin import Access, Admin
 from bookserve.serving.server.api.rest_handlers import RestCoroutines
-from bookserve.serving.server.transport.http1 import Handler, HttpExchange
+from bookserve.serving.server.transport.http_exchange import Handler, HttpExchange
 from bookserve.serving.server.types.errors import invalid_argument
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
@@ -40,7 +39,7 @@ class AdminApi:
         match = _MODEL.fullmatch(exchange.path)
         if match is None:
             return _config_json(await self._admin.config())
-        name = unquote(match[1].decode("utf-8", "replace"))
+        name = match[1].decode("utf-8", "replace")
         if exchange.method == b"DELETE":
             await self._admin.remove(name)
         else:

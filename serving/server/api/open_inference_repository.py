@@ -11,7 +11,7 @@ from bookserve.serving.server.api.rest_handlers import RestCoroutines
 from bookserve.serving.server.models.catalog import Models
 from bookserve.serving.server.observability import metrics
 from bookserve.serving.server.observability.metrics import Snapshot
-from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import invalid_argument
 from bookserve.serving.wire.json_text import JsonError, parse_object
 

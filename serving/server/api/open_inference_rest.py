@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 import numpy as np
 import orjson
@@ -19,7 +18,7 @@ from bookserve.serving.server.api.rest_errors import fail
 from bookserve.serving.server.inference import requests
 from bookserve.serving.server.inference.requests import Prediction
 from bookserve.serving.server.models.catalog import Models
-from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument, not_found
 from bookserve.serving.server.types.signatures import Signature, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2
@@ -32,7 +31,7 @@ log = logging.getLogger(__name__)
 _MODEL = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|stats))?")
 _REPOSITORY = re.compile(rb"/v2/repository/models/([^/]+)/(load|unload)")
 _ALL_STATISTICS = b"/v2/models/stats"  # also where a model has that name, as in Triton
-_JSON_LENGTH = b"inference-header-content-length"
+_JSON_LENGTH = "inference-header-content-length"
 
 Kind = TypeVar("Kind", str, bool, list[Any], dict[str, Any])
 
@@ -52,7 +51,7 @@ class OipRest:
         """Answers one request, now or from a callback. Raises ServingError for one that cannot be served."""
         path = exchange.path
         if match := _MODEL.fullmatch(path):
-            name, version = (unquote((part or b"").decode("utf-8", "replace")) for part in match.groups()[:2])
+            name, version = ((part or b"").decode("utf-8", "replace") for part in match.groups()[:2])
             if exchange.record is not None:
                 exchange.record.model = name
             if match[3] == b"infer":
@@ -72,7 +71,7 @@ class OipRest:
                 self._index(exchange)
         elif self._extensions is not None and (match := _REPOSITORY.fullmatch(path)):
             if _allows(exchange, b"POST"):
-                name = unquote(match[1].decode("utf-8", "replace"))
+                name = match[1].decode("utf-8", "replace")
                 self._extensions.load_or_unload(exchange, name, match[2])
         elif path not in (b"/v2", b"/v2/", b"/v2/health/live", b"/v2/health/ready"):
             raise not_found(f"nothing is served at {path.decode('utf-8', 'replace')}: the models are under /v2/models")
@@ -161,7 +160,7 @@ def _allows(exchange: HttpExchange, method: bytes) -> bool:
         return True
     path, word = exchange.path.decode("utf-8", "replace"), method.decode()
     body = orjson.dumps({"error": f"{path} takes {word}, not {exchange.method.decode('utf-8', 'replace')}"})
-    exchange.respond(405, body, headers=((b"Allow", method),))
+    exchange.respond(405, body, headers=(("allow", method.decode()),))
     return False
 
 
@@ -174,9 +173,9 @@ def _json_length(exchange: HttpExchange) -> int:
     size = len(exchange.body)
     if header is None:
         return size
-    if not header.isdigit() or len(header) > 18 or int(header) > size:
+    if not (header.isascii() and header.isdigit()) or len(header) > 18 or int(header) > size:
         raise invalid_argument(
-            f"Inference-Header-Content-Length is {header[:80].decode('latin-1')!r}: expected the length of the JSON at"
+            f"Inference-Header-Content-Length is {header[:80]!r}: expected the length of the JSON at"
             f" the beginning of the body, which has {size} bytes"
         )
     return int(header)
@@ -308,8 +307,8 @@ def _respond(
     if not raw:
         exchange.respond(200, head)
         return
-    length = (b"Inference-Header-Content-Length", b"%d" % len(head))
-    exchange.respond(200, b"".join((head, *raw)), b"application/octet-stream", headers=(length,))
+    length = (_JSON_LENGTH, str(len(head)))
+    exchange.respond(200, b"".join((head, *raw)), "application/octet-stream", headers=(length,))
 
 
 def _json_values(name: str, array: Array) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 
-from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import HTTP_STATUS, ServingError
 from bookserve.serving.wire import tensorflow_error_pb2
 
@@ -16,5 +16,5 @@ def fail(exchange: HttpExchange, error: ServingError) -> None:
     """Answers a request with an error."""
     if exchange.record is not None:
         exchange.record.error = error
-    headers = ((b"Retry-After", b"1"),) if error.code == tensorflow_error_pb2.RESOURCE_EXHAUSTED else ()
+    headers = (("retry-after", "1"),) if error.code == tensorflow_error_pb2.RESOURCE_EXHAUSTED else ()
     exchange.respond(HTTP_STATUS[error.code], error_body(error.message), headers=headers)

@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from bookserve.serving.server.api.rest_errors import fail
-from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.wire import tensorflow_error_pb2
 

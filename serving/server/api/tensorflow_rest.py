@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -16,7 +15,7 @@ from bookserve.serving.server.api.rest_errors import fail
 from bookserve.serving.server.inference import requests
 from bookserve.serving.server.models.catalog import Models
 from bookserve.serving.server.observability.metrics import CONTENT_TYPE
-from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import HTTP_STATUS, ServingError, invalid_argument, not_found
 from bookserve.serving.server.types.examples import CLASSIFY, REGRESS, ExampleMethod
 from bookserve.serving.server.types.signatures import DEFAULT_SIGNATURE
@@ -33,11 +32,11 @@ _VERSION = rb"(?:/versions/(\d+)|/labels/([^/:]+))?"
 _POST = re.compile(rb"/v1/models/([^/:]+)" + _VERSION + rb":(classify|regress|predict)", re.IGNORECASE)
 _GET = re.compile(rb"/v1/models(?:/([^/:]+))?" + _VERSION + rb"(/metadata)?", re.IGNORECASE)
 _MAX_VERSION = 2**63 - 1
-_CORS = (
-    b"Access-Control-Allow-Origin: *\r\n"
-    b"Access-Control-Allow-Methods: POST, GET\r\n"
-    b"Access-Control-Allow-Headers: Content-Type\r\n"
-)
+_CORS = [
+    ("access-control-allow-origin", "*"),
+    ("access-control-allow-methods", "POST, GET"),
+    ("access-control-allow-headers", "Content-Type"),
+]
 
 
 class _BareError(ServingError):
@@ -71,7 +70,7 @@ class RestApi:
 
     def handle(self, exchange: HttpExchange) -> None:
         """Answers one request, now or from a callback."""
-        if self._cors and _is_v1(exchange.path) and not exchange.answer_headers.endswith(_CORS):  # with lazy loading
+        if self._cors and _is_v1(exchange.path) and _CORS[0] not in exchange.answer_headers:  # with lazy loading
             exchange.answer_headers += _CORS
         try:
             if exchange.method == b"POST" and (match := _POST.fullmatch(exchange.path)):
@@ -109,7 +108,7 @@ class RestApi:
     def _get(self, exchange: HttpExchange) -> None:
         path = exchange.path
         if path == b"/healthz":
-            exchange.respond(200, b"ok\n", b"text/plain")
+            exchange.respond(200, b"ok\n", "text/plain")
         elif path == b"/readyz":
             self._readiness(exchange)
         elif (match := _GET.fullmatch(path)) and not any(match.groups()):
@@ -141,11 +140,11 @@ class RestApi:
 
     def _readiness(self, exchange: HttpExchange) -> None:
         if self.draining:
-            exchange.respond(503, b"draining\n", b"text/plain")
+            exchange.respond(503, b"draining\n", "text/plain")
         elif not self._manager.ready:
-            exchange.respond(503, b"loading\n", b"text/plain")
+            exchange.respond(503, b"loading\n", "text/plain")
         else:
-            exchange.respond(200, b"ready\n", b"text/plain")
+            exchange.respond(200, b"ready\n", "text/plain")
 
     def _predict(self, exchange: HttpExchange, spec: messages.ModelSpec) -> None:
         try:
@@ -221,8 +220,8 @@ def _is_v1(path: bytes) -> bool:
 
 def _preflight(exchange: HttpExchange) -> None:
     """A browser's question before it lets a page send a request (CORS), answered as TensorFlow Serving does."""
-    origin = exchange.headers.get(b"origin", b"")
-    exchange.respond(200 if b"http://" in origin or b"https://" in origin else 400, b"")
+    origin = exchange.headers.get("origin", "")
+    exchange.respond(200 if "http://" in origin or "https://" in origin else 400, b"")
 
 
 def _nothing_at(exchange: HttpExchange) -> ServingError:
@@ -236,7 +235,7 @@ def _malformed(exchange: HttpExchange) -> ServingError:
 
 
 def _spec(exchange: HttpExchange, match: re.Match[bytes]) -> messages.ModelSpec:
-    spec = messages.ModelSpec(name=unquote(match[1].decode("utf-8", "replace")))
+    spec = messages.ModelSpec(name=match[1].decode("utf-8", "replace"))
     if exchange.record is not None:
         exchange.record.model = spec.name
     if match[2]:
@@ -245,7 +244,7 @@ def _spec(exchange: HttpExchange, match: re.Match[bytes]) -> messages.ModelSpec:
             raise _BareError(tensorflow_error_pb2.INVALID_ARGUMENT, "Failed to convert version to numeric.")
         spec.version.value = int(digits)
     elif match[3]:
-        spec.version_label = unquote(match[3].decode("utf-8", "replace"))
+        spec.version_label = match[3].decode("utf-8", "replace")
     return spec
 
 

@@ -43,4 +43,4 @@ class Record:
 
     def end(self, code: Code, message: str, nbytes: int) -> None:
         """Called once, by the transport: with the status of the answer and its size in bytes."""
-        self.on_end(self, code, message, nbytes)
+        self.on_end(self, self.error.code if self.error is not None else code, message, nbytes)

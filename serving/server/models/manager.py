@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic
 
 from bookserve.serving.server.models import version_policy
 from bookserve.serving.server.models.catalog import (
@@ -27,7 +28,7 @@ from bookserve.serving.server.models.catalog import (
     statuses,
 )
 from bookserve.serving.server.models.config import ModelSetting
-from bookserve.serving.server.models.servable import Loader, Servable
+from bookserve.serving.server.models.servable import Loaded, Loader
 from bookserve.serving.server.types.errors import ServingError, failed_precondition, not_found
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensorflow_serving_pb2 import GetModelStatusResponse, ModelVersionStatus
@@ -75,12 +76,12 @@ class LoadPending(Exception):
 
 
 @dataclass(eq=False)
-class _Version:
+class _Version(Generic[Loaded]):
     number: int
     path: Path
     state: ModelVersionStatus.State = _START
     error: ServingError | None = None
-    servable: Servable | None = None
+    servable: Loaded | None = None
     tried: asyncio.Event = field(default_factory=asyncio.Event)  # set after the first attempt to load
     dropped: asyncio.Event = field(default_factory=asyncio.Event)  # set while the version is not wanted
     waiters: list[Callable[[], None]] = field(default_factory=list)
@@ -88,25 +89,25 @@ class _Version:
 
 
 @dataclass(eq=False)
-class _Model:
+class _Model(Generic[Loaded]):
     setting: ModelSetting
-    versions: dict[int, _Version] = field(default_factory=dict)
+    versions: dict[int, _Version[Loaded]] = field(default_factory=dict)
     on_disk: dict[int, Path] = field(default_factory=dict)
     wanted: set[int] = field(default_factory=set)
-    latest: Servable | None = None  # of its own versions
+    latest: Loaded | None = None  # of its own versions
     complaint: str = ""  # the last problem with the folder, so that it is logged once
-    replaces: "_Model | None" = None  # the model as it was at its old base path, until a version is available here
+    replaces: "_Model[Loaded] | None" = None  # as it was at its old base path, until a version is available here
 
-    def available(self) -> list[_Version]:
+    def available(self) -> list[_Version[Loaded]]:
         return [version for version in self.versions.values() if version.state == _AVAILABLE]
 
 
-class ModelManager:
+class ModelManager(Generic[Loaded]):
     """All models of the server."""
 
     def __init__(
         self,
-        loader: Loader,
+        loader: Loader[Loaded],
         options: ManagerOptions,
         on_settings: Callable[[Sequence[ModelSetting]], None] = lambda settings: None,
         on_change: Callable[[], None] = lambda: None,
@@ -119,8 +120,8 @@ class ModelManager:
         self._on_settings = on_settings
         self._on_change = on_change
         self._options = options
-        self._models: dict[str, _Model] = {}
-        self._removed: dict[str, _Model] = {}
+        self._models: dict[str, _Model[Loaded]] = {}
+        self._removed: dict[str, _Model[Loaded]] = {}
         self._loop = asyncio.get_running_loop()
         self._looking = asyncio.Lock()  # one listing at a time, so that an older one never overrules a newer one
         self._tasks: set[asyncio.Task[None]] = set()  # polling, loads and unloads under way
@@ -130,7 +131,7 @@ class ModelManager:
 
     # Requests
 
-    def find(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
+    def find(self, name: str, version: int | None = None, label: str | None = None) -> Loaded:
         """The version that a request names: by number, by label, or the latest available one.
 
         Raises ServingError: INVALID_ARGUMENT without a name or for an unknown label, NOT_FOUND where nothing is loaded.
@@ -151,7 +152,7 @@ class ModelManager:
             raise not_served(name, version)
         return servable
 
-    def _load_for_request(self, model: _Model, number: int | None) -> Servable:
+    def _load_for_request(self, model: _Model[Loaded], number: int | None) -> Loaded:
         """Starts what brings the version, by default the latest; meanwhile any version of the model serves for that."""
         name = model.setting.name
         if number is None:
@@ -181,7 +182,7 @@ class ModelManager:
             )
         raise LoadPending(version.waiters)
 
-    def _has_failed(self, version: _Version) -> bool:
+    def _has_failed(self, version: _Version[Loaded]) -> bool:
         return version.state == _END and version.error is not None and self._loop.time() < version.retry_at
 
     def status(self, name: str, version: int | None = None) -> list[ModelVersionStatus]:
@@ -197,14 +198,14 @@ class ModelManager:
         """The labels and the versions, highest first, of every configured model, by its name."""
         return {name: (model.setting.labels, _statuses(model)) for name, model in sorted(self._models.items())}
 
-    def state(self, key_of: Callable[[Servable], int]) -> State:
-        """Everything that another process needs to answer as this one does; `key_of` names loaded versions."""
+    def state(self) -> State:
+        """Everything that another process needs to answer as this one does."""
         return State(
             {
                 name: ModelState(
                     model.setting,
-                    key_of(latest) if (latest := _latest(model)) is not None else None,
-                    {number: key_of(servable) for number, servable in _all_available(model).items()},
+                    latest.key if (latest := _latest(model)) is not None else None,
+                    {number: servable.key for number, servable in _all_available(model).items()},
                     _packed(model),
                 )
                 for name, model in self._models.items()
@@ -221,7 +222,7 @@ class ModelManager:
                 number,
                 version.state,
                 version.servable.in_flight if version.servable is not None else None,
-                _servable(version).batcher.queued if version.state == _AVAILABLE else None,
+                _servable(version).queued if version.state == _AVAILABLE else None,
             )
             for name, model in self._models.items()
             for number, version in model.versions.items()
@@ -298,7 +299,7 @@ class ModelManager:
                 model.setting = setting
             else:
                 log.info(" (Re-)adding model: %s", name)
-                old, model = model, _Model(setting)
+                old, model = model, _Model[Loaded](setting)
                 if old is not None and self._options.lazy:
                     self._retire(old)
                 elif old is not None:
@@ -331,7 +332,7 @@ class ModelManager:
                     failures.append(LoadFailure(name, number, version.error))
         return failures
 
-    def _retire(self, model: _Model) -> None:
+    def _retire(self, model: _Model[Loaded]) -> None:
         """Unloads a model that is no longer configured, and remembers its end."""
         if model.replaces is not None:
             self._retire(model.replaces)
@@ -382,7 +383,7 @@ class ModelManager:
                 if self._models.get(setting.name) is model and model.setting is setting:
                     self._take(model, found)
 
-    def _take(self, model: _Model, found: dict[int, Path] | OSError) -> None:
+    def _take(self, model: _Model[Loaded], found: dict[int, Path] | OSError) -> None:
         """Acts on the listing of a model's folder: what cannot be listed changes nothing."""
         name, base_path = model.setting.name, model.setting.base_path
         if isinstance(found, OSError):
@@ -411,19 +412,19 @@ class ModelManager:
         self._reconcile(model)
 
     @staticmethod
-    def _complain(model: _Model, problem: str, level: int = logging.WARNING) -> None:
+    def _complain(model: _Model[Loaded], problem: str, level: int = logging.WARNING) -> None:
         if problem != model.complaint:
             model.complaint = problem
             log.log(level, "%s", problem)
 
     # Versions
 
-    def _reconcile(self, model: _Model) -> None:
+    def _reconcile(self, model: _Model[Loaded]) -> None:
         """Starts what separates the model from what is wanted: loads, and unloads that leave no gap."""
         for number in sorted(model.wanted, reverse=True):
             version = model.versions.get(number)
             if version is None or (version.state == _END and version.dropped.is_set()):
-                version = model.versions[number] = _Version(number, model.on_disk[number])
+                version = model.versions[number] = _Version[Loaded](number, model.on_disk[number])
                 if not self._options.lazy:
                     self._begin_load(model, version)
             elif version.state == _LOADING and version.dropped.is_set():
@@ -451,7 +452,7 @@ class ModelManager:
             model.replaces = None
         self._choose_latest(model)
 
-    def _choose_latest(self, model: _Model) -> None:
+    def _choose_latest(self, model: _Model[Loaded]) -> None:
         available = model.available()
         newest = max(available, key=lambda version: version.number) if available else None
         if newest is not None and self._options.lazy and newest.number != max(model.wanted, default=newest.number):
@@ -459,17 +460,17 @@ class ModelManager:
         model.latest = newest.servable if newest is not None else None
         self._on_change()
 
-    def _begin_load(self, model: _Model, version: _Version) -> None:
+    def _begin_load(self, model: _Model[Loaded], version: _Version[Loaded]) -> None:
         version.state = _LOADING
         self._on_change()
         self._start(self._load(model, version))
 
-    def _begin_unload(self, model: _Model, version: _Version) -> None:
+    def _begin_unload(self, model: _Model[Loaded], version: _Version[Loaded]) -> None:
         version.state = _UNLOADING
         self._choose_latest(model)
         self._start(self._unload(model, version))
 
-    async def _load(self, model: _Model, version: _Version) -> None:
+    async def _load(self, model: _Model[Loaded], version: _Version[Loaded]) -> None:
         name, number, options = model.setting.name, version.number, self._options
         if options.max_loaded:
             await self._make_room()
@@ -503,7 +504,7 @@ class ModelManager:
         self._wake(version)
         await self._change_room(freed=version.servable is None)
 
-    async def _unload(self, model: _Model, version: _Version) -> None:
+    async def _unload(self, model: _Model[Loaded], version: _Version[Loaded]) -> None:
         servable = _servable(version)
         await self._loader.unload(servable)
         version.servable = None
@@ -518,7 +519,7 @@ class ModelManager:
         self._wake(version)
 
     @staticmethod
-    def _wake(version: _Version) -> None:
+    def _wake(version: _Version[Loaded]) -> None:
         waiters = version.waiters[:]
         version.waiters.clear()
         for waiter in waiters:
@@ -544,30 +545,30 @@ class ModelManager:
                 self._room.notify_all()
 
 
-def _latest(model: _Model) -> Servable | None:
+def _latest(model: _Model[Loaded]) -> Loaded | None:
     if model.latest is None and model.replaces is not None:
         return _latest(model.replaces)
     return model.latest
 
 
-def _available(model: _Model, number: int) -> Servable | None:
+def _available(model: _Model[Loaded], number: int) -> Loaded | None:
     version = model.versions.get(number)
     if version is not None and version.state == _AVAILABLE:
         return version.servable
     return _available(model.replaces, number) if model.replaces is not None else None
 
 
-def _all_available(model: _Model) -> dict[int, Servable]:
+def _all_available(model: _Model[Loaded]) -> dict[int, Loaded]:
     older = _all_available(model.replaces) if model.replaces is not None else {}
     return older | {version.number: _servable(version) for version in model.available()}
 
 
-def _servable(version: _Version) -> Servable:
+def _servable(version: _Version[Loaded]) -> Loaded:
     assert version.servable is not None
     return version.servable
 
 
-def _least_used(version: _Version) -> tuple[bool, int]:
+def _least_used(version: _Version[Loaded]) -> tuple[bool, int]:
     servable = _servable(version)
     return servable.in_flight > 0, servable.last_used
 
@@ -590,15 +591,15 @@ def _as_serving_error(fault: Exception, name: str, number: int) -> ServingError:
     return ServingError(tensorflow_error_pb2.UNKNOWN, f"{type(fault).__name__}: {fault}")
 
 
-def _statuses(model: _Model) -> list[ModelVersionStatus]:
+def _statuses(model: _Model[Loaded]) -> list[ModelVersionStatus]:
     return [_status(model.versions[number]) for number in sorted(model.versions, reverse=True)]
 
 
-def _packed(model: _Model) -> bytes:
+def _packed(model: _Model[Loaded]) -> bytes:
     return GetModelStatusResponse(model_version_status=_statuses(model)).SerializeToString()
 
 
-def _status(version: _Version) -> ModelVersionStatus:
+def _status(version: _Version[Loaded]) -> ModelVersionStatus:
     status = ModelVersionStatus(version=version.number, state=version.state)
     status.status.error_code = version.error.code if version.error else tensorflow_error_pb2.OK
     if version.error is not None:

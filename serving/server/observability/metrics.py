@@ -23,7 +23,7 @@ from bookserve.serving.server.types.errors import invalid_argument
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
 DEFAULT_PATH = "/monitoring/prometheus/metrics"
-CONTENT_TYPE = b"text/plain"
+CONTENT_TYPE = "text/plain"
 # A client may name models that do not exist: so many of them get series of their own.
 MAX_UNKNOWN_MODELS = 100
 _MAX_UNKNOWN_NAME = 128

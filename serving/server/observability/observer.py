@@ -20,11 +20,10 @@ from bookserve.serving.server.models.config import TFRECORD, ModelSetting, Reque
 from bookserve.serving.server.observability.metrics import Metrics
 from bookserve.serving.server.observability.request_log import RequestLog
 from bookserve.serving.server.observability.request_log_tfrecord import LOGGED
-from bookserve.serving.server.transport import hpack
 from bookserve.serving.server.transport.grpc_call import GrpcCall
 from bookserve.serving.server.transport.grpc_call import Handler as GrpcHandler
-from bookserve.serving.server.transport.http1 import Handler as RestHandler
-from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.transport.http_exchange import Handler as RestHandler
+from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
 
@@ -116,7 +115,7 @@ class Observer:
             if self._active or call.request_id:
                 request_id = b""
                 if (call.request_id or self._makes_ids) and (request_id := self._request_id(call.request_id)):
-                    call.trailers = hpack.encode([(b"x-request-id", request_id)])
+                    call.trailers.append((b"x-request-id", request_id))
                 if self._active:
                     call.record = Record("GRPC", api, counted, request_id, self._on_end)
             handler(call, data)
@@ -127,11 +126,11 @@ class Observer:
         """A handler of REST requests, observed."""
 
         def handle(exchange: HttpExchange) -> None:
-            given = exchange.headers.get(b"x-request-id", b"")
+            given = exchange.headers.get("x-request-id", "").encode()
             if self._active or given:
                 request_id = b""
                 if (given or self._makes_ids) and (request_id := self._request_id(given)):
-                    exchange.answer_headers = b"x-request-id: %b\r\n" % request_id
+                    exchange.answer_headers.append(("x-request-id", request_id.decode()))
                 if self._active:
                     path = exchange.path
                     verb = b""

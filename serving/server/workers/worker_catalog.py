@@ -1,4 +1,4 @@
-"""The models in a follower: loaded and unloaded as the leader says, and found as the leader's manager finds them."""
+"""The models in a worker: loaded and unloaded as the main process says, and found as its manager finds them."""
 
 import asyncio
 from collections.abc import Awaitable, Mapping
@@ -10,8 +10,8 @@ from bookserve.serving.server.models.servable import Servable
 from bookserve.serving.wire.tensorflow_serving_pb2 import GetModelStatusResponse, ModelVersionStatus
 
 
-class Replica:
-    """All models of the server, in a process that follows another. Loaded versions go by the leader's keys."""
+class WorkerCatalog:
+    """All models of the server, in a worker. Loaded versions go by the keys of the main process."""
 
     def __init__(self, loader: InProcessLoader) -> None:
         self._loader = loader
@@ -21,7 +21,7 @@ class Replica:
         self._state = State({}, {}, ready=False)
         self._versions: dict[str, dict[int, ModelVersionStatus]] = {}  # of every model, highest first
 
-    # As the leader says
+    # As the main process says
 
     def follow(self, state: State) -> None:
         """From now on requests find what `state` says."""
@@ -91,9 +91,7 @@ class Replica:
             for number, status in self._versions[name].items()
         ]
         return told + [
-            VersionSnapshot(
-                servable.model, servable.version, in_flight=servable.in_flight, queued=servable.batcher.queued
-            )
+            VersionSnapshot(servable.model, servable.version, in_flight=servable.in_flight, queued=servable.queued)
             for servable in self._loaded.values()
         ]
 

@@ -1,0 +1,246 @@
+"""The two ports of one process: library servers in front of the applications of gRPC and REST.
+
+gRPC is served by h2corn (HTTP/2, and trailers, which gRPC needs), REST by granian (HTTP/1.0 and HTTP/1.1, limits of
+time that a dripping client cannot stretch): docs/adr/0001-transport.md tells why. Their names stand in this file alone.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import h2corn
+import h2corn._lib
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
+from granian.http import HTTP1Settings
+from granian.net import SocketHolder  # type: ignore[attr-defined]
+from granian.server.embed import Server as Granian
+
+from bookserve.serving.server.settings.flags import Flags
+from bookserve.serving.server.transport import tls
+from bookserve.serving.server.transport.grpc_call import GrpcApplication, Handler, StreamHandler
+from bookserve.serving.server.transport.http_exchange import Handler as RestHandler
+from bookserve.serving.server.transport.http_exchange import RestApplication
+from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes, grpc_limits, rest_limits
+from bookserve.serving.server.transport.listeners import BACKLOG, Api
+
+log = logging.getLogger(__name__)
+
+DRAIN_STEP_SECONDS = 0.02
+_FRAME_BYTES = 1 << 20
+_MAX_FRAME_BYTES = 1 << 24
+# How much larger than what a call may have the library's own limit is: beyond that the connection is ended, not a call.
+_HEADER_MARGIN = 1 << 20
+
+# The library has no setting for its banner, which would stand in the server's log.
+h2corn._lib.emit_banner = lambda config, tls: None
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What happens on all connections of a process, or of several."""
+
+    requests: int  # that have come in
+    idle: bool  # whether none is under way
+
+    def __add__(self, other: "Activity") -> "Activity":
+        return Activity(self.requests + other.requests, self.idle and other.idle)
+
+
+class Ports:
+    """Both ports. `handlers` and `streams` answer gRPC calls, `rest` the REST requests."""
+
+    def __init__(
+        self,
+        flags: Flags,
+        handlers: Mapping[bytes, Handler],
+        streams: Mapping[bytes, StreamHandler],
+        rest: RestHandler,
+        error_body: Callable[[str], bytes],
+    ) -> None:
+        """`error_body` makes the body of a REST answer from the transport's own message.
+
+        Raises ServingError (INVALID_ARGUMENT) for TLS files that cannot be used.
+        """
+        self._flags = flags
+        self._grpc_limits, warnings = grpc_limits(flags)
+        for warning in warnings:
+            log.warning("%s", warning)
+        self._rest_limits = rest_limits(flags)
+        unfinished = UnfinishedBytes(flags.max_buffered_bytes)
+        self._grpc = GrpcApplication(handlers, streams, self._grpc_limits, unfinished)
+        self._rest = RestApplication(rest, error_body, self._rest_limits, unfinished)
+        self._stream_paths = sorted(path.decode() for path in streams)
+        self._grpc_identity = tls.identity(Path(flags.ssl_config_file)) if flags.ssl_config_file else None
+        self._rest_identity = tls.identity(Path(flags.rest_ssl_config_file)) if flags.rest_ssl_config_file else None
+        self._servers: list[_GrpcServer | _RestServer] = []
+
+    @property
+    def refused(self) -> dict[Api, Counter[str]]:
+        """What the transport has refused by itself, by reason."""
+        return {Api.GRPC: self._grpc.refused, Api.REST: self._rest.refused}
+
+    async def open(self, sockets: list[tuple[Api, socket.socket]]) -> None:
+        """Serves the connections of these listening sockets, which stay the caller's."""
+        grpc = [endpoint for api, endpoint in sockets if api is Api.GRPC]
+        seconds = self._flags.drain_seconds
+        self._servers.append(
+            _GrpcServer(self._grpc, grpc, self._grpc_limits, self._grpc_identity, self._stream_paths, seconds)
+        )
+        for api, endpoint in sockets:
+            if api is Api.REST:
+                self._servers.append(_RestServer(self._rest, endpoint, self._rest_limits, self._rest_identity))
+        for server in self._servers:
+            await server.start()
+
+    async def sweep(self) -> None:
+        """For ever: time-outs of requests."""
+        await self._rest.sweep()
+
+    def drain(self) -> Activity:
+        """From now on clients of REST are told to go elsewhere; tells what happens."""
+        self._rest.draining = True
+        return Activity(self._grpc.started + self._rest.started, self._grpc.idle and self._rest.idle)
+
+    async def finish(self, seconds: float) -> None:
+        """Accepts nothing more, tells gRPC clients to go elsewhere, and returns when what is under way is answered.
+
+        What is not answered in time is dropped.
+        """
+        self._grpc.end_streams()
+        stopping = [asyncio.ensure_future(server.stop()) for server in self._servers]
+        if not stopping:
+            return
+        _, late = await asyncio.wait(stopping, timeout=seconds)
+        if late:
+            log.warning("connections are dropped after --drain_seconds=%g", self._flags.drain_seconds)
+
+
+class _GrpcServer:
+    """h2corn over the listening sockets of gRPC."""
+
+    def __init__(
+        self,
+        application: GrpcApplication,
+        sockets: list[socket.socket],
+        limits: Limits,
+        identity: tls.Identity | None,
+        stream_paths: list[str],
+        drain_seconds: float,
+    ) -> None:
+        self._application = application
+        self._identity = identity
+        stall = limits.stalled_seconds
+        policies = [_policy(path, 0.0, stall) for path in stream_paths]
+        policies.append(_policy("/*", limits.request_seconds, stall))
+        self._settings: dict[str, Any] = {
+            "bind": tuple(f"fd://{endpoint.fileno()}" for endpoint in sockets),
+            "grpc": True,
+            "http1": False,
+            "access_log": False,
+            "lifespan": "off",
+            "date_header": False,
+            "request_policies": tuple(policies),
+            "limit_connections": limits.connections,
+            "max_concurrent_streams": limits.streams,
+            "limit_request_fields": 0,
+            "h2_max_header_list_size": limits.header_bytes + _HEADER_MARGIN,
+            "h2_max_header_block_size": limits.header_bytes + _HEADER_MARGIN,
+            "h2_max_inbound_frame_size": _FRAME_BYTES,
+            "timeout_handshake": limits.handshake_seconds,
+            "timeout_keep_alive": limits.idle_seconds,
+            "timeout_request_header": limits.request_seconds,
+            "h2_timeout_response_stall": stall,
+            "h2_timeout_write": stall,
+            "timeout_graceful_shutdown": drain_seconds,
+        }
+
+    async def start(self) -> None:
+        with ExitStack() as stack:
+            if self._identity is not None:
+                files = stack.enter_context(self._identity.files())
+                self._settings |= {"certfile": files.certificates, "keyfile": files.key}
+                if self._identity.authorities:
+                    self._settings |= {"ca_certs": files.authorities, "cert_reqs": "required"}
+            self._server = h2corn.Server(cast(Any, self._application), h2corn.Config(**self._settings))
+            self._serving = asyncio.create_task(self._server.serve())
+            await self._server.wait_started()
+
+    async def stop(self) -> None:
+        self._server.shutdown()
+        await self._serving
+
+
+def _policy(path: str, idle_seconds: float, stalled_seconds: float) -> h2corn.RequestPolicy:
+    """How long a client may be silent within a request, and not read an answer; sizes are the application's affair."""
+    return h2corn.RequestPolicy(
+        path=path,
+        max_request_body_size=0,
+        timeout_request_body_idle=idle_seconds,
+        h2_timeout_response_stall=stalled_seconds,
+    )
+
+
+class _Embedded(Granian):
+    """granian over a socket of ours, which it otherwise makes by itself."""
+
+    def __init__(self, application: RestApplication, endpoint: socket.socket, **settings: Any) -> None:
+        super().__init__(application, **settings)
+        self._endpoint = endpoint
+
+    def _init_shared_socket(self) -> None:
+        self._ssp: Any = None
+        self._shd: Any = SocketHolder(  # type: ignore[call-arg]
+            os.dup(self._endpoint.fileno()), False, BACKLOG
+        )
+
+
+class _RestServer:
+    """granian over one listening socket of REST."""
+
+    def __init__(
+        self, application: RestApplication, endpoint: socket.socket, limits: Limits, identity: tls.Identity | None
+    ) -> None:
+        self._application = application
+        self._endpoint = endpoint
+        self._identity = identity
+        # The library has one limit for the headers of a request and for the wait for the next one.
+        seconds = min(limits.request_seconds, limits.idle_seconds)
+        self._settings: dict[str, Any] = {
+            "interface": Interfaces.RSGI,
+            "http": HTTPModes.http1,
+            "websockets": False,
+            "backlog": BACKLOG,
+            "backpressure": limits.connections,
+            "http1_settings": HTTP1Settings(header_read_timeout=round(seconds * 1000)),
+            "log_enabled": False,
+        }
+
+    async def start(self) -> None:
+        with ExitStack() as stack:
+            if self._identity is not None:
+                files = stack.enter_context(self._identity.files())
+                self._settings |= {
+                    "ssl_cert": files.certificates,
+                    "ssl_key": files.key,
+                    "ssl_protocol_min": SSLProtocols.tls12,
+                }
+                if self._identity.authorities:
+                    self._settings |= {"ssl_ca": files.authorities, "ssl_client_verify": True}
+            self._server = _Embedded(self._application, self._endpoint, **self._settings)
+            self._serving = asyncio.create_task(self._server.serve())
+            while not self._server.wrks and not self._serving.done():
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        if self._serving.done():
+            await self._serving
+
+    async def stop(self) -> None:
+        self._server.stop()  # type: ignore[no-untyped-call]
+        await self._serving

@@ -647,7 +647,8 @@ def test_a_model_that_mixes_its_rows_is_not_batched(start_server: StartServer, t
 def test_the_server_never_imports_tensorflow(scale: Path) -> None:
     code = (
         "import sys, threading, os, signal\n"
-        "from bookserve.serving.server import flags, main\n"
+        "from bookserve.serving.server import main\n"
+        "from bookserve.serving.server.settings import flags\n"
         "import asyncio\n"
         "async def run():\n"
         f"    server = main.ModelServer(flags.parse(['--port={free_port()}', '--bind_address=127.0.0.1',"

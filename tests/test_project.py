@@ -32,16 +32,6 @@ SERVER_FLOORS = (
     ("settings",),
     ("types",),
 )
-# OLD TRANSPORT, to be deleted with it: module -> the module that it imports although it may not.
-OLD_TRANSPORT_ARROWS = {
-    (f"{SERVER}.transport.connections", f"{SERVER}.api.rest_errors"),
-    (f"{SERVER}.transport.grpc_call", f"{SERVER}.inference.trace"),
-    (f"{SERVER}.transport.http1", f"{SERVER}.inference.trace"),
-    (f"{SERVER}.transport.listeners", f"{SERVER}.workers.pool"),
-    (f"{SERVER}.transport.grpc_call", f"{SERVER}.transport.http2"),
-    (f"{SERVER}.transport.grpc_messages", f"{SERVER}.transport.http2"),
-    (f"{SERVER}.transport.http2_timeouts", f"{SERVER}.transport.http2"),
-}
 
 # Package -> what of bookserve it may import, itself aside. A longer name goes before a shorter one.
 MAY_IMPORT = {
@@ -93,8 +83,7 @@ def test_every_room_imports_only_what_it_may(module: str) -> None:
     path = dict(modules())[module]
     own = next(package for package in MAY_IMPORT if within(module, package))
     for name in imported(ast.parse(path.read_text())):
-        excepted = (module, name.rpartition(".")[0]) in OLD_TRANSPORT_ARROWS
-        if within(name, "bookserve") and not within(name, own) and not excepted:
+        if within(name, "bookserve") and not within(name, own):
             assert any(within(name, allowed) for allowed in MAY_IMPORT[own]), f"{module} may not import {name}"
 
 

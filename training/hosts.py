@@ -133,7 +133,7 @@ def fit(
     """
     strategy = tf.distribute.get_strategy()
     for batch in batches.take(1):
-        model._symbolic_build(data_batch=batch)  # as Keras's fit does: the metrics get their variables
+        model._symbolic_build(data_batch=batch)  # noqa: SLF001 - as Keras's fit does: the metrics get their variables
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def train_step(batch: Any) -> None:

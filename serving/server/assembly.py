@@ -10,19 +10,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from bookserve.serving.server.api import (
-    admin_grpc,
-    open_inference_grpc,
-    tensorflow_grpc,
-    tensorflow_rest,
-    wait_for_load,
-)
+from bookserve.serving.server.api import admin_grpc, grpc_handlers, open_inference_grpc, rest_handlers, tensorflow_grpc
 from bookserve.serving.server.api.admin import Access, Admin, ModelAdmin
-from bookserve.serving.server.api.admin_rest import AdminApi
 from bookserve.serving.server.api.health import Health
-from bookserve.serving.server.api.open_inference_repository import OipExtensions
 from bookserve.serving.server.api.profiler import Profiler
-from bookserve.serving.server.api.rest_errors import error_body, fail
+from bookserve.serving.server.api.rest_api import RestApi
+from bookserve.serving.server.api.wait_for_load import when_loaded
 from bookserve.serving.server.batching.policy import (
     MAX_THREADS,
     adaptive,
@@ -32,7 +25,7 @@ from bookserve.serving.server.batching.policy import (
     thread_pool,
 )
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.models.catalog import Models
+from bookserve.serving.server.models.catalog import Catalog
 from bookserve.serving.server.models.config import RequestLogSetting
 from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.observability import metrics
@@ -41,13 +34,11 @@ from bookserve.serving.server.observability.observer import Observer
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.settings.flags import Flags
 from bookserve.serving.server.transport import tls
-from bookserve.serving.server.transport.grpc_call import GrpcCall, StreamHandler
+from bookserve.serving.server.transport.grpc_call import StreamHandler
 from bookserve.serving.server.transport.http_exchange import Handler as RestHandler
-from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.transport.listeners import Api
 from bookserve.serving.server.transport.ports import Activity, Ports
-from bookserve.serving.server.types.errors import ServingError, invalid_argument
-from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.server.types.errors import invalid_argument
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
 log = logging.getLogger(__name__)
@@ -87,37 +78,25 @@ class Process:
         self.loader = InProcessLoader(_load_options(flags, parameters, worker), self._metrics)
         self._health = Health()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._models: Models
-        self._rest: tensorflow_rest.RestApi
+        self._catalog: Catalog
+        self._rest: RestApi
 
-    def connect(self, models: Models, admin: Admin, snapshots: Callable[[], Awaitable[list[Snapshot]]]) -> None:
+    def connect(self, catalog: Catalog, admin: Admin, snapshots: Callable[[], Awaitable[list[Snapshot]]]) -> None:
         """Makes what answers requests; `snapshots` are the metrics of all processes.
 
         Raises ServingError for settings that make no sense.
         """
         flags = self._flags
-        self._models = models
+        self._catalog = catalog
         access = Access(flags.admin_token_file)
-
-        def send_page(done: Callable[[bytes], None]) -> None:
-            async def send() -> None:
-                loop = asyncio.get_running_loop()
-                done(await loop.run_in_executor(None, metrics.render, await snapshots()))  # 20 ms for a hundred models
-
-            self.start(send())
-
-        self._rest = tensorflow_rest.RestApi(
-            models,
-            cors=flags.rest_api_enable_cors_support,
-            metrics_path=self._metrics_path.encode() if self._metrics_path else None,
-            metrics_page=send_page,
-            extensions=OipExtensions(models, admin, access, snapshots),
+        self._rest = RestApi(
+            catalog, admin, access, snapshots, cors=flags.rest_api_enable_cors_support, metrics_path=self._metrics_path
         )
-        handlers = tensorflow_grpc.handlers(models, tensor_content=flags.enable_serialization_as_tensor_content)
-        handlers |= open_inference_grpc.handlers(models, lambda: self._rest.ready, snapshots, admin, access)
+        handlers = tensorflow_grpc.handlers(catalog, tensor_content=flags.enable_serialization_as_tensor_content)
+        handlers |= open_inference_grpc.handlers(catalog, lambda: self._rest.ready, snapshots, admin, access)
         handlers |= admin_grpc.handlers(admin, access, self._metrics)
         handlers |= Profiler(self.loader, access, self.start, enabled=flags.enable_profiler).handlers
-        rest: RestHandler = AdminApi(admin, access, self._rest.handle).handle
+        rest: RestHandler = self._rest.handle
         streams: dict[bytes, StreamHandler] = {}
         if flags.enable_grpc_healthcheck_service:
             handlers |= self._health.handlers
@@ -126,13 +105,15 @@ class Process:
 
             streams |= Reflection(handlers).streams
         if flags.lazy_loading:
-            handlers = {path: wait_for_load.when_loaded(handler, _fail_call) for path, handler in handlers.items()}
-            rest = wait_for_load.when_loaded(rest, _fail_exchange)
+            handlers = {path: when_loaded(handler, grpc_handlers.fail) for path, handler in handlers.items()}
+            rest = when_loaded(rest, rest_handlers.fail)
         if self._metrics_path and not flags.rest_api_port:
             log.warning("the metrics are on the REST port, and --rest_api_port is 0: they cannot be read")
-        self.ports = Ports(flags, self.observer.grpc(handlers), streams, self.observer.rest(rest), error_body)
+        self.ports = Ports(
+            flags, self.observer.grpc(handlers), streams, self.observer.rest(rest), rest_handlers.error_body
+        )
 
-    async def prepare(self, catalog: Models, admin: ModelAdmin) -> None:
+    async def prepare(self, catalog: Catalog, admin: ModelAdmin) -> None:
         """Makes ready what answers requests, where this is the one process. Raises as `connect`."""
 
         async def snapshots() -> list[Snapshot]:
@@ -150,7 +131,7 @@ class Process:
 
     def snapshot(self) -> Snapshot:
         """The metrics of this process."""
-        series = metrics.version_gauges(self._models.snapshot())
+        series = metrics.version_gauges(self._catalog.snapshot())
         for api in Api:
             series += [(REFUSED, (api.value, reason), count) for reason, count in self.ports.refused[api].items()]
         return self._metrics.snapshot(series)
@@ -240,14 +221,6 @@ def _metrics_path(flags: Flags) -> str | None:
         if path is not None:
             return path
     return metrics.DEFAULT_PATH if flags.enable_metrics else None
-
-
-def _fail_call(call: GrpcCall) -> None:
-    call.fail(tensorflow_error_pb2.INTERNAL, "internal error")
-
-
-def _fail_exchange(exchange: HttpExchange) -> None:
-    fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
 
 
 def _batching_parameters(flags: Flags) -> BatchingParameters:

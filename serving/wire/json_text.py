@@ -23,6 +23,9 @@ _KEYS = {key: f'"{key}"'.encode() for key in ("instances", "inputs", "signature_
 _MAX_SOUGHT = 32  # named inputs that are searched for in a body one by one
 
 
+_SPACE = " \t\r\n"
+
+
 class JsonError(ValueError):
     """A body that is no JSON, or JSON that is no tensor of the expected type and shape."""
 
@@ -30,10 +33,10 @@ class JsonError(ValueError):
 
 
 def parse(body: bytes) -> Any:
-    """The JSON value that a body starts with; what follows it is ignored, as in TensorFlow Serving.
+    """The JSON value of a body.
 
     NaN, Inf, Infinity and their negatives are numbers, bytes that are not UTF-8 are kept in strings as surrogates.
-    Raises JsonError for an empty body, malformed JSON, or nesting that no tensor has.
+    Raises JsonError for an empty body, malformed JSON, text after the value, or nesting that no tensor has.
     """
     if not body:
         raise JsonError("JSON Parse error: The document is empty")
@@ -61,7 +64,7 @@ def _may_repeat_a_key(request: dict[str, Any], body: bytes) -> bool:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body starts with. Raises JsonError as parse, and for another value."""
+    """The JSON object of a body. Raises JsonError as parse, and for another value."""
     value = parse(body)
     if not isinstance(value, dict):
         raise JsonError(f"{quoted(value)} Is not object")
@@ -73,32 +76,26 @@ def _parse_leniently(body: bytes) -> Any:
     text = body.decode("utf-8-sig", "surrogateescape")
     if re.search(rb"Inf(?!inity)", body):
         text = _STRING_OR_INF.sub(lambda match: match[1] or "Infinity", text)
-    start = len(text) - len(text.lstrip(" \t\r\n"))
+    start = len(text) - len(text.lstrip(_SPACE))
     if start == len(text):
         raise JsonError(f"JSON Parse error: The document is empty. at offset: {start}")
     try:
-        return _LENIENT.raw_decode(text, start)[0]
+        value, end = _LENIENT.raw_decode(text, start)
     except json.JSONDecodeError as error:
-        offset = len(text[: error.pos].encode("utf-8", "surrogateescape"))
-        message = _PARSE_ERRORS.get(error.msg, error.msg)
-        if error.msg == _NO_COMMA:
-            message = _PARSE_ERRORS_IN[_innermost(text[: error.pos])]
-        raise JsonError(f"JSON Parse error: {message} at offset: {offset}") from None
+        raise _parse_error(error.msg.removesuffix(" at"), text, error.pos) from None
     except RecursionError:
         raise JsonError("JSON Parse error: the values are nested too deeply") from None
     except ValueError as error:  # a number that _integer or _real refuses
         raise JsonError(f"JSON Parse error: {error}") from None
+    if rest := text[end:].lstrip(_SPACE):
+        raise _parse_error("The document root must not be followed by other values.", text, len(text) - len(rest))
+    return value
 
 
-def _innermost(text: str) -> str:
-    """The bracket that opened the list or object in which a beginning of JSON ends."""
-    opened: list[str] = []
-    for match in _STRING_OR_BRACKET.finditer(text):
-        if match[1] in ("[", "{"):
-            opened.append(match[1])
-        elif match[1]:
-            opened.pop()
-    return opened[-1]
+def _parse_error(message: str, text: str, position: int) -> JsonError:
+    """In TensorFlow Serving's frame: the offset counts bytes of the body."""
+    offset = len(text[:position].encode("utf-8", "surrogateescape"))
+    return JsonError(f"JSON Parse error: {message} at offset: {offset}")
 
 
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -126,22 +123,6 @@ def _integer(text: str) -> int | float:
 
 _STRING_OR_INF = re.compile(r'("(?:[^"\\]|\\.)*")|\bInf\b', re.DOTALL)
 _LENIENT = json.JSONDecoder(object_pairs_hook=_first_wins, parse_float=_real, parse_int=_integer)
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|([\[\]{}])', re.DOTALL)
-# Python's messages -> RapidJSON's.
-_NO_COMMA = "Expecting ',' delimiter"
-_PARSE_ERRORS_IN = {
-    "[": "Missing a comma or ] after an array element.",
-    "{": "Missing a comma or } after an object member.",
-}
-_PARSE_ERRORS = {
-    "Expecting value": "Invalid value.",
-    "Expecting property name enclosed in double quotes": "Missing a name for object member.",
-    "Expecting ':' delimiter": "Missing a colon after a name of object member.",
-    "Unterminated string starting at": "Missing a closing quotation mark in string.",
-    "Invalid \\escape": "Invalid escape character in string.",
-    "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",
-    "Invalid control character at": "Invalid encoding in string.",
-}
 
 
 def kind_of(value: Any) -> str:

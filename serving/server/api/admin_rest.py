@@ -6,45 +6,55 @@ import re
 from google.protobuf import json_format
 
 from bookserve.serving.server.api.admin import Access, Admin
-from bookserve.serving.server.api.rest_handlers import RestCoroutines
-from bookserve.serving.server.transport.http_exchange import Handler, HttpExchange
+from bookserve.serving.server.api.rest_handlers import RestAnswer, RestCoroutines
+from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import invalid_argument
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
-_MODEL = re.compile(rb"/v1/models/([^/:]+)", re.IGNORECASE)
-_CONFIG = re.compile(rb"/v1/config", re.IGNORECASE)
 _KEYS = ("base_path", "version_policy", "version_labels")
 _EXAMPLE = '{"base_path": "/models/mnist", "version_policy": {"latest": {"num_versions": 1}}, "version_labels": {}}'
 
 
-class AdminApi:
-    """Answers what changes models, for callers with access, and leaves every other request to `next_handler`."""
+class AdminRest:
+    """Answers what changes models, for callers with access. What is begun is seen through."""
 
-    def __init__(self, admin: Admin, access: Access, next_handler: Handler) -> None:
+    def __init__(self, admin: Admin, access: Access) -> None:
         self._admin = admin
         self._access = access
-        self._next = next_handler
         self._coroutines = RestCoroutines()
 
-    def handle(self, exchange: HttpExchange) -> None:
-        """Answers one request, now or later."""
-        method, path = exchange.method, exchange.path
-        if (method in (b"PUT", b"DELETE") and _MODEL.fullmatch(path)) or (method == b"GET" and _CONFIG.fullmatch(path)):
-            self._coroutines.start(exchange, self._answer(exchange))
-        else:
-            self._next(exchange)
+    def config(self, exchange: HttpExchange, _: re.Match[str]) -> None:
+        """GET /v1/config: the models as a ModelServerConfig."""
 
-    async def _answer(self, exchange: HttpExchange) -> bytes:
-        self._access.check_http(exchange)
-        match = _MODEL.fullmatch(exchange.path)
-        if match is None:
-            return _config_json(await self._admin.config())
-        name = match[1].decode("utf-8", "replace")
-        if exchange.method == b"DELETE":
-            await self._admin.remove(name)
-        else:
-            await self._admin.add_or_replace(_model(name, exchange.body))
-        return b"{}"
+        async def answer() -> RestAnswer:
+            self._access.check_http(exchange)
+            return RestAnswer(_config_json(await self._admin.config()))
+
+        self._coroutines.start(exchange, answer())
+
+    def add_or_replace(self, exchange: HttpExchange, match: re.Match[str]) -> None:
+        """PUT /v1/models/NAME."""
+
+        async def answer() -> RestAnswer:
+            self._access.check_http(exchange)
+            await self._admin.add_or_replace(_model(_name(match), exchange.body))
+            return RestAnswer(b"{}")
+
+        self._coroutines.start(exchange, answer())
+
+    def remove(self, exchange: HttpExchange, match: re.Match[str]) -> None:
+        """DELETE /v1/models/NAME."""
+
+        async def answer() -> RestAnswer:
+            self._access.check_http(exchange)
+            await self._admin.remove(_name(match))
+            return RestAnswer(b"{}")
+
+        self._coroutines.start(exchange, answer())
+
+
+def _name(match: re.Match[str]) -> str:
+    return match["name"]
 
 
 def _model(name: str, body: bytes) -> messages.ModelConfig:

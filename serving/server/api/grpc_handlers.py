@@ -1,21 +1,91 @@
-"""Handlers of gRPC methods that take their time: coroutines beside the event loop's other work."""
+"""How a gRPC call is answered: at once, from a callback, or by a coroutine beside the event loop's other work."""
 
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from bookserve.serving.server.api.admin import Access
-from bookserve.serving.server.api.tensorflow_grpc import parse
 from bookserve.serving.server.transport.grpc_call import GrpcCall, Handler
-from bookserve.serving.server.types.errors import ServingError
-from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.server.types.errors import ServingError, internal, invalid_argument
 
 log = logging.getLogger(__name__)
 
 Request = TypeVar("Request", bound=Message)
+Result = TypeVar("Result")
+
+
+def parse(request_type: type[Request], data: bytes) -> Request:
+    """The message in `data`. Raises ServingError (INVALID_ARGUMENT) when it is none of that type."""
+    try:
+        return request_type.FromString(data)
+    except DecodeError:
+        raise not_a(request_type) from None
+
+
+def not_a(request_type: type[Message]) -> ServingError:
+    """The answer to bytes that are none of that message."""
+    return invalid_argument(f"the message is no {request_type.DESCRIPTOR.full_name}")
+
+
+def fail(call: GrpcCall, error: ServingError) -> None:
+    """Answers a call with an error."""
+    call.fail(error.code, error.message)
+
+
+def answer_with(call: GrpcCall, encode: Callable[[Result], bytes]) -> Callable[[Result | ServingError], None]:
+    """What answers a call, once, with a result that `encode` can write or with an error.
+
+    `encode` may raise ServingError.
+    """
+
+    def done(result: Result | ServingError) -> None:
+        if not call.open:
+            return
+        if isinstance(result, ServingError):
+            fail(call, result)
+            return
+        try:
+            answer = encode(result)
+        except ServingError as error:
+            fail(call, error)
+        except Exception:
+            log.exception("fault while encoding an answer to %s", call.path.decode("utf-8", "replace"))
+            fail(call, internal())
+        else:
+            call.reply(answer)
+
+    return done
+
+
+def unary(request_type: type[Request], answer: Callable[[Request], Message]) -> Handler:
+    """The handler of a method that is answered at once; a ServingError that `answer` raises becomes the status."""
+
+    def handle(call: GrpcCall, data: bytes) -> None:
+        try:
+            call.reply(answer(parse(request_type, data)).SerializeToString())
+        except ServingError as error:
+            fail(call, error)
+
+    return handle
+
+
+def queued(request_type: type[Request], start: Callable[[Request, GrpcCall, Callable[[Any], None]], None]) -> Handler:
+    """The handler of a method whose response comes from a callback, as a complete message."""
+
+    def handle(call: GrpcCall, data: bytes) -> None:
+        try:
+            start(parse(request_type, data), call, answer_with(call, _serialized))
+        except ServingError as error:
+            fail(call, error)
+
+    return handle
+
+
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()
 
 
 class Coroutines:
@@ -48,7 +118,7 @@ class Coroutines:
                 self._access.check(call.peer, call.authorization)
             call.reply((await answer(parse(request_type, data))).SerializeToString())
         except ServingError as error:
-            call.fail(error.code, error.message)
+            fail(call, error)
         except Exception:
             log.exception("fault while answering a call of %s", call.path.decode("utf-8", "replace"))
-            call.fail(tensorflow_error_pb2.INTERNAL, "internal error")
+            fail(call, internal())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bookserve.serving.server.inference.requests import Caller
-from bookserve.serving.server.models.catalog import Models, not_served
+from bookserve.serving.server.models.catalog import Catalog, not_served
 from bookserve.serving.server.models.servable import Servable
 from bookserve.serving.server.observability.metrics import (
     INFERENCE_COUNT,
@@ -70,7 +70,7 @@ _REASONS = {ModelVersionStatus.START: "not loaded yet", ModelVersionStatus.END: 
 # Models
 
 
-def find(manager: Models, name: str, version: str, caller: Caller | None) -> Servable:
+def find(catalog: Catalog, name: str, version: str, caller: Caller | None) -> Servable:
     """The version that a request names; the empty one means the latest.
 
     Raises ServingError: INVALID_ARGUMENT without a name or for a version that is no number, NOT_FOUND where nothing is
@@ -80,7 +80,7 @@ def find(manager: Models, name: str, version: str, caller: Caller | None) -> Ser
         caller.record.model = name
     if not name:
         raise invalid_argument("the request names no model")
-    return manager.find(name, version=version_number(version) if version else None)
+    return catalog.find(name, version=version_number(version) if version else None)
 
 
 def version_number(version: str) -> int:
@@ -90,13 +90,13 @@ def version_number(version: str) -> int:
     return int(version)
 
 
-def model_ready(manager: Models, name: str, version: str) -> bool:
+def model_ready(catalog: Catalog, name: str, version: str) -> bool:
     """Whether the model, or that version of it, is loaded and may be asked; False also for one that does not exist.
 
     Raises ServingError (INVALID_ARGUMENT) without a name or for a version that is no number.
     """
     try:
-        statuses = manager.status(name, version_number(version) if version else None)
+        statuses = catalog.status(name, version_number(version) if version else None)
     except ServingError as error:
         if error.code == tensorflow_error_pb2.NOT_FOUND:
             return False
@@ -111,12 +111,12 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "bookserve", "version": version, "extensions": list(_EXTENSIONS)}
 
 
-def model_metadata(manager: Models, name: str, version: str) -> dict[str, Any]:
+def model_metadata(catalog: Catalog, name: str, version: str) -> dict[str, Any]:
     """Versions, inputs and outputs of a model's default signature. Raises ServingError as `find`."""
-    servable = find(manager, name, version, None)
+    servable = find(catalog, name, version, None)
     signature = find_signature(servable.engine.signatures, "")
     definition = servable.engine.signature_defs[signature.name]
-    available = [status.version for status in manager.status(name) if status.state == ModelVersionStatus.AVAILABLE]
+    available = [status.version for status in catalog.status(name) if status.state == ModelVersionStatus.AVAILABLE]
     return {
         "name": name,
         "versions": [str(number) for number in sorted(available)],
@@ -139,16 +139,16 @@ def _tensors(infos: Mapping[str, tensorflow_pb2.TensorInfo]) -> list[dict[str, A
     ]
 
 
-def repository_index(manager: Models, repository: str, *, only_ready: bool) -> list[dict[str, str]]:
+def repository_index(catalog: Catalog, repository: str, *, only_ready: bool) -> list[dict[str, str]]:
     """Every version of every model, configured or removed, with its state and the reason of one that is not READY.
 
     Raises ServingError (INVALID_ARGUMENT) for a named repository.
     """
     _check_repository(repository)
     index = []
-    for name in (*manager.names, *manager.removed):
+    for name in (*catalog.names, *catalog.removed):
         try:
-            statuses = manager.status(name)
+            statuses = catalog.status(name)
         except ServingError as error:  # no version folder yet
             index.append({"name": name, "version": "", "state": "UNAVAILABLE", "reason": error.message})
             continue
@@ -183,7 +183,7 @@ def check_repository_request(repository: str, parameters: Iterable[str]) -> None
 # Statistics
 
 
-def loaded_versions(manager: Models, name: str, version: str) -> list[tuple[str, int]]:
+def loaded_versions(catalog: Catalog, name: str, version: str) -> list[tuple[str, int]]:
     """The loaded versions, with their models, that a request for statistics names; an empty name or version means all.
 
     Raises ServingError as `find` where nothing is loaded of what is named.
@@ -192,9 +192,9 @@ def loaded_versions(manager: Models, name: str, version: str) -> list[tuple[str,
         raise invalid_argument("the request names a version and no model")
     number = version_number(version) if version else None
     loaded = []
-    for model in [name] if name else manager.names:
+    for model in [name] if name else catalog.names:
         try:
-            statuses = manager.status(model, number)
+            statuses = catalog.status(model, number)
         except ServingError as error:
             if error.code != tensorflow_error_pb2.NOT_FOUND:
                 raise

@@ -4,7 +4,6 @@ As in Triton, a request carries its tensors as raw bytes or as typed contents, o
 answered in the form that it used, but FP16, which has no typed contents, turns an answer into raw bytes.
 """
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,21 +12,17 @@ from google.protobuf.message import Message
 
 from bookserve.serving.server.api import open_inference
 from bookserve.serving.server.api.admin import Access, Admin
-from bookserve.serving.server.api.grpc_handlers import Coroutines
-from bookserve.serving.server.api.tensorflow_grpc import parse, unary
+from bookserve.serving.server.api.grpc_handlers import Coroutines, answer_with, fail, parse, unary
 from bookserve.serving.server.inference import requests
 from bookserve.serving.server.inference.requests import Prediction
-from bookserve.serving.server.models.catalog import Models
+from bookserve.serving.server.models.catalog import Catalog
 from bookserve.serving.server.observability import metrics
 from bookserve.serving.server.observability.metrics import Snapshot
 from bookserve.serving.server.transport.grpc_call import GrpcCall, Handler
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
 from bookserve.serving.server.types.signatures import find_signature
 from bookserve.serving.wire import open_inference_pb2 as messages
-from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensors import MAX_RANK, Array
-
-log = logging.getLogger(__name__)
 
 # Datatype -> the field of InferTensorContents that carries its values
 _CONTENTS = {
@@ -47,7 +42,7 @@ _CONTENTS = {
 
 
 def handlers(
-    manager: Models,
+    catalog: Catalog,
     ready: Callable[[], bool],
     snapshots: Callable[[], Awaitable[list[Snapshot]]],
     admin: Admin,
@@ -59,7 +54,7 @@ def handlers(
     """
 
     async def statistics(request: messages.ModelStatisticsRequest) -> Message:
-        versions = open_inference.loaded_versions(manager, request.name, request.version)
+        versions = open_inference.loaded_versions(catalog, request.name, request.version)
         counts = metrics.merged(await snapshots())
         return messages.ModelStatisticsResponse(model_stats=open_inference.statistics(versions, counts))
 
@@ -84,20 +79,20 @@ def handlers(
         "ModelReady": unary(
             messages.ModelReadyRequest,
             lambda request: messages.ModelReadyResponse(
-                ready=open_inference.model_ready(manager, request.name, request.version)
+                ready=open_inference.model_ready(catalog, request.name, request.version)
             ),
         ),
         "ModelMetadata": unary(
             messages.ModelMetadataRequest,
             lambda request: messages.ModelMetadataResponse(
-                **open_inference.model_metadata(manager, request.name, request.version)
+                **open_inference.model_metadata(catalog, request.name, request.version)
             ),
         ),
-        "ModelInfer": _infer(manager),
+        "ModelInfer": _infer(catalog),
         "RepositoryIndex": unary(
             messages.RepositoryIndexRequest,
             lambda request: messages.RepositoryIndexResponse(
-                models=open_inference.repository_index(manager, request.repository_name, only_ready=request.ready)
+                models=open_inference.repository_index(catalog, request.repository_name, only_ready=request.ready)
             ),
         ),
         "RepositoryModelLoad": guarded.unary(messages.RepositoryModelLoadRequest, load),
@@ -107,11 +102,11 @@ def handlers(
     return {f"/inference.GRPCInferenceService/{method}".encode(): handler for method, handler in service.items()}
 
 
-def _infer(manager: Models) -> Handler:
+def _infer(catalog: Catalog) -> Handler:
     def handle(call: GrpcCall, data: bytes) -> None:
         try:
             request = parse(messages.ModelInferRequest, data)
-            servable = open_inference.find(manager, request.model_name, request.model_version, call)
+            servable = open_inference.find(catalog, request.model_name, request.model_version, call)
             signature = find_signature(servable.engine.signatures, _signature_name(request))
             raw = request.raw_input_contents
             if raw and len(raw) != len(request.inputs):
@@ -139,29 +134,12 @@ def _infer(manager: Models) -> Handler:
                 if output.parameters:
                     open_inference.refuse_unsupported(f"output '{output.name}'", output.parameters)
                 outputs.append(output.name)
-            requests.predict(servable, signature, inputs, outputs, call, _answer(call, request.id, outputs, bool(raw)))
+            done = answer_with(call, _encoder(request.id, outputs, bool(raw)))
+            requests.predict(servable, signature, inputs, outputs, call, done)
         except ServingError as error:
-            call.fail(error.code, error.message)
+            fail(call, error)
 
     return handle
-
-
-def _answer(call: GrpcCall, request_id: str, outputs: Sequence[str], raw: bool) -> requests.Done:
-    def done(result: Prediction | ServingError) -> None:
-        if not call.open:
-            return
-        if isinstance(result, ServingError):
-            call.fail(result.code, result.message)
-            return
-        try:
-            call.reply(_encode(result, request_id, outputs, raw))
-        except ServingError as error:
-            call.fail(error.code, error.message)
-        except Exception:
-            log.exception("fault while encoding an answer of %s", result.model)
-            call.fail(tensorflow_error_pb2.INTERNAL, "internal error")
-
-    return done
 
 
 def _signature_name(request: messages.ModelInferRequest) -> str:
@@ -197,6 +175,10 @@ def _from_contents(
     if count and not (limits.min <= wide.min() and wide.max() <= limits.max):
         raise invalid_argument(f"input '{name}': a value is outside the range of {datatype}")
     return wide.astype(dtype).reshape(shape)
+
+
+def _encoder(request_id: str, outputs: Sequence[str], raw: bool) -> Callable[[Prediction], bytes]:
+    return lambda prediction: _encode(prediction, request_id, outputs, raw)
 
 
 def _encode(prediction: Prediction, request_id: str, outputs: Sequence[str], raw: bool) -> bytes:

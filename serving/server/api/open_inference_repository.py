@@ -1,5 +1,6 @@
 """What the Open Inference Protocol's REST API has beyond models and tensors: statistics, and the model repository."""
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -7,8 +8,9 @@ import orjson
 
 from bookserve.serving.server.api import open_inference
 from bookserve.serving.server.api.admin import Access, Admin
-from bookserve.serving.server.api.rest_handlers import RestCoroutines
-from bookserve.serving.server.models.catalog import Models
+from bookserve.serving.server.api.open_inference_rest import model_and_version
+from bookserve.serving.server.api.rest_handlers import RestAnswer, RestCoroutines
+from bookserve.serving.server.models.catalog import Catalog
 from bookserve.serving.server.observability import metrics
 from bookserve.serving.server.observability.metrics import Snapshot
 from bookserve.serving.server.transport.http_exchange import HttpExchange
@@ -16,38 +18,47 @@ from bookserve.serving.server.types.errors import invalid_argument
 from bookserve.serving.wire.json_text import JsonError, parse_object
 
 
-class OipExtensions:
-    """Answers such requests, once `OipRest` has found what they ask for."""
+class OpenInferenceRepository:
+    """Answers such requests. Models are changed for callers with access, and what is begun is seen through."""
 
     def __init__(
-        self, models: Models, admin: Admin, access: Access, snapshots: Callable[[], Awaitable[list[Snapshot]]]
+        self, catalog: Catalog, admin: Admin, access: Access, snapshots: Callable[[], Awaitable[list[Snapshot]]]
     ) -> None:
         """`snapshots` are the metrics of all processes."""
-        self._models = models
+        self._catalog = catalog
         self._admin = admin
         self._access = access
         self._snapshots = snapshots
         self._coroutines = RestCoroutines()
 
-    def statistics(self, exchange: HttpExchange, name: str, version: str) -> None:
-        """What was asked of a version; of every version of the model without one, of every model without a name."""
-        self._coroutines.start(exchange, self._statistics(name, version))
+    def all_statistics(self, exchange: HttpExchange, _: re.Match[str]) -> None:
+        """What was asked of every version of every model."""
+        self._coroutines.start(exchange, self._statistics("", ""))
 
-    async def _statistics(self, name: str, version: str) -> bytes:
-        versions = open_inference.loaded_versions(self._models, name, version)
-        return orjson.dumps(
-            {"model_stats": open_inference.statistics(versions, metrics.merged(await self._snapshots()))}
-        )
+    def statistics(self, exchange: HttpExchange, match: re.Match[str]) -> None:
+        """What was asked of a version; of every version of the model without one."""
+        self._coroutines.start(exchange, self._statistics(*model_and_version(exchange, match)))
 
-    def load_or_unload(self, exchange: HttpExchange, name: str, verb: bytes) -> None:
-        """Adds or removes a model, for callers with access."""
-        self._coroutines.start(exchange, self._load_or_unload(exchange, name, verb))
+    async def _statistics(self, name: str, version: str) -> RestAnswer:
+        versions = open_inference.loaded_versions(self._catalog, name, version)
+        counts = metrics.merged(await self._snapshots())
+        return RestAnswer(orjson.dumps({"model_stats": open_inference.statistics(versions, counts)}))
 
-    async def _load_or_unload(self, exchange: HttpExchange, name: str, verb: bytes) -> bytes:
+    def load(self, exchange: HttpExchange, match: re.Match[str]) -> None:
+        """Adds a model, or tries it again."""
+        self._coroutines.start(exchange, self._change(exchange, match, self._admin.load))
+
+    def unload(self, exchange: HttpExchange, match: re.Match[str]) -> None:
+        """Removes a model."""
+        self._coroutines.start(exchange, self._change(exchange, match, self._admin.remove))
+
+    async def _change(
+        self, exchange: HttpExchange, match: re.Match[str], change: Callable[[str], Awaitable[None]]
+    ) -> RestAnswer:
         self._access.check_http(exchange)
         open_inference.check_repository_request("", _parameters(exchange.body))
-        await (self._admin.load(name) if verb == b"load" else self._admin.remove(name))
-        return b"{}"
+        await change(match["name"])
+        return RestAnswer(b"{}")
 
 
 def _parameters(body: bytes) -> dict[str, Any]:

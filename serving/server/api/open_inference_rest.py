@@ -4,7 +4,6 @@ Tensors come and go as JSON or, by the binary tensor data extension, as raw byte
 many of them are whose; the header Inference-Header-Content-Length tells where the JSON ends.
 """
 
-import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -13,86 +12,60 @@ import numpy as np
 import orjson
 
 from bookserve.serving.server.api import open_inference
-from bookserve.serving.server.api.open_inference_repository import OipExtensions
-from bookserve.serving.server.api.rest_errors import fail
+from bookserve.serving.server.api.rest_handlers import RestAnswer, answer_with
 from bookserve.serving.server.inference import requests
 from bookserve.serving.server.inference.requests import Prediction
-from bookserve.serving.server.models.catalog import Models
+from bookserve.serving.server.models.catalog import Catalog
 from bookserve.serving.server.transport.http_exchange import HttpExchange
-from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument, not_found
+from bookserve.serving.server.types.errors import failed_precondition, invalid_argument, not_found, unavailable
 from bookserve.serving.server.types.signatures import Signature, find_signature
-from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.json_tensors import to_array
 from bookserve.serving.wire.json_text import JsonError, parse
 from bookserve.serving.wire.tensors import Array
 
-log = logging.getLogger(__name__)
-
-_MODEL = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|stats))?")
-_REPOSITORY = re.compile(rb"/v2/repository/models/([^/]+)/(load|unload)")
-_ALL_STATISTICS = b"/v2/models/stats"  # also where a model has that name, as in Triton
 _JSON_LENGTH = "inference-header-content-length"
 
 Kind = TypeVar("Kind", str, bool, list[Any], dict[str, Any])
 
 
-class OipRest:
-    """Answers the requests under /v2.
+class OpenInferenceRest:
+    """Answers the requests under /v2, but for those of the repository; each raises ServingError where it cannot."""
 
-    `ready` tells whether the server should be asked; what belongs to no `extensions` is not there.
-    """
-
-    def __init__(self, manager: Models, ready: Callable[[], bool], extensions: OipExtensions | None) -> None:
-        self._manager = manager
+    def __init__(self, catalog: Catalog, ready: Callable[[], bool]) -> None:
+        """`ready` tells whether the server should be asked."""
+        self._catalog = catalog
         self._ready = ready
-        self._extensions = extensions
 
-    def handle(self, exchange: HttpExchange) -> None:
-        """Answers one request, now or from a callback. Raises ServingError for one that cannot be served."""
-        path = exchange.path
-        if match := _MODEL.fullmatch(path):
-            name, version = ((part or b"").decode("utf-8", "replace") for part in match.groups()[:2])
-            if exchange.record is not None:
-                exchange.record.model = name
-            if match[3] == b"infer":
-                if _allows(exchange, b"POST"):
-                    self._infer(exchange, name, version)
-            elif _allows(exchange, b"GET"):
-                if match[3] == b"ready":
-                    self._model_ready(exchange, name, version)
-                elif path == _ALL_STATISTICS and self._extensions is not None:
-                    self._extensions.statistics(exchange, "", "")
-                elif match[3] == b"stats" and self._extensions is not None:
-                    self._extensions.statistics(exchange, name, version)
-                else:
-                    exchange.respond(200, orjson.dumps(open_inference.model_metadata(self._manager, name, version)))
-        elif path == b"/v2/repository/index":
-            if _allows(exchange, b"POST"):
-                self._index(exchange)
-        elif self._extensions is not None and (match := _REPOSITORY.fullmatch(path)):
-            if _allows(exchange, b"POST"):
-                name = match[1].decode("utf-8", "replace")
-                self._extensions.load_or_unload(exchange, name, match[2])
-        elif path not in (b"/v2", b"/v2/", b"/v2/health/live", b"/v2/health/ready"):
-            raise not_found(f"nothing is served at {path.decode('utf-8', 'replace')}: the models are under /v2/models")
-        elif _allows(exchange, b"GET"):
-            if path == b"/v2/health/live":
-                exchange.respond(200, b"")
-            elif path == b"/v2/health/ready":
-                exchange.respond(200 if self._ready() else 503, b"")
-            else:
-                exchange.respond(200, orjson.dumps(open_inference.server_metadata()))
+    def server(self, exchange: HttpExchange, _: re.Match[str]) -> None:
+        """What the server is, and which extensions it has."""
+        exchange.respond(200, orjson.dumps(open_inference.server_metadata()))
 
-    def _model_ready(self, exchange: HttpExchange, name: str, version: str) -> None:
-        if open_inference.model_ready(self._manager, name, version):
+    def live(self, exchange: HttpExchange, _: re.Match[str]) -> None:
+        """That the server lives."""
+        exchange.respond(200, b"")
+
+    def ready(self, exchange: HttpExchange, _: re.Match[str]) -> None:
+        """Whether it should be asked."""
+        exchange.respond(200 if self._ready() else 503, b"")
+
+    def metadata(self, exchange: HttpExchange, match: re.Match[str]) -> None:
+        """The tensors of a version."""
+        name, version = model_and_version(exchange, match)
+        exchange.respond(200, orjson.dumps(open_inference.model_metadata(self._catalog, name, version)))
+
+    def model_ready(self, exchange: HttpExchange, match: re.Match[str]) -> None:
+        """Whether a version is loaded; any version of the model without one."""
+        name, version = model_and_version(exchange, match)
+        if open_inference.model_ready(self._catalog, name, version):
             exchange.respond(200, b"")
-        elif name in self._manager.names:
+        elif name in self._catalog.names:
             which = f"version {version} of model '{name}'" if version else f"model '{name}'"
-            raise ServingError(tensorflow_error_pb2.UNAVAILABLE, f"{which} is not loaded")
+            raise unavailable(f"{which} is not loaded")
         else:
             raise not_found(f"there is no model '{name}'")
 
-    def _index(self, exchange: HttpExchange) -> None:
+    def index(self, exchange: HttpExchange, _: re.Match[str]) -> None:
+        """Which models there are, configured or not."""
         request: dict[str, Any] = {}
         if exchange.body:
             try:
@@ -102,10 +75,12 @@ class OipRest:
         repository = _field(request, "repository_name", str, "the request", "")
         only_ready = _field(request, "ready", bool, "the request", False)
         exchange.respond(
-            200, orjson.dumps(open_inference.repository_index(self._manager, repository, only_ready=only_ready))
+            200, orjson.dumps(open_inference.repository_index(self._catalog, repository, only_ready=only_ready))
         )
 
-    def _infer(self, exchange: HttpExchange, name: str, version: str) -> None:
+    def infer(self, exchange: HttpExchange, match: re.Match[str]) -> None:
+        """One inference. Raises ServingError for one that cannot be served."""
+        name, version = model_and_version(exchange, match)
         json_length = _json_length(exchange)
         head, tail = exchange.body[:json_length], memoryview(exchange.body)[json_length:]
         try:
@@ -116,7 +91,7 @@ class OipRest:
         if not _is_text(request_id):
             raise invalid_argument("the request: 'id' holds half a surrogate pair")
         parameters = _parameters(request, "the request")
-        servable = open_inference.find(self._manager, name, version, exchange)
+        servable = open_inference.find(self._catalog, name, version, exchange)
         signature_name = _field(parameters, "signature_name", str, "the request's parameters", "")
         signature = find_signature(servable.engine.signatures, signature_name)
         booleans = b"true" in head or b"false" in head
@@ -131,37 +106,19 @@ class OipRest:
             if output_name in outputs:
                 raise invalid_argument(f"{what} is requested twice")
             outputs[output_name] = _field(output_parameters, "binary_data", bool, what, in_binary)
-        answer = self._answer(exchange, request_id, outputs, in_binary)
-        requests.predict(servable, signature, inputs, list(outputs), exchange, answer)
 
-    def _answer(
-        self, exchange: HttpExchange, request_id: str, requested: Mapping[str, bool], in_binary: bool
-    ) -> requests.Done:
-        def done(result: Prediction | ServingError) -> None:
-            if not exchange.open:
-                return
-            if isinstance(result, ServingError):
-                fail(exchange, result)
-                return
-            try:
-                _respond(exchange, result, request_id, requested, in_binary)
-            except ServingError as error:
-                fail(exchange, error)
-            except Exception:
-                log.exception("fault while encoding an answer of %s", result.model)
-                fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
+        def encode(prediction: Prediction) -> RestAnswer:
+            return _encode(prediction, request_id, outputs, in_binary)
 
-        return done
+        requests.predict(servable, signature, inputs, list(outputs), exchange, answer_with(exchange, encode))
 
 
-def _allows(exchange: HttpExchange, method: bytes) -> bool:
-    """Answers with 405 and returns False when the request has another method."""
-    if exchange.method == method:
-        return True
-    path, word = exchange.path.decode("utf-8", "replace"), method.decode()
-    body = orjson.dumps({"error": f"{path} takes {word}, not {exchange.method.decode('utf-8', 'replace')}"})
-    exchange.respond(405, body, headers=(("allow", method.decode()),))
-    return False
+def model_and_version(exchange: HttpExchange, match: re.Match[str]) -> tuple[str, str]:
+    """The two of an address; "" without a version."""
+    name, version = match["name"], match["version"] or ""
+    if exchange.record is not None:
+        exchange.record.model = name
+    return name, version
 
 
 # Reading
@@ -280,10 +237,8 @@ def _checked(value: Any, kind: type[Kind], what: str) -> Kind:
 # Writing
 
 
-def _respond(
-    exchange: HttpExchange, prediction: Prediction, request_id: str, requested: Mapping[str, bool], in_binary: bool
-) -> None:
-    """Answers with the outputs; raises ServingError for one that its form cannot carry."""
+def _encode(prediction: Prediction, request_id: str, requested: Mapping[str, bool], in_binary: bool) -> RestAnswer:
+    """The answer with the outputs. Raises ServingError for one that its form cannot carry."""
     outputs = []
     raw = []
     for name in requested or prediction.outputs:
@@ -305,10 +260,9 @@ def _respond(
         answer["id"] = request_id
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     if not raw:
-        exchange.respond(200, head)
-        return
+        return RestAnswer(head)
     length = (_JSON_LENGTH, str(len(head)))
-    exchange.respond(200, b"".join((head, *raw)), "application/octet-stream", headers=(length,))
+    return RestAnswer(b"".join((head, *raw)), "application/octet-stream", (length,))
 
 
 def _json_values(name: str, array: Array) -> Any:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bookserve.serving.server.api.admin import Access
+from bookserve.serving.server.api.grpc_handlers import fail
 from bookserve.serving.server.models.loader import InProcessLoader
 from bookserve.serving.server.transport.grpc_call import GrpcCall, Handler
-from bookserve.serving.server.types.errors import ServingError
+from bookserve.serving.server.types.errors import ServingError, internal, unavailable, unimplemented
 from bookserve.serving.wire import tensorflow_error_pb2
 
 if TYPE_CHECKING:
@@ -56,16 +57,16 @@ class Profiler:
 
     def _handle(self, call: GrpcCall, data: bytes) -> None:
         if not self._enabled:
-            call.fail(tensorflow_error_pb2.UNIMPLEMENTED, "the profiler is turned off (--enable_profiler=false)")
+            fail(call, unimplemented("the profiler is turned off (--enable_profiler=false)"))
             return
         try:
             self._access.check(call.peer, call.authorization)
         except ServingError as error:
-            call.fail(error.code, error.message)
+            fail(call, error)
             return
         if (engine := self._loader.profiled()) is None:
             text = "no model here is run by TensorFlow, so there is nothing that TensorFlow's profiler could see"
-            call.fail(tensorflow_error_pb2.UNIMPLEMENTED, text)
+            fail(call, unimplemented(text))
         else:
             self._start(self._answer(call, data, engine))
 
@@ -83,10 +84,10 @@ class Profiler:
                 else:  # which also ends the trace
                     answer.cancel()
         except ServingError as error:
-            call.fail(error.code, error.message)
+            fail(call, error)
         except Exception:
             log.exception("fault while profiling")
-            call.fail(tensorflow_error_pb2.INTERNAL, "internal error")
+            fail(call, internal())
 
 
 def _pass_back(call: GrpcCall, answer: "asyncio.Future[bytes]") -> None:
@@ -95,6 +96,6 @@ def _pass_back(call: GrpcCall, answer: "asyncio.Future[bytes]") -> None:
         call.reply(answer.result())
     elif error.code().value[0] == tensorflow_error_pb2.UNAVAILABLE:
         text = f"TensorFlow's profiler does not answer, or its process ended meanwhile: {error.details()}"
-        call.fail(tensorflow_error_pb2.UNAVAILABLE, text)
+        fail(call, unavailable(text))
     else:
         call.fail(error.code().value[0], error.details())

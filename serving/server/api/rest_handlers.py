@@ -1,16 +1,67 @@
-"""REST requests whose answers take their time: coroutines beside the event loop's other work."""
+"""How a REST request is answered: with an error, or later, from a callback or a coroutine beside the loop's work."""
 
 import asyncio
+import json
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, TypeVar
 
-from bookserve.serving.server.api.rest_errors import fail
 from bookserve.serving.server.transport.http_exchange import HttpExchange
-from bookserve.serving.server.types.errors import ServingError
+from bookserve.serving.server.types.errors import HTTP_STATUS, ServingError, internal, invalid_argument
 from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire.json_text import JsonError
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class RestAnswer(NamedTuple):
+    """The answer to a request that succeeded."""
+
+    body: bytes
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def error_body(message: str) -> bytes:
+    """The body of every error: TensorFlow Serving's JSON object with the one key `error`."""
+    return b'{\n    "error": ' + json.dumps(message).encode() + b"\n}"
+
+
+def fail(exchange: HttpExchange, error: ServingError) -> None:
+    """Answers a request with an error."""
+    if exchange.record is not None:
+        exchange.record.error = error
+    headers = (("retry-after", "1"),) if error.code == tensorflow_error_pb2.RESOURCE_EXHAUSTED else ()
+    exchange.respond(HTTP_STATUS[error.code], error_body(error.message), headers=headers)
+
+
+def answer_with(
+    exchange: HttpExchange, encode: Callable[[Result], RestAnswer]
+) -> Callable[[Result | ServingError], None]:
+    """What answers a request, once, with a result that `encode` can write or with an error.
+
+    `encode` may raise ServingError, and JsonError for what JSON cannot carry.
+    """
+
+    def done(result: Result | ServingError) -> None:
+        if not exchange.open:
+            return
+        if isinstance(result, ServingError):
+            fail(exchange, result)
+            return
+        try:
+            exchange.respond(200, *encode(result))
+        except JsonError as error:
+            fail(exchange, invalid_argument(str(error)))
+        except ServingError as error:
+            fail(exchange, error)
+        except Exception:
+            log.exception("fault while encoding an answer to %s", exchange.path)
+            fail(exchange, internal())
+
+    return done
 
 
 class RestCoroutines:
@@ -19,17 +70,17 @@ class RestCoroutines:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, exchange: HttpExchange, work: Coroutine[Any, Any, bytes]) -> None:
-        """Answers a request with the JSON that `work` makes, or with the ServingError that it raises."""
+    def start(self, exchange: HttpExchange, work: Coroutine[Any, Any, RestAnswer]) -> None:
+        """Answers a request with what `work` makes, or with the ServingError that it raises."""
         task = asyncio.get_running_loop().create_task(self._answer(exchange, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, exchange: HttpExchange, work: Coroutine[Any, Any, bytes]) -> None:
+    async def _answer(self, exchange: HttpExchange, work: Coroutine[Any, Any, RestAnswer]) -> None:
         try:
-            exchange.respond(200, await work)
+            exchange.respond(200, *await work)
         except ServingError as error:
             fail(exchange, error)
         except Exception:
-            log.exception("fault while answering %s", exchange.path.decode("utf-8", "replace"))
-            fail(exchange, ServingError(tensorflow_error_pb2.INTERNAL, "internal error"))
+            log.exception("fault while answering %s", exchange.path)
+            fail(exchange, internal())

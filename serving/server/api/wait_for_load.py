@@ -6,6 +6,7 @@ from typing import TypeVar, TypeVarTuple
 
 from bookserve.serving.server.batching.batcher import Owner
 from bookserve.serving.server.models.manager import LoadPending
+from bookserve.serving.server.types.errors import ServingError, internal
 
 log = logging.getLogger(__name__)
 
@@ -14,9 +15,12 @@ More = TypeVarTuple("More")
 
 
 def when_loaded(
-    handler: Callable[[Asker, *More], None], fail: Callable[[Asker], None]
+    handler: Callable[[Asker, *More], None], fail: Callable[[Asker, ServingError], None]
 ) -> Callable[[Asker, *More], None]:
-    """The handler, called again once what it waits for is loaded, if its client still waits; `fail` answers a fault."""
+    """The handler, called again once what it waits for is loaded, if its client still waits.
+
+    `fail` answers a fault of that second call.
+    """
 
     def handle(asker: Asker, *more: *More) -> None:
         try:
@@ -31,6 +35,6 @@ def when_loaded(
             handle(asker, *more)
         except Exception:
             log.exception("fault while handling a request that waited for its model")
-            fail(asker)
+            fail(asker, internal())
 
     return handle

@@ -24,7 +24,14 @@ import numpy as np
 
 from bookserve.serving.server.batching.policy import BatchPolicy
 from bookserve.serving.server.engines.engine import Engine
-from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument, unavailable
+from bookserve.serving.server.types.errors import (
+    ServingError,
+    exhausted,
+    failed_precondition,
+    internal,
+    invalid_argument,
+    unavailable,
+)
 from bookserve.serving.server.types.signatures import Signature
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensors import Array
@@ -44,7 +51,7 @@ Outcome = dict[str, Array] | ServingError
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class BatchRun:
     """One batch that has run: when, by time.perf_counter(), and with how many rows."""
 
     started: float
@@ -65,7 +72,7 @@ class Task:
     rows: int = 0  # the common first dimension of the inputs; 0 where they have none
     shapes: tuple[tuple[int, ...], ...] = ()  # of one row, input by input in the signature's order
     queued: float = field(default_factory=time.perf_counter)
-    run: Run | None = None  # once it is over
+    run: BatchRun | None = None  # once it is over
 
     def __post_init__(self) -> None:
         arrays = [self.inputs[name] for name in self.signature.inputs]
@@ -99,7 +106,7 @@ class Batch:
     timer: asyncio.TimerHandle | None = None  # makes it ready
 
 
-class Workers:
+class RunThreads:
     """The threads that run batches, shared by all loaded versions."""
 
     def __init__(self, threads: int, cores: Sequence[int] = ()) -> None:
@@ -165,12 +172,12 @@ class Batcher:
     def __init__(
         self,
         engine: Engine,
-        workers: Workers,
+        run_threads: RunThreads,
         loop: asyncio.AbstractEventLoop,
         max_queued: int,
         policy: BatchPolicy,
         batchable: Collection[str],
-        on_run: Callable[[Run], None] | None = None,
+        on_run: Callable[[BatchRun], None] | None = None,
     ) -> None:
         """`batchable` names the signatures whose rows do not depend on each other; a strict policy does not ask.
 
@@ -178,7 +185,7 @@ class Batcher:
         """
         self._on_run = on_run
         self._engine = engine
-        self._workers = workers
+        self._run_threads = run_threads
         self._loop = loop
         self._max_queued = max_queued
         self._policy = policy
@@ -187,15 +194,15 @@ class Batcher:
             name: tuple([len(spec.shape or ()) - 1 for spec in engine.signatures[name].inputs.values()])
             for name in batchable
         }
-        # All below is guarded by the lock. Tasks are added on the event loop and taken by the workers.
+        # All below is guarded by the lock. Tasks are added on the event loop and taken by the run threads.
         self._lock = threading.Lock()
         self._open: dict[Any, Batch] = {}  # by key
         self._ready: deque[Batch] = deque()
         self._queued = 0  # tasks
         self._waiting_rows = 0
         self._running_rows = 0
-        self._running = 0  # workers that run a batch
-        self._scheduled = 0  # these, and workers that are called
+        self._running = 0  # run threads that run a batch
+        self._scheduled = 0  # these, and run threads that are called
         self._calls = 0  # of these, those that are yet to be called
 
     @property
@@ -210,8 +217,7 @@ class Batcher:
         strict policy does not take.
         """
         if self._queued >= self._max_queued:
-            raise ServingError(
-                tensorflow_error_pb2.RESOURCE_EXHAUSTED,
+            raise exhausted(
                 f"the model's queue is full ({self._max_queued} requests, --max_queued_requests): try again later",
             )
         policy = self._policy
@@ -227,10 +233,10 @@ class Batcher:
                     self._add(piece, key)
             else:
                 self._add(task, key)
-            workers = self._take_calls()
+            calls = self._take_calls()
         # Outside the lock, which a worker that wakes wants first of all.
-        for _ in range(workers):
-            self._workers.schedule(self)
+        for _ in range(calls):
+            self._run_threads.schedule(self)
 
     def _check(self, task: Task, key: object) -> None:
         """TensorFlow Serving's rules of what may be queued."""
@@ -327,9 +333,9 @@ class Batcher:
     def _time_out(self, batch: Batch) -> None:
         with self._lock:
             self._make_ready(batch)
-            workers = self._take_calls()
-        for _ in range(workers):
-            self._workers.schedule(self)
+            calls = self._take_calls()
+        for _ in range(calls):
+            self._run_threads.schedule(self)
 
     def _make_ready(self, batch: Batch) -> None:
         if batch.ready:
@@ -352,7 +358,7 @@ class Batcher:
         self._calls += 1
 
     def _take_calls(self) -> int:
-        """How many workers to call for what has become ready."""
+        """How many run threads to call for what has become ready."""
         calls, self._calls = self._calls, 0
         return calls
 
@@ -367,7 +373,7 @@ class Batcher:
             started = time.perf_counter()
             outcomes = self._run(tasks)
             rows = sum([task.rows or 1 for task in tasks])
-            run = Run(started, time.perf_counter(), rows, self._policy.run_rows(rows) - rows)
+            run = BatchRun(started, time.perf_counter(), rows, self._policy.run_rows(rows) - rows)
             for task in tasks:
                 task.run = run
         with self._lock:
@@ -378,7 +384,7 @@ class Batcher:
             if not more:
                 self._scheduled -= 1
         if more:
-            self._workers.schedule(self)
+            self._run_threads.schedule(self)
         if tasks or gone:
             self._loop.call_soon_threadsafe(_deliver, tasks + gone, outcomes + [_CANCELLED] * len(gone), self._on_run)
 
@@ -412,7 +418,7 @@ class Batcher:
         except Exception:
             if len(tasks) == 1:
                 log.exception("the %s engine failed", self._engine.name)
-            outcome = ServingError(tensorflow_error_pb2.INTERNAL, "the model failed: see the server's log")
+            outcome = internal("the model failed: see the server's log")
         else:
             if len(tasks) == 1 and not self._policy.strict:
                 return [dict(zip(first.outputs, arrays, strict=True))]
@@ -506,7 +512,7 @@ def _split(tasks: list[Task], arrays: Sequence[Array]) -> list[Outcome]:
 _CANCELLED: Outcome = ServingError(tensorflow_error_pb2.CANCELLED, "the client is gone")
 
 
-def _deliver(tasks: list[Task], outcomes: list[Outcome], on_run: Callable[[Run], None] | None) -> None:
+def _deliver(tasks: list[Task], outcomes: list[Outcome], on_run: Callable[[BatchRun], None] | None) -> None:
     if on_run is not None and tasks and tasks[0].run is not None:
         on_run(tasks[0].run)
     for task, outcome in zip(tasks, outcomes, strict=True):

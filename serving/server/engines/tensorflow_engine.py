@@ -22,9 +22,9 @@ from pathlib import Path
 
 from bookserve.serving.server.engines import frames, saved_model_safety
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.types.errors import ServingError, failed_precondition, unavailable
+from bookserve.serving.server.types.errors import ServingError, failed_precondition, internal, unavailable
 from bookserve.serving.server.types.signatures import Signature, copies, from_proto, read_meta_graph
-from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
+from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array, to_array, to_proto
 
@@ -133,8 +133,7 @@ class _Child:
         frame = frames.receive(self._life)
         try:
             if frame is None:
-                raise ServingError(
-                    tensorflow_error_pb2.INTERNAL,
+                raise internal(
                     f"TensorFlow died while it loaded {version_path}: see the server's log",
                 )
             _content(frame)
@@ -225,9 +224,7 @@ class _Template:
         except ConnectionError:
             for one in ours:
                 one.close()
-            raise ServingError(
-                tensorflow_error_pb2.INTERNAL, "TensorFlow does not start: see the server's log"
-            ) from None
+            raise internal("TensorFlow does not start: see the server's log") from None
         finally:
             for one in theirs:
                 one.close()

@@ -27,7 +27,13 @@ from typing import Any
 from bookserve.serving.server.engines import frames
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.settings import text_protos
-from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument, unavailable
+from bookserve.serving.server.types.errors import (
+    ServingError,
+    failed_precondition,
+    internal,
+    invalid_argument,
+    unavailable,
+)
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_proto
@@ -69,7 +75,7 @@ class Session:
         if call is None:
             # A compiled call: unlike Session.run it does not compare feeds with the declared shapes.
             options = self._call_options(feed=feed, fetch=fetch)
-            call = self._calls[feed, fetch] = self._session._make_callable_from_options(options)
+            call = self._calls[feed, fetch] = self._session._make_callable_from_options(options)  # noqa: SLF001 - no public name
         try:
             return call(*(inputs[name] for name in feed))
         except self._op_error as error:
@@ -113,7 +119,7 @@ def _answer(session: Session, channel: socket.socket) -> None:
             frames.send_error(channel, ServingError(code, f"an output of the model cannot be answered: {error}"))
         except Exception:
             log.exception("fault while running a signature")
-            frames.send_error(channel, ServingError(tensorflow_error_pb2.INTERNAL, "the model failed: see the log"))
+            frames.send_error(channel, internal("the model failed: see the log"))
 
 
 def _tell_profiler_port(channel: socket.socket) -> None:

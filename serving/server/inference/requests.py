@@ -10,12 +10,11 @@ from typing import Protocol
 
 from bookserve.serving.server.batching.batcher import Outcome, Owner, Task
 from bookserve.serving.server.inference.trace import Record
-from bookserve.serving.server.models.catalog import Models
+from bookserve.serving.server.models.catalog import Catalog
 from bookserve.serving.server.models.servable import Servable
-from bookserve.serving.server.types.errors import ServingError, invalid_argument
+from bookserve.serving.server.types.errors import ServingError, invalid_argument, unimplemented
 from bookserve.serving.server.types.examples import METHODS, ExampleMethod, Response, join, read_examples
 from bookserve.serving.server.types.signatures import DEFAULT_SIGNATURE, Signature
-from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array
 
@@ -39,16 +38,16 @@ class Caller(Owner, Protocol):
     record: Record | None
 
 
-def find(manager: Models, spec: messages.ModelSpec, caller: Caller | None) -> Servable:
-    """The loaded version that a ModelSpec names. Raises ServingError as Models.find."""
+def find(catalog: Catalog, spec: messages.ModelSpec, caller: Caller | None) -> Servable:
+    """The loaded version that a ModelSpec names. Raises ServingError as Catalog.find."""
     if caller is not None and caller.record is not None:
         caller.record.model = spec.name
     choice = spec.WhichOneof("version_choice")
     if choice is None:
-        return manager.find(spec.name)
+        return catalog.find(spec.name)
     if choice == "version":
-        return manager.find(spec.name, version=spec.version.value)
-    return manager.find(spec.name, label=spec.version_label)
+        return catalog.find(spec.name, version=spec.version.value)
+    return catalog.find(spec.name, label=spec.version_label)
 
 
 def predict(
@@ -77,7 +76,7 @@ def predict(
 
 
 def classify_or_regress(
-    manager: Models,
+    catalog: Catalog,
     method: ExampleMethod,
     request: messages.ClassificationRequest | messages.RegressionRequest,
     caller: Caller,
@@ -89,7 +88,7 @@ def classify_or_regress(
     """
     if not request.HasField("model_spec"):
         raise invalid_argument("Missing ModelSpec")
-    servable = find(manager, request.model_spec, caller)
+    servable = find(catalog, request.model_spec, caller)
     signature = _example_signature(servable, request.model_spec, "No signature was found with the name")
     outputs = method.outputs(signature, servable.check_method_names)
     examples = read_examples(request.input)
@@ -109,7 +108,7 @@ def classify_or_regress(
 
 
 def multi_inference(
-    manager: Models,
+    catalog: Catalog,
     request: messages.MultiInferenceRequest,
     caller: Caller,
     done: Callable[[messages.MultiInferenceResponse | ServingError], None],
@@ -121,7 +120,7 @@ def multi_inference(
     Raises ServingError as classify_or_regress, UNIMPLEMENTED for another method than Classify and Regress.
     """
     spec = request.tasks[0].model_spec if request.tasks else messages.ModelSpec()
-    servable = find(manager, spec, caller)
+    servable = find(catalog, spec, caller)
     tasks: list[tuple[ExampleMethod, Signature, tuple[str, ...]]] = []
     for task in request.tasks:
         if not task.model_spec.name:
@@ -134,9 +133,7 @@ def multi_inference(
         signature = _example_signature(servable, task.model_spec, "Requested signature not found in model graph")
         method = METHODS.get(task.method_name)
         if method is None:
-            raise ServingError(
-                tensorflow_error_pb2.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
-            )
+            raise unimplemented(f"Unsupported signature method_name: {task.method_name}")
         tasks.append((method, signature, method.outputs(signature, servable.check_method_names)))
     examples = read_examples(request.input)
     joined = join(tuple([signature for _, signature, _ in tasks]))
@@ -219,7 +216,7 @@ def _spec_of(servable: Servable, signature: Signature) -> messages.ModelSpec:
     return spec
 
 
-def metadata(manager: Models, request: messages.GetModelMetadataRequest) -> messages.GetModelMetadataResponse:
+def metadata(catalog: Catalog, request: messages.GetModelMetadataRequest) -> messages.GetModelMetadataResponse:
     """The signatures of a version, as TensorFlow Serving's GetModelMetadata answers them.
 
     Raises ServingError: INVALID_ARGUMENT for a request without spec or field, or for another field than signature_def.
@@ -231,7 +228,7 @@ def metadata(manager: Models, request: messages.GetModelMetadataRequest) -> mess
     for name in request.metadata_field:
         if name != "signature_def":
             raise invalid_argument(f"Metadata field {name} is not supported")
-    servable = find(manager, request.model_spec, None)
+    servable = find(catalog, request.model_spec, None)
     signatures = messages.SignatureDefMap()
     for name, definition in servable.engine.signature_defs.items():
         signatures.signature_def[name].CopyFrom(definition)
@@ -242,10 +239,10 @@ def metadata(manager: Models, request: messages.GetModelMetadataRequest) -> mess
     return response
 
 
-def status(manager: Models, request: messages.GetModelStatusRequest) -> messages.GetModelStatusResponse:
-    """The states of a model's versions. Raises ServingError as Models.status."""
+def status(catalog: Catalog, request: messages.GetModelStatusRequest) -> messages.GetModelStatusResponse:
+    """The states of a model's versions. Raises ServingError as Catalog.status."""
     if not request.HasField("model_spec"):
         raise invalid_argument("Missing ModelSpec")
     spec = request.model_spec
     version = spec.version.value if spec.WhichOneof("version_choice") == "version" else None
-    return messages.GetModelStatusResponse(model_version_status=manager.status(spec.name, version))
+    return messages.GetModelStatusResponse(model_version_status=catalog.status(spec.name, version))

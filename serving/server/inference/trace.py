@@ -27,7 +27,7 @@ class Record:
     outputs: Mapping[str, Array] = MappingProxyType({})
     error: ServingError | None = None  # what the answer's HTTP status stands for
 
-    def __init__(self, entrypoint: str, api: str, counted: bool, request_id: bytes, on_end: OnEnd) -> None:
+    def __init__(self, entrypoint: str, api: str, counted: bool, request_id: str, on_end: OnEnd) -> None:
         self.entrypoint = entrypoint  # "GRPC" or "REST"
         self.api = api  # such as "Predict" of gRPC and "predict" of REST; "" for a GET
         self.counted = counted  # whether TensorFlow Serving counts requests of this kind

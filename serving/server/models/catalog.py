@@ -26,7 +26,7 @@ class VersionSnapshot:
     queued: int | None = None  # of these, the ones that wait for a batch
 
 
-class Models(Protocol):
+class Catalog(Protocol):
     """The models of the server."""
 
     def find(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
@@ -108,7 +108,7 @@ def not_served(name: str, version: int | None) -> ServingError:
 def statuses(
     name: str, versions: Mapping[int, Version], number: int | None, show: Callable[[Version], ModelVersionStatus]
 ) -> list[ModelVersionStatus]:
-    """The answer of `Models.status`, of all `versions` of the model that are known."""
+    """The answer of `Catalog.status`, of all `versions` of the model that are known."""
     if not name:
         raise nameless()
     if number is not None:

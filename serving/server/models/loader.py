@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from bookserve.serving.server.batching import row_independence
-from bookserve.serving.server.batching.batcher import Batcher, Run, Workers
+from bookserve.serving.server.batching.batcher import Batcher, BatchRun, RunThreads
 from bookserve.serving.server.batching.policy import (
     PER_MODEL_FILE,
     BatchPolicy,
@@ -79,7 +79,7 @@ class LoadEvents(Protocol):
         """Where the requests of a version that is loaded now are counted."""
         ...
 
-    def ran(self, run: Run, engine: str) -> None:
+    def ran(self, run: BatchRun, engine: str) -> None:
         """That engine has run a batch."""
         ...
 
@@ -91,7 +91,7 @@ class InProcessLoader:
         self._options = options
         self._events = events
         self._loop = asyncio.get_running_loop()
-        self._workers = Workers(options.worker_threads, options.worker_cores)
+        self._run_threads = RunThreads(options.worker_threads, options.worker_cores)
         self._loads = asyncio.Semaphore(options.load_threads)
         self._unloads = asyncio.Semaphore(options.unload_threads)
         self._trim = _malloc_trim()
@@ -115,12 +115,12 @@ class InProcessLoader:
 
         engine_name = engine.name
 
-        def on_run(run: Run) -> None:
+        def on_run(run: BatchRun) -> None:
             counts.ran(run)
             if self._events.enabled:
                 self._events.ran(run, engine_name)
 
-        batcher = Batcher(engine, self._workers, self._loop, options.max_queued, policy, batchable, on_run)
+        batcher = Batcher(engine, self._run_threads, self._loop, options.max_queued, policy, batchable, on_run)
         return Servable(name, version, engine, batcher, options.check_method_names, counts)
 
     async def unload(self, servable: Servable) -> None:
@@ -142,7 +142,7 @@ class InProcessLoader:
 
     async def close(self) -> None:
         """See Loader.close."""
-        await self._loop.run_in_executor(None, self._workers.stop)
+        await self._loop.run_in_executor(None, self._run_threads.stop)
         for engine in self._engines:
             engine.close()
 

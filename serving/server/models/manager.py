@@ -29,7 +29,7 @@ from bookserve.serving.server.models.catalog import (
 )
 from bookserve.serving.server.models.config import ModelSetting
 from bookserve.serving.server.models.servable import Loaded, Loader
-from bookserve.serving.server.types.errors import ServingError, failed_precondition, not_found
+from bookserve.serving.server.types.errors import ServingError, exhausted, failed_precondition, not_found
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensorflow_serving_pb2 import GetModelStatusResponse, ModelVersionStatus
 
@@ -176,8 +176,7 @@ class ModelManager(Generic[Loaded]):
                 f"Loading of servable {{name: {name} version: {version.number}}} failed: {version.error}"
             )
         if len(version.waiters) >= _MAX_WAITING:
-            raise ServingError(
-                tensorflow_error_pb2.RESOURCE_EXHAUSTED,
+            raise exhausted(
                 f"{_MAX_WAITING} requests already wait for {name} version {version.number} to load: try again later",
             )
         raise LoadPending(version.waiters)

@@ -2,7 +2,7 @@
 
 import time
 
-from bookserve.serving.server.batching.batcher import Run
+from bookserve.serving.server.batching.batcher import BatchRun
 
 
 class VersionCounts:
@@ -31,7 +31,7 @@ class VersionCounts:
         self.runs = 0  # batches
         self.last_ended = 0.0  # the last of these; 0 before it
 
-    def ran(self, run: Run) -> None:
+    def ran(self, run: BatchRun) -> None:
         """Counts one batch."""
         self.runs += 1
         self.last_ended = run.ended

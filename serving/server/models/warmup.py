@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from bookserve.serving.server.engines.engine import Engine
-from bookserve.serving.server.types.errors import ServingError, invalid_argument
+from bookserve.serving.server.types.errors import ServingError, invalid_argument, unimplemented
 from bookserve.serving.server.types.examples import CLASSIFY, METHODS, REGRESS, ExampleMethod, read_examples
 from bookserve.serving.server.types.signatures import DEFAULT_SIGNATURE, TensorSpec, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
@@ -103,14 +103,10 @@ def _run(engine: Engine, entry: PredictionLog) -> None:
             request = entry.multi_inference_log.request
             for task in request.tasks:
                 if task.method_name not in METHODS:
-                    raise _unimplemented(f"Unsupported signature method_name: {task.method_name}")
+                    raise unimplemented(f"Unsupported signature method_name: {task.method_name}")
                 _run_examples(engine, METHODS[task.method_name], task.model_spec, request.input)
         case _:
-            raise _unimplemented("Unsupported log_type for warmup: none of those known")
-
-
-def _unimplemented(message: str) -> ServingError:
-    return ServingError(tensorflow_error_pb2.UNIMPLEMENTED, message)
+            raise unimplemented("Unsupported log_type for warmup: none of those known")
 
 
 def _run_examples(engine: Engine, method: ExampleMethod, spec: messages.ModelSpec, source: messages.Input) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bookserve.serving.server.batching.batcher import Run
+from bookserve.serving.server.batching.batcher import BatchRun
 from bookserve.serving.server.models.catalog import VersionSnapshot
 from bookserve.serving.server.models.version_counts import VersionCounts
 from bookserve.serving.server.settings import text_protos
@@ -275,7 +275,7 @@ class Metrics:
 
     # Batches
 
-    def ran(self, run: Run, engine: str) -> None:
+    def ran(self, run: BatchRun, engine: str) -> None:
         """Counts one batch, which that engine has run."""
         micros = round((run.ended - run.started) * 1e6)
         self._graph_runs.value += 1

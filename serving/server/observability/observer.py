@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 # What TensorFlow Serving counts on gRPC, and the one call of the open inference protocol that is like it.
 _COUNTED_METHODS = ("Predict", "Classify", "Regress", "ModelInfer")
-_COUNTED_PATH = re.compile(rb"/v1/|/v2/models/", re.IGNORECASE)
-_REQUEST_ID = re.compile(rb"[\w.:/+=@~-]{1,128}")
+_COUNTED_PATH = re.compile(r"/v1/|/v2/models/", re.IGNORECASE)
+_REQUEST_ID = re.compile(r"[\w.:/+=@~-]{1,128}", re.ASCII)
 _PLAIN = re.compile(r"[\w.:/+@~-]+", re.ASCII)
 _OK = tensorflow_error_pb2.OK
 # What a log keeps of texts that a client has made long.
@@ -65,7 +65,7 @@ class Observer:
         self._log_suffix = f"-worker{worker}" if worker else ""
         self._settings: dict[str, RequestLogSetting] = {}  # by model
         self._logs: dict[tuple[str, str], RequestLog] = {}  # by prefix and format
-        self._id_prefix = secrets.token_hex(8).encode()
+        self._id_prefix = secrets.token_hex(8)
         self._id_numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._on_end = self._end
@@ -113,9 +113,9 @@ class Observer:
 
         def handle(call: GrpcCall, data: bytes) -> None:
             if self._active or call.request_id:
-                request_id = b""
+                request_id = ""
                 if (call.request_id or self._makes_ids) and (request_id := self._request_id(call.request_id)):
-                    call.trailers.append((b"x-request-id", request_id))
+                    call.trailers.append((b"x-request-id", request_id.encode()))
                 if self._active:
                     call.record = Record("GRPC", api, counted, request_id, self._on_end)
             handler(call, data)
@@ -126,30 +126,30 @@ class Observer:
         """A handler of REST requests, observed."""
 
         def handle(exchange: HttpExchange) -> None:
-            given = exchange.headers.get("x-request-id", "").encode()
+            given = exchange.headers.get("x-request-id", "")
             if self._active or given:
-                request_id = b""
+                request_id = ""
                 if (given or self._makes_ids) and (request_id := self._request_id(given)):
-                    exchange.answer_headers.append(("x-request-id", request_id.decode()))
+                    exchange.answer_headers.append(("x-request-id", request_id))
                 if self._active:
                     path = exchange.path
-                    verb = b""
-                    if exchange.method == b"POST":
-                        verb = path[max(path.rfind(b":"), path.rfind(b"/")) + 1 :]
-                    counted = exchange.method != b"OPTIONS" and _COUNTED_PATH.match(path) is not None
-                    api = verb.decode("utf-8", "replace")
+                    verb = ""
+                    if exchange.method == "POST":
+                        verb = path[max(path.rfind(":"), path.rfind("/")) + 1 :]
+                    counted = exchange.method != "OPTIONS" and _COUNTED_PATH.match(path) is not None
+                    api = verb
                     exchange.record = Record("REST", api, counted, request_id, self._on_end)
             handler(exchange)
 
         return handle
 
-    def _request_id(self, given: bytes) -> bytes:
+    def _request_id(self, given: str) -> str:
         """The client's id where it is one; else, where requests are logged, one of ours; else nothing."""
         if given and _REQUEST_ID.fullmatch(given):
             return given
         if self._makes_ids:
-            return b"%b-%x" % (self._id_prefix, next(self._id_numbers))
-        return b""
+            return f"{self._id_prefix}-{next(self._id_numbers):x}"
+        return ""
 
     # The end of a request
 
@@ -200,7 +200,7 @@ class Observer:
 
 def _fields(record: Record, code: Code, message: str, micros: float) -> dict[str, Any]:
     return {
-        "request_id": record.request_id.decode(),
+        "request_id": record.request_id,
         "entrypoint": record.entrypoint,
         "api": record.api[:_MAX_NAME],
         "model": record.model[:_MAX_NAME],

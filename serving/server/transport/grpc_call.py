@@ -79,7 +79,7 @@ class GrpcCall:
         self.timeout: float | None = None  # seconds, from the client's deadline
         self.authorization = b""  # the metadata of that name
         self.encoding = "identity"  # of compressed messages
-        self.request_id = b""  # as the client sent it
+        self.request_id = ""  # as the client sent it
         self.open = True
         self.streaming = False  # the call may go on for as long as it likes
         self.trailers: list[Header] = []  # that follow those of the status
@@ -283,7 +283,7 @@ class GrpcApplication:
             elif name == b"grpc-encoding":
                 call.encoding = value.decode("latin-1")
             elif name == b"x-request-id":
-                call.request_id = value
+                call.request_id = value.decode("latin-1")
             elif name == b"authorization":
                 call.authorization = value
         limit = self._limits.header_bytes

@@ -57,8 +57,14 @@ class Scope(Protocol):
 class Channel(Protocol):
     """Where the body comes from and the answer goes (RSGI)."""
 
-    def __call__(self) -> Awaitable[bytes]: ...
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    def __call__(self) -> Awaitable[bytes]:
+        """The whole body."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Its pieces."""
+        ...
+
     def client_disconnect(self) -> Awaitable[None]:
         """Returns when the client is gone."""
         ...
@@ -92,8 +98,8 @@ class HttpExchange:
 
     def __init__(self, scope: Scope, channel: Channel) -> None:
         self.scope = scope
-        self.method = scope.method.encode()
-        self.path = scope.path.encode()  # percent-decoded, without the query
+        self.method = scope.method
+        self.path = scope.path  # percent-decoded, without the query
         self.headers = scope.headers
         self.channel = channel
         self.body = b""  # decompressed

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import h2corn
-import h2corn._lib
+import h2corn._lib as h2corn_native
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
 from granian.net import SocketHolder  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ _MAX_FRAME_BYTES = 1 << 24
 _HEADER_MARGIN = 1 << 20
 
 # The library has no setting for its banner, which would stand in the server's log.
-h2corn._lib.emit_banner = lambda config, tls: None
+h2corn_native.emit_banner = lambda config, tls: None
 
 
 @dataclass(frozen=True)

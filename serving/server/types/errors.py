@@ -68,6 +68,21 @@ def failed_precondition(message: str) -> ServingError:
     return ServingError(tensorflow_error_pb2.FAILED_PRECONDITION, message)
 
 
+def exhausted(message: str) -> ServingError:
+    """The server holds as much as it may; the client may try again later."""
+    return ServingError(tensorflow_error_pb2.RESOURCE_EXHAUSTED, message)
+
+
+def unimplemented(message: str) -> ServingError:
+    """The server knows what is asked and cannot do it."""
+    return ServingError(tensorflow_error_pb2.UNIMPLEMENTED, message)
+
+
+def internal(message: str = "internal error") -> ServingError:
+    """A fault of the server or of the model; what it was is in the log, not in the message."""
+    return ServingError(tensorflow_error_pb2.INTERNAL, message)
+
+
 def unavailable(message: str) -> ServingError:
     """The server cannot serve now; the client may try again."""
     return ServingError(tensorflow_error_pb2.UNAVAILABLE, message)

@@ -14,8 +14,13 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument, not_found
-from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
+from bookserve.serving.server.types.errors import (
+    failed_precondition,
+    internal,
+    invalid_argument,
+    not_found,
+)
+from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensors import Array, TensorError, data_type, numpy_type, to_array, type_word
 
 log = logging.getLogger(__name__)
@@ -139,8 +144,7 @@ class Signature:
         """
         known = (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD)
         if self.definition.method_name not in known:
-            raise ServingError(
-                tensorflow_error_pb2.INTERNAL,
+            raise internal(
                 f"Expected prediction signature method_name to be one of {{{', '.join(known)}}}."
                 f" Was: {self.definition.method_name}",
             )

@@ -58,7 +58,7 @@ class WorkerCatalog:
     # Requests
 
     def find(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
-        """See Models.find."""
+        """See Catalog.find."""
         if not name:
             raise nameless()
         model = self._state.models.get(name)
@@ -73,18 +73,18 @@ class WorkerCatalog:
         return servable
 
     def status(self, name: str, version: int | None = None) -> list[ModelVersionStatus]:
-        """See Models.status."""
+        """See Catalog.status."""
         return statuses(name, self._versions.get(name, {}), version, lambda status: status)
 
     def overview(self) -> dict[str, tuple[Mapping[str, int], list[ModelVersionStatus]]]:
-        """See Models.overview."""
+        """See Catalog.overview."""
         return {
             name: (model.setting.labels, list(self._versions[name].values()))
             for name, model in sorted(self._state.models.items())
         }
 
     def snapshot(self) -> list[VersionSnapshot]:
-        """See Models.snapshot."""
+        """See Catalog.snapshot."""
         told = [
             VersionSnapshot(name, number, status.state)
             for name in self._state.models
@@ -97,15 +97,15 @@ class WorkerCatalog:
 
     @property
     def names(self) -> list[str]:
-        """See Models.names."""
+        """See Catalog.names."""
         return sorted(self._state.models)
 
     @property
     def removed(self) -> list[str]:
-        """See Models.removed."""
+        """See Catalog.removed."""
         return sorted(self._state.removed.keys() - self._state.models.keys())
 
     @property
     def ready(self) -> bool:
-        """See Models.ready."""
+        """See Catalog.ready."""
         return self._state.ready

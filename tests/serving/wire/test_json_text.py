@@ -37,8 +37,8 @@ def test_numbers_that_are_none() -> None:
     assert (values["s"], values["Inf"]) == ("Inf", 1)
 
 
-def test_text_after_the_value_is_ignored() -> None:
-    assert parse(b'\xef\xbb\xbf {"inputs": [1]} and more') == {"inputs": [1]}
+def test_white_space_and_a_byte_order_mark_may_stand_around_the_value() -> None:
+    assert parse(b'\xef\xbb\xbf {"inputs": [1]} \r\n\t') == {"inputs": [1]}
 
 
 def test_the_first_of_two_equal_keys_counts() -> None:
@@ -51,14 +51,15 @@ def test_the_first_of_two_equal_keys_counts() -> None:
     assert parse(b'{"inputs": {%b, "7": 0}}' % many.encode())["inputs"]["7"] == 7
 
 
-@pytest.mark.parametrize("after", [b"", b" and more"])
-def test_whole_numbers_beyond_64_bits_are_real(after: bytes) -> None:
-    values = parse(b"[18446744073709551615, 18446744073709551616, -9223372036854775808, -9223372036854775809]" + after)
+@pytest.mark.parametrize("more", [b"", b", NaN"])
+def test_whole_numbers_beyond_64_bits_are_real(more: bytes) -> None:
+    edges = b"18446744073709551615, 18446744073709551616, -9223372036854775808, -9223372036854775809"
+    values = parse(b"[%b%b]" % (edges, more))[:4]
     assert values == [2**64 - 1, 2.0**64, -(2**63), -(2.0**63)]
     assert [type(value) for value in values] == [int, float, int, float]
     for text in (b"1" * 400, b"-1e400"):
         with pytest.raises(JsonError, match=r"Number too big to be stored in double\."):
-            parse(b"[%b]" % text + after)
+            parse(b"[%b%b]" % (text, more))
 
 
 def test_strings_are_not_validated() -> None:
@@ -72,16 +73,19 @@ def test_strings_are_not_validated() -> None:
     [
         (b"", "The document is empty"),
         (b" \n", "The document is empty. at offset: 2"),
-        (b"x", "Invalid value. at offset: 0"),
-        ('{"é": x'.encode(), "Invalid value. at offset: 7"),
-        (b"{1: 2}", "Missing a name for object member. at offset: 1"),
-        (b'{"a" 1}', "Missing a colon after a name of object member. at offset: 5"),
-        (b"[1 2]", "Missing a comma or ] after an array element. at offset: 3"),
-        (b'{"]}": [{}], "b": {"[": "\\"["} "c"', "Missing a comma or } after an object member. at offset: 31"),
-        (b'"abc', "Missing a closing quotation mark in string. at offset: 0"),
-        (b'"\\x"', "Invalid escape character in string. at offset: 1"),
-        (b'"\\uzzzz"', "Incorrect hex digit after \\u escape in string. at offset: 2"),
-        (b'"a\nb"', "Invalid encoding in string. at offset: 2"),
+        (b"x", "Expecting value at offset: 0"),
+        ('{"é": x'.encode(), "Expecting value at offset: 7"),
+        (b"{1: 2}", "Expecting property name enclosed in double quotes at offset: 1"),
+        (b'{"a" 1}', "Expecting ':' delimiter at offset: 5"),
+        (b"[1 2]", "Expecting ',' delimiter at offset: 3"),
+        (b'"abc', "Unterminated string starting at offset: 0"),
+        (b'"\\x"', "Invalid \\escape at offset: 1"),
+        (b'"\\uzzzz"', "Invalid \\uXXXX escape at offset: 2"),
+        (b'"a\nb"', "Invalid control character at offset: 2"),
+        (b'{"a": [1]} x', "The document root must not be followed by other values. at offset: 11"),
+        (b'{"a": [1]}{"a": [2]}', "The document root must not be followed by other values. at offset: 10"),
+        (b'{"a": [NaN]} ]', "The document root must not be followed by other values. at offset: 13"),
+        ('{"é": 1},'.encode(), "The document root must not be followed by other values. at offset: 9"),
         (b"[1e999]", "Number too big to be stored in double. at offset: 1"),
         (b"[" + b"9" * 5000 + b"]", "Number too big to be stored in double. at offset: 1"),
         (b"[" * 100_000, "the values are nested too deeply"),

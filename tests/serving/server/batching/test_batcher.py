@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bookserve.serving.server.batching.batcher import Batcher, Outcome, Task, Workers
+from bookserve.serving.server.batching.batcher import Batcher, Outcome, RunThreads, Task
 from bookserve.serving.server.batching.policy import BatchPolicy, adaptive, from_parameters
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
 from bookserve.serving.server.types.signatures import Signature, TensorSpec
@@ -81,7 +81,7 @@ def ask(
 
     async def run() -> list[Outcome]:
         loop = asyncio.get_running_loop()
-        workers = Workers(max(1, policy.parallel_runs))
+        workers = RunThreads(max(1, policy.parallel_runs))
         batcher = Batcher(engine, workers, loop, max_queued, policy, batchable)
         futures: list[asyncio.Future[Outcome]] = []
 
@@ -346,7 +346,7 @@ def test_threads_that_run_side_by_side_keep_to_their_cores_behind_the_event_loop
         return seen.get(timeout=60)
 
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    workers = Workers(2, cores)
+    workers = RunThreads(2, cores)
     alone, beside, alone_again = Run(), Run(), Run()
     try:
         assert start(alone) == (everywhere, own + 5)

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from bookserve.serving.server.batching.batcher import Run
+from bookserve.serving.server.batching.batcher import BatchRun
 from bookserve.serving.server.observability.metrics import (
     DEFAULT_PATH,
     MAX_UNKNOWN_MODELS,
@@ -131,8 +131,8 @@ def test_the_runtime_of_tensorflow_is_called_as_there() -> None:
 
 def test_runs_of_graphs_and_of_sessions_are_counted() -> None:
     metrics = Metrics()
-    metrics.ran(Run(1, 1.5, 4), "onnx")
-    metrics.ran(Run(1, 1.0005, 4), "tensorflow")
+    metrics.ran(BatchRun(1, 1.5, 4), "onnx")
+    metrics.ran(BatchRun(1, 1.0005, 4), "tensorflow")
     values = series(render([metrics.snapshot()]).decode())
     assert values[":tensorflow:core:graph_runs{}"] == 2
     assert values[":tensorflow:core:graph_run_time_usecs{}"] == 500_500
@@ -149,7 +149,7 @@ def test_snapshots_of_several_processes_add_up_even_as_json() -> None:
             counted.predicted(KEY, 10.0 * number + 5, 100, 2, 50, 3)
             counted.predicted(("m", number, "s", "Predict", "REST", "onnx"), 1, 1, 1, 50, 1)
             counted.failed("gone", "NOT_FOUND", 0, "")
-            counted.ran(Run(0, 1, 4, 1), "onnx")
+            counted.ran(BatchRun(0, 1, 4, 1), "onnx")
             counted.identified("m", 1, "a-b")
     snapshots = [json.loads(json.dumps(m.snapshot([(QUEUE_LENGTH, ("m", "1"), 3)]))) for m in (one, two)]
     assert render(snapshots) == render([both.snapshot([(QUEUE_LENGTH, ("m", "1"), 6)])])

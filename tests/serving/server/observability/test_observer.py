@@ -20,11 +20,12 @@ import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from bookserve.serving.server.api.tensorflow_rest import RestApi
+from bookserve.serving.server.api.rest_api import RestApi
 from bookserve.serving.server.models.config import ModelSetting
 from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.models.manager import ManagerOptions, ModelManager
 from bookserve.serving.server.models.servable import Servable
+from bookserve.serving.server.observability.metrics import Metrics
 from bookserve.serving.server.transport.http1 import HttpExchange
 from model_servers import Server, StartServer, answers, server_starter, wait_until, write_graph, write_scale_model
 
@@ -293,8 +294,9 @@ def test_readiness_waits_for_a_version_that_is_being_loaded(tmp_path: Path) -> N
     go_on = asyncio.Event()
 
     async def run() -> None:
-        manager = ModelManager(HeldUp(LoadOptions()), ManagerOptions())
-        api = RestApi(manager)
+        manager = ModelManager(HeldUp(LoadOptions(), Metrics(enabled=False)), ManagerOptions())
+        unused: Any = None
+        api = RestApi(manager, unused, unused, unused)
 
         def readiness() -> tuple[int, bytes]:
             connection: Any = Connection()

@@ -34,6 +34,7 @@ from tensorflow_serving.apis import (
 
 from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.models.servable import Servable
+from bookserve.serving.server.observability.metrics import Metrics
 from bookserve.serving.server.settings.flags import Flags
 from bookserve.serving.server.types.errors import ServingError, failed_precondition
 from bookserve.serving.server.workers.pool import Followers, ReplicatingLoader, processes
@@ -509,7 +510,7 @@ def test_what_one_process_cannot_load_is_unloaded_in_all(tmp_path: Path) -> None
 
     async def load() -> None:
         others = OneFails()
-        local = Watched(LoadOptions())
+        local = Watched(LoadOptions(), Metrics(enabled=False))
         with pytest.raises(ServingError, match="not here"):
             await ReplicatingLoader(local, others).load("scale", 1, path)
         assert others.unloaded == [7]

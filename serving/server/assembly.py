@@ -109,9 +109,8 @@ class Process:
             rest = when_loaded(rest, rest_handlers.fail)
         if self._metrics_path and not flags.rest_api_port:
             log.warning("the metrics are on the REST port, and --rest_api_port is 0: they cannot be read")
-        self.ports = Ports(
-            flags, self.observer.grpc(handlers), streams, self.observer.rest(rest), rest_handlers.error_body
-        )
+        observer, body = self.observer, rest_handlers.error_body
+        self.ports = Ports(flags, observer.grpc(handlers), streams, observer.rest(rest), body)
 
     async def prepare(self, catalog: Catalog, admin: ModelAdmin) -> None:
         """Makes ready what answers requests, where this is the one process. Raises as `connect`."""

@@ -423,7 +423,12 @@ class GrpcApplication:
 def _status(code: Code, message: str) -> list[Header]:
     if len(message) > _MAX_STATUS_MESSAGE:
         message = message[:_MAX_STATUS_MESSAGE] + "...TRUNCATED"
-    return [(b"grpc-status", b"%d" % code), (b"grpc-message", quote(message, safe=_UNQUOTED).encode())]
+    text = quote(message, safe=_UNQUOTED)
+    inner = text.strip(" ")  # a header's value has no space at its ends (RFC 9110, 5.5)
+    if inner != text:
+        start = text.index(inner)
+        text = "%20" * start + inner + "%20" * (len(text) - start - len(inner))
+    return [(b"grpc-status", b"%d" % code), (b"grpc-message", text.encode())]
 
 
 def _seconds(timeout: bytes) -> float | None:

@@ -1,7 +1,7 @@
 """The two ports of one process: library servers in front of the applications of gRPC and REST.
 
 gRPC is served by h2corn (HTTP/2, and trailers, which gRPC needs), REST by granian (HTTP/1.0 and HTTP/1.1, limits of
-time that a dripping client cannot stretch): docs/adr/0001-transport.md tells why. Their names stand in this file alone.
+time that a dripping client cannot stretch): docs/adr/0001-transport.md tells why. Nothing outside this folder names them.
 """
 
 import asyncio

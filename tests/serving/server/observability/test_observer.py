@@ -26,7 +26,7 @@ from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.models.manager import ManagerOptions, ModelManager
 from bookserve.serving.server.models.servable import Servable
 from bookserve.serving.server.observability.metrics import Metrics
-from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.transport.http_exchange import HttpExchange
 from model_servers import Server, StartServer, answers, server_starter, wait_until, write_graph, write_scale_model
 
 

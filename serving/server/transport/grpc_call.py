@@ -339,7 +339,7 @@ class GrpcApplication:
                 if 0 <= size < held - _PREFIX:
                     text = "a unary call carries one message"
                     raise _Refused("malformed", tensorflow_error_pb2.INTERNAL, text)
-                if size == held - _PREFIX:
+                if 0 <= size == held - _PREFIX:
                     return b"".join(parts)
                 if not event.get("more_body"):
                     text = "the call ended without a complete message"

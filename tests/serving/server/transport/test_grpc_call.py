@@ -248,6 +248,24 @@ def test_a_thousand_calls_at_a_time_on_one_connection(server: Transport, held: H
         assert {future.result() for future in futures} == {b"%d" % number for number in range(1000)}
 
 
+def test_calls_have_one_limit_for_all_connections(held: Held) -> None:
+    """Each takes memory, were it of headers alone."""
+    with serving({b"/t/Hold": held}, max_buffered_bytes=160 << 10) as server:
+        with RawClient(server.port), RawClient(server.port) as other:
+            with RawClient(server.port) as many:
+                many.send(
+                    *[frame(HEADERS, END_HEADERS, number, request_headers(b"/t/Hold")) for number in range(1, 21, 2)]
+                )
+                wait_until(lambda: len(server.calls) == 10, "ten are under way")
+                other.send(request(1, b"", b"/t/Hold"))
+                other.read_until(lambda: 1 in other.ended())
+                assert b"more than 10 calls are under way (--max_buffered_bytes)" in other.text(1)
+            wait_until(lambda: not server.calls, "the ten are gone")
+            other.send(request(3, b"", b"/t/Hold"))
+            wait_until(lambda: len(held.calls) == 1, "another is taken")
+        assert server.refused() == {"calls": 1}
+
+
 @pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
 def test_compressed_requests(server: Transport, algorithm: grpc.Compression) -> None:
     with grpc.insecure_channel(server.target, compression=algorithm) as channel:
@@ -463,6 +481,19 @@ def test_a_cancelled_call_is_closed(loop_factory: LoopFactory, held: Held) -> No
         future.cancel()
         wait_until(lambda: not held.calls[0].open, "the server has closed the call", 2)
         wait_until(lambda: not server.calls, "nothing is under way")
+
+
+def test_many_deadlines_at_a_time_harm_no_other_call(server: Transport, held: Held) -> None:
+    """The library ends a connection whose client resets more than some 200 calls at a time."""
+    with channel_to(server) as channel:
+        call = channel.unary_unary("/t/Hold")
+        other = call.future(b"", timeout=60)
+        wait_until(lambda: len(held.calls) == 1, "it has arrived")
+        for future in [call.future(b"", timeout=0.3) for _ in range(150)]:
+            assert future.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        wait_until(lambda: len(server.calls) == 1, "the others are ended on the server, too")
+        server.on_loop(lambda: held.calls[0].reply(b"fine"))
+        assert other.result() == b"fine"
 
 
 @pytest.mark.parametrize("orderly", [True, False])

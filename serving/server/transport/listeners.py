@@ -35,13 +35,17 @@ class Listeners:
     """The sockets, bound when this is made, so that a port that is taken is told before a model is loaded."""
 
     def __init__(self, flags: Flags) -> None:
-        """Raises ServingError where there is no port for gRPC, for one that no TCP has and for one that is taken."""
+        """Raises ServingError where gRPC has no port, for one that no TCP has or that is taken, and for TLS on UNIX."""
         for name, port in (("port", flags.port), ("rest_api_port", flags.rest_api_port)):
             if not 0 <= port <= _MAX_PORT:
                 raise invalid_argument(f"--{name}={port} is no port: it must be 0 to {_MAX_PORT}")
         if not flags.port and not flags.grpc_socket_path:
             raise invalid_argument(
                 "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
+            )
+        if flags.grpc_socket_path and flags.ssl_config_file:
+            raise invalid_argument(
+                f"--grpc_socket_path={flags.grpc_socket_path} cannot have TLS: leave it or --ssl_config_file out"
             )
         self.sockets: list[tuple[Api, socket.socket]] = []
         self._flags = flags

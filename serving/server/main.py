@@ -176,7 +176,7 @@ class ModelServer:
             task.cancel()
         await self._until_quiet(begun + self._flags.drain_seconds / 2)
         self._listeners.refuse_new()
-        await self._until_quiet(end)
+        await asyncio.sleep(DRAIN_STEP_SECONDS)  # in which what waits is accepted
         await self._answering.finish(max(0.0, end - self._loop.time()))
         self._listeners.close()
         await self._manager.close()

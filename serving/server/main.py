@@ -43,9 +43,6 @@ class ModelServer:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         count = worker_count(flags)
-        if count > 1:
-            check(flags)
-        self._listeners = Listeners(flags)
         options = ManagerOptions(
             poll_seconds=flags.file_system_poll_wait_seconds,
             max_retries=flags.max_num_load_retries,
@@ -57,10 +54,13 @@ class ModelServer:
         self._answering: Process | Pool
         self._manager: ModelManager[Any]
         if count > 1:
+            check(flags)
+            self._listeners = Listeners(flags)
             self._answering = pool = Pool(flags, count, self._listeners)
             self._manager = ModelManager(pool, options, on_change=pool.changed)
         else:
             self._answering = process = Process(flags)
+            self._listeners = Listeners(flags)
             self._manager = ModelManager(process.loader, options, process.observer.follow)
 
     async def start(self) -> None:

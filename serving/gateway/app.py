@@ -26,11 +26,11 @@ from bookserve.serving.gateway import (
     tictactoe,
     tox21,
 )
-from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.metrics import CONTENT_TYPE, Metrics
 from bookserve.serving.gateway.model_backend import ModelBackend, PredictClient
+from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.problems import Problem
 from bookserve.serving.gateway.responses import json_response
 from bookserve.serving.gateway.store import Store
@@ -63,7 +63,7 @@ _log = structlog.get_logger()
 def create_app(
     config: GatewayConfig,
     backend: PredictClient,
-    chemist: Chemist,
+    molecule_pool: MoleculePool,
     metrics: Metrics | None = None,
     draining: Callable[[], bool] = lambda: False,
 ) -> Flask:
@@ -79,7 +79,7 @@ def create_app(
     app.config["MAX_FORM_MEMORY_SIZE"] = config.limits.form_field_bytes
     models = ModelBackend(backend, config.model_server, config.model_seconds)
     store = Store(config.models_dir) if config.models_dir else None
-    dependencies = Dependencies(models, config.limits, store, chemist)
+    dependencies = Dependencies(models, config.limits, store, molecule_pool)
     for module in MODELS:
         app.register_blueprint(module.routes(dependencies))
     app.register_blueprint(models_api.routes(models, store))

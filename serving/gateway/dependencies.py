@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.model_backend import ModelBackend
+from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.store import Store
 
 
@@ -15,4 +15,4 @@ class Dependencies:
     models: ModelBackend
     limits: Limits
     store: Store | None
-    chemist: Chemist
+    molecule_pool: MoleculePool

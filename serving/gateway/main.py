@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -23,9 +24,9 @@ from bookserve.clients.grpc_client import GrpcClient
 from bookserve.serving.gateway import logs
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.bridge import Bridge
-from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import GatewayConfig, Limits
 from bookserve.serving.gateway.metrics import Metrics
+from bookserve.serving.gateway.molecule_pool import MoleculePool
 
 _BACKLOG = 1024
 _HEADER_MILLISECONDS = 10_000
@@ -111,8 +112,8 @@ def main(
         waiting=waiting,
     )
     config = GatewayConfig(model_server=model_server, model_seconds=model_seconds, models_dir=models_dir, limits=limits)
-    with reserve(bind, port) as reserved, GrpcClient(model_server) as backend, Chemist() as chemist:
-        asyncio.run(_serve(config, backend, chemist, bind, reserved.getsockname()[1], drain_seconds))
+    with reserve(bind, port) as reserved, GrpcClient(model_server) as backend, closing(MoleculePool()) as molecule_pool:
+        asyncio.run(_serve(config, backend, molecule_pool, bind, reserved.getsockname()[1], drain_seconds))
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -142,11 +143,11 @@ def reserve(bind: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    config: GatewayConfig, backend: GrpcClient, chemist: Chemist, bind: str, port: int, drain_seconds: float
+    config: GatewayConfig, backend: GrpcClient, molecule_pool: MoleculePool, bind: str, port: int, drain_seconds: float
 ) -> None:
     bridge: Bridge
     metrics = Metrics()
-    app = create_app(config, backend, chemist, metrics, draining=lambda: bridge.draining())
+    app = create_app(config, backend, molecule_pool, metrics, draining=lambda: bridge.draining())
     bridge = Bridge(app, config.limits, metrics)
     server = Server(
         bridge,

@@ -15,9 +15,9 @@ from bookserve.clients.inputs import molecules
 from bookserve.export.contracts import TOX21
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
-from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.dependencies import Dependencies
+from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.problems import Problem, bad_value, shown
 from bookserve.serving.gateway.responses import json_response
 
@@ -43,7 +43,7 @@ def routes(dependencies: Dependencies) -> Blueprint:
             value, "smiles", isinstance(value, list), dependencies.limits.items, EXAMPLE
         )
         texts = [_text(item, name) for name, item in items]
-        fingerprints = _fingerprints(dependencies.chemist, [name for name, _ in items], texts)
+        fingerprints = _fingerprints(dependencies.molecule_pool, [name for name, _ in items], texts)
         return json_response(
             outputs.tox21(dependencies.models.predict(TOX21, {"fingerprint": fingerprints}, choice), texts)
         )
@@ -56,7 +56,7 @@ def routes(dependencies: Dependencies) -> Blueprint:
                 raise bad_value(f"?{name[:40]}", "smiles as the only parameter", shown(name), example)
         smiles = _text(request.args.get("smiles"), "?smiles")
         try:
-            svg = dependencies.chemist.drawing(smiles)
+            svg = dependencies.molecule_pool.drawing(smiles)
         except molecules.MoleculeError as error:
             raise _problem(error, "?smiles", smiles, example) from error
         return Response(
@@ -97,9 +97,9 @@ def _text(value: object, name: str) -> str:
     return value
 
 
-def _fingerprints(chemist: Chemist, names: list[str], texts: list[str]) -> npt.NDArray[np.uint8]:
+def _fingerprints(molecule_pool: MoleculePool, names: list[str], texts: list[str]) -> npt.NDArray[np.uint8]:
     try:
-        outcomes = chemist.fingerprints(texts)
+        outcomes = molecule_pool.fingerprints(texts)
     except molecules.MoleculeError as error:
         raise _problem(error, names[0].partition("[")[0], texts[0] if len(texts) == 1 else texts, EXAMPLE) from error
     rows = []

@@ -1,4 +1,4 @@
-"""What the picture models read from a request: picture files of a form, a picture as a raw body, or pixels as JSON."""
+"""What the image models read from a request: picture files of a form, a picture as a raw body, or pixels as JSON."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from flask import Request
 
 from bookserve.clients.inputs import pictures
-from bookserve.serving.gateway import incoming, openapi
+from bookserve.serving.gateway import openapi, request_parsing
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.problems import Problem, bad_value, shown
 
@@ -17,8 +17,8 @@ _LEVEL = {"type": "integer", "minimum": 0, "maximum": 255}
 
 
 @dataclass(frozen=True)
-class PictureBody:
-    """How one model takes pictures.
+class ImageBody:
+    """How one model takes images.
 
     `side` is the width and height in pixels, `channels` the numbers a pixel: 0 for a bare grey level. `decode` turns a
     file's bytes into the model's form and raises PictureError; `what` names a good picture in messages, and `curl` is
@@ -38,22 +38,24 @@ class PictureBody:
         return {"pixels": [[pixel] * self.side] * self.side}
 
     def images(self, request: Request, limits: Limits) -> npt.NDArray[np.uint8]:
-        """The request's pictures as uint8 [n,side,side] or [n,side,side,channels]; Problem names what is wrong."""
-        media_type = incoming.media_type(request)
-        if media_type == incoming.JSON:
-            body = incoming.read_json(request, limits, self.example)
-            return self._pixels(incoming.only_field(body, "pixels", self.example), limits)
-        if media_type == incoming.FORM:
-            uploads = incoming.read_files(request, "file", limits, self.curl)
+        """The request's images as uint8 [n,side,side] or [n,side,side,channels]; Problem names what is wrong."""
+        media_type = request_parsing.media_type(request)
+        if media_type == request_parsing.JSON:
+            body = request_parsing.read_json(request, limits, self.example)
+            return self._pixels(request_parsing.only_field(body, "pixels", self.example), limits)
+        if media_type == request_parsing.FORM:
+            uploads = request_parsing.read_files(request, "file", limits, self.curl)
             return np.stack([self._file(upload, f"file[{index}]") for index, upload in enumerate(uploads)])
         if media_type in pictures.MEDIA_TYPES:
             return self._file(request.get_data(cache=False), "body")[None]
-        raise incoming.unsupported(media_type, (incoming.FORM, incoming.JSON, *pictures.MEDIA_TYPES), self.curl)
+        raise request_parsing.unsupported(
+            media_type, (request_parsing.FORM, request_parsing.JSON, *pictures.MEDIA_TYPES), self.curl
+        )
 
     def openapi(self, limits: Limits) -> dict[str, Any]:
         """The request body's schema for each media type."""
         pixel = openapi.list_of(_LEVEL, self.channels) if self.channels else _LEVEL
-        picture = openapi.list_of(openapi.list_of(pixel, self.side), self.side)
+        image = openapi.list_of(openapi.list_of(pixel, self.side), self.side)
         text = f"{self._dimensions} whole numbers from 0 to 255, or a list of such"
         files = {
             "type": "array",
@@ -62,8 +64,8 @@ class PictureBody:
             "items": {"type": "string", "format": "binary"},
         }
         return {
-            incoming.FORM: {"schema": openapi.struct({"file": files})},
-            **openapi.json_body({"pixels": openapi.one_or_many(picture, limits.items, text)}, self.example),
+            request_parsing.FORM: {"schema": openapi.struct({"file": files})},
+            **openapi.json_body({"pixels": openapi.one_or_many(image, limits.items, text)}, self.example),
             **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in pictures.MEDIA_TYPES},
         }
 
@@ -81,16 +83,16 @@ class PictureBody:
             raise bad_value(field, f"{self.what} (PNG, JPEG, WebP or BMP)", given, self.curl) from error
 
     def _pixels(self, value: object, limits: Limits) -> npt.NDArray[np.uint8]:
-        """Levels of one picture or of a list of pictures, told apart by how deep they nest."""
+        """Levels of one image or of a list of images, told apart by how deep they nest."""
         self._need_list(value, "pixels", f"a list of {self.side} rows, or a list of pictures")
         depth, inner = 0, value
         while isinstance(inner, list) and inner:
             depth, inner = depth + 1, inner[0]
         many = depth > (3 if self.channels else 2)
-        items = incoming.one_or_many(value, "pixels", many, limits.items, self.example)
-        return np.stack([self._picture(picture, name) for name, picture in items])
+        items = request_parsing.one_or_many(value, "pixels", many, limits.items, self.example)
+        return np.stack([self._image(image, name) for name, image in items])
 
-    def _picture(self, value: object, field: str) -> npt.NDArray[np.uint8]:
+    def _image(self, value: object, field: str) -> npt.NDArray[np.uint8]:
         rows = self._need_list(value, field, f"a list of {self.side} rows", self.side)
         of = f"pixels of {self.channels} levels" if self.channels else "whole numbers"
         for y, row in enumerate(rows):

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import Limits
-from bookserve.serving.gateway.model_server import ModelServer
+from bookserve.serving.gateway.model_backend import ModelBackend
+from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.store import Store
 
 
 @dataclass(frozen=True)
-class Services:
+class Dependencies:
     """The model server, the limits, the model store where the gateway reads one, and RDKit in its own processes."""
 
-    models: ModelServer
+    models: ModelBackend
     limits: Limits
     store: Store | None
-    chemist: Chemist
+    molecule_pool: MoleculePool

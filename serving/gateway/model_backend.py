@@ -14,13 +14,13 @@ import numpy as np
 from bookserve.clients import errors
 from bookserve.clients.answers import Array, ModelMetadata, Prediction, TensorInfo, VersionStatus, shape_text
 from bookserve.export.contracts import CONTRACTS, SIGNATURE, Contract, Tensor
-from bookserve.serving.gateway.incoming import Choice
 from bookserve.serving.gateway.problems import Problem, from_model_server
+from bookserve.serving.gateway.request_parsing import Choice
 
 _T = TypeVar("_T")
 
 
-class Backend(Protocol):
+class PredictClient(Protocol):
     """What the gateway needs of a client; `clients.grpc_client.GrpcClient` and `clients.rest_client.RestClient` fit."""
 
     def predict(
@@ -58,10 +58,10 @@ class Readiness:
     absent: bool = False
 
 
-class ModelServer:
+class ModelBackend:
     """Asks `backend` for predictions and checks contracts. Shared by the gateway's threads."""
 
-    def __init__(self, backend: Backend, address: str, timeout: float) -> None:
+    def __init__(self, backend: PredictClient, address: str, timeout: float) -> None:
         self.address = address
         self._backend = backend
         self._timeout = timeout

@@ -6,9 +6,9 @@ import pytest
 from bookserve.clients import errors
 from bookserve.clients.answers import ModelMetadata, Signature, TensorInfo
 from bookserve.export.contracts import MNIST, PTB
-from bookserve.serving.gateway.incoming import Choice
-from bookserve.serving.gateway.model_server import ModelServer, contract_mismatch
+from bookserve.serving.gateway.model_backend import ModelBackend, contract_mismatch
 from bookserve.serving.gateway.problems import Problem
+from bookserve.serving.gateway.request_parsing import Choice
 
 IMAGES = {"images": np.full((2, 28, 28), 7, np.uint8)}
 FLOATS = {"images": TensorInfo("float32", (None, 28, 28))}
@@ -17,8 +17,8 @@ BATCH_OF_ONE = {"images": TensorInfo("uint8", (1, 28, 28))}
 
 
 @pytest.fixture
-def models(backend) -> ModelServer:
-    return ModelServer(backend, "127.0.0.1:8500", 1.0)
+def models(backend) -> ModelBackend:
+    return ModelBackend(backend, "127.0.0.1:8500", 1.0)
 
 
 def _refused(models, choice=None) -> Problem:
@@ -81,7 +81,7 @@ def test_a_refused_tensor_is_explained_by_the_contract_when_that_differs(models,
     backend.fail = errors.InvalidArgument("Expects arg[0] to be float but uint8 is provided")
     assert _refused(models).status == 400
     backend.signature = dataclasses.replace(backend.signature, inputs=FLOATS)
-    fresh = ModelServer(backend, "127.0.0.1:8500", 1.0)
+    fresh = ModelBackend(backend, "127.0.0.1:8500", 1.0)
     assert _refused(fresh).status == 502
 
 

@@ -50,10 +50,10 @@ def ptb(seconds: float, threads: int) -> None:
     _start_tensorflow(threads)
     import keras
 
-    from bookserve.training.callbacks import Watchers
     from bookserve.training.datasets.ptb import VOCABULARY
+    from bookserve.training.loop.callbacks import Watchers
     from bookserve.training.models import STANDARD
-    from bookserve.training.models import ptb as models
+    from bookserve.training.models.ptb import model as models
 
     rng = np.random.default_rng(0)
 
@@ -100,10 +100,10 @@ def ptb(seconds: float, threads: int) -> None:
 def tictactoe(seconds: float, threads: int) -> None:
     """Moves a second of the A3C training, replies and updates included: by boards a worker and by workers."""
     _start_tensorflow(threads)
-    from bookserve.training import a3c
     from bookserve.training.models import STANDARD
-    from bookserve.training.models import tictactoe as models
-    from bookserve.training.tictactoe_games import Games
+    from bookserve.training.models.tictactoe import a3c
+    from bookserve.training.models.tictactoe import model as models
+    from bookserve.training.models.tictactoe.games import Games
 
     config = models.CONFIGS[STANDARD]["default"]
 
@@ -135,7 +135,9 @@ def tictactoe(seconds: float, threads: int) -> None:
 def input_pipelines(data: Choice, data_dir: Path | None, seconds: float, threads: int) -> None:
     """Examples a second: the input pipelines alone, the training steps alone (on one batch), and both together."""
     _start_tensorflow(threads)
-    from bookserve.training.models import STANDARD, cifar10, mnist, tox21
+    from bookserve.training.models import STANDARD, mnist
+    from bookserve.training.models.cifar10 import model as cifar10
+    from bookserve.training.models.tox21 import model as tox21
 
     def pictures(module: Any, rows: Any, config: Any) -> tuple[Any, Any]:
         model = module.build_model(config)

@@ -20,7 +20,7 @@ from bookserve.training import run_folder
 from bookserve.training.datasets.files import CHOICES, Choice, DataError, DataRequest
 from bookserve.training.errors import TrainingError
 from bookserve.training.models import MODELS, PROFILES, STANDARD
-from bookserve.training.search_space import SAMPLERS, Sampler
+from bookserve.training.tuning.search_space import SAMPLERS, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def tune(
     Ctrl-C keeps every setting that is finished; the same command goes on from there, and a larger --trials adds some.
     """
     with quiet_start():
-        from bookserve.training import search
+        from bookserve.training.tuning import search
     _check_alone("tune")
     console = _console()
     study = study_name or f"{configuration}-{sampler}"
@@ -282,7 +282,7 @@ def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
 
 def _check_alone(command: str) -> None:
     """Refuse a command that trains on one host where TF_CONFIG names many."""
-    from bookserve.training.hosts import cluster
+    from bookserve.training.devices.hosts import cluster
 
     try:
         alone = cluster() is None

@@ -24,14 +24,16 @@ import tensorflow as tf
 from rich.console import Console
 
 from bookserve.export.contracts import Contract
-from bookserve.training import devices, hosts, plots, run_folder, study
-from bookserve.training.callbacks import ProgressBar, StopOnNan
-from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training import plots, run_folder
 from bookserve.training.datasets.files import DataError, DataRequest, Origin
+from bookserve.training.devices import devices, hosts
 from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.headline import Headline
+from bookserve.training.loop.callbacks import ProgressBar, StopOnNan
+from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.models import MODELS, PROFILES, STANDARD
-from bookserve.training.search_space import Search
+from bookserve.training.tuning import study
+from bookserve.training.tuning.search_space import Search
 
 EXAMPLE_ROWS = 512
 

@@ -3,10 +3,10 @@ from collections.abc import Callable
 
 import pytest
 
-from bookserve.training import search
 from bookserve.training.datasets import mnist as mnist_data
 from bookserve.training.models import mnist
-from bookserve.training.workers import Outcome, Task
+from bookserve.training.tuning import search
+from bookserve.training.tuning.workers import Outcome, Task
 
 
 def pytest_configure(config: pytest.Config) -> None:

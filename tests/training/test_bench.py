@@ -7,12 +7,16 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
-from bookserve.training import bench, cifar10_modern
+from bookserve.training import bench
 from bookserve.training.datasets import cifar10 as cifar10_data
 from bookserve.training.datasets import mnist as mnist_data
 from bookserve.training.datasets import tox21 as tox21_data
 from bookserve.training.datasets.files import Origin
-from bookserve.training.models import STANDARD, cifar10, mnist, ptb, tox21
+from bookserve.training.models import STANDARD, mnist
+from bookserve.training.models.cifar10 import model as cifar10
+from bookserve.training.models.cifar10 import modern as cifar10_modern
+from bookserve.training.models.ptb import model as ptb
+from bookserve.training.models.tox21 import model as tox21
 
 
 def test_rows_take_turns_and_a_rate_is_the_median_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from bookserve.export.errors import ExportError
 from bookserve.training import commands, run, run_folder
 from bookserve.training.datasets import files
 from bookserve.training.models import linear
-from bookserve.training.search_space import LogUniform, Search
-from bookserve.training.workers import Outcome, Task
+from bookserve.training.tuning.search_space import LogUniform, Search
+from bookserve.training.tuning.workers import Outcome, Task
 
 
 def invoke(*arguments: str | Path) -> Result:

@@ -16,10 +16,10 @@ import pytest
 from rich.console import Console
 
 from bookserve.training import run, run_folder
-from bookserve.training.callbacks import StopOnNan
-from bookserve.training.checkpoint import Checkpoint
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.errors import DivergedError, TrainingError
+from bookserve.training.loop.callbacks import StopOnNan
+from bookserve.training.loop.checkpoint import Checkpoint
 from bookserve.training.models import MODELS, PROFILES, STANDARD, mnist
 
 SAMPLE = DataRequest("sample")
@@ -147,7 +147,7 @@ from pathlib import Path
 from rich.console import Console
 from bookserve.training import run
 from bookserve.training.datasets import mnist as mnist_data
-from bookserve.training.callbacks import StopOnNan
+from bookserve.training.loop.callbacks import StopOnNan
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.models import mnist
 mnist_data.SAMPLE_TRAIN_ROWS, mnist_data.SAMPLE_TEST_ROWS = 300, 60

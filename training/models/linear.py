@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 
 from bookserve.export.contracts import LINEAR
 from bookserve.training import plots
-from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import toy
 from bookserve.training.datasets.files import DataRequest
-from bookserve.training.fit import fit
 from bookserve.training.headline import Headline
+from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training.loop.fit import fit
 from bookserve.training.models import STANDARD
 
 CONTRACT = LINEAR

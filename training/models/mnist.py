@@ -16,14 +16,14 @@ import tensorflow as tf
 
 from bookserve.export.contracts import MNIST
 from bookserve.training import plots
-from bookserve.training.batches import row_order
-from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import mnist
 from bookserve.training.datasets.files import DataRequest
-from bookserve.training.fit import fit
 from bookserve.training.headline import Headline
+from bookserve.training.loop.batches import row_order
+from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training.loop.fit import fit
+from bookserve.training.loop.rates import warm_cosine
 from bookserve.training.models import STANDARD
-from bookserve.training.rates import warm_cosine
 
 CONTRACT = MNIST
 HEADLINE = Headline(metric="accuracy", book=0.993)  # chapter 6's script "should achieve a test error of 0.7%"

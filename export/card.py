@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bookserve.export.contracts import SIGNATURE, Tensor
-from bookserve.export.run_files import Run
+from bookserve.export.run_reader import Run
 
 # model -> what it is for and where its answers end
 PURPOSE: dict[str, tuple[str, str]] = {

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from bookserve.export.quiet import quiet_start
+from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.training.commands import data_dir_option, data_option
 from bookserve.training.datasets.files import Choice, DataError, DataRequest
 
@@ -216,7 +216,7 @@ def rates(rows: Mapping[str, Work], seconds: float) -> dict[str, float]:
 
 
 def _start_tensorflow(threads: int) -> None:
-    with quiet_start():
+    with silence_tensorflow():
         import tensorflow as tf
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from bookserve.export.commands import models_dir_option, publish_run, runs_dir_option
+from bookserve.export import run_reader
 from bookserve.export.errors import ExportError
-from bookserve.export.quiet import quiet_start
-from bookserve.training import run_folder
+from bookserve.export.options import models_dir_option, runs_dir_option
+from bookserve.export.silence_tensorflow import silence_tensorflow
+from bookserve.export.store import ModelStore
+from bookserve.training import run_writer
 from bookserve.training.datasets.files import CHOICES, Choice, DataError, DataRequest
 from bookserve.training.errors import TrainingError
 from bookserve.training.models import MODELS, PROFILES, STANDARD
@@ -107,7 +109,7 @@ def train(
     A training that was stopped goes on from its last complete epoch when it is started again with the same options.
     All GPUs of this host train; where TF_CONFIG names many hosts, start the same command on each of them.
     """
-    with quiet_start():
+    with silence_tensorflow():
         from bookserve.training.run import train_model
     console = _console()
     try:
@@ -142,7 +144,8 @@ def train_all(
 
     One that was stopped halfway goes on from its last complete epoch; all others are trained anew.
     """
-    with quiet_start():
+    with silence_tensorflow():
+        from bookserve.export.publish import publish
         from bookserve.training.run import train_model
     _check_alone("train-all")
     console = _console()
@@ -154,7 +157,7 @@ def train_all(
             result = train_model(
                 name, DataRequest(data, data_dir), runs_dir, console, profile=profile, seed=seed, fresh=fresh
             )
-            published = publish_run(name, result.folder, models_dir)
+            published = publish(run_reader.read(result.folder, name), ModelStore(models_dir), click.echo)
         except Exception as error:  # whatever is wrong with one model must not cost the others
             expected = isinstance(error, DataError | TrainingError | ExportError)
             failures[name] = str(error) if expected else f"{type(error).__name__}: {error}"
@@ -242,7 +245,7 @@ def tune(
 
     Ctrl-C keeps every setting that is finished; the same command goes on from there, and a larger --trials adds some.
     """
-    with quiet_start():
+    with silence_tensorflow():
         from bookserve.training.tuning import search
     _check_alone("tune")
     console = _console()
@@ -270,8 +273,8 @@ def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
     removed = 0
     try:
         for name in names or MODELS:
-            for folder in run_folder.dead(runs_dir, name):
-                if run_folder.remove(folder):
+            for folder in run_writer.dead(runs_dir, name):
+                if run_writer.remove(folder):
                     click.echo(f"removed {folder}")
                     removed += 1
     except OSError as error:

@@ -23,8 +23,9 @@ import numpy.typing as npt
 import tensorflow as tf
 from rich.console import Console
 
+from bookserve.export import run_format
 from bookserve.export.contracts import Contract
-from bookserve.training import plots, run_folder
+from bookserve.training import plots, run_writer
 from bookserve.training.datasets.files import DataError, DataRequest, Origin
 from bookserve.training.devices import devices, hosts
 from bookserve.training.errors import DivergedError, TrainingError
@@ -263,25 +264,25 @@ def _lead(
 ) -> tuple[Path, dict[str, dict[str, float]]]:
     """The training on the only or the first host: keeps the run and returns its folder and metrics."""
     name, console = training.name, training.console
-    run = None if fresh else run_folder.find(runs_dir, name, head)
+    run = None if fresh else run_writer.find(runs_dir, name, head)
     if run is not None:
         console.print(f"{name}: going on with {run.folder}", highlight=False, soft_wrap=True)
     else:
-        dead = len(run_folder.dead(runs_dir, name))
+        dead = len(run_writer.dead(runs_dir, name))
         if dead:
             console.print(
                 f"{name}: unfinished runs in {runs_dir / name}: {dead}, which 'bookserve clean-runs' removes",
                 highlight=False,
                 soft_wrap=True,
             )
-        run = run_folder.begin(runs_dir, name, head)
+        run = run_writer.begin(runs_dir, name, head)
     try:
-        state = run.folder / run_folder.CHECKPOINT
+        state = run.folder / run_format.CHECKPOINT
         checkpoint = Checkpoint(state)
         hosts.from_first(json.dumps(head).encode())
         hosts.from_first(state.read_bytes() if state.is_file() else b"")
         bar = ProgressBar(console, name)
-        board = keras.callbacks.TensorBoard(run.folder / "tensorboard", write_graph=False)
+        board = keras.callbacks.TensorBoard(run.folder / run_format.TENSORBOARD, write_graph=False)
         with _noting_a_stop(name, checkpoint):
             try:
                 model, history = _fit(training, [StopOnNan(), bar, board], checkpoint)
@@ -300,14 +301,14 @@ def _follow(
 ) -> tuple[Path, dict[str, dict[str, float]]]:
     """The training on any other host: nothing is kept; returns the folder on the first host, and its metrics."""
     first = json.loads(hosts.from_first(b""))
-    for setting in run_folder.SETTINGS:
+    for setting in run_writer.SETTINGS:
         if first[setting] != json.loads(json.dumps(head[setting])):
             raise TrainingError(
                 f"{training.name}: '{setting}' is {head[setting]} here and {first[setting]} on {cluster.addresses[0]}: "
                 "all hosts train the same"
             )
     with tempfile.TemporaryDirectory() as scratch:
-        state = Path(scratch) / run_folder.CHECKPOINT
+        state = Path(scratch) / run_format.CHECKPOINT
         saved = hosts.from_first(b"")
         if saved:
             state.write_bytes(saved)
@@ -354,14 +355,14 @@ def _write(
 ) -> dict[str, dict[str, float]]:
     """Evaluate the trained network and write all but the head of the run folder; returns the metrics."""
     module, data = training.module, training.data
-    report = folder / "report"
+    report = folder / run_format.REPORT
     report.mkdir(exist_ok=True)
     metrics = module.evaluate(model, data, report)
-    run_folder.write_history(folder / "history.csv", history)
+    run_writer.write_history(folder / run_format.HISTORY, history)
     plots.curves(history, report / "curves.png")
-    module.serving_model(model).save(folder / "model.keras")
-    run_folder.write_examples(folder / "examples.npz", data.examples, EXAMPLE_ROWS)
+    module.serving_model(model).save(folder / run_format.NETWORK)
+    run_writer.write_examples(folder / run_format.EXAMPLES, data.examples, EXAMPLE_ROWS)
     if module.CONTRACT.assets:
-        run_folder.write_assets(folder / "assets", cast(DataWithAssets, data).assets)
-    run_folder.write_json(folder / "metrics.json", metrics)
+        run_writer.write_assets(folder / run_format.ASSETS, cast(DataWithAssets, data).assets)
+    run_writer.write_json(folder / run_format.METRICS, metrics)
     return metrics

@@ -11,10 +11,10 @@ from onnx import numpy_helper
 from tensorflow_serving.apis import prediction_log_pb2
 
 from bookserve.export import manifest as manifests
-from bookserve.export import onnx_graph, publish, run_files, savedmodel
+from bookserve.export import onnx_graph, publish, run_reader, savedmodel
 from bookserve.export.contracts import MNIST, Contract, Tensor
 from bookserve.export.errors import ExportError
-from bookserve.export.run_files import Run
+from bookserve.export.run_reader import Run
 from bookserve.export.store import ModelStore
 
 
@@ -22,7 +22,7 @@ from bookserve.export.store import ModelStore
 def published(runs_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a published version."""
     store = ModelStore(tmp_path_factory.mktemp("models"))
-    run = run_files.read(run_files.latest(runs_dir, "mnist"), "mnist")
+    run = run_reader.read(run_reader.latest(runs_dir, "mnist"), "mnist")
     made = publish.publish(run, store, lambda _: None)
     return store.path("mnist", made.version)
 

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bookserve.clients.command_line import main
+from bookserve.export import publish, run_format
 from bookserve.export.errors import ExportError
-from bookserve.training import commands, run, run_folder
+from bookserve.training import run, run_writer
 from bookserve.training.datasets import files
 from bookserve.training.models import linear
 from bookserve.training.tuning.search_space import LogUniform, Search
@@ -82,14 +83,14 @@ def test_a_stopped_training_says_where_it_stopped(
     assert "Traceback" not in result.output
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     (unfinished,) = (tmp_path / "runs" / "mnist").iterdir()
-    assert (unfinished / run_folder.CHECKPOINT).exists() == (epoch > 0)
+    assert (unfinished / run_format.CHECKPOINT).exists() == (epoch > 0)
 
 
 @pytest.mark.usefixtures("tiny_mnist")
 def test_unfinished_runs_are_counted_and_removed(tmp_path: Path) -> None:
     for model in ("mnist", "mnist", "ptb"):
-        run_folder.begin(tmp_path, model, {}).close()
-    alive = run_folder.begin(tmp_path, "mnist", {})
+        run_writer.begin(tmp_path, model, {}).close()
+    alive = run_writer.begin(tmp_path, "mnist", {})
     trained = invoke("train", "mnist", "--profile=smoke", "--data=sample", "--runs-dir", tmp_path)
     assert f"mnist: unfinished runs in {tmp_path}/mnist: 2, which 'bookserve clean-runs' removes" in trained.output
     removed = invoke("clean-runs", "mnist", "--runs-dir", tmp_path)
@@ -134,7 +135,7 @@ def test_a_model_that_cannot_be_published_is_a_failure_too(
     def refuse(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "publish_run", refuse)
+    monkeypatch.setattr(publish, "publish", refuse)
     result = invoke("train-all", "mnist", "--profile=smoke", "--data=sample", "--runs-dir", tmp_path)
     assert result.exit_code == 1
     assert f"1 of 1 models failed:\n  {message}" in result.output

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
 
-from bookserve.export.quiet import quiet_start
+from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.training.datasets.files import DataRequest
 
 
@@ -126,7 +126,7 @@ def _work(connection: Connection, threads: int) -> None:
     """The life of a process: until the search ends, which closes the connection, train what comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the search decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with quiet_start():
+    with silence_tensorflow():
         import tensorflow as tf
 
         from bookserve.training.run import objective

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bookserve.export import publish, run_files
+from bookserve.export import publish, run_reader
 from bookserve.export.contracts import CIFAR10
 from bookserve.export.manifest import Manifest
 from bookserve.export.store import ModelStore
@@ -73,7 +73,7 @@ def _road(
     lines = (result.folder / "history.csv").read_text().splitlines()
     columns = zip(*(map(float, line.split(",")) for line in lines[1:]), strict=True)
     history = dict(zip(lines[0].split(","), map(list, columns), strict=True))
-    made = publish.publish(run_files.read(result.folder, "cifar10"), ModelStore(folder / "models"), lambda _: None)
+    made = publish.publish(run_reader.read(result.folder, "cifar10"), ModelStore(folder / "models"), lambda _: None)
     return result, history, made
 
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from rich.console import Console
 
-from bookserve.export import publish, run_files
+from bookserve.export import publish, run_reader
 from bookserve.export.contracts import PTB
 from bookserve.export.store import ModelStore
 from bookserve.training import run
@@ -220,7 +220,7 @@ def test_a_version_carries_the_vocabulary_and_takes_rows_of_any_length(
     monkeypatch.setitem(ptb.CONFIGS[STANDARD], "smoke", tiny)
     result = run.train_model("ptb", DataRequest("sample"), tmp_path / "runs", Console(quiet=True), profile="smoke")
     store = ModelStore(tmp_path / "models")
-    made = publish.publish(run_files.read(result.folder, "ptb"), store, lambda _: None)
+    made = publish.publish(run_reader.read(result.folder, "ptb"), store, lambda _: None)
     folder = store.path("ptb", made.version)
     assert tuple((folder / "assets" / "vocabulary.txt").read_text().splitlines()) == text.vocabulary
     assert "assets/vocabulary.txt" in made.files

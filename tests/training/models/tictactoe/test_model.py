@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from rich.console import Console
 
-from bookserve.export import onnx_graph, publish, run_files
+from bookserve.export import onnx_graph, publish, run_reader
 from bookserve.export.contracts import TICTACTOE
 from bookserve.export.store import ModelStore
 from bookserve.training import run
@@ -243,7 +243,7 @@ def test_default_never_loses_through_the_exported_graph_and_earns_within_one_per
     """Every reply of the opponent, as X and as O, by the rules alone, with the graph that is served."""
     result = run.train_model("tictactoe", DataRequest(), tmp_path / "runs", Console(quiet=True))
     store = ModelStore(tmp_path / "models")
-    version = publish.publish(run_files.read(result.folder, "tictactoe"), store, lambda _: None).version
+    version = publish.publish(run_reader.read(result.folder, "tictactoe"), store, lambda _: None).version
     session = onnxruntime.InferenceSession(store.path("tictactoe", version) / onnx_graph.LOCATION)
     for begins, best in ((True, 9.974), (False, 9.612)):
         played = tictactoe_lines.play(lambda boards: session.run(["probabilities"], {"board": boards})[0], begins)

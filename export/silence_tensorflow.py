@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet_start() -> Iterator[None]:
+def silence_tensorflow() -> Iterator[None]:
     """Around the first import of TensorFlow: what its C++ side writes meanwhile is shown only if the import fails.
 
     Its later log lines are off, unless TF_CPP_MIN_LOG_LEVEL is set: errors reach the user as exceptions.

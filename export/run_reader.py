@@ -1,6 +1,6 @@
 """A complete run folder as export sees it: files and JSON, none of the training code.
 
-`training/run_folder.py` describes and writes them.
+`run_format` describes it, `training/run_writer.py` writes it.
 """
 
 import json
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bookserve.export import run_format
 from bookserve.export.contracts import CONTRACTS, Contract
 from bookserve.export.errors import ExportError
 from bookserve.export.manifest import DataOrigin, Metrics
-
-UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,12 @@ class Run:
     @property
     def network(self) -> Path:
         """The trained network behind its contract, in Keras's own format."""
-        return self.folder / "model.keras"
+        return self.folder / run_format.NETWORK
 
     @property
     def report(self) -> Path:
-        """The folder of pictures."""
-        return self.folder / "report"
+        """The folder of images."""
+        return self.folder / run_format.REPORT
 
     def assets(self) -> list[Path]:
         """The files that the contract names.
@@ -48,7 +47,7 @@ class Run:
         Raises:
             ExportError: one is missing.
         """
-        paths = [self.folder / "assets" / name for name in self.contract.assets]
+        paths = [self.folder / run_format.ASSETS / name for name in self.contract.assets]
         for path in paths:
             if not path.is_file():
                 raise ExportError(f"{path} is missing, which the contract {self.contract.id} names: train again")
@@ -60,7 +59,7 @@ class Run:
         Raises:
             ExportError: they are missing, damaged or not what the contract names.
         """
-        path = self.folder / "examples.npz"
+        path = self.folder / run_format.EXAMPLES
         try:
             with np.load(path, allow_pickle=False) as content:
                 rows = {tensor.name: content[tensor.name] for tensor in self.contract.inputs}
@@ -99,8 +98,8 @@ def read(folder: Path, model: str) -> Run:
     if not _is_complete(folder):
         raise ExportError(f"{folder} is not complete: its training was stopped or failed. Train again.")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / run_format.CONFIG).read_text(encoding="utf-8"))
+        metrics = json.loads((folder / run_format.METRICS).read_text(encoding="utf-8"))
         contract = CONTRACTS[model]
         if config["model"] != model:
             raise ExportError(f"{folder} is a run of {config['model']}, not of {model}")
@@ -122,4 +121,5 @@ def read(folder: Path, model: str) -> Run:
 
 
 def _is_complete(folder: Path) -> bool:
-    return folder.is_dir() and not folder.name.endswith(UNFINISHED) and (folder / "metrics.json").is_file()
+    finished = folder.is_dir() and not folder.name.endswith(run_format.UNFINISHED)
+    return finished and (folder / run_format.METRICS).is_file()

@@ -1,19 +1,4 @@
-"""A run folder: what one training leaves behind, and all that export reads of it.
-
-    runs/<model>/<time>/
-        config.json     what was asked for: model, profile, seed, numbers, data, devices, versions of the libraries
-        metrics.json    {"train": {}, "valid": {}, "test": {}}
-        history.csv     one line an epoch
-        model.keras     the trained network behind its contract
-        examples.npz    test rows as the contract's inputs, for the parity check and the warm-up
-        assets/         the files that the contract names, such as a vocabulary
-        report/         pictures
-        tensorboard/    for `tensorboard --logdir`
-
-A run is written in `<time>.unfinished` and gets its name when it is complete, so a run that died is never taken for a
-whole one. Until then the folder also holds `checkpoint.npz`, from which a training with the same settings goes on, and
-`lock`, which the training process holds.
-"""
+"""Writes a run folder, whose names and files `export/run_format.py` describes, and finds those that were killed."""
 
 import csv
 import fcntl
@@ -29,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-UNFINISHED = ".unfinished"
-CHECKPOINT = "checkpoint.npz"
-LOCK = "lock"
+from bookserve.export.durable import fsync, fsync_tree
+from bookserve.export.run_format import CHECKPOINT, CONFIG, LOCK, UNFINISHED
+
 SETTINGS = ("model", "contract", "configuration", "profile", "seed", "config", "data")  # what decides a run's figures
 
 
@@ -47,14 +32,12 @@ class Unfinished:
 
         Whenever the machine stops, the run is whole or can be gone on with, and nobody else takes or removes it.
         """
-        for path in self.folder.rglob("*"):
-            _fsync(path)
-        _fsync(self.folder)
+        fsync_tree(self.folder)
         final = self.folder.with_name(self.folder.name.removesuffix(UNFINISHED))
         self.folder.rename(final)
         for name in (CHECKPOINT, LOCK):
             (final / name).unlink(missing_ok=True)
-        _fsync(final.parent)
+        fsync(final.parent)
         return final
 
     def close(self) -> None:
@@ -68,9 +51,9 @@ def begin(runs_dir: Path, model: str, head: Mapping[str, Any]) -> Unfinished:
     while lock is None:  # another process that looks for dead runs may have met the folder before it was locked
         folder = create(runs_dir, model)
         lock = _lock(folder)
-    write_json(folder / "config.json", head)
-    _fsync(folder / "config.json")
-    _fsync(folder)
+    write_json(folder / CONFIG, head)
+    fsync(folder / CONFIG)
+    fsync(folder)
     return Unfinished(folder, lock)
 
 
@@ -78,7 +61,7 @@ def find(runs_dir: Path, model: str, head: Mapping[str, Any]) -> Unfinished | No
     """The newest run of the same settings that was killed and has a checkpoint; None where there is none."""
     for folder in sorted((runs_dir / model).glob(f"*{UNFINISHED}"), reverse=True):
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue  # it died before its head was written
         if any(config.get(name) != _as_json(head[name]) for name in SETTINGS) or not (folder / CHECKPOINT).is_file():
@@ -162,14 +145,6 @@ def write_assets(folder: Path, texts: Mapping[str, str]) -> None:
     folder.mkdir(exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lock(folder: Path) -> int | None:

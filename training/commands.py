@@ -22,9 +22,10 @@ from bookserve.training import run_writer
 from bookserve.training.datasets.files import CHOICES, Choice, DataError, DataRequest
 from bookserve.training.errors import TrainingError
 from bookserve.training.models import MODELS, PROFILES, STANDARD
-from bookserve.training.tuning.search_space import SAMPLERS, Sampler
 
 logger = logging.getLogger(__name__)
+
+SAMPLERS = ("tpe", "random", "grid")
 
 profile_option = click.option(
     "--profile",
@@ -111,9 +112,12 @@ def train(
     """
     with silence_tensorflow():
         from bookserve.training.run import train_model
+        from bookserve.training.tuning.search import config_of
     console = _console()
     try:
-        result = train_model(name, DataRequest(data, data_dir), runs_dir, console, configuration, profile, seed, fresh)
+        config = config_of(name, configuration, profile, runs_dir)
+        request = DataRequest(data, data_dir)
+        result = train_model(name, request, runs_dir, console, configuration, profile, seed, fresh, config)
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
     metric = result.headline.metric
@@ -232,7 +236,7 @@ def tune(
     study_name: str | None,
     configuration: str,
     profile: str,
-    sampler: Sampler,
+    sampler: str,
     trials: int | None,
     repeats: int,
     workers: int,

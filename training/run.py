@@ -33,8 +33,6 @@ from bookserve.training.headline import Headline
 from bookserve.training.loop.callbacks import ProgressBar, StopOnNan
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.models import MODELS, PROFILES, STANDARD
-from bookserve.training.tuning import study
-from bookserve.training.tuning.search_space import Search
 
 EXAMPLE_ROWS = 512
 
@@ -128,8 +126,11 @@ def train_model(
     profile: str = "default",
     seed: int = 0,
     fresh: bool = False,
+    config: Any = None,
 ) -> Result:
     """Train the model `name` of `MODELS` and return its run, complete on disk.
+
+    `config` is what a study found, whose name is then the `configuration`; without it the model's own is trained.
 
     The seed decides the split, the first weights, the order of the rows, dropout and distortion, and only repeatable
     kernels run: the same seed gives the same figures on the same machine, rounding of long trainings aside. A run of
@@ -143,7 +144,8 @@ def train_model(
         KeyboardInterrupt: Ctrl-C; a note says where the training stopped.
     """
     model_module = book_model(name)
-    config = numbers(model_module, configuration, profile, runs_dir)
+    if config is None:
+        config = named_config(model_module, configuration, profile)
     clock = time.monotonic()
     cluster = hosts.cluster()
     if cluster is not None:
@@ -186,33 +188,18 @@ def train_model(
     return Result(folder, metrics, model_module.HEADLINE, data.origin, time.monotonic() - clock)
 
 
-def numbers(model_module: BookModel, configuration: str, profile: str, runs_dir: Path) -> Any:
-    """The `Config` of a configuration of the model and a profile, or of a study below `runs_dir` with its best numbers.
+def named_config(model_module: BookModel, configuration: str, profile: str) -> Any:
+    """The `Config` of a configuration of the model and a profile.
 
     Raises:
-        TrainingError: the model has no such configuration and no such study, the study is damaged, or there is no such
-            profile.
+        TrainingError: the model has no such configuration, or there is no such profile.
     """
-    model = model_module.CONTRACT.model
     if profile not in PROFILES:
         raise TrainingError(f"there is no profile '{profile}': it is one of {', '.join(PROFILES)}")
-    profiles = model_module.CONFIGS.get(configuration)
-    if profiles is not None:
-        return profiles[profile]
-    studies = study.names(runs_dir, model)
-    if configuration not in studies:
-        raise TrainingError(
-            f"{model} has neither a configuration nor a study '{configuration}'; it has the configurations "
-            f"{', '.join(model_module.CONFIGS)}"
-            + (f" and the studies {', '.join(studies)}" if studies else f" and no study in {runs_dir / model}")
-        )
-    begun_from, best = study.winner(study.folder_of(runs_dir, model, configuration), searches(model_module))
-    return dataclasses.replace(model_module.CONFIGS[begun_from][profile], **best.numbers)
-
-
-def searches(model_module: BookModel) -> Mapping[str, Search]:
-    """Configuration -> the search that may begin with it; empty for a model that declares none."""
-    return cast(Mapping[str, Search], getattr(model_module, "SEARCHES", {}))
+    if configuration not in model_module.CONFIGS:
+        known = ", ".join(model_module.CONFIGS)
+        raise TrainingError(f"{model_module.CONTRACT.model} has no configuration '{configuration}'; it has {known}")
+    return model_module.CONFIGS[configuration][profile]
 
 
 def objective(name: str, config: Any, request: DataRequest, seed: int, figure: str) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from optuna.distributions import FloatDistribution
 
 from bookserve.clients.command_line import main
 from bookserve.export import publish, run_format
@@ -15,7 +16,7 @@ from bookserve.export.errors import ExportError
 from bookserve.training import run, run_writer
 from bookserve.training.datasets import files
 from bookserve.training.models import linear
-from bookserve.training.tuning.search_space import LogUniform, Search
+from bookserve.training.tuning.search_space import Search
 from bookserve.training.tuning.workers import Outcome, Task
 
 
@@ -196,7 +197,7 @@ def test_what_tune_finds_is_trained_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
     pretend_training: Callable[[Callable[[Task], Outcome]], None],
 ) -> None:
-    space = {"learning_rate": LogUniform(1e-3, 1e-1, points=3)}
+    space = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
     monkeypatch.setattr(linear, "SEARCHES", {"standard": Search("val_loss", False, space)}, raising=False)
     pretend_training(lambda task: Outcome((abs(task.config.learning_rate - 0.01),), 1.0))
     options = ["--study=rates", "--profile=smoke", "--sampler=grid", "--runs-dir", tmp_path]

@@ -1,6 +1,7 @@
-"""A study on disk: the trials of one hyper-parameter search, `runs/<model>/tuned/<study>/study.db`.
+"""A study on disk: the trials of one hyperparameter search, `runs/<model>/tuned/<study>/study.db`.
 
-Optuna keeps them in SQLite. Only this module knows Optuna; everything else sees `Trial`.
+Optuna keeps them in SQLite. A trial's value is the mean of its repeats; its user attributes hold `values`, one for each
+repeat, `seconds`, and `failure`, which says why it has no value.
 """
 
 import fcntl
@@ -9,20 +10,17 @@ import json
 import math
 import random
 import re
-import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from bookserve.training.errors import TrainingError
-from bookserve.training.tuning.search_space import Choice, LogUniform, Parameter, Sampler, Search
+from bookserve.training.tuning.search_space import Search, grid
 
 FOLDER = "tuned"
 DATABASE = "study.db"
@@ -30,91 +28,61 @@ LOCK = "lock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One setting: `numbers` for fields of `Config`, and the objective of each repeat or why it failed."""
-
-    number: int
-    numbers: dict[str, Any]
-    values: tuple[float, ...] = ()
-    seconds: float = 0.0
-    failure: str = ""
-
-    @property
-    def mean(self) -> float:
-        """The mean of the repeats, NaN where there are none."""
-        return math.fsum(self.values) / len(self.values) if self.values else math.nan
-
-    @property
-    def spread(self) -> float:
-        """The standard deviation of the repeats, 0 where there is only one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all trials of a study have in common; `data` is the origin of the rows."""
-
-    configuration: str
-    profile: str
-    data: dict[str, Any]
-    seed: int
-    repeats: int
-    sampler: Sampler
-
-
 class Study:
     """An open study, which no other process writes meanwhile; made by `open_study`."""
 
-    def __init__(self, study: optuna.Study, folder: Path, settings: Settings, search: Search) -> None:
-        self.folder = folder
-        self.search = search
+    def __init__(self, study: optuna.Study, folder: Path, search: Search, sampler: str, seed: int) -> None:
         self._study = study
-        self._settings = settings
-        self._asked: dict[int, optuna.trial.Trial] = {}
+        self._folder = folder
+        self._search = search
+        self._sampler = sampler
+        self._seed = seed
 
     def plan_grid(self) -> int:
         """Put every point of the grid that was not tried into the queue, in an order drawn by the seed; their number.
 
-        The order is drawn so that a part of the grid is no corner of it.
+        The order is drawn so that a part of the grid is not a corner of it.
         """
-        space = self.search.space
-        points = list(itertools.product(*(parameter.grid() for parameter in space.values())))
-        random.Random(self._settings.seed).shuffle(points)
+        space = self._search.space
+        points = list(itertools.product(*(grid(values, self._search.points) for values in space.values())))
+        random.Random(self._seed).shuffle(points)
         for point in points:
-            stored = {name: _stored(space[name], value) for name, value in zip(space, point, strict=True)}
-            self._study.enqueue_trial(stored, skip_if_exists=True)
+            self._study.enqueue_trial(dict(zip(space, point, strict=True)), skip_if_exists=True)
         return len(points)
 
-    def ask(self) -> Trial:
-        """The next setting to try."""
-        space = self.search.space
-        with _named_failure(self.folder):
-            self._study.sampler = _sampler(self._settings, len(self._study.get_trials(deepcopy=False)))
-            asked = self._study.ask({name: _distribution(parameter) for name, parameter in space.items()})
-        self._asked[asked.number] = asked
-        return Trial(asked.number, _numbers(asked.params, space))
+    def ask(self) -> optuna.Trial:
+        """The next setting to try.
 
-    def tell(self, trial: Trial) -> None:
-        """Store what became of a trial that was asked for."""
-        asked = self._asked.pop(trial.number)
-        with _named_failure(self.folder):
-            asked.set_user_attr("values", list(trial.values))
-            asked.set_user_attr("seconds", trial.seconds)
-            asked.set_user_attr("failure", trial.failure)
-            if trial.failure:
-                self._study.tell(asked, state=TrialState.FAIL)
+        It is drawn by the seed and the number of the trial, so that a study that was stopped goes on alike.
+        """
+        with _named_failure(self._folder):
+            seed = (self._seed * 1_000_003 + len(self._study.get_trials(deepcopy=False))) % 2**32
+            if self._sampler == "tpe":
+                self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
             else:
-                self._study.tell(asked, trial.mean)
+                self._study.sampler = optuna.samplers.RandomSampler(seed=seed)
+            return self._study.ask(dict(self._search.space))
 
-    def trials(self) -> list[Trial]:
+    def tell(self, trial: optuna.Trial, values: Sequence[float], seconds: float, failure: str = "") -> FrozenTrial:
+        """Store what became of a trial that was asked for: the objective of each repeat, or why it failed."""
+        with _named_failure(self._folder):
+            trial.set_user_attr("values", list(values))
+            trial.set_user_attr("seconds", seconds)
+            trial.set_user_attr("failure", failure)
+            if failure:
+                return self._study.tell(trial, state=TrialState.FAIL)
+            return self._study.tell(trial, math.fsum(values) / len(values))
+
+    def trials(self) -> list[FrozenTrial]:
         """The trials that are over, in their order; those that were interrupted are not among them."""
-        return _finished(self._study, self.search)
+        return _finished(self._study)
 
 
 @contextmanager
-def open_study(folder: Path, settings: Settings, search: Search) -> Iterator[Study]:
+def open_study(folder: Path, settings: Mapping[str, Any], search: Search) -> Iterator[Study]:
     """Begin the study in `folder`, or go on with it.
+
+    `settings` is what all its trials have in common, as JSON has it; `sampler` and `seed` are among it.
 
     Raises:
         TrainingError: it was begun with other settings, another process works on it, or it cannot be read or written.
@@ -128,11 +96,11 @@ def open_study(folder: Path, settings: Settings, search: Search) -> Iterator[Stu
                 direction="maximize" if search.higher_is_better else "minimize",
                 load_if_exists=True,
             )
-            _compare(study, folder, _as_json(_description(settings, search)))
+            _compare(study, folder, json.loads(json.dumps(settings)), search)
             for trial in study.get_trials(states=(TrialState.RUNNING,)):  # their process ended: they come first again
                 study.tell(trial.number, state=TrialState.FAIL)
                 study.enqueue_trial(trial.params)
-        yield Study(study, folder, settings, search)
+        yield Study(study, folder, search, settings["sampler"], settings["seed"])
 
 
 def names(runs_dir: Path, model: str) -> list[str]:
@@ -144,14 +112,14 @@ def folder_of(runs_dir: Path, model: str, name: str) -> Path:
     """Where a study lies.
 
     Raises:
-        TrainingError: `name` is no name for a folder.
+        TrainingError: `name` cannot name a folder.
     """
     if not NAME.fullmatch(name):
         raise TrainingError(f"'{name}' is no name for a study: take letters, digits, '-', '_' and '.'")
     return runs_dir / model / FOLDER / name
 
 
-def winner(folder: Path, searches: Mapping[str, Search]) -> tuple[str, Trial]:
+def winner(folder: Path, searches: Mapping[str, Search]) -> tuple[str, FrozenTrial]:
     """The configuration from which a study began, and its best trial.
 
     Raises:
@@ -161,12 +129,18 @@ def winner(folder: Path, searches: Mapping[str, Search]) -> tuple[str, Trial]:
         study = optuna.load_study(study_name=folder.name, storage=storage)
         configuration = study.user_attrs["configuration"]
         search = searches.get(configuration)
-        if search is None or study.user_attrs["space"] != _space(search):
+        if search is None or not _has_space_of(study, search):
             raise TrainingError(f"the study {folder} is of a search that the model does not have any more: tune again")
-        trials = [trial for trial in _finished(study, search) if not trial.failure]
-    if not trials:
+        best = ranked(_finished(study), search)[:1]
+    if not best:
         raise TrainingError(f"the study {folder} has no successful trial yet: tune on")
-    return configuration, (max if search.higher_is_better else min)(trials, key=lambda trial: trial.mean)
+    return configuration, best[0]
+
+
+def ranked(trials: Sequence[FrozenTrial], search: Search) -> list[FrozenTrial]:
+    """The successful trials, the best first."""
+    good = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return sorted(good, key=lambda trial: trial.value or 0.0, reverse=search.higher_is_better)
 
 
 @contextmanager
@@ -207,79 +181,27 @@ def _named_failure(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _compare(study: optuna.Study, folder: Path, wanted: dict[str, Any]) -> None:
+def _compare(study: optuna.Study, folder: Path, wanted: Mapping[str, Any], search: Search) -> None:
     """Write down what a new study is about; refuse to mix an old one with something else."""
     begun = study.user_attrs
-    for name, value in wanted.items():
-        if not begun:
+    differences = [name for name, value in wanted.items() if begun and begun.get(name) != value]
+    if not _has_space_of(study, search):
+        differences.append("space")
+    for name in differences:
+        plain = isinstance(wanted.get(name), str | int)
+        difference = f"{name} {begun.get(name)}" if plain else f"another {name}"
+        raise TrainingError(f"the study {folder} was begun with {difference}: name another one, or delete it")
+    if not begun:
+        for name, value in wanted.items():
             study.set_user_attr(name, value)
-        elif begun.get(name) != value:
-            difference = f"{name} {begun.get(name)}" if isinstance(value, str | int) else f"another {name}"
-            raise TrainingError(f"the study {folder} was begun with {difference}: name another one, or delete it")
 
 
-def _description(settings: Settings, search: Search) -> dict[str, Any]:
-    return {
-        "configuration": settings.configuration,
-        "profile": settings.profile,
-        "seed": settings.seed,
-        "repeats": settings.repeats,
-        "sampler": settings.sampler,
-        "objective": search.objective,
-        "data": settings.data,
-        "space": _space(search),
-    }
+def _has_space_of(study: optuna.Study, search: Search) -> bool:
+    """Whether all trials were drawn from the space of `search`; those that wait to be tried have none yet."""
+    drawn = (trial.distributions for trial in study.get_trials(deepcopy=False))
+    return all(distributions in ({}, search.space) for distributions in drawn)
 
 
-def _space(search: Search) -> dict[str, str]:
-    return {name: repr(parameter) for name, parameter in search.space.items()}
-
-
-def _sampler(settings: Settings, trials: int) -> optuna.samplers.BaseSampler:
-    """Its draws depend on the seed and the number of the trial, so that a study that was stopped goes on alike."""
-    seed = (settings.seed * 1_000_003 + trials) % 2**32
-    if settings.sampler == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _distribution(parameter: Parameter) -> BaseDistribution:
-    if isinstance(parameter, Choice):
-        return CategoricalDistribution([json.dumps(value) for value in parameter.values])
-    return FloatDistribution(parameter.low, parameter.high, log=isinstance(parameter, LogUniform))
-
-
-def _stored(parameter: Parameter, value: Any) -> Any:
-    """A value as Optuna stores it, which knows no tuples."""
-    return json.dumps(value) if isinstance(parameter, Choice) else value
-
-
-def _numbers(stored: Mapping[str, Any], space: Mapping[str, Parameter]) -> dict[str, Any]:
-    """The reverse of `_stored` for all parameters."""
-    numbers = {}
-    for name, parameter in space.items():
-        if isinstance(parameter, Choice):
-            numbers[name] = next(value for value in parameter.values if json.dumps(value) == stored[name])
-        else:
-            numbers[name] = stored[name]
-    return numbers
-
-
-def _finished(study: optuna.Study, search: Search) -> list[Trial]:
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
     found = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-    return [_trial(trial, search) for trial in found if "failure" in trial.user_attrs]
-
-
-def _trial(frozen: FrozenTrial, search: Search) -> Trial:
-    notes = frozen.user_attrs
-    return Trial(
-        number=frozen.number,
-        numbers=_numbers(frozen.params, search.space),
-        values=tuple(notes["values"]),
-        seconds=notes["seconds"],
-        failure=notes["failure"],
-    )
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+    return [trial for trial in found if "failure" in trial.user_attrs]

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import create_trial
 from rich.console import Console
 
 from bookserve.training import run
@@ -14,12 +16,13 @@ from bookserve.training.errors import TrainingError
 from bookserve.training.models import linear
 from bookserve.training.tuning import search
 from bookserve.training.tuning.search import Plan, Report, tune
-from bookserve.training.tuning.search_space import Choice, LogUniform, Search, Uniform
-from bookserve.training.tuning.study import Trial
+from bookserve.training.tuning.search_space import Search, choice, hyperparameters
 from bookserve.training.tuning.workers import Outcome, Task
 
 Pretend = Callable[[Callable[[Task], Outcome]], None]
-SEARCH = Search("val_loss", False, {"steps": Choice((5, 10)), "learning_rate": LogUniform(1e-4, 1e-1, points=4)})
+SEARCH = Search(
+    "val_loss", False, {"steps": choice(5, 10), "learning_rate": FloatDistribution(1e-4, 1e-1, log=True)}, points=4
+)
 PLAN = Plan("standard", "smoke", "random", trials=6, repeats=2, workers=3, seed=0)
 
 
@@ -55,24 +58,26 @@ def test_every_setting_counts_with_the_mean_of_its_repeats(tmp_path: Path, prete
     assert [(task.trial, task.seed) for task in tasks] == [(trial, seed) for trial in range(6) for seed in (0, 1)]
     assert {task.config.epochs for task in tasks} == {linear.CONFIGS["standard"]["smoke"].epochs}
     for trial in report.trials:
-        low, high = trial.values
+        low, high = trial.user_attrs["values"]
         assert high - low == pytest.approx(0.01)
-        assert trial.mean == pytest.approx((low + high) / 2)
-        assert trial.seconds == 4.0
-    means = [trial.mean for trial in report.ranked]
+        assert trial.value == pytest.approx((low + high) / 2)
+        assert trial.user_attrs["seconds"] == 4.0
+    means = [trial.value for trial in report.ranked]
     assert means == sorted(means)
     rows = rows_of(report)
     assert list(rows[0]) == [
         *("trial", "val_loss", "spread", "repeat_1", "repeat_2", "steps", "learning_rate", "seconds", "failure")
     ]
-    assert [float(row["val_loss"]) for row in rows] == pytest.approx([trial.mean for trial in report.trials], abs=1e-6)
-    assert (report.folder / search.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert [float(row["val_loss"]) for row in rows] == pytest.approx([trial.value for trial in report.trials], abs=1e-6)
+    assert (report.folder / search.PLOT).read_bytes().startswith(b"\x89PNG")
     assert search.table(report).row_count == 6
 
 
 def test_the_table_can_be_read_on_a_narrow_terminal() -> None:
-    space = {f"number_{place}": Uniform(0, 1) for place in range(20)}
-    trial = Trial(3, dict.fromkeys(space, 0.125), values=(0.5, 0.7))
+    space = {f"number_{place}": FloatDistribution(0, 1) for place in range(20)}
+    notes = {"values": [0.5, 0.7], "seconds": 1.0, "failure": ""}
+    trial = create_trial(params=dict.fromkeys(space, 0.125), distributions=space, value=0.6, user_attrs=notes)
+    trial.number = 3
     printed = io.StringIO()
     report = Report(Path("study"), [trial], Search("val_auc", True, space))
     Console(file=printed, width=80).print(search.table(report))
@@ -97,20 +102,20 @@ def test_a_shortcut_is_taken_by_the_search_alone(
     pretend_training(note)
     tune_linear(tmp_path)
     assert set(epochs) == {3}
-    config = run.numbers(run.book_model("linear"), "study", "smoke", tmp_path)
+    config = search.config_of("linear", "study", "smoke", tmp_path)
     assert config.epochs == linear.CONFIGS["standard"]["smoke"].epochs
 
 
 def test_the_best_numbers_are_a_configuration(tmp_path: Path, pretend_training: Pretend) -> None:
     pretend_training(distance)
-    best = tune_linear(tmp_path).ranked[0].numbers
-    config = run.numbers(run.book_model("linear"), "study", "full", tmp_path)
+    best = hyperparameters(tune_linear(tmp_path).ranked[0].params)
+    config = search.config_of("linear", "study", "full", tmp_path)
     assert (config.steps, config.learning_rate) == (best["steps"], best["learning_rate"])
     assert config.epochs == linear.CONFIGS["standard"]["full"].epochs
     with pytest.raises(TrainingError, match=r"neither a configuration nor a study 'x'.* standard.* the studies study"):
-        run.numbers(run.book_model("linear"), "x", "full", tmp_path)
+        search.config_of("linear", "x", "full", tmp_path)
     with pytest.raises(TrainingError, match=r"neither a configuration nor a study 'x'.* and no study in "):
-        run.numbers(run.book_model("linear"), "x", "full", tmp_path / "empty")
+        search.config_of("linear", "x", "full", tmp_path / "empty")
 
 
 def test_failed_settings_do_not_stop_the_others(tmp_path: Path, pretend_training: Pretend) -> None:
@@ -123,7 +128,7 @@ def test_failed_settings_do_not_stop_the_others(tmp_path: Path, pretend_training
 
     pretend_training(fail_some)
     report = tune_linear(tmp_path)
-    assert [trial.failure for trial in report.trials[:4]] == [
+    assert [trial.user_attrs["failure"] for trial in report.trials[:4]] == [
         "",
         "the loss became nan in epoch 1",
         "val_loss is not finite",
@@ -160,11 +165,11 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_call_goes_on(tmp_path: Path,
     assert stop.value.__notes__ == ["study: stopped, trials kept: 2; the same command goes on from there"]
     folder = tmp_path / "linear" / "tuned" / "study"
     assert len((folder / search.TABLE).read_text().splitlines()) == 3
-    assert (folder / search.PICTURE).is_file()
+    assert (folder / search.PLOT).is_file()
     pretend_training(distance)
     resumed = tune_linear(tmp_path)
     assert len(resumed.trials) == 6
-    settings = [[trial.numbers for trial in report.trials] for report in (through, resumed)]
+    settings = [[trial.params for trial in report.trials] for report in (through, resumed)]
     assert settings[0][:4] == settings[1][:4]  # the two that were under way come first, with the numbers they had
     again = tune_linear(tmp_path)
     assert again.trials == resumed.trials  # nothing left to do
@@ -176,7 +181,7 @@ def test_the_grid_is_tried_whole_and_once(tmp_path: Path, pretend_training: Pret
     assert len(part.trials) == 3
     whole = tune_linear(tmp_path, Plan("standard", "smoke", "grid", trials=None, repeats=1, workers=1, seed=0))
     assert whole.trials[:3] == part.trials
-    points = {(trial.numbers["steps"], round(trial.numbers["learning_rate"], 9)) for trial in whole.trials}
+    points = {(int(trial.params["steps"]), round(trial.params["learning_rate"], 9)) for trial in whole.trials}
     assert points == {(steps, rate) for steps in (5, 10) for rate in (1e-4, 1e-3, 1e-2, 1e-1)}
     assert len(whole.trials) == 8
 
@@ -199,6 +204,6 @@ def test_an_objective_is_a_figure_of_the_history() -> None:
 def test_spaces_name_numbers_of_their_config() -> None:
     for name in search.MODELS:
         module = run.book_model(name)
-        for configuration, found in run.searches(module).items():
+        for configuration, found in search.searches(module).items():
             for config in module.CONFIGS[configuration].values():
                 assert set(found.space) <= {field.name for field in dataclasses.fields(config)}

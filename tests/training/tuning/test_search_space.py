@@ -1,16 +1,23 @@
 import math
 
 import pytest
+from optuna.distributions import FloatDistribution
 
-from bookserve.training.tuning.search_space import Choice, LogUniform, Search, Uniform
+from bookserve.training.tuning.search_space import Search, choice, grid, hyperparameters
 
 
 def test_grids_have_both_ends() -> None:
-    assert Choice((1, "a", (2, 3))).grid() == (1, "a", (2, 3))
-    assert Uniform(0.0, 1.0, points=5).grid() == (0.0, 0.25, 0.5, 0.75, 1.0)
-    assert LogUniform(1e-4, 1e-1, points=4).grid() == pytest.approx((1e-4, 1e-3, 1e-2, 1e-1))
-    assert max(LogUniform(3e-4, 0.7, points=7).grid()) <= 0.7
-    assert Uniform(2.0, 3.0, points=1).grid() == (2.0,)
+    assert grid(choice(1, "a", (2, 3)), 5) == ["1", '"a"', "[2, 3]"]
+    assert grid(FloatDistribution(0.0, 1.0), 5) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert grid(FloatDistribution(1e-4, 1e-1, log=True), 4) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
+    assert max(grid(FloatDistribution(3e-4, 0.7, log=True), 7)) <= 0.7
+    assert grid(FloatDistribution(2.0, 3.0), 1) == [2.0]
+
+
+def test_choices_come_back_as_they_went_in() -> None:
+    values = (1, 0.5, True, None, "a", (2, 3))
+    assert [hyperparameters({"x": text})["x"] for text in choice(*values).choices] == list(values)
+    assert hyperparameters({"rate": 0.25}) == {"rate": 0.25}
 
 
 @pytest.mark.parametrize(

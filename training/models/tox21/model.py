@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
+from optuna.distributions import FloatDistribution
 from sklearn.ensemble import RandomForestClassifier  # type: ignore[import-untyped]
 from sklearn.metrics import (  # type: ignore[import-untyped]
     accuracy_score,
@@ -40,7 +41,7 @@ from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.models import STANDARD
 from bookserve.training.models.tox21 import similarity
-from bookserve.training.tuning.search_space import Choice, LogUniform, Search, Uniform
+from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = TOX21
 HEADLINE = Headline(metric="auc", book=None)  # the book gives weighted accuracies of the first assay only
@@ -108,12 +109,12 @@ SEARCHES: dict[str, Search] = {
         objective="val_auc",
         higher_is_better=True,
         space={
-            "hidden": Choice(((512, 256), (1024,), (1024, 512), (512, 256, 128))),
-            "learning_rate": LogUniform(3e-4, 3e-3),
-            "weight_decay": LogUniform(1e-5, 1e-1),
-            "dropout": Uniform(0.3, 0.8),
-            "input_dropout": Uniform(0.0, 0.6),
-            "balance": Choice((0.0, 0.5, 1.0)),
+            "hidden": choice((512, 256), (1024,), (1024, 512), (512, 256, 128)),
+            "learning_rate": FloatDistribution(3e-4, 3e-3, log=True),
+            "weight_decay": FloatDistribution(1e-5, 1e-1, log=True),
+            "dropout": FloatDistribution(0.3, 0.8),
+            "input_dropout": FloatDistribution(0.0, 0.6),
+            "balance": choice(0.0, 0.5, 1.0),
         },
     ),
     "book": Search(
@@ -121,17 +122,17 @@ SEARCHES: dict[str, Search] = {
         higher_is_better=True,
         epoch="last",
         space={
-            "together": Choice((False, True)),  # what the assays have in common is learnt from all (Ramsundar et al.)
-            "hidden": Choice(((50,), (100,), (400,), (50, 50))),  # chapter 5 tries sizes and depths
-            "normalise": Choice((False, True)),
-            "learning_rate": LogUniform(1e-4, 1e-2),
-            "dropout": Choice((0.25, 0.5, 0.75)),
-            "input_dropout": Choice((0.0, 0.2, 0.4)),
-            "weight_decay": LogUniform(1e-3, 1.0),
-            "balance": Choice((0.5, 0.75, 1.0)),
-            "epochs": Choice((15, 30)),
-            "members": Choice((1, 4)),
-            "memory": Choice((0, 6_400)),
+            "together": choice(False, True),  # what the assays have in common is learnt from all (Ramsundar et al.)
+            "hidden": choice((50,), (100,), (400,), (50, 50)),  # chapter 5 tries sizes and depths
+            "normalise": choice(False, True),
+            "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+            "dropout": choice(0.25, 0.5, 0.75),
+            "input_dropout": choice(0.0, 0.2, 0.4),
+            "weight_decay": FloatDistribution(1e-3, 1.0, log=True),
+            "balance": choice(0.5, 0.75, 1.0),
+            "epochs": choice(15, 30),
+            "members": choice(1, 4),
+            "memory": choice(0, 6_400),
         },
         shortcut=lambda config: config if config.together else replace(config, assays=(ASSAYS[BOOK_ASSAY],)),
     ),

@@ -1,4 +1,4 @@
-"""`python -m bookserve.training.bench SUBJECT`: how fast this project trains, one subcommand a subject.
+"""`python tests/benchmarks/training.py SUBJECT`: how fast this project trains, one subcommand a subject.
 
 What is compared runs in turns, so that a busy machine slows all of it alike: compare figures of one run.
 """
@@ -139,7 +139,7 @@ def input_pipelines(data: Choice, data_dir: Path | None, seconds: float, threads
     from bookserve.training.models.cifar10 import model as cifar10
     from bookserve.training.models.tox21 import model as tox21
 
-    def pictures(module: Any, rows: Any, config: Any) -> tuple[Any, Any]:
+    def images(module: Any, rows: Any, config: Any) -> tuple[Any, Any]:
         model = module.build_model(config)
         few = replace(rows, train=_first(rows.train, 2 * config.batch), valid=_first(rows.valid, config.batch))
         module.train(model, few, replace(config, epochs=1), 0, [])  # compiles
@@ -154,7 +154,7 @@ def input_pipelines(data: Choice, data_dir: Path | None, seconds: float, threads
 
     table = Table("model", "batch", "input alone", "step alone", "both", "input / step", "both / step")
     module: Any
-    for module, prepare in ((mnist, pictures), (cifar10, pictures), (tox21, molecules)):
+    for module, prepare in ((mnist, images), (cifar10, images), (tox21, molecules)):
         config = replace(module.CONFIGS[STANDARD]["default"], epochs=10**6)  # batches for as long as it takes
         try:
             rows = module.load_data(config, DataRequest(data, data_dir), 0)

@@ -11,14 +11,14 @@ import tensorflow as tf
 from bookserve.export import card, manifest, onnx_graph, parity, savedmodel, warmup
 from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.manifest import Manifest
-from bookserve.export.run_reader import Run
+from bookserve.export.run_reader import TrainingRun
 from bookserve.export.store import ModelStore
 
 PARITY_ROWS = 256
 _LIBRARIES = ("tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx", "bookserve")
 
 
-def publish(run: Run, store: ModelStore, say: Callable[[str], None]) -> Manifest:
+def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None]) -> Manifest:
     """Write both graphs, prove them equal, publish them with warm-up, report and manifest; `say` takes a line a step.
 
     Raises:
@@ -71,5 +71,5 @@ def publish(run: Run, store: ModelStore, say: Callable[[str], None]) -> Manifest
 
 def _copy_pictures(source: Path, target: Path) -> None:
     target.mkdir()
-    for picture in sorted(source.glob("*.png")):
-        shutil.copyfile(picture, target / picture.name)
+    for image in sorted(source.glob("*.png")):
+        shutil.copyfile(image, target / image.name)

@@ -18,7 +18,7 @@ from bookserve.export.manifest import DataOrigin, Metrics
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One complete run. `made_with` names the libraries and the devices; `config` the numbers of the training."""
 
     folder: Path
@@ -87,7 +87,7 @@ def latest(runs_dir: Path, model: str) -> Path:
     return folder / names[-1]
 
 
-def read(folder: Path, model: str) -> Run:
+def read(folder: Path, model: str) -> TrainingRun:
     """The run in `folder`, which must be a complete one of `model`.
 
     Raises:
@@ -105,7 +105,7 @@ def read(folder: Path, model: str) -> Run:
             raise ExportError(f"{folder} is a run of {config['model']}, not of {model}")
         if config["contract"] != contract.id:
             raise ExportError(f"{folder} was made for {config['contract']}, this is {contract.id}: train again")
-        return Run(
+        return TrainingRun(
             folder=folder,
             contract=contract,
             configuration=config["configuration"],

@@ -256,7 +256,7 @@ class ModelStore:
             if loaded:
                 entry.model_version_policy.specific.versions.extend(loaded)
             entry.version_labels.update(release.labels)
-        return text_format.MessageToString(config)
+        return text_format.MessageToString(config, as_utf8=False)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -120,7 +120,7 @@ def train(
         result = train_model(name, request, runs_dir, console, configuration, profile, seed, fresh, config)
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
-    metric = result.headline.metric
+    metric = result.key_metric.name
     click.echo(f"{name}: test {metric} {result.metrics['test'][metric]:.4f} in {result.seconds:.0f} s, {result.folder}")
 
 
@@ -168,7 +168,7 @@ def train_all(
             logger.error("%s: %s", name, failures[name], exc_info=not expected)
             table.add_row(name, "", "failed", "", _minutes(began), "")
             continue
-        metric, book = result.headline.metric, result.headline.book
+        metric, book = result.key_metric.name, result.key_metric.book
         table.add_row(
             name,
             result.origin.source,

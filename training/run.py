@@ -29,10 +29,9 @@ from bookserve.training import plots, run_writer
 from bookserve.training.datasets.files import DataError, DataRequest, Origin
 from bookserve.training.devices import devices, hosts
 from bookserve.training.errors import DivergedError, TrainingError
-from bookserve.training.headline import Headline
 from bookserve.training.loop.callbacks import ProgressBar, StopOnNan
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
-from bookserve.training.models import MODELS, PROFILES, STANDARD
+from bookserve.training.models import MODELS, PROFILES, STANDARD, KeyMetric
 
 EXAMPLE_ROWS = 512
 
@@ -61,7 +60,7 @@ class BookModel(Protocol):
     """The skeleton of a module in `training/models/`."""
 
     CONTRACT: Contract
-    HEADLINE: Headline
+    KEY_METRIC: KeyMetric
     CONFIGS: Mapping[str, Mapping[str, Any]]
 
     def load_data(self, config: Any, request: DataRequest, seed: int) -> Data:
@@ -82,7 +81,7 @@ class BookModel(Protocol):
         """Train in place, from the last checkpoint on if there is one; figure -> value of each epoch."""
 
     def evaluate(self, model: keras.Model, data: Any, report: Path) -> dict[str, dict[str, float]]:
-        """Split -> figure -> value; pictures into `report`."""
+        """Split -> figure -> value; images into `report`."""
 
     def serving_model(self, model: keras.Model) -> keras.Model:
         """The network behind its contract."""
@@ -107,7 +106,7 @@ class Result:
 
     folder: Path
     metrics: dict[str, dict[str, float]]
-    headline: Headline
+    key_metric: KeyMetric
     origin: Origin
     seconds: float
 
@@ -185,7 +184,7 @@ def train_model(
             f"{name} lost one of {cluster.others}: see what it said, and start the same command again on every host; "
             "it goes on from the last complete epoch"
         ) from error
-    return Result(folder, metrics, model_module.HEADLINE, data.origin, time.monotonic() - clock)
+    return Result(folder, metrics, model_module.KEY_METRIC, data.origin, time.monotonic() - clock)
 
 
 def named_config(model_module: BookModel, configuration: str, profile: str) -> Any:

@@ -17,7 +17,7 @@ from bookserve.training import run, run_writer
 from bookserve.training.datasets import files
 from bookserve.training.models import linear
 from bookserve.training.tuning.search_space import Search
-from bookserve.training.tuning.workers import Outcome, Task
+from bookserve.training.tuning.workers import Outcome, TrainingTask
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -195,7 +195,7 @@ def test_help_does_not_import_tensorflow() -> None:
 def test_what_tune_finds_is_trained_by_its_name(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    pretend_training: Callable[[Callable[[Task], Outcome]], None],
+    pretend_training: Callable[[Callable[[TrainingTask], Outcome]], None],
 ) -> None:
     space = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
     monkeypatch.setattr(linear, "SEARCHES", {"standard": Search("val_loss", False, space)}, raising=False)

@@ -1,4 +1,4 @@
-"""CIFAR-10: 50,000 + 10,000 small colour pictures of ten kinds of things, from the official binary batches to splits.
+"""CIFAR-10: 50,000 + 10,000 small colour images of ten kinds of things, from the official binary batches to splits.
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009); chapter 9 of the book. The sample
 that stands in for it on a closed network is drawn: coloured shapes and textures, one kind a class.
@@ -132,7 +132,7 @@ def parse(content: bytes, name: str) -> Split:
 
 
 def draw(rows: int, seed: int) -> Split:
-    """Pictures of ten kinds: disc, square, triangle, cross, ring, and stripes across, upright, slanting, checks, rays.
+    """Images of ten kinds: disc, square, triangle, cross, ring, and stripes across, upright, slanting, checks, rays.
 
     Place, size, turn and colours are random, with noise over all. The figures reached on them say nothing of CIFAR-10.
     """
@@ -146,8 +146,8 @@ def draw(rows: int, seed: int) -> Split:
         front, back = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
         while np.abs(front - back).sum() < 150:
             front = rng.uniform(0, 255, 3)
-        picture = np.where(mask, front, back) + rng.normal(0, 12, (SIDE, SIDE, 3))
-        images[row] = picture.clip(0, 255)
+        image = np.where(mask, front, back) + rng.normal(0, 12, (SIDE, SIDE, 3))
+        images[row] = image.clip(0, 255)
     return Split(images, labels)
 
 

@@ -11,7 +11,7 @@ from rdkit.Chem.Scaffolds import MurckoScaffold
 
 
 def scaffold_split(
-    smiles: Sequence[str], valid_share: float, test_share: float
+    smiles: Sequence[str], valid_fraction: float, test_fraction: float
 ) -> tuple[list[int], list[int], list[int]]:
     """The rows of the training, validation and test split: the largest families train, the smallest test.
 
@@ -23,8 +23,8 @@ def scaffold_split(
         for row, text in enumerate(smiles):
             scaffold: str = MurckoScaffold.MurckoScaffoldSmiles(mol=Chem.MolFromSmiles(text))  # type: ignore[no-untyped-call]
             families.setdefault(scaffold, []).append(row)
-    train_room = (1 - valid_share - test_share) * len(smiles)
-    valid_room = (1 - test_share) * len(smiles)
+    train_room = (1 - valid_fraction - test_fraction) * len(smiles)
+    valid_room = (1 - test_fraction) * len(smiles)
     train: list[int] = []
     valid: list[int] = []
     test: list[int] = []

@@ -33,8 +33,8 @@ from bookserve.training.datasets.scaffolds import scaffold_split
 
 SAMPLE_ROWS = 2_400
 SAMPLE_SEED = 4  # the sample is one fixed data set
-VALID_SHARE = 0.1
-TEST_SHARE = 0.1
+VALID_FRACTION = 0.1
+TEST_FRACTION = 0.1
 SplitKind = Literal["random", "scaffold"]
 
 FILES = (
@@ -106,12 +106,12 @@ def load(
     bits, readable = fingerprints(smiles, cache_folder("tox21"))
     rows = np.flatnonzero(readable)
     if kind == "scaffold":
-        parts = [rows[part] for part in scaffold_split([smiles[row] for row in rows], VALID_SHARE, TEST_SHARE)]
+        parts = [rows[part] for part in scaffold_split([smiles[row] for row in rows], VALID_FRACTION, TEST_FRACTION)]
         order = np.random.default_rng(split_seed).permutation(len(parts[0]))  # so that `train_rows` are of all families
         parts[0] = parts[0][order]
     else:
         order = np.random.default_rng(split_seed).permutation(rows)
-        valid, test = int(len(order) * VALID_SHARE), int(len(order) * TEST_SHARE)
+        valid, test = int(len(order) * VALID_FRACTION), int(len(order) * TEST_FRACTION)
         parts = np.split(order, [len(order) - valid - test, len(order) - test])
     parts[0] = parts[0][:train_rows]
     train_split, valid_split, test_split = (Split(bits[part], results[part]) for part in parts)

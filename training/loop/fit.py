@@ -39,18 +39,18 @@ def fit(
         OSError: a checkpoint cannot be written.
     """
     model.optimizer.build(model.trainable_variables)
-    keeper = _Keeper(checkpoint, best, higher_is_better, patience)
+    state = _TrainingState(checkpoint, best, higher_is_better, patience)
     saved = checkpoint.load()
     if saved is not None:
-        keeper.restore(model, saved)
-    if not keeper.ended(epochs):
-        watchers = [*callbacks, keeper]
+        state.restore(model, saved)
+    if not state.ended(epochs):
+        watchers = [*callbacks, state]
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:  # Keras's fit fails on batches of odd size
-            hosts.fit(model, batches(keeper.epoch), range(keeper.epoch, epochs), steps, valid, watchers)
+            hosts.fit(model, batches(state.epoch), range(state.epoch, epochs), steps, valid, watchers)
         else:
             model.fit(
-                batches(keeper.epoch),
-                initial_epoch=keeper.epoch,
+                batches(state.epoch),
+                initial_epoch=state.epoch,
                 epochs=epochs,
                 steps_per_epoch=steps,
                 validation_data=valid,
@@ -58,12 +58,12 @@ def fit(
                 shuffle=False,
                 verbose=0,
             )
-    if keeper.best_weights is not None:
-        model.set_weights(keeper.best_weights)
-    return keeper.history
+    if state.best_weights is not None:
+        model.set_weights(state.best_weights)
+    return state.history
 
 
-class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
+class _TrainingState(keras.callbacks.Callback):  # type: ignore[misc]
     """History, best weights and the decision to stop; all of it is in the checkpoint. Must stand last of all."""
 
     def __init__(self, checkpoint: Checkpoint, best: str | None, higher_is_better: bool, patience: int | None) -> None:

@@ -6,7 +6,7 @@ import keras
 def warm_cosine(
     highest: float, steps: int, warmup: float, start: float = 0.0
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """From `start` times `highest` in a line to `highest`, for the share `warmup` of all `steps`; then to 0.
+    """From `start` times `highest` in a line to `highest`, for the fraction `warmup` of all `steps`; then to 0.
 
     Source of the second half: Loshchilov and Hutter, "SGDR" (2016), without restarts.
     """

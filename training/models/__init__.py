@@ -4,6 +4,8 @@
 the trained network so that it takes and gives exactly the tensors of the model's contract.
 """
 
+from dataclasses import dataclass
+
 MODELS: dict[str, str] = {
     "linear": "bookserve.training.models.linear",
     "logistic": "bookserve.training.models.logistic",
@@ -16,7 +18,15 @@ MODELS: dict[str, str] = {
 """Model -> its module, in the order in which `train-all` trains them. Modules are imported only when they run."""
 
 PROFILES: tuple[str, ...] = ("smoke", "default", "full")
-"""smoke proves the road in seconds, default is a good model in minutes, full aims for the headline figures."""
+"""smoke proves the road in seconds, default is a good model in minutes, full aims for the README's figures."""
 
 STANDARD = "standard"
 """The configuration that every model has and that trains unless another one is named."""
+
+
+@dataclass(frozen=True)
+class KeyMetric:
+    """The metric by which a model is judged: `name` is one of the test split, `book` the book's value if it has one."""
+
+    name: str
+    book: float | None

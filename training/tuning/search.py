@@ -29,7 +29,7 @@ from bookserve.training.run import BookModel, book_model, named_config
 from bookserve.training.tuning import study
 from bookserve.training.tuning.search_space import Search, hyperparameters
 from bookserve.training.tuning.study import Study, open_study, ranked
-from bookserve.training.tuning.workers import Outcome, Task, Workers
+from bookserve.training.tuning.workers import Outcome, TrainingTask, WorkerPool
 
 DEFAULT_TRIALS = 20
 ROWS = 10  # of the table on the terminal; the CSV file has all
@@ -92,7 +92,7 @@ def config_of(name: str, configuration: str, profile: str, runs_dir: Path) -> An
 def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir: Path, console: Console) -> Report:
     """Bring a study of the model `name` to the trials that `plan` asks for; those of earlier calls count.
 
-    Table and picture are written when all is done and when it is stopped; a call with the same arguments goes on.
+    Table and plot are written when all is done and when it is stopped; a call with the same arguments goes on.
 
     Raises:
         DataError: the data is damaged or cannot be had.
@@ -116,7 +116,7 @@ def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir:
         "objective": search.objective,
         "data": dataclasses.asdict(module.load_data(config, request, plan.seed).origin),
     }
-    task = Task(trial=0, model=name, config=config, request=request, seed=plan.seed, figure=search.objective)
+    task = TrainingTask(trial=0, model=name, config=config, request=request, seed=plan.seed, figure=search.objective)
     with open_study(folder, settings, search) as opened:
         total = plan.trials or DEFAULT_TRIALS
         if plan.sampler == "grid":
@@ -134,7 +134,7 @@ def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir:
 
 
 def _write(report: Report) -> Report:
-    """Table and picture into the study's folder; the report itself is returned.
+    """Table and plot into the study's folder; the report itself is returned.
 
     Raises:
         TrainingError: they cannot be written.
@@ -189,14 +189,14 @@ def draw(path: Path, trials: Sequence[FrozenTrial], search: Search) -> None:
     )
 
 
-def _run(opened: Study, search: Search, base: Task, total: int, plan: Plan, console: Console) -> None:
+def _run(opened: Study, search: Search, base: TrainingTask, total: int, plan: Plan, console: Console) -> None:
     """Train until the study has `total` trials that are over."""
     to_ask = max(0, total - len(opened.trials()))
-    waiting: deque[Task] = deque()
+    waiting: deque[TrainingTask] = deque()
     under_way: dict[int, tuple[optuna.Trial, list[Outcome]]] = {}
     columns = (TextColumn("networks trained"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with Workers(plan.workers) as pool, progress:
+    with WorkerPool(plan.workers) as pool, progress:
         bar = progress.add_task("", total=to_ask * plan.repeats)
         while True:
             while pool.free and (waiting or to_ask):
@@ -217,7 +217,7 @@ def _run(opened: Study, search: Search, base: Task, total: int, plan: Plan, cons
                     console.print(_line(finished, search), highlight=False, soft_wrap=True)
 
 
-def _tasks(base: Task, trial: optuna.Trial, repeats: int, search: Search) -> list[Task]:
+def _tasks(base: TrainingTask, trial: optuna.Trial, repeats: int, search: Search) -> list[TrainingTask]:
     config = search.shortcut(dataclasses.replace(base.config, **hyperparameters(trial.params)))
     seeds = range(base.seed, base.seed + repeats)
     return [dataclasses.replace(base, trial=trial.number, config=config, seed=seed) for seed in seeds]

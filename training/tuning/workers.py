@@ -22,7 +22,7 @@ from bookserve.training.datasets.files import DataRequest
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """One training: `figure` is what is wanted of the history that it returns."""
 
     trial: int
@@ -42,7 +42,7 @@ class Outcome:
     failure: str = ""
 
 
-class Workers:
+class WorkerPool:
     """`count` processes; `start` gives one of them a task, `wait` returns what is done. A context manager."""
 
     def __init__(self, count: int) -> None:
@@ -50,7 +50,7 @@ class Workers:
         self._threads = max(1, (os.cpu_count() or 1) // count)
         self._unused = count
         self._idle: deque[tuple[BaseProcess, Connection]] = deque()
-        self._busy: dict[Connection, tuple[BaseProcess, Task, float]] = {}
+        self._busy: dict[Connection, tuple[BaseProcess, TrainingTask, float]] = {}
 
     @property
     def free(self) -> bool:
@@ -62,18 +62,18 @@ class Workers:
         """Whether `wait` may be called."""
         return bool(self._busy)
 
-    def start(self, task: Task) -> None:
+    def start(self, task: TrainingTask) -> None:
         """Have a free process train."""
         process, connection = self._idle.popleft() if self._idle else self._new()
         try:
             connection.send(task)
         except ConnectionError:  # it died while it had nothing to do
-            self._bury(process, connection)
+            self._remove(process, connection)
             process, connection = self._new()
             connection.send(task)
         self._busy[connection] = process, task, time.monotonic()
 
-    def wait(self) -> Sequence[tuple[Task, Outcome]]:
+    def wait(self) -> Sequence[tuple[TrainingTask, Outcome]]:
         """Wait until at least one task is done; each with what became of it."""
         done = []
         for connection in wait(list(self._busy)):
@@ -83,7 +83,7 @@ class Workers:
                 values, failure = connection.recv()
                 self._idle.append((process, connection))
             except (EOFError, ConnectionError):
-                self._bury(process, connection)
+                self._remove(process, connection)
                 values, failure = (), f"its process ended with status {process.exitcode}: out of memory?"
             done.append((task, Outcome(values, time.monotonic() - began, failure)))
         return done
@@ -100,7 +100,7 @@ class Workers:
             process.join()
             connection.close()
 
-    def _bury(self, process: BaseProcess, connection: Connection) -> None:
+    def _remove(self, process: BaseProcess, connection: Connection) -> None:
         process.join()
         connection.close()
         self._unused += 1

@@ -17,9 +17,9 @@ from bookserve.training.models import linear
 from bookserve.training.tuning import search
 from bookserve.training.tuning.search import Plan, Report, tune
 from bookserve.training.tuning.search_space import Search, choice, hyperparameters
-from bookserve.training.tuning.workers import Outcome, Task
+from bookserve.training.tuning.workers import Outcome, TrainingTask
 
-Pretend = Callable[[Callable[[Task], Outcome]], None]
+Pretend = Callable[[Callable[[TrainingTask], Outcome]], None]
 SEARCH = Search(
     "val_loss", False, {"steps": choice(5, 10), "learning_rate": FloatDistribution(1e-4, 1e-1, log=True)}, points=4
 )
@@ -31,7 +31,7 @@ def searchable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "SEARCHES", {"standard": SEARCH}, raising=False)
 
 
-def distance(task: Task) -> Outcome:
+def distance(task: TrainingTask) -> Outcome:
     """The loss is the distance of the rate from 0.01, in orders of magnitude; seeds differ a little."""
     loss = abs(math.log10(task.config.learning_rate) + 2) + 0.01 * task.seed
     return Outcome((9.0, loss, loss + 1), seconds=2.0)
@@ -48,7 +48,7 @@ def rows_of(report: Report) -> list[dict[str, str]]:
 def test_every_setting_counts_with_the_mean_of_its_repeats(tmp_path: Path, pretend_training: Pretend) -> None:
     tasks = []
 
-    def note(task: Task) -> Outcome:
+    def note(task: TrainingTask) -> Outcome:
         tasks.append(task)
         return distance(task)
 
@@ -94,7 +94,7 @@ def test_a_shortcut_is_taken_by_the_search_alone(
     def shorter(config: linear.Config) -> linear.Config:
         return dataclasses.replace(config, epochs=config.steps + 3)
 
-    def note(task: Task) -> Outcome:
+    def note(task: TrainingTask) -> Outcome:
         epochs.append(task.config.epochs - task.config.steps)
         return distance(task)
 
@@ -119,7 +119,7 @@ def test_the_best_numbers_are_a_configuration(tmp_path: Path, pretend_training: 
 
 
 def test_failed_settings_do_not_stop_the_others(tmp_path: Path, pretend_training: Pretend) -> None:
-    def fail_some(task: Task) -> Outcome:
+    def fail_some(task: TrainingTask) -> Outcome:
         if task.trial == 1 and task.seed == 1:
             return Outcome((), 1.0, "the loss became nan in epoch 1")
         if task.trial == 2:
@@ -152,7 +152,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_call_goes_on(tmp_path: Path,
     through = tune_linear(tmp_path, name="through")
     calls = 0
 
-    def interrupt(task: Task) -> Outcome:
+    def interrupt(task: TrainingTask) -> Outcome:
         nonlocal calls
         calls += 1
         if calls == 6:

@@ -2,13 +2,13 @@ import multiprocessing
 
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.models import linear
-from bookserve.training.tuning.workers import Task, Workers
+from bookserve.training.tuning.workers import TrainingTask, WorkerPool
 
-TASK = Task(0, "linear", linear.Config(epochs=2, steps=3), DataRequest("sample"), seed=0, figure="val_loss")
+TASK = TrainingTask(0, "linear", linear.Config(epochs=2, steps=3), DataRequest("sample"), seed=0, figure="val_loss")
 
 
 def test_a_process_that_dies_costs_its_task_and_no_more() -> None:
-    with Workers(1) as pool:
+    with WorkerPool(1) as pool:
         assert pool.free
         assert not pool.busy
         pool.start(TASK)
@@ -25,8 +25,11 @@ def test_a_process_that_dies_costs_its_task_and_no_more() -> None:
         assert outcome.values[1] < outcome.values[0]
         (process,) = multiprocessing.active_children()
         for wrong, failure in (
-            (Task(1, "linear", linear.Config(epochs=1, learning_rate=1e30), TASK.request, 0, "val_loss"), "diverged"),
-            (Task(2, "linear", TASK.config, TASK.request, 0, "accuracy"), "KeyError: 'accuracy'"),
+            (
+                TrainingTask(1, "linear", linear.Config(epochs=1, learning_rate=1e30), TASK.request, 0, "val_loss"),
+                "diverged",
+            ),
+            (TrainingTask(2, "linear", TASK.config, TASK.request, 0, "accuracy"), "KeyError: 'accuracy'"),
         ):
             pool.start(wrong)
             ((task, outcome),) = pool.wait()

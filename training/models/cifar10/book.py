@@ -30,17 +30,17 @@ class Config:
     batch: int = 128  # rows a step, over all devices (chapter 9)
     learning_rate: float = 0.1  # of the first epochs (chapter 9)
     stair: int = 350  # epochs after which the rate falls (chapter 9)
-    fall: float = 0.1  # what it falls to, share (chapter 9)
+    fall: float = 0.1  # the fraction of it that it falls to (chapter 9)
     weight_decay: float = 0.004  # times half of the squares of the dense layers' weights, in the loss (chapter 9)
-    average: float = 0.9999  # share of the past in the running average of the weights, which is kept (chapter 9)
-    brightness: float = 63.0  # largest change of all pixels of a training picture, of 255 (chapter 9)
-    contrast: float = 0.8  # largest change of the spread of its pixels, share (chapter 9: 0.2 to 1.8)
+    average: float = 0.9999  # fraction of the past in the running average of the weights, which is kept (chapter 9)
+    brightness: float = 63.0  # largest change of all pixels of a training image, of 255 (chapter 9)
+    contrast: float = 0.8  # largest change of the spread of its pixels, a fraction of it (chapter 9: 0.2 to 1.8)
 
 
 class AveragedDescent(keras.optimizers.SGD):  # type: ignore[misc]
     """Plain descent that keeps a running average of the weights, as tf.train.ExponentialMovingAverage(num_updates=...).
 
-    In the first updates the share of the past is smaller, (1 + updates) / (10 + updates), so that the first weights
+    In the first updates the fraction of the past is smaller, (1 + updates) / (10 + updates), so that the first weights
     are soon forgotten.
     """
 
@@ -91,7 +91,7 @@ def build_model(config: Config) -> keras.Model:
     crops = keras.Input((CROP, CROP, 3), name="crops")
     x = crops - ops.mean(crops, axis=(1, 2, 3), keepdims=True)
     spread = ops.sqrt(ops.mean(ops.square(x), axis=(1, 2, 3), keepdims=True))
-    x = x / ops.maximum(spread, 1 / np.sqrt(3 * CROP * CROP))  # mean 0 and variance 1 in each picture
+    x = x / ops.maximum(spread, 1 / np.sqrt(3 * CROP * CROP))  # mean 0 and variance 1 in each image
     x = _convolution(bias=0.0)(x)  # (n, 24, 24, 64)
     x = layers.MaxPooling2D(3, 2, padding="same")(x)  # (n, 12, 12, 64)
     x = local_response_normalisation(x)
@@ -115,7 +115,7 @@ def compile_model(model: keras.Model, config: Config, steps: int) -> None:
 
 
 def distort(images: Any, config: Config, seed: Any) -> Any:
-    """Crop, mirror and recolour each picture on its own: uint8 [n, 32, 32, 3] to float32 [n, 24, 24, 3]."""
+    """Crop, mirror and recolour each image on its own: uint8 [n, 32, 32, 3] to float32 [n, 24, 24, 3]."""
     n = tf.shape(images)[0]
     seeds = tf.random.split(seed, 4)
     corner = tf.random.stateless_uniform([n, 2, 1], seeds[0], 0, cifar10.SIDE - CROP + 1, tf.int32)

@@ -1,4 +1,4 @@
-"""Ten kinds of things on small colour pictures (chapter 9): convolutional networks on CIFAR-10, on one device or many.
+"""Ten kinds of things on small colour images (chapter 9): convolutional networks on CIFAR-10, on one device or many.
 
 The configuration "standard" trains the network of `modern.py`, "book" that of chapter 9, which is in `book.py`; here is
 what they share. The batch is the global one: over many devices each takes its part, and the loss is divided by the
@@ -18,18 +18,17 @@ from bookserve.training import plots
 from bookserve.training.datasets import cifar10
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.devices import precision
-from bookserve.training.headline import Headline
 from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
-from bookserve.training.models import STANDARD
+from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.cifar10 import book, modern
 
 CONTRACT = CIFAR10
-HEADLINE = Headline(metric="accuracy", book=0.86)  # chapter 9's script "achieves ~86% accuracy after 100K steps"
+KEY_METRIC = KeyMetric(name="accuracy", book=0.86)  # chapter 9's script "achieves ~86% accuracy after 100K steps"
 EVALUATION_BATCH = 500
 FIRST_TEST_ROWS = 1_000  # whose accuracy is a figure of its own: see the note on the test batch in datasets/cifar10.py
-MISTAKES = 32  # pictures of the report
+MISTAKES = 32  # images of the report
 
 Config = modern.Config | book.Config
 
@@ -54,7 +53,7 @@ def load_data(config: Config, request: DataRequest, seed: int) -> cifar10.Pictur
 
 
 def build_model(config: Config) -> keras.Model:
-    """The network of the configuration, untrained: pictures or their crops in, float32 logits [n, 10] out."""
+    """The network of the configuration, untrained: images or their crops in, float32 logits [n, 10] out."""
     if isinstance(config, book.Config):
         return book.build_model(config)
     return modern.build_model(config)
@@ -113,7 +112,7 @@ def evaluate(model: keras.Model, data: cifar10.Pictures, report: Path) -> dict[s
     plots.confusion_matrix(labels, predicted, CIFAR10.labels, report / "confusion.png")
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(probabilities[wrong, labels[wrong]])][:MISTAKES]
-    plots.pictures(
+    plots.images(
         data.test.images[worst],
         [f"{CIFAR10.labels[predicted[row]]}, not\n{CIFAR10.labels[labels[row]]}" for row in worst],
         "most wrong about these test rows",
@@ -125,7 +124,7 @@ def evaluate(model: keras.Model, data: cifar10.Pictures, report: Path) -> dict[s
 def serving_model(model: keras.Model) -> keras.Model:
     """The trained network behind the contract, in float32: `images` in; `probabilities` and `classes` out.
 
-    "modern" sees each picture and its mirror image and averages what it says of them, "book" sees the central crop.
+    "modern" sees each image and its mirror image and averages what it says of them, "book" sees the central crop.
     """
     images = keras.Input((cifar10.SIDE, cifar10.SIDE, 3), dtype="uint8", name="images")
     network = precision.in_precision(model, "float32")
@@ -140,7 +139,7 @@ def serving_model(model: keras.Model) -> keras.Model:
 
 
 def training_batches(split: cifar10.Split, config: Config, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
-    """From an epoch on, shuffled and distorted anew in each: pictures [batch, side, side, 3] and int64 [batch]."""
+    """From an epoch on, shuffled and distorted anew in each: images [batch, side, side, 3] and int64 [batch]."""
     rows = len(split.labels)
     steps = rows // config.batch
     images, labels = tf.constant(split.images), tf.constant(split.labels)
@@ -151,7 +150,7 @@ def training_batches(split: cifar10.Split, config: Config, seed: int, first_epoc
         if isinstance(config, book.Config):
             distorted = book.distort(chosen, config, draw)
         else:
-            odd = draw[1] // steps % 2 == 1  # epoch: a picture is mirrored in every other one
+            odd = draw[1] // steps % 2 == 1  # epoch: an image is mirrored in every other one
             distorted = modern.distort(chosen, tf.gather(mirrored_first, places) ^ odd, config, draw)
         return distorted, tf.gather(labels, places)
 

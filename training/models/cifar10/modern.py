@@ -2,8 +2,8 @@
 
 Source: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024), which goes back to Page's ResNet for DAWNBench
 (2018). The first layer whitens patches and is never trained; six 3 x 3 convolutions begin as the identity; the biases
-of the batch normalisation learn fast; labels are smoothed; a picture is mirrored every other epoch. Left out: the
-weights that look ahead, and more than the picture and its mirror image at the test.
+of the batch normalisation learn fast; labels are smoothed; an image is mirrored every other epoch. Left out: the
+weights that look ahead, and more than the image and its mirror image at the test.
 """
 
 from collections.abc import Sequence
@@ -36,12 +36,12 @@ class Config:
     batch: int = 512  # rows a step, over all devices
     widths: tuple[int, ...] = (64, 256, 256)  # filters of the pairs of convolutions
     learning_rate: float = 0.5  # the peak of the schedule
-    warmup: float = 0.2  # share of the steps in which the rate rises from a fifth of it; then it falls to 0 as a cosine
+    warmup: float = 0.2  # fraction of the steps in which the rate rises from a fifth of it; a cosine follows
     momentum: float = 0.9  # in Nesterov's form
     bias_rate: float = 64.0  # how much faster than the rest the biases of the normalisation learn
     weight_decay: float = 0.0125  # pull of every weight towards 0, times the rate
-    label_smoothing: float = 0.2  # share of the target that is spread over all classes
-    shift: int = 2  # largest shift of a training picture, pixels
+    label_smoothing: float = 0.2  # fraction of the target that is spread over all classes
+    shift: int = 2  # largest shift of a training image, pixels
 
 
 class Descent(keras.optimizers.SGD):  # type: ignore[misc]
@@ -54,11 +54,11 @@ class Descent(keras.optimizers.SGD):  # type: ignore[misc]
     def build(self, variables: Sequence[Any]) -> None:
         """Note how fast each variable learns; in a step they come without the names that Keras gave them."""
         super().build(variables)
-        self.shares = [self.bias_rate if variable.name == "beta" else 1.0 for variable in variables]
+        self.rate_factors = [self.bias_rate if variable.name == "beta" else 1.0 for variable in variables]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """One variable's step."""
-        super().update_step(gradient, variable, learning_rate * self.shares[self._get_variable_index(variable)])
+        super().update_step(gradient, variable, learning_rate * self.rate_factors[self._get_variable_index(variable)])
 
 
 def build_model(config: Config) -> keras.Model:
@@ -114,7 +114,7 @@ def compile_model(model: keras.Model, config: Config, steps: int) -> None:
 
 
 def distort(images: Any, mirrored: Any, config: Config, seed: Any) -> Any:
-    """Shift each picture on its own, and mirror those that are `mirrored`, bool [n]: uint8 [n, 32, 32, 3] in and out.
+    """Shift each image on its own, and mirror those that are `mirrored`, bool [n]: uint8 [n, 32, 32, 3] in and out.
 
     What a shift uncovers is a reflection of what is next to it.
     """

@@ -26,15 +26,14 @@ from bookserve.training import plots
 from bookserve.training.datasets import ptb
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.devices import precision
-from bookserve.training.headline import Headline
 from bookserve.training.loop.callbacks import Watchers
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint, pack, unpack
 from bookserve.training.loop.rates import warm_cosine
-from bookserve.training.models import STANDARD
+from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.ptb.lstm import State, run_lstm
 
 CONTRACT = PTB
-HEADLINE = Headline(metric="perplexity", book=115.9)  # the small network of chapter 7's script, after 13 epochs
+KEY_METRIC = KeyMetric(name="perplexity", book=115.9)  # the small network of chapter 7's script, after 13 epochs
 EVALUATION_BATCH = 16  # streams read side by side
 EVALUATION_STEPS = 50
 EVALUATION_TRAIN_WORDS = 80_000  # of the training text, as many as the other splits have
@@ -56,13 +55,13 @@ class Config:
     tied: bool = True  # word vectors are the output weights as well (chapter 7: not)
     init_scale: float = 0.1  # the first word vectors lie in this range around 0 (chapter 7)
     uniform: bool = False  # so do all other weights (chapter 7); else Keras's way, and the bias knows frequent words
-    dropout: float = 0.15  # share of a layer's inputs and of the outputs dropped in a step (chapter 7: 0)
-    recurrent_dropout: float = 0.0  # share of a layer's own outputs hidden from it
-    word_dropout: float = 0.0  # share of the vocabulary that is not read in a step
+    dropout: float = 0.15  # fraction of a layer's inputs and of the outputs dropped in a step (chapter 7: 0)
+    recurrent_dropout: float = 0.0  # fraction of a layer's own outputs hidden from it
+    word_dropout: float = 0.0  # fraction of the vocabulary that is not read in a step
     samples: int = 1_000  # words in the softmax of a training step, half of them the most frequent; 0 for all
     rotate: bool = True  # an epoch begins anywhere in the text (chapter 7: at its first word)
     learning_rate: float = 4e-3  # the peak of the schedule (chapter 7: 1.0)
-    warmup: float = 0.05  # share of the steps in which the rate rises; it then falls to 0 along a cosine
+    warmup: float = 0.05  # fraction of the steps in which the rate rises; it then falls to 0 along a cosine
     halve_after: int | None = None  # plain descent, its rate halved in each epoch after these (chapter 7: 4), not Adam
     clip: float = 35.0  # largest norm of all gradients together (chapter 7: 5)
     bfloat16: bool = True  # matrix products of a training step in bfloat16 where that is fast (chapter 7: float32)
@@ -280,7 +279,7 @@ def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..
     """
     strategy = tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
-    # each replica clips its share of the whole gradient, and the optimizer adds the shares up
+    # each replica clips its part of the whole gradient, and the optimizer adds the parts up
     model.compile(optimizer=optimizer(replace(config, clip=config.clip / replicas), steps))
     model.optimizer.build(model.trainable_variables)
     dtype = _dtype(config)
@@ -294,7 +293,7 @@ def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..
         apply = tf.function(apply, jit_compile=True)
 
     def descend(inputs: Any, targets: Any, sample: Any, seed: Any, state: list[State]) -> tuple[Any, list[State]]:
-        """One replica's streams, of which each has as many, and its share of the loss."""
+        """One replica's streams, of which each has as many, and its part of the loss."""
         first = tf.distribute.get_replica_context().replica_id_in_sync_group
         inputs, targets = inputs[:, first::replicas], targets[:, first::replicas]
         batch = state[0][0].shape[0]
@@ -319,7 +318,7 @@ def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..
             loss = tf.reduce_mean(losses) / replicas
             descended = loss * len(inputs)
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(descended, variables)]
-        if replicas > 1:  # shares must be alike where they are clipped
+        if replicas > 1:  # parts must be alike where they are clipped
             gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
         apply(gradients)
         return loss, after
@@ -422,11 +421,11 @@ def continue_rows(model: keras.Model, tokens: ptb.Words, count: int, seed: int) 
     served = serving_model(model)
     for _ in range(count):
         outputs = served(tokens, training=False)
-        shares = np.asarray(outputs["top_probabilities"], np.float64)  # (n, 10)
+        fractions = np.asarray(outputs["top_probabilities"], np.float64)  # (n, 10)
         ids = np.asarray(outputs["top_ids"])
-        shares = np.where(ids == ptb.UNKNOWN_ID, 0.0, shares)
-        shares /= shares.sum(axis=1, keepdims=True)
-        picks = (shares.cumsum(axis=1) > rng.random((len(ids), 1))).argmax(axis=1)
+        fractions = np.where(ids == ptb.UNKNOWN_ID, 0.0, fractions)
+        fractions /= fractions.sum(axis=1, keepdims=True)
+        picks = (fractions.cumsum(axis=1) > rng.random((len(ids), 1))).argmax(axis=1)
         tokens = np.concatenate([tokens, np.take_along_axis(ids, picks[:, None], axis=1)], axis=1)
     return tokens
 
@@ -469,13 +468,13 @@ def _sample_words(config: Config, rng: np.random.Generator) -> ptb.Words:
 
 
 def _shares(words: ptb.Words) -> npt.NDArray[np.float32]:
-    """How often each word of the vocabulary occurs, as a share of all, float32 [vocabulary]; none is 0."""
+    """How often each word of the vocabulary occurs, as a fraction of all, float32 [vocabulary]; none is 0."""
     counts = np.bincount(words, minlength=ptb.VOCABULARY) + 0.5
     return np.asarray(counts / counts.sum(), np.float32)
 
 
 def _kept(shape: Sequence[int], dropped: float, seed: Any) -> Any:
-    """Float32: 0 for the share that is dropped, else what keeps the mean at 1."""
+    """Float32: 0 for the fraction that is dropped, else what keeps the mean at 1."""
     if not dropped:
         return tf.ones(shape)
     return tf.cast(tf.random.stateless_uniform(shape, seed) >= dropped, tf.float32) / (1 - dropped)

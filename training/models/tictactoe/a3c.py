@@ -4,7 +4,7 @@ Source: Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning" (201
 estimation of Schulman et al. (2016); chapter 8 of the book. What differs from the book's code, and why:
 
 - A worker plays many boards at once, and a whole rollout (acting, the games, advantages, gradients) is one compiled
-  call, in which a thread holds no interpreter lock. `python -m bookserve.training.bench tictactoe` measures both.
+  call, in which a thread holds no interpreter lock. `python tests/benchmarks/training.py tictactoe` measures both.
 - Workers hand in their gradients in a fixed order. Nobody waits for a common step: while one hands in, the others play
   and differentiate with parameters that are as many updates old as there are other workers. But the order no longer
   hangs on the scheduler, so the same seed gives the same parameters.

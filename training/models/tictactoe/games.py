@@ -21,8 +21,8 @@ class Games:
 
     The state of a game is the row of its position in the tree, so a move is a look-up and needs no rules. A game begins
     after 0 to `opening` random stones, so that the policy meets positions that its own play would avoid; 1 is chapter
-    8's way, in which the opponent moves first in half of the games. `slips` is the share of the opponent's moves that
-    are random.
+    8's way, in which the opponent moves first in half of the games. `slips` is the fraction of the opponent's moves
+    that are random.
     """
 
     def __init__(self, games: int, slips: float, opening: int) -> None:

@@ -23,17 +23,16 @@ from bookserve.export.contracts import TICTACTOE
 from bookserve.training import plots
 from bookserve.training.datasets.files import DataRequest, Origin, sha256_of_arrays
 from bookserve.training.errors import DivergedError
-from bookserve.training.headline import Headline
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint, pack, unpack
-from bookserve.training.models import STANDARD
+from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.tictactoe import a3c, rules
 from bookserve.training.models.tictactoe import lines as tictactoe_lines
 from bookserve.training.models.tictactoe import tree as trees
 from bookserve.training.models.tictactoe.games import Games
 
 CONTRACT = TICTACTOE
-HEADLINE = Headline(metric="lost_lines", book=None)  # the book names no figure: its script prints the mean reward
-GOAL = 0.99  # share of the best possible mean reward that a policy must earn, as X and as O
+KEY_METRIC = KeyMetric(name="lost_lines", book=None)  # the book names no figure: its script prints the mean reward
+GOAL = 0.99  # fraction of the best possible mean reward that a policy must earn, as X and as O
 IMPOSSIBLE = -1e9  # the logit of a taken square: its probability is 0 in float32
 ALGORITHM = a3c.Settings(steps=5, learning_rate=4e-3, reward_unit=rules.WIN)
 
@@ -47,7 +46,7 @@ class Config:
     workers: int = 2  # threads that play and learn (chapter 8: one a core)
     games: int = 64  # that a worker plays at once (chapter 8: 1)
     hidden: tuple[int, ...] = (128, 128)  # units of the layers (chapter 8: 64, 32, 16)
-    slips: float = 0.5  # share of the opponent's moves that are random (chapter 8: 1)
+    slips: float = 0.5  # fraction of the opponent's moves that are random (chapter 8: 1)
     opening: int = 5  # most random stones before a game begins (chapter 8: 1)
     patience: int = 6  # epochs that bring nothing before an unbeatable policy is done
     algorithm: a3c.Settings = ALGORITHM
@@ -174,11 +173,11 @@ def evaluate(model: keras.Model, data: Positions, report: Path) -> dict[str, dic
 
     There are no rows to split, so the splits are three ways to look at one policy. `train`: it draws its moves as in
     the training, against a random opponent, exact chances. `valid`: it makes the most probable move, which decided
-    between the epochs; `lost_lines` counts the games of the tree that it can lose, `sound` is the share of all
+    between the epochs; `lost_lines` counts the games of the tree that it can lose, `sound` is the fraction of all
     positions in which its move keeps what the position is worth. `test`: every game that those moves can come into is
     played by the rules alone and not by the tree: `lost_lines` counts those it loses, `illegal` those it breaks off
-    with a move that is not allowed; `reward` is the mean against a random opponent, and `reward_share` the share of the
-    best possible one.
+    with a move that is not allowed; `reward` is the mean against a random opponent, and `reward_share` the fraction of
+    the best possible one.
     """
     tree = trees.tree()
     probabilities = move_probabilities(model, tree.boards) * tree.ongoing[:, None]
@@ -265,11 +264,11 @@ class Judgement:
     against_random: tuple[trees.Results, trees.Results]  # chances as X and as O
     against_perfect: tuple[trees.Results, trees.Results]
     lost_lines: float  # games of the tree that it loses: 0 for a policy that cannot be beaten
-    sound: float  # share of all positions in which the move keeps the worth of the position
+    sound: float  # fraction of all positions in which the move keeps the worth of the position
 
     @property
     def at_goal(self) -> bool:
-        """Whether it can never lose, and earns its share of the best reward as X and as O."""
+        """Whether it can never lose, and earns its fraction of the best reward as X and as O."""
         earned = zip(self.against_random, best_rewards(), strict=True)
         return self.lost_lines == 0 and all(results.reward >= GOAL * best for results, best in earned)
 
@@ -303,7 +302,7 @@ def move_probabilities(model: keras.Model, boards: rules.Boards) -> npt.NDArray[
 
 
 def _figures(as_x: trees.Results, as_o: trees.Results) -> dict[str, float]:
-    """Mean reward and shares of won, drawn and lost games, X and O counting alike; and what is lost as each."""
+    """Mean reward and fractions of won, drawn and lost games, X and O counting alike; and what is lost as each."""
     x, o = (np.array([r.won, r.drawn, r.lost]) / (r.won + r.drawn + r.lost) for r in (as_x, as_o))
     won, drawn, lost = ((x + o) / 2).tolist()
     return {
@@ -334,5 +333,5 @@ def _draw(judged: Judgement, path: Path) -> None:
         "X against perfect": judged.against_perfect[0],
         "O against perfect": judged.against_perfect[1],
     }
-    shares = {name: (results.won, results.drawn, results.lost) for name, results in games.items()}
-    plots.shares(shares, ("won", "drawn", "lost"), "how games end, exactly", path)
+    fractions = {name: (results.won, results.drawn, results.lost) for name, results in games.items()}
+    plots.fractions(fractions, ("won", "drawn", "lost"), "how games end, exactly", path)

@@ -2,9 +2,9 @@
 
 Source: Ramsundar et al., "Massively Multitask Networks for Drug Discovery" (2015), in the book's form: rectified units,
 dropout, positives weighted up. Beside the networks stands a layer that knows the training molecules (`similarity`) and
-has a share in the answer. Unlike the book's code every hidden layer reads the one before it, results that were not
-measured train nothing, and `dropout` is the share that is dropped. The book's baseline, random forests (chapter 5), is
-trained on the same rows and stands beside the network in the figures.
+contributes to the answer. Unlike the book's code every hidden layer reads the one before it, results that were not
+measured train nothing, and `dropout` is the fraction that is dropped. The book's baseline, random forests (chapter 5),
+is trained on the same rows and stands beside the network in the figures.
 
 The configuration "standard" trains all assays at once on a random split, "scaffold" the same on a split by scaffold.
 "book" is chapter 4's network of one assay, once for each of the twelve; what `tune` finds for it is chapter 5's.
@@ -35,16 +35,15 @@ from bookserve.training import plots
 from bookserve.training.datasets import tox21
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.errors import TrainingError
-from bookserve.training.headline import Headline
 from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
-from bookserve.training.models import STANDARD
+from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.tox21 import similarity
 from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = TOX21
-HEADLINE = Headline(metric="auc", book=None)  # the book gives weighted accuracies of the first assay only
+KEY_METRIC = KeyMetric(name="auc", book=None)  # the book gives weighted accuracies of the first assay only
 ASSAYS = TOX21.labels
 NETWORKS, MEMORY = "networks", "memory"  # the parts of the model
 BOOK_ASSAY = ASSAYS.index("NR-AR")  # the one that chapters 4 and 5 look at
@@ -64,10 +63,10 @@ class Config:
     hidden: tuple[int, ...] = (512, 256)  # units of each hidden layer (chapter 4: one of 50)
     normalise: bool = True  # batch normalisation in front of each rectifier (chapter 4: none)
     batch: int = 128  # rows a step, over all devices (chapter 4: 100)
-    input_dropout: float = 0.3  # share of the fingerprint's bits that are hidden in a step (chapter 4: none)
-    dropout: float = 0.5  # share of hidden units dropped in a step (chapter 4)
+    input_dropout: float = 0.3  # fraction of the fingerprint's bits that are hidden in a step (chapter 4: none)
+    dropout: float = 0.5  # fraction of hidden units dropped in a step (chapter 4)
     learning_rate: float = 1e-3  # of AdamW (chapter 4: 0.001)
-    final_rate: float = 0.0  # share of the rate that is left at the end of a cosine; 1 is a constant rate (chapter 4)
+    final_rate: float = 0.0  # fraction of the rate left at the end of a cosine; 1 is a constant rate (chapter 4)
     weight_decay: float = 1e-4  # pull of every weight towards 0 (chapter 4: none)
     balance: float = 0.5  # positives weigh (negatives / positives) to this power; chapter 5's weights are 1, none is 0
     memory: int = 6_400  # training molecules that `similarity` compares with, 0 for none (not in the book)
@@ -502,7 +501,7 @@ def _draw_roc(
         style = "-" if name.startswith("NR") else "--"
         panel.plot(wrong, right, style, linewidth=1.2, label=f"{name}  {auc:.3f}")
     panel.plot([0, 1], [0, 1], color="grey", linestyle=":")
-    panel.set(xlabel="share of inactives called active", ylabel="share of actives found")
+    panel.set(xlabel="fraction of inactives called active", ylabel="fraction of actives found")
     panel.set_title(f"test rows: mean area under the curve {mean_auc(aucs):.3f}")
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path)
@@ -519,7 +518,7 @@ def _draw_precision(
         right, found, _ = precision_recall_curve(results[measured, assay], probabilities[measured, assay])
         style = "-" if name.startswith("NR") else "--"
         panel.plot(found, right, style, linewidth=1.2, label=f"{name}  {precision:.3f}")
-    panel.set(xlabel="share of actives found", ylabel="share of right ones among those called active")
+    panel.set(xlabel="fraction of actives found", ylabel="fraction of right ones among those called active")
     panel.set_title(f"test rows: mean average precision {mean_precision(precisions):.3f}")
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path)

@@ -11,10 +11,9 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
-from bookserve.training.datasets import cifar10 as cifar10_data
-from bookserve.training.datasets import mnist as mnist_data
 from bookserve.training.datasets import tox21 as tox21_data
 from bookserve.training.datasets.files import Origin
+from bookserve.training.datasets.splits import ImageSplits, LabelledImages
 from bookserve.training.models import STANDARD, mnist
 from bookserve.training.models.cifar10 import model as cifar10
 from bookserve.training.models.cifar10 import modern as cifar10_modern
@@ -102,14 +101,14 @@ def test_the_moves_of_every_number_of_workers_are_listed(monkeypatch: pytest.Mon
 def test_the_input_of_every_model_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     origin = Origin("sample", "made up", "0" * 64)
-    digits = mnist_data.Split(random.integers(0, 256, (40, 28, 28), np.uint8), random.integers(0, 10, 40))
-    things = cifar10_data.Split(random.integers(0, 256, (40, 32, 32, 3), np.uint8), random.integers(0, 10, 40))
+    digits = LabelledImages(random.integers(0, 256, (40, 28, 28), np.uint8), random.integers(0, 10, 40))
+    things = LabelledImages(random.integers(0, 256, (40, 32, 32, 3), np.uint8), random.integers(0, 10, 40))
     molecules = tox21_data.Split(
         random.integers(0, 2, (40, 1024), np.uint8), random.integers(0, 2, (40, 12)).astype(np.float32)
     )
     tiny = {
-        mnist: (mnist_data.Digits, digits, mnist.Config(epochs=1, batch=8, filters_1=2, filters_2=2, hidden=4)),
-        cifar10: (cifar10_data.Pictures, things, cifar10_modern.Config(epochs=1, batch=8, widths=(4,))),
+        mnist: (ImageSplits, digits, mnist.Config(epochs=1, batch=8, filters_1=2, filters_2=2, hidden=4)),
+        cifar10: (ImageSplits, things, cifar10_modern.Config(epochs=1, batch=8, widths=(4,))),
         tox21: (tox21_data.Molecules, molecules, tox21.Config(epochs=1, batch=8, members=2, hidden=(4,), memory=40)),
     }
     for module, (kind, split, config) in tiny.items():

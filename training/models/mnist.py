@@ -18,6 +18,7 @@ from bookserve.export.contracts import MNIST
 from bookserve.training import plots
 from bookserve.training.datasets import mnist
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.splits import ImageSplits, LabelledImages
 from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
@@ -60,7 +61,7 @@ CONFIGS: dict[str, dict[str, Config]] = {
 }
 
 
-def load_data(config: Config, request: DataRequest, seed: int) -> mnist.Digits:
+def load_data(config: Config, request: DataRequest, seed: int) -> ImageSplits:
     """MNIST, or the drawn digits that stand in for it."""
     return mnist.load(request, seed, config.train_rows)
 
@@ -83,7 +84,7 @@ def build_model(config: Config) -> keras.Model:
 
 def train(
     model: keras.Model,
-    data: mnist.Digits,
+    data: ImageSplits,
     config: Config,
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback],
@@ -110,7 +111,7 @@ def train(
     )
 
 
-def evaluate(model: keras.Model, data: mnist.Digits, report: Path) -> dict[str, dict[str, float]]:
+def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, dict[str, float]]:
     """Split -> figure -> value, for all three splits; draws the confusion matrix of the test rows into `report`."""
     metrics = {}
     predicted = np.zeros(0, np.int64)
@@ -136,7 +137,7 @@ def serving_model(model: keras.Model) -> keras.Model:
     return keras.Model(images, {"probabilities": probabilities, "classes": classes}, name="mnist")
 
 
-def training_batches(split: mnist.Split, config: Config, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
+def training_batches(split: LabelledImages, config: Config, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
     """From an epoch on, shuffled and distorted anew in each: uint8 [batch, 28, 28] and int64 [batch]."""
     images, labels = tf.constant(split.images), tf.constant(split.labels)
 
@@ -150,7 +151,7 @@ def training_batches(split: mnist.Split, config: Config, seed: int, first_epoch:
     return order.map(pick, num_parallel_calls=2).prefetch(2)
 
 
-def _batches(split: mnist.Split) -> tf.data.Dataset:
+def _batches(split: LabelledImages) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices((split.images, split.labels)).batch(EVALUATION_BATCH).prefetch(2)
 
 

@@ -40,11 +40,11 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from bookserve.training import run
 from bookserve.training.datasets import digit_sample
-from bookserve.training.datasets.mnist import Digits, Split
+from bookserve.training.datasets.splits import ImageSplits, LabelledImages
 from bookserve.training.models import mnist
 config = mnist.Config(epochs=3, batch=32, filters_1=4, filters_2=4, hidden=8, dropout=0.0)
-split = Split(*digit_sample.draw(193, seed=0))
-data = Digits(split, split, split, None)
+split = LabelledImages(*digit_sample.draw(193, seed=0))
+data = ImageSplits(split, split, split, None)
 losses = []
 for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
     run.make_repeatable(0)
@@ -71,17 +71,18 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from bookserve.training.devices import devices
 from bookserve.training.datasets import digit_sample, tox21 as molecules
-from bookserve.training.datasets.mnist import Digits, Split
+from bookserve.training.datasets.splits import ImageSplits, LabelledImages
 from bookserve.training.models import mnist
 from bookserve.training.models.tox21 import model as tox21
-digits = Split(*digit_sample.draw(97, seed=0))
+digits = LabelledImages(*digit_sample.draw(97, seed=0))
 random = np.random.default_rng(0)
 tested = molecules.Split(
     (random.random((97, 1024)) < 0.1).astype(np.uint8), random.integers(0, 2, (97, 12)).astype(np.float32)
 )
+lenet = mnist.Config(epochs=1, batch=32, filters_1=4, filters_2=4, hidden=8)
 small = tox21.Config(epochs=1, batch=32, hidden=(8,), normalise=False, memory=0)
 for model, config, data in (
-    (mnist, mnist.Config(epochs=1, batch=32, filters_1=4, filters_2=4, hidden=8), Digits(digits, digits, digits, None)),
+    (mnist, lenet, ImageSplits(digits, digits, digits, None)),
     (tox21, small, molecules.Molecules(tested, tested, tested, None)),
 ):
     strategy = devices._mirrored()

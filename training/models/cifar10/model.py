@@ -17,6 +17,7 @@ from bookserve.export.contracts import CIFAR10
 from bookserve.training import plots
 from bookserve.training.datasets import cifar10
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.splits import ImageSplits, LabelledImages
 from bookserve.training.devices import precision
 from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
@@ -47,7 +48,7 @@ CONFIGS: dict[str, dict[str, Config]] = {
 }
 
 
-def load_data(config: Config, request: DataRequest, seed: int) -> cifar10.Pictures:
+def load_data(config: Config, request: DataRequest, seed: int) -> ImageSplits:
     """CIFAR-10, or the drawn shapes that stand in for it."""
     return cifar10.load(request, seed, config.train_rows)
 
@@ -61,7 +62,7 @@ def build_model(config: Config) -> keras.Model:
 
 def train(
     model: keras.Model,
-    data: cifar10.Pictures,
+    data: ImageSplits,
     config: Config,
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback],
@@ -89,7 +90,7 @@ def train(
     return history
 
 
-def evaluate(model: keras.Model, data: cifar10.Pictures, report: Path) -> dict[str, dict[str, float]]:
+def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, dict[str, float]]:
     """Split -> figure -> value, of the network as it is served; draws the confusion matrix of the test rows and those
     that it is most wrong about into `report`.
 
@@ -98,7 +99,7 @@ def evaluate(model: keras.Model, data: cifar10.Pictures, report: Path) -> dict[s
     served = serving_model(model)
     metrics = {}
     probabilities = np.zeros((0, cifar10.CLASSES), np.float32)
-    seen = cifar10.Split(data.train.images[: len(data.test.labels)], data.train.labels[: len(data.test.labels)])
+    seen = LabelledImages(data.train.images[: len(data.test.labels)], data.train.labels[: len(data.test.labels)])
     for name, split in (("train", seen), ("valid", data.valid), ("test", data.test)):
         probabilities = served.predict(split.images, batch_size=EVALUATION_BATCH, verbose=0)["probabilities"]  # (n, 10)
         losses = keras.losses.sparse_categorical_crossentropy(split.labels, probabilities)
@@ -138,7 +139,7 @@ def serving_model(model: keras.Model) -> keras.Model:
     return keras.Model(images, {"probabilities": probabilities, "classes": classes}, name="cifar10")
 
 
-def training_batches(split: cifar10.Split, config: Config, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
+def training_batches(split: LabelledImages, config: Config, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
     """From an epoch on, shuffled and distorted anew in each: images [batch, side, side, 3] and int64 [batch]."""
     rows = len(split.labels)
     steps = rows // config.batch

@@ -12,8 +12,8 @@ from bookserve.export.manifest import Manifest
 from bookserve.export.store import ModelStore
 from bookserve.training import run
 from bookserve.training.datasets import cifar10 as cifar10_data
-from bookserve.training.datasets.cifar10 import Pictures
 from bookserve.training.datasets.files import DataRequest, Origin
+from bookserve.training.datasets.splits import ImageSplits
 from bookserve.training.devices import precision
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.models.cifar10 import book, modern
@@ -24,9 +24,9 @@ TINY_BOOK = book.Config(epochs=2, batch=48, average=0.5)
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Pictures:
+def pictures() -> ImageSplits:
     train, valid, test = (cifar10_data.draw(rows, seed) for seed, rows in enumerate((480, 80, 120)))
-    return Pictures(train, valid, test, origin=Origin("sample", "drawn", ""))
+    return ImageSplits(train, valid, test, origin=Origin("sample", "drawn", ""))
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_modern_network_learns_reports_and_is_published_with_both_graphs_alike(
-    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: ImageSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result, history, made = _road("standard", TINY, pictures, tmp_path, monkeypatch)
     test = result.metrics["test"]
@@ -49,7 +49,7 @@ def test_the_modern_network_learns_reports_and_is_published_with_both_graphs_ali
 
 
 def test_of_the_book_s_network_the_averages_are_validated_kept_and_published(
-    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: ImageSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
     take = book.take_averages
@@ -63,7 +63,7 @@ def test_of_the_book_s_network_the_averages_are_validated_kept_and_published(
 
 
 def _road(
-    configuration: str, config: cifar10.Config, data: Pictures, folder: Path, monkeypatch: pytest.MonkeyPatch
+    configuration: str, config: cifar10.Config, data: ImageSplits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[run.Result, dict[str, list[float]], Manifest]:
     """From the configuration to a published version."""
     monkeypatch.setattr(cifar10, "load_data", lambda *_: data)
@@ -87,7 +87,7 @@ class StopInSecondEpoch(keras.callbacks.Callback):  # type: ignore[misc]
             raise StoppedError
 
 
-def test_a_training_that_was_stopped_ends_with_the_same_weights(pictures: Pictures, tmp_path: Path) -> None:
+def test_a_training_that_was_stopped_ends_with_the_same_weights(pictures: ImageSplits, tmp_path: Path) -> None:
     config = modern.Config(epochs=2, batch=160, widths=(4, 8, 8))
 
     def trained(checkpoint: Checkpoint, callbacks: list[keras.callbacks.Callback]) -> list[np.ndarray]:
@@ -103,7 +103,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(pictures: Pictur
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_the_modern_network_is_asked_for_the_mirror_image_too(pictures: Pictures) -> None:
+def test_the_modern_network_is_asked_for_the_mirror_image_too(pictures: ImageSplits) -> None:
     model = cifar10.build_model(TINY)
     served = cifar10.serving_model(model)
     images = pictures.test.images[:5]
@@ -115,7 +115,7 @@ def test_the_modern_network_is_asked_for_the_mirror_image_too(pictures: Pictures
     np.testing.assert_allclose(served(images[:, :, ::-1])["probabilities"], outputs["probabilities"], atol=1e-6)
 
 
-def test_the_book_s_network_is_served_the_central_crop(pictures: Pictures) -> None:
+def test_the_book_s_network_is_served_the_central_crop(pictures: ImageSplits) -> None:
     model = cifar10.build_model(TINY_BOOK)
     outputs = cifar10.serving_model(model)(pictures.test.images[:5])
     logits = model(pictures.test.images[:5, 4:28, 4:28], training=False)
@@ -135,7 +135,7 @@ def test_what_was_trained_in_bfloat16_is_served_in_float32(
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_a_picture_is_mirrored_in_every_other_epoch(pictures: Pictures) -> None:
+def test_a_picture_is_mirrored_in_every_other_epoch(pictures: ImageSplits) -> None:
     run.make_repeatable(0)
     config = modern.Config(epochs=2, batch=480, shift=0)
     first, second = (images for images, _ in cifar10.training_batches(pictures.train, config, 1).as_numpy_iterator())
@@ -147,7 +147,7 @@ def test_a_picture_is_mirrored_in_every_other_epoch(pictures: Pictures) -> None:
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_BOOK])
-def test_batches_differ_from_epoch_to_epoch_and_not_for_a_seed(config: cifar10.Config, pictures: Pictures) -> None:
+def test_batches_differ_from_epoch_to_epoch_and_not_for_a_seed(config: cifar10.Config, pictures: ImageSplits) -> None:
     run.make_repeatable(0)
     steps = 480 // config.batch
     batches = list(cifar10.training_batches(pictures.train, config, seed=1).as_numpy_iterator())

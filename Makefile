@@ -54,6 +54,7 @@ typecheck: install
 	@mkdir -p .typecheck/bookserve
 	@for room in training export serving clients; do ln -sfn ../../$$room .typecheck/bookserve/$$room; done
 	$(BIN)/mypy -p bookserve.training -p bookserve.export -p bookserve.serving -p bookserve.clients
+	$(BIN)/mypy tests/benchmarks/training.py
 
 bench: install ## how fast the model server is; prints tables
 	$(BIN)/python -m bookserve.serving.bench --models-dir=$(MODELS_DIR)

@@ -30,7 +30,7 @@ from bookserve.serving.server.models.catalog import Catalog
 from bookserve.serving.server.models.config import RequestLogSetting
 from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.observability import metrics
-from bookserve.serving.server.observability.metrics import REFUSED, Metrics, Snapshot
+from bookserve.serving.server.observability.metrics import CONNECTIONS, REFUSED, Metrics, Snapshot
 from bookserve.serving.server.observability.observer import Observer
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.settings.flags import Flags
@@ -135,7 +135,9 @@ class Process:
     def snapshot(self) -> Snapshot:
         """The metrics of this process."""
         series = metrics.version_gauges(self._catalog.snapshot())
+        connections = self.ports.connections()
         for api in Api:
+            series.append((CONNECTIONS, (str(self._worker), api.value), connections[api]))
             series += [(REFUSED, (api.value, reason), count) for reason, count in self.ports.refused[api].items()]
         return self._metrics.snapshot(series)
 

@@ -55,7 +55,7 @@ class ModelServer:
         self._manager: ModelManager[Any]
         if count > 1:
             check(flags)
-            self._listeners = Listeners(flags)
+            self._listeners = Listeners(flags, count)
             self._answering = pool = Pool(flags, count, self._listeners)
             self._manager = ModelManager(pool, options, on_change=pool.changed)
         else:
@@ -82,7 +82,7 @@ class ModelServer:
         gc.collect()
         gc.freeze()
         self._listeners.listen()
-        await self._answering.serve(self._listeners.sockets)
+        await self._answering.serve(self._listeners.of_process[0])
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -28,7 +28,7 @@ from bookserve.serving.server.transport.grpc_call import GrpcApplication, Handle
 from bookserve.serving.server.transport.http_exchange import Handler as RestHandler
 from bookserve.serving.server.transport.http_exchange import RestApplication
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes, grpc_limits, rest_limits
-from bookserve.serving.server.transport.listeners import BACKLOG, Api
+from bookserve.serving.server.transport.listeners import BACKLOG, Api, connections
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Ports:
         self._grpc_identity = tls.identity(Path(flags.ssl_config_file)) if flags.ssl_config_file else None
         self._rest_identity = tls.identity(Path(flags.rest_ssl_config_file)) if flags.rest_ssl_config_file else None
         self._servers: list[_GrpcServer | _RestServer] = []
+        self._sockets: list[tuple[Api, socket.socket]] = []
 
     @property
     def refused(self) -> dict[Api, Counter[str]]:
@@ -89,6 +90,7 @@ class Ports:
 
     async def open(self, sockets: list[tuple[Api, socket.socket]]) -> None:
         """Serves the connections of these listening sockets, which stay the caller's."""
+        self._sockets = sockets
         grpc = [endpoint for api, endpoint in sockets if api is Api.GRPC]
         seconds = self._flags.drain_seconds
         self._servers.append(
@@ -99,6 +101,10 @@ class Ports:
                 self._servers.append(_RestServer(self._rest, endpoint, self._rest_limits, self._rest_identity))
         for server in self._servers:
             await server.start()
+
+    def connections(self) -> Counter[Api]:
+        """How many connections this process has, by what is spoken on them."""
+        return connections(self._sockets)
 
     async def sweep(self) -> None:
         """For ever: time-outs of requests."""

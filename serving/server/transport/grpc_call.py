@@ -92,7 +92,9 @@ class GrpcCall:
     def peer(self) -> str:
         """The client's address; "" on a UNIX socket."""
         client = self.scope.get("client")
-        return client[0] if client else ""
+        if client:
+            return str(client[0])
+        return "" if self.scope["server"][1] is None else "unknown"
 
     def reply(self, message: bytes) -> None:
         """Answers the call with a serialised message."""

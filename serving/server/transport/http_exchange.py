@@ -221,6 +221,8 @@ class RestApplication:
             status, headers, body = exchange.answer
             if closes or self.draining:
                 headers.append(("connection", "close"))
+            if scope.method == "HEAD":  # of an empty body, the library does not tell the length
+                headers.append(("content-length", str(len(body))))
             channel.response_bytes(status, headers, body)
 
     def _check_head(self, scope: Scope) -> None:

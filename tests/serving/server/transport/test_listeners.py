@@ -104,7 +104,7 @@ def test_both_ports_speak_tls_and_nothing_else(server: Server, channel: grpc.Cha
     assert status_of(channel) == 30
     status, answer = get(server, trusting, "/v1/models/scale:predict", BODY)
     assert (status, json.loads(answer)) == (200, {"predictions": [[2, 4, 6]]})
-    with pytest.raises(OSError, match=r"closed|reset"):
+    with pytest.raises((OSError, http.client.HTTPException)):
         urllib.request.urlopen(f"{server.url}/readyz", timeout=20)
     with grpc.insecure_channel(server.target) as insecure, pytest.raises(grpc.RpcError):
         status_of(insecure)

@@ -54,14 +54,15 @@ typecheck: install
 	@mkdir -p .typecheck/bookserve
 	@for room in training export serving clients; do ln -sfn ../../$$room .typecheck/bookserve/$$room; done
 	$(BIN)/mypy -p bookserve.training -p bookserve.export -p bookserve.serving -p bookserve.clients
+	$(BIN)/mypy tests/benchmarks/training.py
 
 bench: install ## how fast the model server is; prints tables
 	$(BIN)/python -m bookserve.serving.bench --models-dir=$(MODELS_DIR)
 
 bench-training: install ## how fast the trainings are: beside plain Keras, by workers, and their input
-	$(BIN)/python -m bookserve.training.bench ptb
-	$(BIN)/python -m bookserve.training.bench tictactoe
-	$(BIN)/python -m bookserve.training.bench input --data=$(DATA) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
+	$(BIN)/python tests/benchmarks/training.py ptb
+	$(BIN)/python tests/benchmarks/training.py tictactoe
+	$(BIN)/python tests/benchmarks/training.py input --data=$(DATA) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
 
 screenshots: install ## take the README's pictures of the pages of a running `make serve`
 	$(BIN)/python tests/support/take_screenshots.py http://127.0.0.1:$(GATEWAY_PORT)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bookserve.export.contracts import SIGNATURE, Tensor
-from bookserve.export.run_files import Run
+from bookserve.export.run_reader import TrainingRun
 
 # model -> what it is for and where its answers end
 PURPOSE: dict[str, tuple[str, str]] = {
@@ -21,14 +21,14 @@ PURPOSE: dict[str, tuple[str, str]] = {
         "Says in which of twelve laboratory assays a molecule is likely to be active: the multitask network of "
         "chapters 4 and 5 on Morgan fingerprints.",
         "It ranks molecules that resemble those of Tox21, drugs and chemicals of commerce; its probabilities come from "
-        "a training that weighs actives and inactives alike and are higher than the share of actives. It sees "
+        "a training that weighs actives and inactives alike and are higher than the fraction of actives. It sees "
         "fingerprints of 1,024 bits, in which different molecules may look the same. But for the configuration `book` "
         "it holds the fingerprints of its training molecules and compares with them. No ground for a decision on "
         "anyone's safety.",
     ),
     "mnist": (
         "Reads one handwritten digit: LeNet-5 of chapter 6.",
-        "It knows only digits: white on black, 28 x 28, centred, about 20 pixels high. It gives any other picture one "
+        "It knows only digits: white on black, 28 x 28, centred, about 20 pixels high. It gives any other image one "
         "of the ten digits too, often with a high probability. Rotated, cut or touching digits are read badly.",
     ),
     "ptb": (
@@ -37,8 +37,8 @@ PURPOSE: dict[str, tuple[str, str]] = {
         "`<unk>`. It repeats the prejudices of its text, knows no facts and forgets what lies many words back.",
     ),
     "cifar10": (
-        "Says which of ten kinds of things a small picture shows: the convolutional network of chapter 9.",
-        "It has seen 32 x 32 pixels only, each with one thing in the middle. It gives any other picture one of the ten "
+        "Says which of ten kinds of things a small image shows: the convolutional network of chapter 9.",
+        "It has seen 32 x 32 pixels only, each with one thing in the middle. It gives any other image one of the ten "
         "kinds too, often with a high probability.",
     ),
     "tictactoe": (
@@ -50,8 +50,8 @@ PURPOSE: dict[str, tuple[str, str]] = {
 }
 
 
-def write(path: Path, run: Run, parity: dict[str, float]) -> None:
-    """Write the card and refer to the pictures that lie beside it."""
+def write(path: Path, run: TrainingRun, parity: dict[str, float]) -> None:
+    """Write the card and refer to the images that lie beside it."""
     contract = run.contract
     purpose, limits = PURPOSE[contract.model]
     lines = [f"# {contract.model}", "", purpose, "", "## Data", ""]
@@ -69,8 +69,8 @@ def write(path: Path, run: Run, parity: dict[str, float]) -> None:
     )
     worst = max(parity.values(), default=0.0)
     lines += ["", f"SavedModel and ONNX graph agree: the largest difference on test rows is {worst:.1g}.", ""]
-    for picture in sorted(path.parent.glob("*.png")):
-        lines += [f"![{picture.stem}]({picture.name})", ""]
+    for image in sorted(path.parent.glob("*.png")):
+        lines += [f"![{image.stem}]({image.name})", ""]
     lines += ["## Limits", "", limits, "", "## How to ask", "", f"Signature `{SIGNATURE}`:", ""]
     lines += ["| tensor | type | shape |", "|---|---|---|"]
     lines += [_row("in", tensor) for tensor in contract.inputs] + [_row("out", tensor) for tensor in contract.outputs]
@@ -79,7 +79,7 @@ def write(path: Path, run: Run, parity: dict[str, float]) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def _metrics(run: Run) -> list[str]:
+def _metrics(run: TrainingRun) -> list[str]:
     names = list(dict.fromkeys(name for figures in run.metrics.values() for name in figures))
     lines = ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for split, figures in run.metrics.items():

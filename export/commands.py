@@ -5,27 +5,13 @@ from pathlib import Path
 import click
 
 from bookserve.export import manifest as manifests
-from bookserve.export import run_files
+from bookserve.export import run_reader
 from bookserve.export.contracts import CONTRACTS
 from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.manifest import Manifest
-from bookserve.export.quiet import quiet_start
+from bookserve.export.options import models_dir_option, runs_dir_option
+from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import ModelStore
-
-models_dir_option = click.option(
-    "--models-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("models"),
-    show_default=True,
-    help="The model store.",
-)
-runs_dir_option = click.option(
-    "--runs-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Where trainings leave their run folders.",
-)
 
 
 @click.command()
@@ -42,24 +28,12 @@ runs_dir_option = click.option(
 def export(name: str, run_folder: Path | None, models_dir: Path, runs_dir: Path) -> None:
     """Publish a run as the next version of its model."""
     try:
-        publish_run(name, run_folder or run_files.latest(runs_dir, name), models_dir)
+        run = run_reader.read(run_folder or run_reader.latest(runs_dir, name), name)
+        with silence_tensorflow():
+            from bookserve.export.publish import publish
+        publish(run, ModelStore(models_dir), click.echo)
     except ExportError as error:
         raise click.ClickException(str(error)) from error
-
-
-def publish_run(name: str, run_folder: Path, models_dir: Path) -> Manifest:
-    """Publish one run and say where it lies.
-
-    Raises:
-        ExportError: the run is not complete, or its graphs do not agree with the contract or with each other.
-    """
-    run = run_files.read(run_folder, name)
-    with quiet_start():
-        from bookserve.export.publish import publish
-    try:
-        return publish(run, ModelStore(models_dir), click.echo)
-    except StoreError as error:
-        raise ExportError(str(error)) from error
 
 
 @click.group()

@@ -8,13 +8,13 @@ import tf2onnx
 
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
-from bookserve.export.savedmodel import Servable
+from bookserve.export.savedmodel import ServingModule
 
 LOCATION = "assets.extra/model.onnx"  # inside the version folder
 OPSET = 18
 
 
-def convert(servable: Servable, contract: Contract, path: Path) -> None:
+def convert(servable: ServingModule, contract: Contract, path: Path) -> None:
     """Write the ONNX graph: inputs and outputs named, typed and ordered as in the contract, free dimensions free.
 
     Raises:

@@ -21,8 +21,8 @@ def check(folder: Path, contract: Contract, rows: Rows) -> dict[str, float]:
     """Output -> largest absolute difference over all rows: asked as one batch, the first row once more alone, and
     where the contract leaves more than the batch free, cut to a single step and to half of them.
 
-    For an output of class numbers the value is the share of rows whose numbers differ, which is accepted only where the
-    output that the numbers point into is tied within TOLERANCE.
+    For an output of class numbers the value is the fraction of rows whose numbers differ, which is accepted only where
+    the output that the numbers point into is tied within TOLERANCE.
 
     Raises:
         ExportError: a difference is above TOLERANCE, or the engines give other shapes or types.
@@ -48,16 +48,16 @@ def _batches(contract: Contract, rows: Rows) -> list[Rows]:
     """The batches that `check` asks for."""
     batches = [rows, {name: array[:1] for name, array in rows.items()}]
     if any(None in tensor.shape[1:] for tensor in contract.inputs):
-        for share in (0.0, 0.5):
-            batches.append({tensor.name: _cut(rows[tensor.name], tensor, share) for tensor in contract.inputs})
+        for fraction in (0.0, 0.5):
+            batches.append({tensor.name: _cut(rows[tensor.name], tensor, fraction) for tensor in contract.inputs})
     return batches
 
 
-def _cut(array: npt.NDArray[Any], tensor: Tensor, share: float) -> npt.NDArray[Any]:
-    """The array with each free dimension but the batch cut to `share` of its size, at least to one."""
+def _cut(array: npt.NDArray[Any], tensor: Tensor, fraction: float) -> npt.NDArray[Any]:
+    """The array with each free dimension but the batch cut to `fraction` of its size, at least to one."""
     for axis, size in enumerate(tensor.shape):
         if axis and size is None:
-            array = array.take(range(max(1, int(array.shape[axis] * share))), axis)
+            array = array.take(range(max(1, int(array.shape[axis] * fraction))), axis)
     return array
 
 

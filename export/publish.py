@@ -9,20 +9,21 @@ from pathlib import Path
 import tensorflow as tf
 
 from bookserve.export import card, manifest, onnx_graph, parity, savedmodel, warmup
-from bookserve.export.errors import ExportError
+from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.manifest import Manifest
-from bookserve.export.run_files import Run
+from bookserve.export.run_reader import TrainingRun
 from bookserve.export.store import ModelStore
 
 PARITY_ROWS = 256
 _LIBRARIES = ("tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx", "bookserve")
 
 
-def publish(run: Run, store: ModelStore, say: Callable[[str], None]) -> Manifest:
+def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None]) -> Manifest:
     """Write both graphs, prove them equal, publish them with warm-up, report and manifest; `say` takes a line a step.
 
     Raises:
-        ExportError: the run is damaged, its network breaks the contract, or the graphs disagree. Nothing is published.
+        ExportError: the run is damaged, its network breaks the contract, or the graphs disagree; or the store is
+            damaged. Nothing is published.
     """
     contract = run.contract
     rows = run.examples()
@@ -58,6 +59,8 @@ def publish(run: Run, store: ModelStore, say: Callable[[str], None]) -> Manifest
                 )
 
             published = store.publish(contract.model, folder, describe)
+    except StoreError as error:
+        raise ExportError(str(error)) from error
     except tf.errors.OpError as error:
         raise ExportError(f"cannot write the SavedModel to {store.root}: {error.message.splitlines()[0]}") from error
     except OSError as error:
@@ -68,5 +71,5 @@ def publish(run: Run, store: ModelStore, say: Callable[[str], None]) -> Manifest
 
 def _copy_pictures(source: Path, target: Path) -> None:
     target.mkdir()
-    for picture in sorted(source.glob("*.png")):
-        shutil.copyfile(picture, target / picture.name)
+    for image in sorted(source.glob("*.png")):
+        shutil.copyfile(image, target / image.name)

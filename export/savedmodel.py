@@ -11,7 +11,7 @@ from bookserve.export.contracts import SIGNATURE, Contract, Tensor
 from bookserve.export.errors import ExportError
 
 
-class Servable(tf.Module):  # type: ignore[misc]
+class ServingModule(tf.Module):  # type: ignore[misc]
     """A network and its one signature: the contract's inputs in order, the contract's outputs by name."""
 
     def __init__(self, network: keras.Model, contract: Contract, assets: Sequence[Path]) -> None:
@@ -28,7 +28,7 @@ class Servable(tf.Module):  # type: ignore[misc]
         self.serve = tf.function(serve, input_signature=self.specs, autograph=False)
 
 
-def load(path: Path, contract: Contract, assets: Sequence[Path] = ()) -> Servable:
+def load(path: Path, contract: Contract, assets: Sequence[Path] = ()) -> ServingModule:
     """The network of a run, checked against its contract; `assets` are the files that it carries along.
 
     Raises:
@@ -38,7 +38,7 @@ def load(path: Path, contract: Contract, assets: Sequence[Path] = ()) -> Servabl
         network = keras.models.load_model(path, compile=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ExportError(f"{path} cannot be loaded: {error}") from error
-    servable = Servable(network, contract, assets)
+    servable = ServingModule(network, contract, assets)
     try:
         function = servable.serve.get_concrete_function()
     except KeyError as error:
@@ -50,7 +50,7 @@ def load(path: Path, contract: Contract, assets: Sequence[Path] = ()) -> Servabl
     return servable
 
 
-def save(servable: Servable, folder: Path) -> None:
+def save(servable: ServingModule, folder: Path) -> None:
     """Write `saved_model.pb`, `variables/` and `assets/` into `folder`."""
     tf.saved_model.save(servable, str(folder), signatures={SIGNATURE: servable.serve})
 

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from bookserve.export import manifest
+from bookserve.export.durable import fsync, fsync_tree, replace_file
 from bookserve.export.errors import StoreError
 from bookserve.export.manifest import Manifest
 
@@ -125,14 +125,14 @@ class ModelStore:
             version = self._next_version(model)
             described = describe(version)
             (staged / manifest.LOCATION).write_text(described.to_json(), encoding="utf-8")
-            _fsync_tree(staged)
+            fsync_tree(staged)
             try:
                 staged.rename(self.root / model / str(version))
             except OSError:
                 if (self.root / model / str(version)).exists():
                     continue
                 raise
-            _fsync(self.root / model)
+            fsync(self.root / model)
             with self._locked():
                 release = self.release(model)
                 if release.rolled_back_to is not None:
@@ -155,7 +155,9 @@ class ModelStore:
         except FileNotFoundError:
             return Release()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path} cannot be read ({error}): mend it, or remove it and label anew") from error
+            raise StoreError(
+                f"{path} cannot be read ({error}): fix it, or delete it and set the labels again"
+            ) from error
         versions = self.versions(model)
         return Release(
             labels={label: version for label, version in sorted(labels.items()) if version in versions},
@@ -234,25 +236,27 @@ class ModelStore:
         """The store as TensorFlow Serving's ModelServerConfig in protobuf's text form, base paths absolute.
 
         Raises:
-            StoreError: a model's labels cannot be read.
+            StoreError: a model's labels cannot be read, or the root's path is not UTF-8.
         """
-        lines = ["model_config_list {"]
+        from google.protobuf import text_format
+
+        from bookserve.serving.wire.tensorflow_serving_pb2 import ModelServerConfig
+
+        config = ModelServerConfig()
+        config.model_config_list.SetInParent()
         for model in self.models():
-            release, versions = self.release(model), self.versions(model)
-            lines += [
-                "  config {",
-                f"    name: {_quoted(model)}",
-                f"    base_path: {_quoted(str(self.root / model))}",
-                '    model_platform: "tensorflow"',
-            ]
-            loaded = _loaded(release, versions)
+            release = self.release(model)
+            try:
+                entry = config.model_config_list.config.add(
+                    name=model, base_path=str(self.root / model), model_platform="tensorflow"
+                )
+            except UnicodeEncodeError as error:
+                raise StoreError(f"{self.root} is not a path in UTF-8, which protobuf's texts are") from error
+            loaded = _loaded(release, self.versions(model))
             if loaded:
-                numbers = " ".join(f"versions: {version}" for version in loaded)
-                lines.append(f"    model_version_policy {{ specific {{ {numbers} }} }}")
-            for label, version in release.labels.items():
-                lines.append(f"    version_labels {{ key: {_quoted(label)} value: {version} }}")
-            lines.append("  }")
-        return "\n".join([*lines, "}", ""])
+                entry.model_version_policy.specific.versions.extend(loaded)
+            entry.version_labels.update(release.labels)
+        return text_format.MessageToString(config, as_utf8=False)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -265,10 +269,10 @@ class ModelStore:
             os.close(lock)
 
     def _write_config(self) -> None:
-        _replace_file(self.root / CONFIG, self.config_text())
+        replace_file(self.root / CONFIG, self.config_text())
 
     def _write_release(self, model: str, release: Release) -> None:
-        _replace_file(self.root / model / LABELS, json.dumps(asdict(release), indent=2, sort_keys=True) + "\n")
+        replace_file(self.root / model / LABELS, json.dumps(asdict(release), indent=2, sort_keys=True) + "\n")
 
     def _next_version(self, model: str) -> int:
         """One more than the highest number that anything in the model's folder bears, a version or not."""
@@ -313,39 +317,3 @@ def _loaded(release: Release, versions: list[int]) -> list[int]:
         return []
     newest = versions[-2:] if release.rolled_back_to is None else [release.rolled_back_to]
     return sorted({*release.labels.values(), *newest})
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """Write a whole text file in one rename, on disk before it appears."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _fsync(path.parent)
-
-
-def _quoted(text: str) -> str:
-    """A string literal of protobuf's text form: everything but plain ASCII as octal bytes."""
-    plain = set(range(32, 127)) - {ord('"'), ord("\\")}
-    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in os.fsencode(text)) + '"'
-
-
-def _fsync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _fsync(path)
-    _fsync(folder)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

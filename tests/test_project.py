@@ -35,9 +35,42 @@ SERVER_FLOORS = (
 
 # Package -> what of bookserve it may import, itself aside. A longer name goes before a shorter one.
 MAY_IMPORT = {
+    "bookserve.training.errors": set[str](),
+    "bookserve.training.plots": set[str](),
     "bookserve.training.datasets": set[str](),
-    "bookserve.training": {"bookserve.export"},
-    "bookserve.export": set[str](),
+    "bookserve.training.devices": {"bookserve.training.errors"},
+    "bookserve.training.loop": {"bookserve.training.devices", "bookserve.training.errors"},
+    "bookserve.training.tuning.search_space": set[str](),
+    "bookserve.training.models": {
+        "bookserve.export.contracts",
+        "bookserve.training.datasets",
+        "bookserve.training.devices",
+        "bookserve.training.errors",
+        "bookserve.training.loop",
+        "bookserve.training.plots",
+        "bookserve.training.tuning.search_space",
+    },
+    "bookserve.training.run_writer": {"bookserve.export"},
+    "bookserve.training.run": {
+        "bookserve.export",
+        "bookserve.training.datasets",
+        "bookserve.training.devices",
+        "bookserve.training.errors",
+        "bookserve.training.loop",
+        "bookserve.training.models",
+        "bookserve.training.plots",
+        "bookserve.training.run_writer",
+    },
+    "bookserve.training.tuning": {
+        "bookserve.export.silence_tensorflow",
+        "bookserve.training.datasets",
+        "bookserve.training.errors",
+        "bookserve.training.models",
+        "bookserve.training.plots",
+        "bookserve.training.run",
+    },
+    "bookserve.training": {"bookserve.export"},  # the commands, on top
+    "bookserve.export": {"bookserve.serving.wire"},
     "bookserve.serving.wire": set[str](),
     **{
         f"{SERVER}.{room}": {

@@ -13,16 +13,19 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from bookserve.export.commands import models_dir_option, publish_run, runs_dir_option
+from bookserve.export import run_reader
 from bookserve.export.errors import ExportError
-from bookserve.export.quiet import quiet_start
-from bookserve.training import run_folder
+from bookserve.export.options import models_dir_option, runs_dir_option
+from bookserve.export.silence_tensorflow import silence_tensorflow
+from bookserve.export.store import ModelStore
+from bookserve.training import run_writer
 from bookserve.training.datasets.files import CHOICES, Choice, DataError, DataRequest
 from bookserve.training.errors import TrainingError
 from bookserve.training.models import MODELS, PROFILES, STANDARD
-from bookserve.training.search_space import SAMPLERS, Sampler
 
 logger = logging.getLogger(__name__)
+
+SAMPLERS = ("tpe", "random", "grid")
 
 profile_option = click.option(
     "--profile",
@@ -107,14 +110,17 @@ def train(
     A training that was stopped goes on from its last complete epoch when it is started again with the same options.
     All GPUs of this host train; where TF_CONFIG names many hosts, start the same command on each of them.
     """
-    with quiet_start():
+    with silence_tensorflow():
         from bookserve.training.run import train_model
+        from bookserve.training.tuning.search import config_of
     console = _console()
     try:
-        result = train_model(name, DataRequest(data, data_dir), runs_dir, console, configuration, profile, seed, fresh)
+        config = config_of(name, configuration, profile, runs_dir)
+        request = DataRequest(data, data_dir)
+        result = train_model(name, request, runs_dir, console, configuration, profile, seed, fresh, config)
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
-    metric = result.headline.metric
+    metric = result.key_metric.name
     click.echo(f"{name}: test {metric} {result.metrics['test'][metric]:.4f} in {result.seconds:.0f} s, {result.folder}")
 
 
@@ -142,7 +148,8 @@ def train_all(
 
     One that was stopped halfway goes on from its last complete epoch; all others are trained anew.
     """
-    with quiet_start():
+    with silence_tensorflow():
+        from bookserve.export.publish import publish
         from bookserve.training.run import train_model
     _check_alone("train-all")
     console = _console()
@@ -154,14 +161,14 @@ def train_all(
             result = train_model(
                 name, DataRequest(data, data_dir), runs_dir, console, profile=profile, seed=seed, fresh=fresh
             )
-            published = publish_run(name, result.folder, models_dir)
+            published = publish(run_reader.read(result.folder, name), ModelStore(models_dir), click.echo)
         except Exception as error:  # whatever is wrong with one model must not cost the others
             expected = isinstance(error, DataError | TrainingError | ExportError)
             failures[name] = str(error) if expected else f"{type(error).__name__}: {error}"
             logger.error("%s: %s", name, failures[name], exc_info=not expected)
             table.add_row(name, "", "failed", "", _minutes(began), "")
             continue
-        metric, book = result.headline.metric, result.headline.book
+        metric, book = result.key_metric.name, result.key_metric.book
         table.add_row(
             name,
             result.origin.source,
@@ -229,7 +236,7 @@ def tune(
     study_name: str | None,
     configuration: str,
     profile: str,
-    sampler: Sampler,
+    sampler: str,
     trials: int | None,
     repeats: int,
     workers: int,
@@ -242,8 +249,8 @@ def tune(
 
     Ctrl-C keeps every setting that is finished; the same command goes on from there, and a larger --trials adds some.
     """
-    with quiet_start():
-        from bookserve.training import search
+    with silence_tensorflow():
+        from bookserve.training.tuning import search
     _check_alone("tune")
     console = _console()
     study = study_name or f"{configuration}-{sampler}"
@@ -270,8 +277,8 @@ def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
     removed = 0
     try:
         for name in names or MODELS:
-            for folder in run_folder.dead(runs_dir, name):
-                if run_folder.remove(folder):
+            for folder in run_writer.dead(runs_dir, name):
+                if run_writer.remove(folder):
                     click.echo(f"removed {folder}")
                     removed += 1
     except OSError as error:
@@ -282,7 +289,7 @@ def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
 
 def _check_alone(command: str) -> None:
     """Refuse a command that trains on one host where TF_CONFIG names many."""
-    from bookserve.training.hosts import cluster
+    from bookserve.training.devices.hosts import cluster
 
     try:
         alone = cluster() is None

@@ -1,4 +1,4 @@
-"""The pictures of a report: training curves, confusion matrix, bars of shares, trials of a search, as PNG."""
+"""The images of a report: training curves, confusion matrix, bars of fractions, trials of a search, as PNG."""
 
 import textwrap
 from collections.abc import Mapping, Sequence, Set
@@ -45,11 +45,11 @@ def confusion_matrix(
     figure = Figure(figsize=(side, side), dpi=DPI, layout="constrained")
     panel = figure.subplots()
     panel.grid(False)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    panel.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(counts.shape):
         if counts[row, column]:
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            colour = "white" if fractions[row, column] > 0.5 else "black"
             panel.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
     panel.set_xticks(range(len(names)), names)
     panel.set_yticks(range(len(names)), names)
@@ -58,8 +58,8 @@ def confusion_matrix(
     return counts
 
 
-def shares(rows: Mapping[str, Sequence[float]], parts: Sequence[str], title: str, path: Path) -> None:
-    """One bar a row of `rows`, split into its shares of `parts`, which add up to 1, each with its percentage."""
+def fractions(rows: Mapping[str, Sequence[float]], parts: Sequence[str], title: str, path: Path) -> None:
+    """One bar a row of `rows`, split into its fractions of `parts`, which add up to 1, each with its percentage."""
     figure = Figure(figsize=(6.5, 1.2 + 0.5 * len(rows)), dpi=DPI, layout="constrained")
     panel = figure.subplots()
     panel.grid(False)
@@ -68,7 +68,7 @@ def shares(rows: Mapping[str, Sequence[float]], parts: Sequence[str], title: str
     for number, part in enumerate(parts):
         bars = panel.barh(range(len(rows)), values[:, number], left=starts[:, number], label=part)
         panel.bar_label(
-            bars, [f"{share:.1%}" if share >= 0.05 else "" for share in values[:, number]], label_type="center"
+            bars, [f"{fraction:.1%}" if fraction >= 0.05 else "" for fraction in values[:, number]], label_type="center"
         )
     panel.set_yticks(range(len(rows)), list(rows))
     panel.invert_yaxis()
@@ -117,8 +117,8 @@ def trials(
     figure.savefig(path)
 
 
-def pictures(images: npt.NDArray[np.uint8], captions: Sequence[str], title: str, path: Path) -> None:
-    """Small colour pictures [n, height, width, 3], eight in a row, each with its caption."""
+def images(images: npt.NDArray[np.uint8], captions: Sequence[str], title: str, path: Path) -> None:
+    """Small colour images [n, height, width, 3], eight in a row, each with its caption."""
     columns, rows = 8, max(1, -(-len(images) // 8))
     figure = Figure(figsize=(1.1 * columns, 0.4 + 1.5 * rows), dpi=DPI, layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)

@@ -23,15 +23,15 @@ import numpy.typing as npt
 import tensorflow as tf
 from rich.console import Console
 
+from bookserve.export import run_format
 from bookserve.export.contracts import Contract
-from bookserve.training import devices, hosts, plots, run_folder, study
-from bookserve.training.callbacks import ProgressBar, StopOnNan
-from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training import plots, run_writer
 from bookserve.training.datasets.files import DataError, DataRequest, Origin
+from bookserve.training.devices import devices, hosts
 from bookserve.training.errors import DivergedError, TrainingError
-from bookserve.training.headline import Headline
-from bookserve.training.models import MODELS, PROFILES, STANDARD
-from bookserve.training.search_space import Search
+from bookserve.training.loop.callbacks import ProgressBar, StopOnNan
+from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training.models import MODELS, PROFILES, STANDARD, KeyMetric
 
 EXAMPLE_ROWS = 512
 
@@ -60,7 +60,7 @@ class BookModel(Protocol):
     """The skeleton of a module in `training/models/`."""
 
     CONTRACT: Contract
-    HEADLINE: Headline
+    KEY_METRIC: KeyMetric
     CONFIGS: Mapping[str, Mapping[str, Any]]
 
     def load_data(self, config: Any, request: DataRequest, seed: int) -> Data:
@@ -81,7 +81,7 @@ class BookModel(Protocol):
         """Train in place, from the last checkpoint on if there is one; figure -> value of each epoch."""
 
     def evaluate(self, model: keras.Model, data: Any, report: Path) -> dict[str, dict[str, float]]:
-        """Split -> figure -> value; pictures into `report`."""
+        """Split -> figure -> value; images into `report`."""
 
     def serving_model(self, model: keras.Model) -> keras.Model:
         """The network behind its contract."""
@@ -106,7 +106,7 @@ class Result:
 
     folder: Path
     metrics: dict[str, dict[str, float]]
-    headline: Headline
+    key_metric: KeyMetric
     origin: Origin
     seconds: float
 
@@ -125,8 +125,11 @@ def train_model(
     profile: str = "default",
     seed: int = 0,
     fresh: bool = False,
+    config: Any = None,
 ) -> Result:
     """Train the model `name` of `MODELS` and return its run, complete on disk.
+
+    `config` is what a study found, whose name is then the `configuration`; without it the model's own is trained.
 
     The seed decides the split, the first weights, the order of the rows, dropout and distortion, and only repeatable
     kernels run: the same seed gives the same figures on the same machine, rounding of long trainings aside. A run of
@@ -140,7 +143,8 @@ def train_model(
         KeyboardInterrupt: Ctrl-C; a note says where the training stopped.
     """
     model_module = book_model(name)
-    config = numbers(model_module, configuration, profile, runs_dir)
+    if config is None:
+        config = named_config(model_module, configuration, profile)
     clock = time.monotonic()
     cluster = hosts.cluster()
     if cluster is not None:
@@ -180,36 +184,21 @@ def train_model(
             f"{name} lost one of {cluster.others}: see what it said, and start the same command again on every host; "
             "it goes on from the last complete epoch"
         ) from error
-    return Result(folder, metrics, model_module.HEADLINE, data.origin, time.monotonic() - clock)
+    return Result(folder, metrics, model_module.KEY_METRIC, data.origin, time.monotonic() - clock)
 
 
-def numbers(model_module: BookModel, configuration: str, profile: str, runs_dir: Path) -> Any:
-    """The `Config` of a configuration of the model and a profile, or of a study below `runs_dir` with its best numbers.
+def named_config(model_module: BookModel, configuration: str, profile: str) -> Any:
+    """The `Config` of a configuration of the model and a profile.
 
     Raises:
-        TrainingError: the model has no such configuration and no such study, the study is damaged, or there is no such
-            profile.
+        TrainingError: the model has no such configuration, or there is no such profile.
     """
-    model = model_module.CONTRACT.model
     if profile not in PROFILES:
         raise TrainingError(f"there is no profile '{profile}': it is one of {', '.join(PROFILES)}")
-    profiles = model_module.CONFIGS.get(configuration)
-    if profiles is not None:
-        return profiles[profile]
-    studies = study.names(runs_dir, model)
-    if configuration not in studies:
-        raise TrainingError(
-            f"{model} has neither a configuration nor a study '{configuration}'; it has the configurations "
-            f"{', '.join(model_module.CONFIGS)}"
-            + (f" and the studies {', '.join(studies)}" if studies else f" and no study in {runs_dir / model}")
-        )
-    begun_from, best = study.winner(study.folder_of(runs_dir, model, configuration), searches(model_module))
-    return dataclasses.replace(model_module.CONFIGS[begun_from][profile], **best.numbers)
-
-
-def searches(model_module: BookModel) -> Mapping[str, Search]:
-    """Configuration -> the search that may begin with it; empty for a model that declares none."""
-    return cast(Mapping[str, Search], getattr(model_module, "SEARCHES", {}))
+    if configuration not in model_module.CONFIGS:
+        known = ", ".join(model_module.CONFIGS)
+        raise TrainingError(f"{model_module.CONTRACT.model} has no configuration '{configuration}'; it has {known}")
+    return model_module.CONFIGS[configuration][profile]
 
 
 def objective(name: str, config: Any, request: DataRequest, seed: int, figure: str) -> list[float]:
@@ -261,25 +250,25 @@ def _lead(
 ) -> tuple[Path, dict[str, dict[str, float]]]:
     """The training on the only or the first host: keeps the run and returns its folder and metrics."""
     name, console = training.name, training.console
-    run = None if fresh else run_folder.find(runs_dir, name, head)
+    run = None if fresh else run_writer.find(runs_dir, name, head)
     if run is not None:
         console.print(f"{name}: going on with {run.folder}", highlight=False, soft_wrap=True)
     else:
-        dead = len(run_folder.dead(runs_dir, name))
+        dead = len(run_writer.dead(runs_dir, name))
         if dead:
             console.print(
                 f"{name}: unfinished runs in {runs_dir / name}: {dead}, which 'bookserve clean-runs' removes",
                 highlight=False,
                 soft_wrap=True,
             )
-        run = run_folder.begin(runs_dir, name, head)
+        run = run_writer.begin(runs_dir, name, head)
     try:
-        state = run.folder / run_folder.CHECKPOINT
+        state = run.folder / run_format.CHECKPOINT
         checkpoint = Checkpoint(state)
         hosts.from_first(json.dumps(head).encode())
         hosts.from_first(state.read_bytes() if state.is_file() else b"")
         bar = ProgressBar(console, name)
-        board = keras.callbacks.TensorBoard(run.folder / "tensorboard", write_graph=False)
+        board = keras.callbacks.TensorBoard(run.folder / run_format.TENSORBOARD, write_graph=False)
         with _noting_a_stop(name, checkpoint):
             try:
                 model, history = _fit(training, [StopOnNan(), bar, board], checkpoint)
@@ -298,14 +287,14 @@ def _follow(
 ) -> tuple[Path, dict[str, dict[str, float]]]:
     """The training on any other host: nothing is kept; returns the folder on the first host, and its metrics."""
     first = json.loads(hosts.from_first(b""))
-    for setting in run_folder.SETTINGS:
+    for setting in run_writer.SETTINGS:
         if first[setting] != json.loads(json.dumps(head[setting])):
             raise TrainingError(
                 f"{training.name}: '{setting}' is {head[setting]} here and {first[setting]} on {cluster.addresses[0]}: "
                 "all hosts train the same"
             )
     with tempfile.TemporaryDirectory() as scratch:
-        state = Path(scratch) / run_folder.CHECKPOINT
+        state = Path(scratch) / run_format.CHECKPOINT
         saved = hosts.from_first(b"")
         if saved:
             state.write_bytes(saved)
@@ -352,14 +341,14 @@ def _write(
 ) -> dict[str, dict[str, float]]:
     """Evaluate the trained network and write all but the head of the run folder; returns the metrics."""
     module, data = training.module, training.data
-    report = folder / "report"
+    report = folder / run_format.REPORT
     report.mkdir(exist_ok=True)
     metrics = module.evaluate(model, data, report)
-    run_folder.write_history(folder / "history.csv", history)
+    run_writer.write_history(folder / run_format.HISTORY, history)
     plots.curves(history, report / "curves.png")
-    module.serving_model(model).save(folder / "model.keras")
-    run_folder.write_examples(folder / "examples.npz", data.examples, EXAMPLE_ROWS)
+    module.serving_model(model).save(folder / run_format.NETWORK)
+    run_writer.write_examples(folder / run_format.EXAMPLES, data.examples, EXAMPLE_ROWS)
     if module.CONTRACT.assets:
-        run_folder.write_assets(folder / "assets", cast(DataWithAssets, data).assets)
-    run_folder.write_json(folder / "metrics.json", metrics)
+        run_writer.write_assets(folder / run_format.ASSETS, cast(DataWithAssets, data).assets)
+    run_writer.write_json(folder / run_format.METRICS, metrics)
     return metrics

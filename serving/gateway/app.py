@@ -26,13 +26,13 @@ from bookserve.serving.gateway import (
     tictactoe,
     tox21,
 )
-from bookserve.serving.gateway.answers import json_response
-from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import GatewayConfig
+from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.metrics import CONTENT_TYPE, Metrics
-from bookserve.serving.gateway.model_server import Backend, ModelServer
+from bookserve.serving.gateway.model_backend import ModelBackend, PredictClient
+from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.problems import Problem
-from bookserve.serving.gateway.services import Services
+from bookserve.serving.gateway.responses import json_response
 from bookserve.serving.gateway.store import Store
 
 # Every model's file of this folder: its path, its routes and its part of the OpenAPI document.
@@ -62,8 +62,8 @@ _log = structlog.get_logger()
 
 def create_app(
     config: GatewayConfig,
-    backend: Backend,
-    chemist: Chemist,
+    backend: PredictClient,
+    molecule_pool: MoleculePool,
     metrics: Metrics | None = None,
     draining: Callable[[], bool] = lambda: False,
 ) -> Flask:
@@ -77,11 +77,11 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = config.limits.body_bytes
     app.config["MAX_FORM_PARTS"] = config.limits.form_parts
     app.config["MAX_FORM_MEMORY_SIZE"] = config.limits.form_field_bytes
-    models = ModelServer(backend, config.model_server, config.model_seconds)
+    models = ModelBackend(backend, config.model_server, config.model_seconds)
     store = Store(config.models_dir) if config.models_dir else None
-    services = Services(models, config.limits, store, chemist)
+    dependencies = Dependencies(models, config.limits, store, molecule_pool)
     for module in MODELS:
-        app.register_blueprint(module.routes(services))
+        app.register_blueprint(module.routes(dependencies))
     app.register_blueprint(models_api.routes(models, store))
     _add_probes(app, models, metrics, draining)
     _add_page(app)
@@ -96,7 +96,7 @@ def create_app(
     return app
 
 
-def _add_probes(app: Flask, models: ModelServer, metrics: Metrics, draining: Callable[[], bool]) -> None:
+def _add_probes(app: Flask, models: ModelBackend, metrics: Metrics, draining: Callable[[], bool]) -> None:
     @app.get("/healthz")
     def healthz() -> Response:
         return json_response({"status": "ok"})

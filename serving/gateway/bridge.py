@@ -8,13 +8,13 @@ as everywhere.
 import asyncio
 import io
 import sys
-import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
+from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]
 
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.metrics import Metrics
@@ -30,30 +30,6 @@ WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
 
 
-class _Headers(Protocol):
-    def items(self) -> list[tuple[str, str]]: ...
-    def get(self, key: str, default: Any = None) -> Any: ...
-
-
-class _Scope(Protocol):
-    proto: str
-    http_version: str
-    server: str
-    client: str
-    scheme: str
-    method: str
-    path: str
-    query_string: str
-
-    @property
-    def headers(self) -> _Headers: ...
-
-
-class _Exchange(Protocol):
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None: ...
-
-
 class Bridge:
     """The RSGI application that granian calls, around a WSGI application."""
 
@@ -63,21 +39,12 @@ class Bridge:
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(limits.concurrent, thread_name_prefix="gateway")
         self._running = 0
-        self._draining = threading.Event()
-
-    def drain(self) -> None:
-        """From now on the gateway is unready, and every answer closes its connection."""
-        self._draining.set()
-
-    def draining(self) -> bool:
-        """Whether `drain` was called."""
-        return self._draining.is_set()
 
     def close(self) -> None:
         """Ends the threads, after the requests that they are answering."""
         self._threads.shutdown()
 
-    async def __rsgi__(self, scope: _Scope, exchange: _Exchange) -> None:
+    async def __rsgi__(self, scope: Scope, exchange: HTTPProtocol) -> None:
         """Answers one request."""
         try:
             status, headers, body = await self._answer(scope, exchange)
@@ -89,9 +56,7 @@ class Bridge:
         # HTTP/1 writes names in lower case as well; HTTP/2 needs it.
         exchange.response_bytes(status, [(name.lower(), value) for name, value in headers], body)
 
-    async def _answer(self, scope: _Scope, exchange: _Exchange) -> _Answer:
-        if scope.proto != "http":
-            raise Problem(400, "the gateway speaks plain HTTP: no WebSocket")
+    async def _answer(self, scope: Scope, exchange: HTTPProtocol) -> _Answer:
         body = await self._body(scope, exchange)
         if self._running >= self._limits.concurrent + self._limits.waiting:
             raise Problem(503, "the gateway is full: try again", headers={"Retry-After": "1"})
@@ -102,14 +67,14 @@ class Bridge:
         finally:
             self._running -= 1
 
-    async def _body(self, scope: _Scope, exchange: _Exchange) -> bytes:
+    async def _body(self, scope: Scope, exchange: HTTPProtocol) -> bytes:
         limit = self._limits.body_bytes
         declared = scope.headers.get("content-length", "0")
         if not declared.isdigit():
             raise Problem(400, "Content-Length is no number")
         if int(declared) > limit:
             raise _too_large(limit)
-        if declared == "0" and "transfer-encoding" not in [name for name, _ in scope.headers.items()]:
+        if declared == "0" and "transfer-encoding" not in scope.headers:
             return b""
         pieces, size = [], 0
         try:
@@ -154,7 +119,7 @@ def _too_large(limit: int) -> Problem:
     return Problem(413, f"a body may have {limit} bytes (--max-body-bytes): send less at a time")
 
 
-def _environ(scope: _Scope, body: bytes) -> dict[str, Any]:
+def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
     """The WSGI environment (PEP 3333) of a request whose body is read."""
     host, _, port = scope.server.rpartition(":")
     environ = {

@@ -7,15 +7,15 @@ from flask import Blueprint, Response, request
 from bookserve.clients import outputs
 from bookserve.clients.inputs import pictures
 from bookserve.export.contracts import CIFAR10
-from bookserve.serving.gateway import incoming
 from bookserve.serving.gateway import openapi as schemas
-from bookserve.serving.gateway.answers import json_response
+from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits
-from bookserve.serving.gateway.picture_body import PictureBody
-from bookserve.serving.gateway.services import Services
+from bookserve.serving.gateway.dependencies import Dependencies
+from bookserve.serving.gateway.image_body import ImageBody
+from bookserve.serving.gateway.responses import json_response
 
 PATH = "/api/v1/cifar10"
-BODY = PictureBody(
+BODY = ImageBody(
     side=pictures.PHOTO,
     channels=3,
     decode=pictures.photo,
@@ -24,15 +24,15 @@ BODY = PictureBody(
 )
 
 
-def routes(services: Services) -> Blueprint:
+def routes(dependencies: Dependencies) -> Blueprint:
     """The model's routes."""
     blueprint = Blueprint("cifar10", __name__)
 
     @blueprint.post(PATH)
     def predict() -> Response:
-        choice = incoming.choice(request)
-        images = BODY.images(request, services.limits)
-        prediction = services.models.predict(CIFAR10, {"images": images}, choice)
+        choice = request_parsing.choice(request)
+        images = BODY.images(request, dependencies.limits)
+        prediction = dependencies.models.predict(CIFAR10, {"images": images}, choice)
         return json_response(outputs.classification(CIFAR10, prediction))
 
     return blueprint

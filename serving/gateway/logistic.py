@@ -6,26 +6,26 @@ from flask import Blueprint, Response, request
 
 from bookserve.clients import outputs
 from bookserve.export.contracts import LOGISTIC
-from bookserve.serving.gateway import incoming
 from bookserve.serving.gateway import openapi as schemas
-from bookserve.serving.gateway.answers import json_response
+from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.number_body import NumberBody
-from bookserve.serving.gateway.services import Services
+from bookserve.serving.gateway.responses import json_response
 
 PATH = "/api/v1/logistic"
 BODY = NumberBody(width=2, example={"x": [[0.2, 0.8], [-1.0, -1.5]]})
 
 
-def routes(services: Services) -> Blueprint:
+def routes(dependencies: Dependencies) -> Blueprint:
     """The model's routes."""
     blueprint = Blueprint("logistic", __name__)
 
     @blueprint.post(PATH)
     def predict() -> Response:
-        choice = incoming.choice(request)
-        rows = BODY.rows(request, services.limits)
-        return json_response(outputs.logistic(services.models.predict(LOGISTIC, {"x": rows}, choice)))
+        choice = request_parsing.choice(request)
+        rows = BODY.rows(request, dependencies.limits)
+        return json_response(outputs.logistic(dependencies.models.predict(LOGISTIC, {"x": rows}, choice)))
 
     return blueprint
 

@@ -11,6 +11,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -20,12 +22,11 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from bookserve.clients.grpc_client import GrpcClient
-from bookserve.serving.gateway import logs
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.bridge import Bridge
-from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import GatewayConfig, Limits
 from bookserve.serving.gateway.metrics import Metrics
+from bookserve.serving.gateway.molecule_pool import MoleculePool
 
 _BACKLOG = 1024
 _HEADER_MILLISECONDS = 10_000
@@ -96,7 +97,7 @@ def main(
     drain_seconds: float,
 ) -> None:
     """Serve the domain API and the web page, in front of a model server."""
-    logs.configure()
+    _configure_log()
     limits = Limits(
         body_bytes=max_body_bytes,
         body_seconds=body_seconds,
@@ -111,12 +112,29 @@ def main(
         waiting=waiting,
     )
     config = GatewayConfig(model_server=model_server, model_seconds=model_seconds, models_dir=models_dir, limits=limits)
-    with reserve(bind, port) as reserved, GrpcClient(model_server) as backend, Chemist() as chemist:
-        asyncio.run(_serve(config, backend, chemist, bind, reserved.getsockname()[1], drain_seconds))
+    with reserve(bind, port) as reserved, GrpcClient(model_server) as backend, closing(MoleculePool()) as molecule_pool:
+        asyncio.run(_serve(config, backend, molecule_pool, bind, reserved.getsockname()[1], drain_seconds))
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _configure_log() -> None:
+    """One JSON object a line on standard error.
+
+    JSON with ASCII escapes, so that nothing a request carries can forge a line or move a terminal's cursor.
+    """
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
 
 
 def reserve(bind: str, port: int) -> socket.socket:
@@ -142,11 +160,11 @@ def reserve(bind: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    config: GatewayConfig, backend: GrpcClient, chemist: Chemist, bind: str, port: int, drain_seconds: float
+    config: GatewayConfig, backend: GrpcClient, molecule_pool: MoleculePool, bind: str, port: int, drain_seconds: float
 ) -> None:
-    bridge: Bridge
     metrics = Metrics()
-    app = create_app(config, backend, chemist, metrics, draining=lambda: bridge.draining())
+    draining = threading.Event()
+    app = create_app(config, backend, molecule_pool, metrics, draining.is_set)
     bridge = Bridge(app, config.limits, metrics)
     server = Server(
         bridge,
@@ -179,7 +197,7 @@ async def _serve(
     await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
         _log.info("draining", seconds=drain_seconds)
-        bridge.drain()
+        draining.set()
         await asyncio.sleep(drain_seconds)
         server.stop()  # type: ignore[no-untyped-call]
     await serving

@@ -6,16 +6,16 @@ from typing import Any
 from flask import Blueprint, Response
 
 from bookserve.export.contracts import CONTRACTS, Contract, Tensor
-from bookserve.serving.gateway.answers import json_response
-from bookserve.serving.gateway.model_server import ModelServer
+from bookserve.serving.gateway.model_backend import ModelBackend
 from bookserve.serving.gateway.problems import Problem
+from bookserve.serving.gateway.responses import json_response
 from bookserve.serving.gateway.store import Store
 
 PATH = "/api/v1/models"
 
 
-def routes(models: ModelServer, store: Store | None) -> Blueprint:
-    """The routes; without a store they tell no metrics and show no pictures."""
+def routes(models: ModelBackend, store: Store | None) -> Blueprint:
+    """The routes; without a store they tell no metrics and show no images."""
     blueprint = Blueprint("models", __name__, url_prefix=PATH)
 
     @blueprint.get("")
@@ -32,9 +32,9 @@ def routes(models: ModelServer, store: Store | None) -> Blueprint:
         return json_response({**_brief(models, contract), **_tensors(contract), "versions": versions})
 
     @blueprint.get("/<name>/versions/<int:version>/report/<picture>")
-    def show_picture(name: str, version: int, picture: str) -> Response:
+    def show_report_image(name: str, version: int, picture: str) -> Response:
         contract = _contract(name)
-        content = store.picture(contract.model, version, picture) if store else None
+        content = store.report_image(contract.model, version, picture) if store else None
         if content is None:
             raise Problem(404, f"{name} version {version} has no report picture of that name")
         return Response(content, content_type="image/png")
@@ -48,7 +48,7 @@ def _contract(name: str) -> Contract:
     return CONTRACTS[name]
 
 
-def _brief(models: ModelServer, contract: Contract) -> dict[str, Any]:
+def _brief(models: ModelBackend, contract: Contract) -> dict[str, Any]:
     readiness = models.readiness(contract)
     return {
         "name": contract.model,
@@ -77,5 +77,5 @@ def _from_store(store: Store | None, model: str, version: int) -> dict[str, Any]
     report = f"{PATH}/{model}/versions/{version}/report/"
     return {
         "manifest": store.manifest(model, version),
-        "report": [report + picture for picture in store.pictures(model, version)],
+        "report": [report + image for image in store.report_images(model, version)],
     }

@@ -1,48 +1,51 @@
-"""A process that runs RDKit for the gateway: molecules as JSON lines on standard input, answers on standard output.
+"""A process that runs RDKit for the gateway; its standard input is the connection to `molecule_pool.py`.
 
-Started by `chemist.py`, which kills it when it takes too long. It limits its own memory, and ends by itself when the
-gateway is gone: at the end of its input, or when its alarm goes off in the middle of a molecule.
+It limits its own memory, and ends by itself when the gateway is gone: when the connection closes, or when its alarm
+goes off in the middle of a molecule.
 """
 
-import base64
 import contextlib
 import json
 import resource
 import signal
 import sys
+from multiprocessing.connection import Connection
 
 import numpy as np
 
 from bookserve.clients.inputs import molecules
 
 
-def answer(job: str, smiles: str) -> dict[str, str]:
-    """One molecule's answer: {"value"}, or {"error"} or {"too_large"} with the reason."""
+def answer(job: str, smiles: str) -> tuple[str, str]:
+    """One molecule's answer: "value" and what was asked for, or "error" or "too_large" and the reason."""
     try:
         if job == "drawing":
-            return {"value": molecules.drawing(smiles)}
-        return {"value": base64.b64encode(np.packbits(molecules.fingerprint(smiles)).tobytes()).decode()}
+            return "value", molecules.drawing(smiles)
+        return "value", np.packbits(molecules.fingerprint(smiles)).tobytes().hex()
     except molecules.MoleculeTooLarge as error:
-        return {"too_large": str(error)}
+        return "too_large", str(error)
     except molecules.MoleculeError as error:
-        return {"error": str(error)}
+        return "error", str(error)
     except (MemoryError, RuntimeError, ValueError):  # what RDKit's C++ exceptions arrive as
-        return {"error": "RDKit gave up on this molecule"}
+        return "error", "RDKit gave up on this molecule"
 
 
 def main(memory: int, seconds: float) -> None:
-    """Answers until the input ends. `memory` is the address space in bytes, `seconds` the longest one line may take."""
+    """Answers until the connection closes.
+
+    `memory` is the address space in bytes, `seconds` the longest that one message may take.
+    """
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     molecules.fingerprint(molecules.EXAMPLE)
     molecules.drawing(molecules.EXAMPLE)
-    print("ready", flush=True)  # noqa: T201
-    for line in sys.stdin:
-        request = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        answers = [answer(request["job"], smiles) for smiles in request["smiles"]]
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(answers), flush=True)  # noqa: T201
+    with Connection(sys.stdin.fileno()) as connection, contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            request = json.loads(connection.recv_bytes())
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            answers = [answer(request["job"], smiles) for smiles in request["smiles"]]
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            connection.send_bytes(json.dumps(answers).encode())
 
 
 if __name__ == "__main__":

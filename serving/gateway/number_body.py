@@ -8,7 +8,7 @@ import numpy.typing as npt
 from flask import Request
 
 from bookserve.clients.inputs import points
-from bookserve.serving.gateway import incoming, openapi
+from bookserve.serving.gateway import openapi, request_parsing
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.problems import bad_value, shown
 
@@ -22,11 +22,13 @@ class NumberBody:
 
     def rows(self, request: Request, limits: Limits) -> npt.NDArray[np.float32]:
         """The request's rows as float32 [n,width]; Problem names the number that is none."""
-        value = incoming.only_field(incoming.read_json_only(request, limits, self.example), "x", self.example)
+        value = request_parsing.only_field(
+            request_parsing.read_json_only(request, limits, self.example), "x", self.example
+        )
         many = isinstance(value, list)
         if self.width > 1:
             many = many and (not value or isinstance(value[0], list))
-        items = incoming.one_or_many(value, "x", many, limits.points, self.example)
+        items = request_parsing.one_or_many(value, "x", many, limits.points, self.example)
         return np.array([self._row(item, name) for name, item in items], np.float32)
 
     def openapi(self, limits: Limits) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bookserve.serving.gateway import problems
-from bookserve.serving.gateway.incoming import MAX_LABEL, MAX_VERSION
+from bookserve.serving.gateway.request_parsing import MAX_LABEL, MAX_VERSION
 
 _PROBLEMS = {
     "400": "A value of the request is wrong; the problem names it.",

@@ -14,12 +14,12 @@ from flask import Blueprint, Response, request
 from bookserve.clients import outputs
 from bookserve.clients.inputs import points, words
 from bookserve.export.contracts import PTB
-from bookserve.serving.gateway import incoming
 from bookserve.serving.gateway import openapi as schemas
-from bookserve.serving.gateway.answers import json_response
+from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.problems import Problem, bad_value, shown
-from bookserve.serving.gateway.services import Services
+from bookserve.serving.gateway.responses import json_response
 
 PATH = "/api/v1/ptb"
 GENERATE = f"{PATH}/generate"
@@ -34,47 +34,51 @@ _Probabilities = npt.NDArray[np.float32]  # (vocabulary,)
 _Named = tuple[str, str]  # a text's name in the body, and the text
 
 
-def routes(services: Services) -> Blueprint:
+def routes(dependencies: Dependencies) -> Blueprint:
     """The model's routes."""
     blueprint = Blueprint("ptb", __name__)
 
     @blueprint.post(PATH)
     def predict() -> Response:
-        choice = incoming.choice(request)
-        body = incoming.read_json_only(request, services.limits, EXAMPLE)
-        incoming.known_fields(body, ("text", "top_k"), EXAMPLE)
-        texts = _texts(body, services.limits, EXAMPLE)
-        top_k = incoming.whole_number(body, "top_k", 5, MAX_TOP_K, EXAMPLE)
+        choice = request_parsing.choice(request)
+        body = request_parsing.read_json_only(request, dependencies.limits, EXAMPLE)
+        request_parsing.known_fields(body, ("text", "top_k"), EXAMPLE)
+        texts = _texts(body, dependencies.limits, EXAMPLE)
+        top_k = request_parsing.whole_number(body, "top_k", 5, MAX_TOP_K, EXAMPLE)
 
         def ask(version: int) -> dict[str, Any]:
-            vocabulary = _vocabulary(services, version)
+            vocabulary = _vocabulary(dependencies, version)
             tokens = _tokens(texts, vocabulary, EXAMPLE)
-            rows = _next(services, version, vocabulary, [entry.ids for entry in tokens])
+            rows = _next(dependencies, version, vocabulary, [entry.ids for entry in tokens])
             answers = [(text, entry, row) for (_, text), entry, row in zip(texts, tokens, rows, strict=True)]
             return outputs.next_words(version, vocabulary, answers, top_k)
 
-        return json_response(services.models.with_version(PTB, choice, ask))
+        return json_response(dependencies.models.with_version(PTB, choice, ask))
 
     @blueprint.post(GENERATE)
     def generate() -> Response:
-        choice = incoming.choice(request)
-        body = incoming.read_json_only(request, services.limits, GENERATE_EXAMPLE)
-        incoming.known_fields(body, ("text", "words", "temperature", "seed"), GENERATE_EXAMPLE)
-        texts = _texts(body, services.limits, GENERATE_EXAMPLE)
-        count = incoming.whole_number(
-            body, "words", min(10, services.limits.generated_words), services.limits.generated_words, GENERATE_EXAMPLE
+        choice = request_parsing.choice(request)
+        body = request_parsing.read_json_only(request, dependencies.limits, GENERATE_EXAMPLE)
+        request_parsing.known_fields(body, ("text", "words", "temperature", "seed"), GENERATE_EXAMPLE)
+        texts = _texts(body, dependencies.limits, GENERATE_EXAMPLE)
+        count = request_parsing.whole_number(
+            body,
+            "words",
+            min(10, dependencies.limits.generated_words),
+            dependencies.limits.generated_words,
+            GENERATE_EXAMPLE,
         )
         temperature, seed = _temperature(body), _seed(body)
 
         def ask(version: int) -> dict[str, Any]:
-            vocabulary = _vocabulary(services, version)
+            vocabulary = _vocabulary(dependencies, version)
             tokens = _tokens(texts, vocabulary, GENERATE_EXAMPLE)
             chance = np.random.default_rng(seed)
             rows = [entry.ids for entry in tokens]
             for _ in range(count):
                 chosen = [
                     _draw(probabilities, vocabulary, temperature, chance)
-                    for probabilities in _next(services, version, vocabulary, rows)
+                    for probabilities in _next(dependencies, version, vocabulary, rows)
                 ]
                 rows = [(*row, number) for row, number in zip(rows, chosen, strict=True)]
             predictions = [
@@ -87,7 +91,7 @@ def routes(services: Services) -> Blueprint:
             ]
             return {"model": PTB.model, "version": version, "seed": seed, "predictions": predictions}
 
-        return json_response(services.models.with_version(PTB, choice, ask))
+        return json_response(dependencies.models.with_version(PTB, choice, ask))
 
     return blueprint
 
@@ -116,8 +120,8 @@ def openapi(limits: Limits) -> dict[str, Any]:
 
 
 def _texts(body: dict[str, Any], limits: Limits, example: object) -> list[_Named]:
-    value = incoming.field(body, "text", example)
-    items = incoming.one_or_many(value, "text", isinstance(value, list), limits.items, example)
+    value = request_parsing.field(body, "text", example)
+    items = request_parsing.one_or_many(value, "text", isinstance(value, list), limits.items, example)
     for name, text in items:
         if not isinstance(text, str):
             raise bad_value(name, "a text", shown(text), example)
@@ -143,11 +147,11 @@ def _seed(body: dict[str, Any]) -> int:
     return value
 
 
-def _vocabulary(services: Services, version: int) -> words.Vocabulary:
-    if services.store is None:
+def _vocabulary(dependencies: Dependencies, version: int) -> words.Vocabulary:
+    if dependencies.store is None:
         raise Problem(503, "ptb needs its vocabulary: start the gateway with --models-dir, the model store's folder")
     try:
-        return services.store.vocabulary(PTB.model, version)
+        return dependencies.store.vocabulary(PTB.model, version)
     except words.VocabularyError as error:
         detail = f"version {version} of ptb has no vocabulary below --models-dir: {error}"
         raise Problem(503, f"{detail}; do the gateway and the model server use one store?") from error
@@ -166,14 +170,14 @@ def _tokens(texts: Sequence[_Named], vocabulary: words.Vocabulary, example: obje
 
 
 def _next(
-    services: Services, version: int, vocabulary: words.Vocabulary, rows: Sequence[tuple[int, ...]]
+    dependencies: Dependencies, version: int, vocabulary: words.Vocabulary, rows: Sequence[tuple[int, ...]]
 ) -> list[_Probabilities]:
     """The probability of every word after each row of word numbers. Rows of one length are asked for together."""
     found: dict[int, _Probabilities] = {}
     for length in sorted({len(row) for row in rows}):
         places = [place for place, row in enumerate(rows) if len(row) == length]
         batch = np.array([rows[place] for place in places], np.int32)  # (rows, length)
-        prediction = services.models.predict(PTB, {"tokens": batch}, incoming.Choice(version=version))
+        prediction = dependencies.models.predict(PTB, {"tokens": batch}, request_parsing.Choice(version=version))
         probabilities = prediction.outputs["probabilities"]
         if probabilities.shape[1] != len(vocabulary.words):
             counts = f"{probabilities.shape[1]} words, its vocabulary {len(vocabulary.words)}"

@@ -1,4 +1,4 @@
-"""What the gateway tells of the model store: the manifests' figures and the report's pictures. Reads only.
+"""What the gateway tells of the model store: the manifests' figures and the report's images. Reads only.
 
 A name from a request reaches the file system only after it matched a strict pattern, and no link is followed.
 """
@@ -14,7 +14,7 @@ from bookserve.clients.inputs import words
 MAX_MANIFEST_BYTES = 4 << 20
 _VOCABULARIES = 8  # kept at once; versions are never rewritten
 _FIELDS = ("created", "contract", "data", "profile", "metrics", "parity")  # of a manifest, what is shown
-_PICTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.png")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.png")
 
 
 class Store:
@@ -35,18 +35,18 @@ class Store:
             return None
         return {name: content[name] for name in _FIELDS if name in content} if isinstance(content, dict) else None
 
-    def pictures(self, model: str, version: int) -> list[str]:
-        """The file names of the report's pictures, sorted."""
+    def report_images(self, model: str, version: int) -> list[str]:
+        """The file names of the report's images, sorted."""
         folder = self._assets(model, version) / "report"
         try:
-            names = [path.name for path in folder.iterdir() if _PICTURE.fullmatch(path.name) and not path.is_symlink()]
+            names = [path.name for path in folder.iterdir() if _IMAGE.fullmatch(path.name) and not path.is_symlink()]
         except OSError:
             return []
         return sorted(names)
 
-    def picture(self, model: str, version: int, name: str) -> bytes | None:
-        """A picture of the report, or None when there is no such."""
-        if name not in self.pictures(model, version):
+    def report_image(self, model: str, version: int, name: str) -> bytes | None:
+        """An image of the report, or None when there is none of that name."""
+        if name not in self.report_images(model, version):
             return None
         return (self._assets(model, version) / "report" / name).read_bytes()
 

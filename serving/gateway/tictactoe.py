@@ -8,12 +8,12 @@ from flask import Blueprint, Response, request
 from bookserve.clients import outputs
 from bookserve.clients.inputs import boards
 from bookserve.export.contracts import TICTACTOE
-from bookserve.serving.gateway import incoming
 from bookserve.serving.gateway import openapi as schemas
-from bookserve.serving.gateway.answers import json_response
+from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.problems import bad_value, shown
-from bookserve.serving.gateway.services import Services
+from bookserve.serving.gateway.responses import json_response
 
 PATH = "/api/v1/tictactoe"
 EXAMPLE = {"board": ["X", "", "O", "", "X", "", "", "", ""], "player": "O"}
@@ -21,19 +21,19 @@ EXAMPLE = {"board": ["X", "", "O", "", "X", "", "", "", ""], "player": "O"}
 _SQUARE = {"enum": ["X", "O", ""]}
 
 
-def routes(services: Services) -> Blueprint:
+def routes(dependencies: Dependencies) -> Blueprint:
     """The model's routes."""
     blueprint = Blueprint("tictactoe", __name__)
 
     @blueprint.post(PATH)
     def predict() -> Response:
-        choice = incoming.choice(request)
-        body = incoming.read_json_only(request, services.limits, EXAMPLE)
-        incoming.known_fields(body, ("board", "player"), EXAMPLE)
-        positions = _positions(incoming.field(body, "board", EXAMPLE), body.get("player"), services.limits)
+        choice = request_parsing.choice(request)
+        body = request_parsing.read_json_only(request, dependencies.limits, EXAMPLE)
+        request_parsing.known_fields(body, ("board", "player"), EXAMPLE)
+        positions = _positions(request_parsing.field(body, "board", EXAMPLE), body.get("player"), dependencies.limits)
         planes = np.stack([boards.planes(board) for board in positions])
         return json_response(
-            outputs.tictactoe(services.models.predict(TICTACTOE, {"board": planes}, choice), positions)
+            outputs.tictactoe(dependencies.models.predict(TICTACTOE, {"board": planes}, choice), positions)
         )
 
     return blueprint
@@ -71,7 +71,7 @@ def _positions(value: object, player: object, limits: Limits) -> list[list[str]]
     if not isinstance(value, list) or not value:
         raise bad_value("board", "nine squares, three rows of three, or a list of boards", shown(value), EXAMPLE)
     many = isinstance(value[0], list) and (len(value[0]) == boards.SQUARES or _nested(value[0]))
-    items = incoming.one_or_many(value, "board", many, limits.items, EXAMPLE)
+    items = request_parsing.one_or_many(value, "board", many, limits.items, EXAMPLE)
     return [_board(item, name, player) for name, item in items]
 
 

@@ -13,13 +13,13 @@ from flask import Blueprint, Response, request
 from bookserve.clients import outputs
 from bookserve.clients.inputs import molecules
 from bookserve.export.contracts import TOX21
-from bookserve.serving.gateway import incoming
 from bookserve.serving.gateway import openapi as schemas
-from bookserve.serving.gateway.answers import json_response
-from bookserve.serving.gateway.chemist import Chemist
+from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.dependencies import Dependencies
+from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.problems import Problem, bad_value, shown
-from bookserve.serving.gateway.services import Services
+from bookserve.serving.gateway.responses import json_response
 
 PATH = "/api/v1/tox21"
 DRAWING = f"{PATH}/drawing"
@@ -30,20 +30,22 @@ _DRAWING_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 _SMILES = {"type": "string", "minLength": 1, "maxLength": molecules.MAX_CHARACTERS, "pattern": "^[!-~]+$"}
 
 
-def routes(services: Services) -> Blueprint:
+def routes(dependencies: Dependencies) -> Blueprint:
     """The model's routes."""
     blueprint = Blueprint("tox21", __name__)
 
     @blueprint.post(PATH)
     def predict() -> Response:
-        choice = incoming.choice(request)
-        body = incoming.read_json_only(request, services.limits, EXAMPLE)
-        value = incoming.only_field(body, "smiles", EXAMPLE)
-        items = incoming.one_or_many(value, "smiles", isinstance(value, list), services.limits.items, EXAMPLE)
+        choice = request_parsing.choice(request)
+        body = request_parsing.read_json_only(request, dependencies.limits, EXAMPLE)
+        value = request_parsing.only_field(body, "smiles", EXAMPLE)
+        items = request_parsing.one_or_many(
+            value, "smiles", isinstance(value, list), dependencies.limits.items, EXAMPLE
+        )
         texts = [_text(item, name) for name, item in items]
-        fingerprints = _fingerprints(services.chemist, [name for name, _ in items], texts)
+        fingerprints = _fingerprints(dependencies.molecule_pool, [name for name, _ in items], texts)
         return json_response(
-            outputs.tox21(services.models.predict(TOX21, {"fingerprint": fingerprints}, choice), texts)
+            outputs.tox21(dependencies.models.predict(TOX21, {"fingerprint": fingerprints}, choice), texts)
         )
 
     @blueprint.get(DRAWING)
@@ -54,7 +56,7 @@ def routes(services: Services) -> Blueprint:
                 raise bad_value(f"?{name[:40]}", "smiles as the only parameter", shown(name), example)
         smiles = _text(request.args.get("smiles"), "?smiles")
         try:
-            svg = services.chemist.drawing(smiles)
+            svg = dependencies.molecule_pool.drawing(smiles)
         except molecules.MoleculeError as error:
             raise _problem(error, "?smiles", smiles, example) from error
         return Response(
@@ -95,9 +97,9 @@ def _text(value: object, name: str) -> str:
     return value
 
 
-def _fingerprints(chemist: Chemist, names: list[str], texts: list[str]) -> npt.NDArray[np.uint8]:
+def _fingerprints(molecule_pool: MoleculePool, names: list[str], texts: list[str]) -> npt.NDArray[np.uint8]:
     try:
-        outcomes = chemist.fingerprints(texts)
+        outcomes = molecule_pool.fingerprints(texts)
     except molecules.MoleculeError as error:
         raise _problem(error, names[0].partition("[")[0], texts[0] if len(texts) == 1 else texts, EXAMPLE) from error
     rows = []

@@ -43,9 +43,6 @@ class ModelServer:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         count = worker_count(flags)
-        if count > 1:
-            check(flags)
-        self._listeners = Listeners(flags)
         options = ManagerOptions(
             poll_seconds=flags.file_system_poll_wait_seconds,
             max_retries=flags.max_num_load_retries,
@@ -57,10 +54,13 @@ class ModelServer:
         self._answering: Process | Pool
         self._manager: ModelManager[Any]
         if count > 1:
+            check(flags)
+            self._listeners = Listeners(flags, count)
             self._answering = pool = Pool(flags, count, self._listeners)
             self._manager = ModelManager(pool, options, on_change=pool.changed)
         else:
             self._answering = process = Process(flags)
+            self._listeners = Listeners(flags)
             self._manager = ModelManager(process.loader, options, process.observer.follow)
 
     async def start(self) -> None:
@@ -82,7 +82,7 @@ class ModelServer:
         gc.collect()
         gc.freeze()
         self._listeners.listen()
-        await self._answering.serve(self._listeners.sockets)
+        await self._answering.serve(self._listeners.of_process[0])
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -176,7 +176,7 @@ class ModelServer:
             task.cancel()
         await self._until_quiet(begun + self._flags.drain_seconds / 2)
         self._listeners.refuse_new()
-        await self._until_quiet(end)
+        await asyncio.sleep(DRAIN_STEP_SECONDS)  # in which what waits is accepted
         await self._answering.finish(max(0.0, end - self._loop.time()))
         self._listeners.close()
         await self._manager.close()

@@ -14,7 +14,7 @@ import numpy as np
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array, TensorError, data_type, to_array, to_proto
 
-# Requests are remembered whose values outweigh what stands before them, and not more of them than this.
+# Requests are remembered that have no more than this before their values, and not more of them than this.
 _MAX_PREFIX = 1024
 _MAX_REMEMBERED = 256
 
@@ -66,7 +66,7 @@ class PredictRequests:
         ((alias, array),) = inputs.items()
         content = request.inputs[alias].tensor_content
         prefix = data[: len(data) - len(content)]
-        if not len(prefix) <= min(_MAX_PREFIX, len(content)) or not data.endswith(content):
+        if not content or len(prefix) > _MAX_PREFIX or not data.endswith(content):
             return
         # The values are what the request ends with exactly where another end is read as other values.
         other = bytes([content[0] ^ 0xFF]) + content[1:-1] + bytes([content[-1] ^ 0xFF])

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bookserve.export import run_files
+from bookserve.export import run_reader
 from bookserve.export.manifest import DataOrigin, Manifest
-from bookserve.export.run_files import Run
+from bookserve.export.run_reader import TrainingRun
 from bookserve.training.datasets import mnist as mnist_data
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.models import mnist
@@ -31,9 +31,9 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(runs_dir: Path) -> Run:
+def run(runs_dir: Path) -> TrainingRun:
     """The one run of `runs_dir`."""
-    return run_files.read(run_files.latest(runs_dir, "mnist"), "mnist")
+    return run_reader.read(run_reader.latest(runs_dir, "mnist"), "mnist")
 
 
 @pytest.fixture

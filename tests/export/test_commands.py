@@ -82,7 +82,7 @@ def test_list_warns_of_damaged_labels(store: ModelStore) -> None:
     (store.root / "mnist" / "labels.json").write_text("{")
     result = invoke("models", "list", "--models-dir", store.root)
     assert result.exit_code == 0
-    assert "mend it, or remove it" in result.output
+    assert "fix it, or delete it" in result.output
 
 
 def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from onnx import numpy_helper
 from tensorflow_serving.apis import prediction_log_pb2
 
 from bookserve.export import manifest as manifests
-from bookserve.export import onnx_graph, publish, run_files, savedmodel
+from bookserve.export import onnx_graph, publish, run_reader, savedmodel
 from bookserve.export.contracts import MNIST, Contract, Tensor
 from bookserve.export.errors import ExportError
-from bookserve.export.run_files import Run
+from bookserve.export.run_reader import TrainingRun
 from bookserve.export.store import ModelStore
 
 
@@ -22,7 +22,7 @@ from bookserve.export.store import ModelStore
 def published(runs_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a published version."""
     store = ModelStore(tmp_path_factory.mktemp("models"))
-    run = run_files.read(run_files.latest(runs_dir, "mnist"), "mnist")
+    run = run_reader.read(run_reader.latest(runs_dir, "mnist"), "mnist")
     made = publish.publish(run, store, lambda _: None)
     return store.path("mnist", made.version)
 
@@ -44,7 +44,7 @@ def test_a_version_has_the_layout_of_the_store(published: Path) -> None:
     assert (published / "assets").is_dir()
 
 
-def test_the_manifest_describes_the_version(published: Path, run: Run) -> None:
+def test_the_manifest_describes_the_version(published: Path, run: TrainingRun) -> None:
     manifest = manifests.read(published)
     assert (manifest.model, manifest.version, manifest.contract) == ("mnist", 1, "mnist/1")
     assert manifest.data.source == "sample"
@@ -56,7 +56,7 @@ def test_the_manifest_describes_the_version(published: Path, run: Run) -> None:
     assert manifests.changed_files(published, manifest) == []
 
 
-def test_the_savedmodel_has_the_contract_s_signature(published: Path, run: Run) -> None:
+def test_the_savedmodel_has_the_contract_s_signature(published: Path, run: TrainingRun) -> None:
     signature = tf.saved_model.load(str(published)).signatures["serving_default"]
     _, inputs = signature.structured_input_signature
     assert {name: (spec.dtype.name, list(spec.shape)) for name, spec in inputs.items()} == {
@@ -68,12 +68,12 @@ def test_the_savedmodel_has_the_contract_s_signature(published: Path, run: Run) 
         assert outputs["classes"].dtype == tf.int64
 
 
-def test_the_savedmodel_holds_weights_only(published: Path, run: Run) -> None:
+def test_the_savedmodel_holds_weights_only(published: Path, run: TrainingRun) -> None:
     names = [name for name, _ in tf.train.list_variables(str(published / "variables" / "variables"))]
     assert not [name for name in names if "optimizer" in name or "momentum" in name]
 
 
-def test_the_onnx_graph_has_the_contract_s_names_and_a_free_batch(published: Path, run: Run) -> None:
+def test_the_onnx_graph_has_the_contract_s_names_and_a_free_batch(published: Path, run: TrainingRun) -> None:
     session = onnxruntime.InferenceSession(published / onnx_graph.LOCATION)
     assert [(value.name, value.type, value.shape) for value in session.get_inputs()] == [
         ("images", "tensor(uint8)", ["n", 28, 28])
@@ -88,7 +88,7 @@ def test_the_onnx_graph_has_the_contract_s_names_and_a_free_batch(published: Pat
         np.testing.assert_array_equal(classes, probabilities.argmax(axis=1) if rows else [])
 
 
-def test_the_warm_up_requests_are_tensorflow_serving_s_own_messages(published: Path, run: Run) -> None:
+def test_the_warm_up_requests_are_tensorflow_serving_s_own_messages(published: Path, run: TrainingRun) -> None:
     records = tf.data.TFRecordDataset(str(published / "assets.extra/tf_serving_warmup_requests"))
     logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records.as_numpy_iterator()]
     assert [log.WhichOneof("log_type") for log in logs] == ["predict_log"] * 3
@@ -101,7 +101,7 @@ def test_the_warm_up_requests_are_tensorflow_serving_s_own_messages(published: P
         np.testing.assert_array_equal(sent, run.examples()["images"][:rows])
 
 
-def test_the_card_says_that_it_is_a_sample_and_how_good_it_is(published: Path, run: Run) -> None:
+def test_the_card_says_that_it_is_a_sample_and_how_good_it_is(published: Path, run: TrainingRun) -> None:
     card = (published / "assets.extra/report/card.md").read_text()
     assert "not the real data set" in card
     assert f"| test | {run.metrics['test']['accuracy']:.6g} |" in card
@@ -110,11 +110,11 @@ def test_the_card_says_that_it_is_a_sample_and_how_good_it_is(published: Path, r
 
 
 def test_a_broken_onnx_graph_is_refused_and_nothing_is_published(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert = onnx_graph.convert
 
-    def convert_wrongly(servable: savedmodel.Servable, contract: Contract, path: Path) -> None:
+    def convert_wrongly(servable: savedmodel.ServingModule, contract: Contract, path: Path) -> None:
         convert(servable, contract, path)
         graph = onnx.load(path)
         bias = next(item for item in graph.graph.initializer if item.dims == [10])
@@ -130,7 +130,7 @@ def test_a_broken_onnx_graph_is_refused_and_nothing_is_published(
     assert list((tmp_path / "mnist").iterdir()) == []
 
 
-def test_a_network_that_breaks_the_contract_is_refused(run: Run) -> None:
+def test_a_network_that_breaks_the_contract_is_refused(run: TrainingRun) -> None:
     def with_output(tensor: Tensor) -> Contract:
         return Contract("mnist", 1, MNIST.inputs, (tensor,))
 
@@ -146,19 +146,21 @@ def test_a_network_that_breaks_the_contract_is_refused(run: Run) -> None:
         savedmodel.load(run.network, Contract("mnist", 1, (Tensor("images", "uint8", (None, 28)),), MNIST.outputs))
 
 
-def test_a_damaged_network_file_is_named(run: Run, tmp_path: Path) -> None:
+def test_a_damaged_network_file_is_named(run: TrainingRun, tmp_path: Path) -> None:
     (tmp_path / "model.keras").write_bytes(run.network.read_bytes()[:2000])
     with pytest.raises(ExportError, match=r"model\.keras cannot be loaded"):
         savedmodel.load(tmp_path / "model.keras", MNIST)
 
 
-def test_a_store_that_cannot_be_written_is_named(run: Run, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_named(run: TrainingRun, tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file where the folder should be")
     with pytest.raises(ExportError, match=r"cannot write to .*/models: "):
         publish.publish(run, ModelStore(tmp_path / "models"), lambda _: None)
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_and_leaves_nothing(
+    run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 

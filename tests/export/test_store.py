@@ -227,7 +227,7 @@ def test_damaged_labels_stop_a_publish_before_it_begins(tmp_path: Path, manifest
     store = ModelStore(tmp_path)
     publish(store, manifest)
     (tmp_path / "mnist" / "labels.json").write_text(text)
-    with pytest.raises(StoreError, match=r"mnist/labels\.json cannot be read \(.*\): mend it, or remove it"):
+    with pytest.raises(StoreError, match=r"mnist/labels\.json cannot be read \(.*\): fix it, or delete it"):
         publish(store, manifest, "cifar10")
     assert store.models() == ["mnist"]
 

@@ -3,10 +3,10 @@ from collections.abc import Callable
 
 import pytest
 
-from bookserve.training import search
 from bookserve.training.datasets import mnist as mnist_data
 from bookserve.training.models import mnist
-from bookserve.training.workers import Outcome, Task
+from bookserve.training.tuning import search
+from bookserve.training.tuning.workers import Outcome, TrainingTask
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,14 +24,14 @@ def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pretend_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Task], Outcome]], None]:
+def pretend_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[TrainingTask], Outcome]], None]:
     """Has a search ask a function instead of processes that train."""
 
-    def install(answer: Callable[[Task], Outcome]) -> None:
+    def install(answer: Callable[[TrainingTask], Outcome]) -> None:
         class Pretence:
             def __init__(self, count: int) -> None:
                 self._count = count
-                self._tasks: deque[Task] = deque()
+                self._tasks: deque[TrainingTask] = deque()
 
             def __enter__(self) -> "Pretence":
                 return self
@@ -47,14 +47,14 @@ def pretend_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tas
             def busy(self) -> bool:
                 return bool(self._tasks)
 
-            def start(self, task: Task) -> None:
+            def start(self, task: TrainingTask) -> None:
                 assert self.free
                 self._tasks.append(task)
 
-            def wait(self) -> list[tuple[Task, Outcome]]:
+            def wait(self) -> list[tuple[TrainingTask, Outcome]]:
                 task = self._tasks.popleft()
                 return [(task, answer(task))]
 
-        monkeypatch.setattr(search, "Workers", Pretence)
+        monkeypatch.setattr(search, "WorkerPool", Pretence)
 
     return install

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from optuna.distributions import FloatDistribution
 
 from bookserve.clients.command_line import main
+from bookserve.export import publish, run_format
 from bookserve.export.errors import ExportError
-from bookserve.training import commands, run, run_folder
+from bookserve.training import run, run_writer
 from bookserve.training.datasets import files
 from bookserve.training.models import linear
-from bookserve.training.search_space import LogUniform, Search
-from bookserve.training.workers import Outcome, Task
+from bookserve.training.tuning.search_space import Search
+from bookserve.training.tuning.workers import Outcome, TrainingTask
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -82,14 +84,14 @@ def test_a_stopped_training_says_where_it_stopped(
     assert "Traceback" not in result.output
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     (unfinished,) = (tmp_path / "runs" / "mnist").iterdir()
-    assert (unfinished / run_folder.CHECKPOINT).exists() == (epoch > 0)
+    assert (unfinished / run_format.CHECKPOINT).exists() == (epoch > 0)
 
 
 @pytest.mark.usefixtures("tiny_mnist")
 def test_unfinished_runs_are_counted_and_removed(tmp_path: Path) -> None:
     for model in ("mnist", "mnist", "ptb"):
-        run_folder.begin(tmp_path, model, {}).close()
-    alive = run_folder.begin(tmp_path, "mnist", {})
+        run_writer.begin(tmp_path, model, {}).close()
+    alive = run_writer.begin(tmp_path, "mnist", {})
     trained = invoke("train", "mnist", "--profile=smoke", "--data=sample", "--runs-dir", tmp_path)
     assert f"mnist: unfinished runs in {tmp_path}/mnist: 2, which 'bookserve clean-runs' removes" in trained.output
     removed = invoke("clean-runs", "mnist", "--runs-dir", tmp_path)
@@ -134,7 +136,7 @@ def test_a_model_that_cannot_be_published_is_a_failure_too(
     def refuse(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "publish_run", refuse)
+    monkeypatch.setattr(publish, "publish", refuse)
     result = invoke("train-all", "mnist", "--profile=smoke", "--data=sample", "--runs-dir", tmp_path)
     assert result.exit_code == 1
     assert f"1 of 1 models failed:\n  {message}" in result.output
@@ -193,9 +195,9 @@ def test_help_does_not_import_tensorflow() -> None:
 def test_what_tune_finds_is_trained_by_its_name(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    pretend_training: Callable[[Callable[[Task], Outcome]], None],
+    pretend_training: Callable[[Callable[[TrainingTask], Outcome]], None],
 ) -> None:
-    space = {"learning_rate": LogUniform(1e-3, 1e-1, points=3)}
+    space = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
     monkeypatch.setattr(linear, "SEARCHES", {"standard": Search("val_loss", False, space)}, raising=False)
     pretend_training(lambda task: Outcome((abs(task.config.learning_rate - 0.01),), 1.0))
     options = ["--study=rates", "--profile=smoke", "--sampler=grid", "--runs-dir", tmp_path]

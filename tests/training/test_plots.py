@@ -21,8 +21,8 @@ def test_curves_have_a_panel_a_figure(tmp_path: Path) -> None:
 
 
 def test_shares_have_a_bar_a_row(tmp_path: Path) -> None:
-    plots.shares({"x": [0.5, 0.3, 0.2]}, ["won", "drawn", "lost"], "one", tmp_path / "one.png")
-    plots.shares({"x": [0, 0, 1], "o": [1, 0, 0]}, ["won", "drawn", "lost"], "two", tmp_path / "two.png")
+    plots.fractions({"x": [0.5, 0.3, 0.2]}, ["won", "drawn", "lost"], "one", tmp_path / "one.png")
+    plots.fractions({"x": [0, 0, 1], "o": [1, 0, 0]}, ["won", "drawn", "lost"], "two", tmp_path / "two.png")
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
         assert two.height > one.height > 100
 
@@ -32,7 +32,7 @@ def test_pictures_stand_eight_in_a_row(tmp_path: Path) -> None:
     red[..., 0] = 255
     areas, heights = [], []
     for count in (0, 8, 9):
-        plots.pictures(red[:count], ["cat, not\ndog"] * count, "wrong", tmp_path / "pictures.png")
+        plots.images(red[:count], ["cat, not\ndog"] * count, "wrong", tmp_path / "pictures.png")
         with Image.open(tmp_path / "pictures.png") as image:
             areas.append(int((np.asarray(image.convert("RGB")) == (255, 0, 0)).all(axis=-1).sum()))
             heights.append(image.height)

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bookserve.training import run, run_folder
-from bookserve.training.callbacks import StopOnNan
-from bookserve.training.checkpoint import Checkpoint
+from bookserve.export import run_format
+from bookserve.training import run
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.errors import DivergedError, TrainingError
+from bookserve.training.loop.callbacks import StopOnNan
+from bookserve.training.loop.checkpoint import Checkpoint
 from bookserve.training.models import MODELS, PROFILES, STANDARD, mnist
 
 SAMPLE = DataRequest("sample")
@@ -76,7 +77,7 @@ def test_a_loss_that_is_no_number_is_an_error_and_leaves_no_run(
     monkeypatch.setitem(mnist.CONFIGS["standard"], "smoke", wild)
     with pytest.raises(TrainingError, match=r"the loss became .* in step \d of epoch 1: .* Lower the learning rate"):
         run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke")
-    assert [path.suffix for path in (tmp_path / "mnist").iterdir()] == [run_folder.UNFINISHED]
+    assert [path.suffix for path in (tmp_path / "mnist").iterdir()] == [run_format.UNFINISHED]
 
 
 @pytest.mark.usefixtures("tiny_mnist")
@@ -129,10 +130,10 @@ def test_after_a_full_disk_the_training_goes_on(
             run.train_model("mnist", SAMPLE, small_disk, Console(quiet=True), profile="smoke")
     (small_disk / "filler").unlink()
     (folder,) = (small_disk / "mnist").iterdir()
-    saved = Checkpoint(folder / run_folder.CHECKPOINT).load()
+    saved = Checkpoint(folder / run_format.CHECKPOINT).load()
     assert saved is not None
     assert saved.epoch == complete
-    assert not list(folder.glob(f"{run_folder.CHECKPOINT}?*"))
+    assert not list(folder.glob(f"{run_format.CHECKPOINT}?*"))
     text = io.StringIO()
     result = run.train_model("mnist", SAMPLE, small_disk, Console(file=text), profile="smoke")
     assert f"mnist: going on with {folder}" in text.getvalue()
@@ -147,7 +148,7 @@ from pathlib import Path
 from rich.console import Console
 from bookserve.training import run
 from bookserve.training.datasets import mnist as mnist_data
-from bookserve.training.callbacks import StopOnNan
+from bookserve.training.loop.callbacks import StopOnNan
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.models import mnist
 mnist_data.SAMPLE_TRAIN_ROWS, mnist_data.SAMPLE_TEST_ROWS = 300, 60
@@ -158,12 +159,12 @@ class Killer(run.StopOnNan):
         if batch == 2 and (Path(self.folder) / "checkpoint.npz").exists():
             os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "die":
-    begin = run.run_folder.begin
+    begin = run.run_writer.begin
     def remember(*arguments):
         started = begin(*arguments)
         Killer.folder = started.folder
         return started
-    run.run_folder.begin, run.StopOnNan = remember, Killer
+    run.run_writer.begin, run.StopOnNan = remember, Killer
 result = run.train_model("mnist", DataRequest("sample"), Path(sys.argv[1]), Console(), profile="smoke")
 print(result.metrics)
 """
@@ -185,7 +186,7 @@ def test_a_training_killed_in_mid_epoch_ends_with_the_same_figures(tmp_path: Pat
     assert "epoch 1/3" not in resumed.stdout
     assert resumed.stdout.splitlines()[-1] == through.stdout.splitlines()[-1]
     (complete,) = (tmp_path / "killed" / "mnist").iterdir()
-    assert complete.name == unfinished.name.removesuffix(run_folder.UNFINISHED)
+    assert complete.name == unfinished.name.removesuffix(run_format.UNFINISHED)
     rows = (complete / "history.csv").read_text().splitlines()
     assert rows == (next((tmp_path / "through" / "mnist").iterdir()) / "history.csv").read_text().splitlines()
 
@@ -207,7 +208,7 @@ def test_a_training_that_diverged_is_not_gone_on_with(
 
 
 def test_an_unknown_configuration_or_profile_lists_the_right_ones(tmp_path: Path, console: Console) -> None:
-    with pytest.raises(TrainingError, match=r"linear has neither a configuration nor a study 'bok'; .* standard, book"):
+    with pytest.raises(TrainingError, match=r"linear has no configuration 'bok'; it has standard, book"):
         run.train_model("linear", SAMPLE, tmp_path, console, configuration="bok")
     with pytest.raises(TrainingError, match="there is no profile 'quick': it is one of smoke, default, full"):
         run.train_model("linear", SAMPLE, tmp_path, console, profile="quick")

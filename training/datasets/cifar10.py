@@ -1,4 +1,4 @@
-"""CIFAR-10: 50,000 + 10,000 small colour pictures of ten kinds of things, from the official binary batches to splits.
+"""CIFAR-10: 50,000 + 10,000 small colour images of ten kinds of things, from the official binary batches to splits.
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009); chapter 9 of the book. The sample
 that stands in for it on a closed network is drawn: coloured shapes and textures, one kind a class.
@@ -9,7 +9,6 @@ import logging
 import tarfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from bookserve.training.datasets.files import (
     obtain,
     sha256_of_arrays,
 )
+from bookserve.training.datasets.splits import ImageSplits, LabelledImages, hold_out
 
 logger = logging.getLogger(__name__)
 
@@ -56,35 +56,12 @@ Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Split:
-    """Rows of one split: `images` uint8 [n, 32, 32, 3], red, green, blue, and `labels` int64 [n] in 0..9."""
-
-    images: Images
-    labels: Labels
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The three splits and where they came from."""
-
-    train: Split
-    valid: Split
-    test: Split
-    origin: Origin
-
-    @property
-    def examples(self) -> dict[str, Images]:
-        """Test rows as the contract's inputs: `images` uint8 [n, 32, 32, 3]."""
-        return {"images": self.test.images}
-
-
 def at_hand(data_dir: Path | None) -> Path | None:
     """The folder with the files of the data set, if a training would not have to download them."""
     return _unpacked(DataRequest("real", data_dir)) or files.at_hand("cifar10", (ARCHIVE,), data_dir)
 
 
-def load(request: DataRequest, seed: int, train_rows: int | None = None) -> Pictures:
+def load(request: DataRequest, seed: int, train_rows: int | None = None) -> ImageSplits:
     """The splits; the validation rows are drawn at random from the training rows, `train_rows` of the rest are kept.
 
     The training batches must be the official ones. A folder whose test batch is another one is taken with a warning;
@@ -102,20 +79,14 @@ def load(request: DataRequest, seed: int, train_rows: int | None = None) -> Pict
     else:
         origin = _verify(batches)
         parts = [parse(batches[name], name) for name in TRAIN_BATCHES]
-        pool = Split(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
+        pool = LabelledImages(
+            np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts])
+        )
         test = parse(batches[TEST_BATCH], TEST_BATCH)
-    order = np.random.default_rng(seed).permutation(len(pool.labels))
-    valid_rows = min(VALID_ROWS, len(order) // 6)
-    valid, rest = order[:valid_rows], order[valid_rows:][:train_rows]
-    return Pictures(
-        train=Split(pool.images[rest], pool.labels[rest]),
-        valid=Split(pool.images[valid], pool.labels[valid]),
-        test=test,
-        origin=origin,
-    )
+    return hold_out(pool, test, origin, seed, VALID_ROWS, train_rows)
 
 
-def parse(content: bytes, name: str) -> Split:
+def parse(content: bytes, name: str) -> LabelledImages:
     """The rows of one batch: of each 3,073 bytes the first is the label, the others are the three colour planes.
 
     Raises:
@@ -128,11 +99,11 @@ def parse(content: bytes, name: str) -> Split:
     if labels.max() >= CLASSES:
         raise DataError(f"{name} holds the label {labels.max()}; CIFAR-10 has the classes 0 to 9")
     planes = rows[:, 1:].reshape(-1, 3, SIDE, SIDE)
-    return Split(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
+    return LabelledImages(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
 
 
-def draw(rows: int, seed: int) -> Split:
-    """Pictures of ten kinds: disc, square, triangle, cross, ring, and stripes across, upright, slanting, checks, rays.
+def draw(rows: int, seed: int) -> LabelledImages:
+    """Images of ten kinds: disc, square, triangle, cross, ring, and stripes across, upright, slanting, checks, rays.
 
     Place, size, turn and colours are random, with noise over all. The figures reached on them say nothing of CIFAR-10.
     """
@@ -146,9 +117,9 @@ def draw(rows: int, seed: int) -> Split:
         front, back = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
         while np.abs(front - back).sum() < 150:
             front = rng.uniform(0, 255, 3)
-        picture = np.where(mask, front, back) + rng.normal(0, 12, (SIDE, SIDE, 3))
-        images[row] = picture.clip(0, 255)
-    return Split(images, labels)
+        image = np.where(mask, front, back) + rng.normal(0, 12, (SIDE, SIDE, 3))
+        images[row] = image.clip(0, 255)
+    return LabelledImages(images, labels)
 
 
 def _shape(

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 SIDE = 28  # pixels of a finished digit
 BOX = 20  # its larger side, before it is centred
 CANVAS = 96  # pixels of the sheet that a digit is drawn on
-STROKE_SHARE = 0.75  # drawn with the pen; the rest is set in type
+STROKE_FRACTION = 0.75  # drawn with the pen; the rest is set in type
 FONTS = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
@@ -105,7 +105,7 @@ def draw(rows: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.in
 
 def _draw_one(digit: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
     while True:
-        sheet = _pen(digit, generator) if generator.random() < STROKE_SHARE else _type(digit, generator)
+        sheet = _pen(digit, generator) if generator.random() < STROKE_FRACTION else _type(digit, generator)
         image = _centre(sheet)
         if image is not None:
             return image

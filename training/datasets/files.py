@@ -177,7 +177,6 @@ def download(file: DataFile, folder: Path) -> Path:
             _fill(file, partial)
             os.fsync(stream.fileno())
             partial.replace(target)
-        _fsync_folder(folder)
     except OSError as error:
         raise DataUnavailableError(f"cannot keep {file.name} in {folder}: {error.strerror or error}") from error
     return target
@@ -293,11 +292,3 @@ def _progress(file: DataFile, have: int) -> Iterator[tuple[Progress, Any]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield progress, progress.add_task(f"download {file.name}", total=file.size or None, completed=have)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

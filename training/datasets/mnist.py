@@ -6,7 +6,6 @@ in for it on a closed network is drawn by `digit_sample`.
 
 import gzip
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from bookserve.training.datasets.files import (
     obtain,
     sha256_of_arrays,
 )
+from bookserve.training.datasets.splits import ImageSplits, LabelledImages, hold_out
 
 SIDE = 28  # pixels
 CLASSES = 10
@@ -70,35 +70,12 @@ _IDX_MAGIC = {1: 0x00000801, 3: 0x00000803}  # rank -> unsigned bytes of that ra
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-@dataclass(frozen=True)
-class Split:
-    """Rows of one split: `images` uint8 [n, 28, 28], white on black, and `labels` int64 [n] in 0..9."""
-
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Digits:
-    """The three splits and where they came from."""
-
-    train: Split
-    valid: Split
-    test: Split
-    origin: Origin
-
-    @property
-    def examples(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Test rows as the contract's inputs: `images` uint8 [n, 28, 28]."""
-        return {"images": self.test.images}
-
-
 def at_hand(data_dir: Path | None) -> Path | None:
     """The folder with the files of the data set, if a training would not have to download them."""
     return files.at_hand("mnist", FILES, data_dir)
 
 
-def load(request: DataRequest, seed: int, train_rows: int | None = None) -> Digits:
+def load(request: DataRequest, seed: int, train_rows: int | None = None) -> ImageSplits:
     """The splits; the validation rows are drawn at random from the training rows, `train_rows` of the rest are kept.
 
     Raises:
@@ -113,18 +90,10 @@ def load(request: DataRequest, seed: int, train_rows: int | None = None) -> Digi
         pool = read_split(images, labels)
         test = read_split(test_images, test_labels)
         origin = Origin("real", "mnist", combined_sha256(FILES))
-    order = np.random.default_rng(seed).permutation(len(pool.labels))
-    valid_rows = min(VALID_ROWS, len(order) // 6)
-    valid, rest = order[:valid_rows], order[valid_rows:][:train_rows]
-    return Digits(
-        train=Split(pool.images[rest], pool.labels[rest]),
-        valid=Split(pool.images[valid], pool.labels[valid]),
-        test=test,
-        origin=origin,
-    )
+    return hold_out(pool, test, origin, seed, VALID_ROWS, train_rows)
 
 
-def read_split(images_path: Path, labels_path: Path) -> Split:
+def read_split(images_path: Path, labels_path: Path) -> LabelledImages:
     """One split from its two idx files, packed or not.
 
     Raises:
@@ -138,7 +107,7 @@ def read_split(images_path: Path, labels_path: Path) -> Split:
         raise DataError(f"{images_path} holds {len(images)} images, {labels_path} {len(labels)} labels")
     if labels.size and labels.max() >= CLASSES:
         raise DataError(f"{labels_path} holds the label {labels.max()}; digits are 0 to 9")
-    return Split(images, labels.astype(np.int64))
+    return LabelledImages(images, labels.astype(np.int64))
 
 
 def read_idx(path: Path, rank: int) -> npt.NDArray[np.uint8]:
@@ -167,8 +136,12 @@ def read_idx(path: Path, rank: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
 
-def _sample() -> tuple[Split, Split, Origin]:
+def _sample() -> tuple[LabelledImages, LabelledImages, Origin]:
     train_images, train_labels = digit_sample.draw(SAMPLE_TRAIN_ROWS, seed=SAMPLE_SEED)
     test_images, test_labels = digit_sample.draw(SAMPLE_TEST_ROWS, seed=SAMPLE_SEED + 1)
     digest = sha256_of_arrays([train_images, train_labels, test_images, test_labels])
-    return Split(train_images, train_labels), Split(test_images, test_labels), Origin("sample", "drawn digits", digest)
+    return (
+        LabelledImages(train_images, train_labels),
+        LabelledImages(test_images, test_labels),
+        Origin("sample", "drawn digits", digest),
+    )

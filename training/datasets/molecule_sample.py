@@ -29,8 +29,8 @@ ENDS = (
     *("C", "CC", "C(C)C", "C(C)(C)C", "CCCC", "O", "OC", "N", "N(C)C", "F", "Cl", "Br", "C#N", "C(=O)O", "C(F)(F)F"),
     *("[N+](=O)[O-]", "S(=O)(=O)N", "S(=O)(=O)C", "c1ccccc1", "c1ccc(Cl)cc1", "c1ccc(O)cc1", "c1ccncc1", "C1CCCCC1"),
 )
-SHARE_MEASURED = 0.83  # of all results, as in Tox21
-SHARE_WRONG = 0.02
+FRACTION_MEASURED = 0.83  # of all results, as in Tox21
+FRACTION_WRONG = 0.02
 CAUSES = 3  # substructures that make a molecule active in an assay
 ACTIVE = 0.8  # chance of activity for a molecule that has one of them
 
@@ -53,8 +53,8 @@ def draw(rows: int, assays: int, seed: int) -> tuple[list[str], npt.NDArray[np.f
     causes = np.stack([random.permutation(parts.shape[1])[:CAUSES] for _ in range(assays)])  # (assays, causes)
     caused = parts[:, causes].any(axis=2)  # (rows, assays)
     active = caused & (random.random(caused.shape) < ACTIVE)
-    active ^= random.random(caused.shape) < SHARE_WRONG
-    measured = random.random(caused.shape) < SHARE_MEASURED
+    active ^= random.random(caused.shape) < FRACTION_WRONG
+    measured = random.random(caused.shape) < FRACTION_MEASURED
     return list(molecules), np.where(measured, active, np.nan).astype(np.float32)
 
 

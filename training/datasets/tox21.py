@@ -12,10 +12,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from rdkit import Chem, rdBase
+from rdkit.Chem.Scaffolds import MurckoScaffold
 
 from bookserve.training.datasets import files, molecule_sample
 from bookserve.training.datasets.files import (
@@ -29,12 +31,12 @@ from bookserve.training.datasets.files import (
     sha256_of_arrays,
 )
 from bookserve.training.datasets.fingerprints import fingerprints
-from bookserve.training.datasets.scaffolds import scaffold_split
+from bookserve.training.datasets.splits import Splits
 
 SAMPLE_ROWS = 2_400
 SAMPLE_SEED = 4  # the sample is one fixed data set
-VALID_SHARE = 0.1
-TEST_SHARE = 0.1
+VALID_FRACTION = 0.1
+TEST_FRACTION = 0.1
 SplitKind = Literal["random", "scaffold"]
 
 FILES = (
@@ -59,20 +61,13 @@ class Split:
     fingerprints: npt.NDArray[np.uint8]
     results: npt.NDArray[np.float32]
 
-
-@dataclass(frozen=True)
-class Molecules:
-    """The three splits and where they came from."""
-
-    train: Split
-    valid: Split
-    test: Split
-    origin: Origin
-
     @property
-    def examples(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Test rows as the contract's inputs: `fingerprint` uint8 [n, 1024]."""
-        return {"fingerprint": self.test.fingerprints}
+    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """The fingerprints."""
+        return {"fingerprint": self.fingerprints}
+
+
+Molecules = Splits[Split]
 
 
 def at_hand(data_dir: Path | None) -> Path | None:
@@ -106,16 +101,48 @@ def load(
     bits, readable = fingerprints(smiles, cache_folder("tox21"))
     rows = np.flatnonzero(readable)
     if kind == "scaffold":
-        parts = [rows[part] for part in scaffold_split([smiles[row] for row in rows], VALID_SHARE, TEST_SHARE)]
+        parts = [rows[part] for part in scaffold_split([smiles[row] for row in rows], VALID_FRACTION, TEST_FRACTION)]
         order = np.random.default_rng(split_seed).permutation(len(parts[0]))  # so that `train_rows` are of all families
         parts[0] = parts[0][order]
     else:
         order = np.random.default_rng(split_seed).permutation(rows)
-        valid, test = int(len(order) * VALID_SHARE), int(len(order) * TEST_SHARE)
+        valid, test = int(len(order) * VALID_FRACTION), int(len(order) * TEST_FRACTION)
         parts = np.split(order, [len(order) - valid - test, len(order) - test])
     parts[0] = parts[0][:train_rows]
     train_split, valid_split, test_split = (Split(bits[part], results[part]) for part in parts)
     return Molecules(train_split, valid_split, test_split, origin)
+
+
+def scaffold_split(
+    smiles: Sequence[str], valid_fraction: float, test_fraction: float
+) -> tuple[list[int], list[int], list[int]]:
+    """The rows of the training, validation and test split: the largest families train, the smallest test.
+
+    A family has one scaffold: rings and what links them (Bemis and Murcko, 1996). A random split puts molecules of one
+    series of drugs on both sides; this one does not, and so asks for more.
+
+    Families are taken from the largest to the smallest, of equal ones first the one whose first molecule comes later;
+    each goes whole into the first split that has room for it. Nothing is random. `smiles` must all be readable. This is
+    deepchem's `ScaffoldSplitter`, to which MoleculeNet's figures belong, without deepchem's ten seconds of import.
+    """
+    families: dict[str, list[int]] = {}
+    with rdBase.BlockLogs():
+        for row, text in enumerate(smiles):
+            scaffold: str = MurckoScaffold.MurckoScaffoldSmiles(mol=Chem.MolFromSmiles(text))  # type: ignore[no-untyped-call]
+            families.setdefault(scaffold, []).append(row)
+    train_room = (1 - valid_fraction - test_fraction) * len(smiles)
+    valid_room = (1 - test_fraction) * len(smiles)
+    train: list[int] = []
+    valid: list[int] = []
+    test: list[int] = []
+    for family in sorted(families.values(), key=lambda rows: (len(rows), rows[0]), reverse=True):
+        if len(train) + len(family) <= train_room:
+            train += family
+        elif len(train) + len(valid) + len(family) <= valid_room:
+            valid += family
+        else:
+            test += family
+    return train, valid, test
 
 
 def read_csv(path: Path, assays: Sequence[str]) -> tuple[list[str], npt.NDArray[np.float32]]:

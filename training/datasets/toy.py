@@ -5,11 +5,13 @@ again are drawn for validation and for the test. Nothing is downloaded: these dr
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bookserve.training.datasets.files import Origin, sha256_of_arrays
+from bookserve.training.datasets.splits import Splits
 
 ROWS = 100  # a split (chapter 3)
 SLOPE = 5.0  # of the line (chapter 3)
@@ -26,20 +28,13 @@ class Split:
     x: npt.NDArray[np.float32]
     y: npt.NDArray[np.float32]
 
-
-@dataclass(frozen=True)
-class Points:
-    """The three splits and where they came from."""
-
-    train: Split
-    valid: Split
-    test: Split
-    origin: Origin
-
     @property
-    def examples(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Test rows as the contract's inputs: `x` float32 [n, d]."""
-        return {"x": self.test.x}
+    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """The points."""
+        return {"x": self.x}
+
+
+Points = Splits[Split]
 
 
 def line(seed: int) -> Points:

@@ -17,15 +17,14 @@ from matplotlib.figure import Figure
 
 from bookserve.export.contracts import LINEAR
 from bookserve.training import plots
-from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import toy
 from bookserve.training.datasets.files import DataRequest
-from bookserve.training.fit import fit
-from bookserve.training.headline import Headline
-from bookserve.training.models import STANDARD
+from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training.loop.fit import fit
+from bookserve.training.models import STANDARD, KeyMetric
 
 CONTRACT = LINEAR
-HEADLINE = Headline(metric="r2", book=0.994)  # squared Pearson correlation, chapter 3
+KEY_METRIC = KeyMetric(name="r2", book=0.994)  # squared Pearson correlation, chapter 3
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,14 @@ from matplotlib.figure import Figure
 
 from bookserve.export.contracts import LOGISTIC
 from bookserve.training import plots
-from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import toy
 from bookserve.training.datasets.files import DataRequest
-from bookserve.training.fit import fit
-from bookserve.training.headline import Headline
-from bookserve.training.models import STANDARD
+from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training.loop.fit import fit
+from bookserve.training.models import STANDARD, KeyMetric
 
 CONTRACT = LOGISTIC
-HEADLINE = Headline(metric="accuracy", book=1.0)  # chapter 3
+KEY_METRIC = KeyMetric(name="accuracy", book=1.0)  # chapter 3
 
 
 @dataclass(frozen=True)

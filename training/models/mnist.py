@@ -16,17 +16,17 @@ import tensorflow as tf
 
 from bookserve.export.contracts import MNIST
 from bookserve.training import plots
-from bookserve.training.batches import row_order
-from bookserve.training.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.datasets import mnist
 from bookserve.training.datasets.files import DataRequest
-from bookserve.training.fit import fit
-from bookserve.training.headline import Headline
-from bookserve.training.models import STANDARD
-from bookserve.training.rates import warm_cosine
+from bookserve.training.datasets.splits import ImageSplits, LabelledImages
+from bookserve.training.loop.batches import row_order
+from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training.loop.fit import fit
+from bookserve.training.loop.rates import warm_cosine
+from bookserve.training.models import STANDARD, KeyMetric
 
 CONTRACT = MNIST
-HEADLINE = Headline(metric="accuracy", book=0.993)  # chapter 6's script "should achieve a test error of 0.7%"
+KEY_METRIC = KeyMetric(name="accuracy", book=0.993)  # chapter 6's script "should achieve a test error of 0.7%"
 EVALUATION_BATCH = 500
 
 
@@ -41,12 +41,12 @@ class Config:
     filters_2: int = 64  # 5 x 5 filters of the second layer (chapter 6)
     kernel: int = 5  # side of a filter (chapter 6)
     hidden: int = 512  # units of the fully connected layer (chapter 6)
-    dropout: float = 0.5  # share of hidden units dropped in a step (chapter 6)
+    dropout: float = 0.5  # fraction of hidden units dropped in a step (chapter 6)
     learning_rate: float = 2e-3  # the peak of the schedule (chapter 6: 0.01 with momentum; here Adam)
-    warmup: float = 0.15  # share of the steps in which the rate rises; it then falls to 0 along a cosine
+    warmup: float = 0.15  # fraction of the steps in which the rate rises; it then falls to 0 along a cosine
     weight_decay: float = 1e-3  # pull of every weight towards 0 (chapter 6: 5e-4 on the dense layers, inside the loss)
     rotation: float = 0.0  # largest turn of a training image, degrees
-    zoom: float = 0.0  # largest change of its size, share
+    zoom: float = 0.0  # largest change of its size, a fraction of it
     shift: float = 0.0  # largest shift, pixels
     elastic: float = 0.0  # strength of the elastic bending (Simard et al. 2003), pixels
     patience: int = 10  # epochs without a better validation loss before the training stops
@@ -61,7 +61,7 @@ CONFIGS: dict[str, dict[str, Config]] = {
 }
 
 
-def load_data(config: Config, request: DataRequest, seed: int) -> mnist.Digits:
+def load_data(config: Config, request: DataRequest, seed: int) -> ImageSplits:
     """MNIST, or the drawn digits that stand in for it."""
     return mnist.load(request, seed, config.train_rows)
 
@@ -84,7 +84,7 @@ def build_model(config: Config) -> keras.Model:
 
 def train(
     model: keras.Model,
-    data: mnist.Digits,
+    data: ImageSplits,
     config: Config,
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback],
@@ -111,7 +111,7 @@ def train(
     )
 
 
-def evaluate(model: keras.Model, data: mnist.Digits, report: Path) -> dict[str, dict[str, float]]:
+def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, dict[str, float]]:
     """Split -> figure -> value, for all three splits; draws the confusion matrix of the test rows into `report`."""
     metrics = {}
     predicted = np.zeros(0, np.int64)
@@ -137,7 +137,7 @@ def serving_model(model: keras.Model) -> keras.Model:
     return keras.Model(images, {"probabilities": probabilities, "classes": classes}, name="mnist")
 
 
-def training_batches(split: mnist.Split, config: Config, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
+def training_batches(split: LabelledImages, config: Config, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
     """From an epoch on, shuffled and distorted anew in each: uint8 [batch, 28, 28] and int64 [batch]."""
     images, labels = tf.constant(split.images), tf.constant(split.labels)
 
@@ -151,7 +151,7 @@ def training_batches(split: mnist.Split, config: Config, seed: int, first_epoch:
     return order.map(pick, num_parallel_calls=2).prefetch(2)
 
 
-def _batches(split: mnist.Split) -> tf.data.Dataset:
+def _batches(split: LabelledImages) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices((split.images, split.labels)).batch(EVALUATION_BATCH).prefetch(2)
 
 
@@ -181,9 +181,9 @@ def _read(images: Any, places: Any) -> Any:
     padded = tf.pad(images, [[0, 0], [1, 1], [1, 1]])  # black frame: whatever lies outside reads as 0
     places = tf.clip_by_value(places + 1.0, 0.0, mnist.SIDE + 0.999)
     corner = tf.cast(tf.floor(places), tf.int32)
-    share = places - tf.floor(places)
+    fraction = places - tf.floor(places)
     row, column = corner[..., 0], corner[..., 1]
-    down, right = share[..., 0], share[..., 1]
+    down, right = fraction[..., 0], fraction[..., 1]
     width = mnist.SIDE + 2
     flat = tf.reshape(padded, [tf.shape(images)[0], width * width])
     # (n, 28, 28) flat positions in each padded image

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bookserve.serving.server.batching.brevity import Brevity
 from bookserve.serving.server.batching.policy import BatchPolicy
 from bookserve.serving.server.engines.engine import Engine
 from bookserve.serving.server.types.errors import (
@@ -204,6 +205,8 @@ class Batcher:
         self._running = 0  # run threads that run a batch
         self._scheduled = 0  # these, and run threads that are called
         self._calls = 0  # of these, those that are yet to be called
+        # Runs on the event loop itself; not where batches wait for more, as somebody has planned them.
+        self._brevity = Brevity(engine.computes_alone and not policy.strict)
 
     @property
     def queued(self) -> int:
@@ -235,8 +238,7 @@ class Batcher:
                 self._add(task, key)
             calls = self._take_calls()
         # Outside the lock, which a worker that wakes wants first of all.
-        for _ in range(calls):
-            self._run_threads.schedule(self)
+        self._call(calls)
 
     def _check(self, task: Task, key: object) -> None:
         """TensorFlow Serving's rules of what may be queued."""
@@ -295,7 +297,7 @@ class Batcher:
         self._waiting_rows += task.rows or 1
         most = policy.max_rows
         if policy.share_runs:
-            most = min(most, -(-(self._waiting_rows + self._running_rows) // policy.parallel_runs))
+            most = min(most, -(-(self._waiting_rows + self._running_rows) // self._parallel_runs))
         if batch is not None and (
             batch.rows + task.rows > most or (policy.max_bytes is not None and batch.nbytes + nbytes > policy.max_bytes)
         ):
@@ -334,8 +336,7 @@ class Batcher:
         with self._lock:
             self._make_ready(batch)
             calls = self._take_calls()
-        for _ in range(calls):
-            self._run_threads.schedule(self)
+        self._call(calls)
 
     def _make_ready(self, batch: Batch) -> None:
         if batch.ready:
@@ -350,7 +351,7 @@ class Batcher:
         Runs that share do not start with scraps beside the others: what waits has to be half of what each of them has.
         """
         policy = self._policy
-        if self._scheduled >= policy.parallel_runs or self._scheduled - self._running >= len(self._ready):
+        if self._scheduled >= self._parallel_runs or self._scheduled - self._running >= len(self._ready):
             return
         if policy.share_runs and 2 * self._waiting_rows * self._running < self._running_rows:
             return
@@ -358,41 +359,50 @@ class Batcher:
         self._calls += 1
 
     def _take_calls(self) -> int:
-        """How many run threads to call for what has become ready."""
+        """How many workers to call for what has become ready."""
         calls, self._calls = self._calls, 0
         return calls
 
-    def run_one_batch(self) -> None:
-        """Takes the next batch off the queue, runs it and hands the outcomes to the event loop; on a worker thread."""
-        tasks: list[Task] = []
-        gone: list[Task] = []
-        for task in self._take():
-            (tasks if task.owner.open else gone).append(task)
-        outcomes: list[Outcome] = []
-        if tasks:
-            started = time.perf_counter()
-            outcomes = self._run(tasks)
-            rows = sum([task.rows or 1 for task in tasks])
-            run = BatchRun(started, time.perf_counter(), rows, self._policy.run_rows(rows) - rows)
-            for task in tasks:
-                task.run = run
-        with self._lock:
-            if tasks or gone:
-                self._running -= 1
-                self._running_rows -= sum([task.rows or 1 for task in (*tasks, *gone)])
-            more = bool(self._ready)
-            if not more:
-                self._scheduled -= 1
-        if more:
-            self._run_threads.schedule(self)
-        if tasks or gone:
-            self._loop.call_soon_threadsafe(_deliver, tasks + gone, outcomes + [_CANCELLED] * len(gone), self._on_run)
+    def _call(self, workers: int) -> None:
+        """Calls run threads, or the event loop once it has done what it is about to do, where runs are brief."""
+        for _ in range(workers):
+            if self._brevity.known:
+                self._loop.call_soon(self._run_here)
+            else:
+                self._run_threads.schedule(self)
 
-    def _take(self) -> list[Task]:
-        """The tasks of the first batch that is ready; none where another worker was faster."""
+    @property
+    def _parallel_runs(self) -> int:
+        return 1 if self._brevity.known else self._policy.parallel_runs
+
+    def run_one_batch(self) -> None:
+        """Takes the next batch off the queue, runs it and hands the outcomes to the event loop; on a run thread."""
+        batch = self._take()
+        if batch is None:
+            return
+        tasks, outcomes = self._run_batch(batch)
+        if self._is_over(batch):
+            self._run_threads.schedule(self)
+        self._loop.call_soon_threadsafe(_deliver, tasks, outcomes, self._on_run)
+
+    def _run_here(self) -> None:
+        """The same on the event loop, for a batch that is brief."""
+        with self._lock:
+            brief = not self._ready or self._brevity.covers(self._ready[0].nbytes)
+        if not brief:
+            self._run_threads.schedule(self)
+        elif (batch := self._take()) is not None:
+            tasks, outcomes = self._run_batch(batch)
+            if self._is_over(batch):
+                self._loop.call_soon(self._run_here)
+            _deliver(tasks, outcomes, self._on_run)
+
+    def _take(self) -> Batch | None:
+        """The first batch that is ready; None where another worker was faster."""
         with self._lock:
             if not self._ready:
-                return []
+                self._scheduled -= 1
+                return None
             batch = self._ready.popleft()
             if self._open.get(batch.key) is batch:
                 del self._open[batch.key]
@@ -401,7 +411,36 @@ class Batcher:
             self._waiting_rows -= rows
             self._running_rows += rows
             self._running += 1
-            return batch.tasks
+            return batch
+
+    def _run_batch(self, batch: Batch) -> tuple[list[Task], list[Outcome]]:
+        """The tasks, and the outcome of each: those whose owners are gone are not run."""
+        tasks: list[Task] = []
+        gone: list[Task] = []
+        for task in batch.tasks:
+            (tasks if task.owner.open else gone).append(task)
+        outcomes: list[Outcome] = []
+        if tasks:
+            started, computed = time.perf_counter(), time.thread_time()
+            outcomes = self._run(tasks)
+            computed = time.thread_time() - computed
+            rows = sum([task.rows or 1 for task in tasks])
+            run = BatchRun(started, time.perf_counter(), rows, self._policy.run_rows(rows) - rows)
+            for task in tasks:
+                task.run = run
+            with self._lock:
+                self._brevity.ran(batch.nbytes, computed)
+        return tasks + gone, outcomes + [_CANCELLED] * len(gone)
+
+    def _is_over(self, batch: Batch) -> bool:
+        """Notes that a batch has run; whether another is ready for who ran it."""
+        with self._lock:
+            self._running -= 1
+            self._running_rows -= sum([task.rows or 1 for task in batch.tasks])
+            more = bool(self._ready)
+            if not more:
+                self._scheduled -= 1
+            return more
 
     def _run(self, tasks: list[Task]) -> list[Outcome]:
         first = tasks[0]

@@ -26,9 +26,10 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """One loaded version. `run` is called from worker threads, with batching parameters from several at a time."""
+    """One loaded version. `run` is called from run threads, maybe several at a time, and from the event loop."""
 
     name: str  # for logs and metrics, such as "onnx"
+    computes_alone: bool  # whether `run` computes in the thread that calls it and nowhere else
     signatures: Mapping[str, Signature]
     signature_defs: Mapping[str, tensorflow_pb2.SignatureDef]  # what GetModelMetadata answers
 

@@ -36,6 +36,7 @@ _DATA_TYPES: dict[str, tensorflow_pb2.DataType] = {
     "tensor(string)": tensorflow_pb2.DT_STRING,
 }
 _ERROR_LEVEL = 3
+_PROCESSOR = "CPUExecutionProvider"
 
 
 class OnnxEngine:
@@ -60,6 +61,7 @@ class OnnxEngine:
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             raise failed_precondition(f"{graph} does not load: {error}") from error
+        self.computes_alone = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
         own = self._signature_def(graph)
         self.signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = {DEFAULT_SIGNATURE: own}
         if saved_model.is_file():

@@ -39,6 +39,7 @@ class TensorFlowEngine:
     """A version run by TensorFlow in a process of its own."""
 
     name = "tensorflow"
+    computes_alone = False
 
     def __init__(self, version_path: Path, options: EngineOptions) -> None:
         """Loads the graph with the options' tags of the SavedModel in `version_path`.

@@ -22,6 +22,7 @@ class TfliteEngine:
     """A version run by LiteRT."""
 
     name = "tflite"
+    computes_alone = False
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         """Loads the flatbuffer. Raises ServingError (FAILED_PRECONDITION) without LiteRT or when it refuses it."""

@@ -1,6 +1,6 @@
 """What the handlers of requests ask of the models, and the words that tell them what is not there.
 
-`ModelManager` answers it in the process that decides about the models, `Replica` in those that follow it.
+`ModelManager` answers it in the process that decides about the models, `WorkerCatalog` in those that answer.
 """
 
 from collections.abc import Callable, Mapping

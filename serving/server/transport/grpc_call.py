@@ -92,7 +92,9 @@ class GrpcCall:
     def peer(self) -> str:
         """The client's address; "" on a UNIX socket."""
         client = self.scope.get("client")
-        return client[0] if client else ""
+        if client:
+            return str(client[0])
+        return "" if self.scope["server"][1] is None else "unknown"
 
     def reply(self, message: bytes) -> None:
         """Answers the call with a serialised message."""
@@ -423,7 +425,12 @@ class GrpcApplication:
 def _status(code: Code, message: str) -> list[Header]:
     if len(message) > _MAX_STATUS_MESSAGE:
         message = message[:_MAX_STATUS_MESSAGE] + "...TRUNCATED"
-    return [(b"grpc-status", b"%d" % code), (b"grpc-message", quote(message, safe=_UNQUOTED).encode())]
+    text = quote(message, safe=_UNQUOTED)
+    inner = text.strip(" ")  # a header's value has no space at its ends (RFC 9110, 5.5)
+    if inner != text:
+        start = text.index(inner)
+        text = "%20" * start + inner + "%20" * (len(text) - start - len(inner))
+    return [(b"grpc-status", b"%d" % code), (b"grpc-message", text.encode())]
 
 
 def _seconds(timeout: bytes) -> float | None:

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
+from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
+
 from bookserve.serving.server.transport import compression
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes
 from bookserve.serving.server.types.errors import code_of_http
@@ -219,6 +221,8 @@ class RestApplication:
             status, headers, body = exchange.answer
             if closes or self.draining:
                 headers.append(("connection", "close"))
+            if scope.method == "HEAD":  # of an empty body, the library does not tell the length
+                headers.append(("content-length", str(len(body))))
             channel.response_bytes(status, headers, body)
 
     def _check_head(self, scope: Scope) -> None:
@@ -255,16 +259,14 @@ class RestApplication:
             if int(length) > self._limits.message_bytes:
                 raise self._too_large()
             if int(length) <= _SMALL_BODY:
-                body: bytes = await _received(exchange.channel())
-                return body
+                return await _whole(exchange.channel)
         return await self._pieces(exchange)
 
     async def _pieces(self, exchange: HttpExchange) -> bytes:
         pieces: list[bytes] = []
         size = 0
         try:
-            coming = aiter(exchange.channel)
-            while (piece := await _received(anext(coming, None))) is not None:
+            async for piece in _until_gone(exchange.channel):
                 if not self._unfinished.take(len(piece)):
                     raise _Refused(503, "buffered_bytes", str(self._unfinished))
                 size += len(piece)
@@ -316,11 +318,18 @@ async def _watch(exchange: HttpExchange) -> None:
     exchange.drop()
 
 
-async def _received(coming: Awaitable[Any]) -> Any:
-    """What comes. Raises ConnectionError where the client is gone."""
+async def _whole(channel: Channel) -> bytes:
+    """The body. Raises ConnectionError where the client is gone."""
     try:
-        return await coming
-    except (asyncio.CancelledError, TimeoutError):
-        raise
-    except Exception as error:  # the library's own
+        return await channel()
+    except ProtocolClosed as error:
+        raise ConnectionResetError("the client is gone") from error
+
+
+async def _until_gone(channel: Channel) -> AsyncIterator[bytes]:
+    """The body's pieces. Raises ConnectionError where the client is gone."""
+    try:
+        async for piece in channel:
+            yield piece
+    except ProtocolClosed as error:
         raise ConnectionResetError("the client is gone") from error

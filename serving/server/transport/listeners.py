@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ BACKLOG = 1024
 _MAX_PORT = 65535
 _ANY = ("", "0.0.0.0", "::")  # addresses that stand for all
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # of a machine that is without
+_ESTABLISHED, _CONNECTED = "01", "03"  # in /proc/net/tcp and /proc/net/unix
 _SO_ATTACH_FILTER = 26  # Linux's socket(7); Python has no name for it
 
 
@@ -34,8 +36,11 @@ class Api(enum.Enum):
 class Listeners:
     """The sockets, bound when this is made, so that a port that is taken is told before a model is loaded."""
 
-    def __init__(self, flags: Flags) -> None:
-        """Raises ServingError where there is no port for gRPC, for one that no TCP has and for one that is taken."""
+    def __init__(self, flags: Flags, processes: int = 1) -> None:
+        """With several `processes` each has TCP sockets of its own, among which the system spreads new connections.
+
+        Raises ServingError where there is no port for gRPC, for one that no TCP has and for one that is taken.
+        """
         for name, port in (("port", flags.port), ("rest_api_port", flags.rest_api_port)):
             if not 0 <= port <= _MAX_PORT:
                 raise invalid_argument(f"--{name}={port} is no port: it must be 0 to {_MAX_PORT}")
@@ -43,7 +48,7 @@ class Listeners:
             raise invalid_argument(
                 "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
             )
-        self.sockets: list[tuple[Api, socket.socket]] = []
+        self.of_process: list[list[tuple[Api, socket.socket]]] = [[] for _ in range(processes)]
         self._flags = flags
         try:
             self._bind()
@@ -63,7 +68,9 @@ class Listeners:
                 raise invalid_argument(f"--grpc_socket_path={path} is there already, and is no socket")
             path.unlink(missing_ok=True)  # left by a server that was killed
             endpoint = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.sockets.append((Api.GRPC, endpoint))
+            for sockets in self.of_process:
+                sockets.append((Api.GRPC, endpoint))
+            endpoint.setblocking(False)
             endpoint.bind(str(path))
         if flags.rest_api_port and flags.rest_api_port == flags.port:
             log.error("--rest_api_port cannot be the same as --port: REST is off")
@@ -79,7 +86,13 @@ class Listeners:
             raise OSError(error.errno, f"--bind_address={host}: {error.strerror}") from error
         for family, kind, protocol, _, address in dict.fromkeys(found):
             try:
-                self.sockets.append((api, _bound(family, kind, protocol, address)))
+                shared = len(self.of_process) > 1
+                if (
+                    shared
+                ):  # a port is only shared with those who share theirs: without that, one that is taken is noticed
+                    _bound(family, kind, protocol, address).close()
+                for sockets in self.of_process:
+                    sockets.append((api, _bound(family, kind, protocol, address, shared=shared)))
             except OSError as error:
                 if host is None and family == socket.AF_INET6 and error.errno in _NO_IPV6:
                     continue
@@ -88,13 +101,13 @@ class Listeners:
     def listen(self) -> None:
         """From now on clients may connect."""
         flags = self._flags
-        for _, endpoint in self.sockets:
+        for endpoint in self._all():
             endpoint.listen(BACKLOG)
         if flags.port:
             log.info("Running gRPC ModelServer at %s:%d ...", flags.bind_address or "0.0.0.0", flags.port)
         if flags.grpc_socket_path:
             log.info("Running gRPC ModelServer at unix:%s ...", flags.grpc_socket_path)
-        if any(api is Api.REST for api, _ in self.sockets):
+        if any(api is Api.REST for api, _ in self.of_process[0]):
             # As TensorFlow Serving writes it, and as log readers expect.
             shown = "localhost" if flags.bind_address in _ANY else flags.bind_address
             log.info("Exporting HTTP/REST API at:%s:%d ...", shown, flags.rest_api_port)
@@ -107,29 +120,66 @@ class Listeners:
         """
         self._unlink()
         if sys.platform.startswith("linux"):
-            for _, endpoint in self.sockets:
+            for endpoint in self._all():
                 if endpoint.family != socket.AF_UNIX:
                     _drop_new_handshakes(endpoint)
 
     def close(self) -> None:
         """Closes the sockets."""
-        if any(endpoint.family == socket.AF_UNIX for _, endpoint in self.sockets):
+        if any(endpoint.family == socket.AF_UNIX for endpoint in self._all()):
             self._unlink()
-        for _, endpoint in self.sockets:
+        for endpoint in self._all():
             endpoint.close()
+
+    def _all(self) -> list[socket.socket]:
+        return [endpoint for sockets in self.of_process for _, endpoint in sockets]
 
     def _unlink(self) -> None:
         if self._flags.grpc_socket_path:
             Path(self._flags.grpc_socket_path).unlink(missing_ok=True)
 
 
-def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+def connections(sockets: list[tuple[Api, socket.socket]]) -> Counter[Api]:
+    """How many connections this process has that came in on these sockets, where the system tells it (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return Counter()
+    inodes = set()
+    for number in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            link = str(number.readlink())
+            if link.startswith("socket:["):
+                inodes.add(link[8:-1])
+    ports = {f"{endpoint.getsockname()[1]:04X}": api for api, endpoint in sockets if endpoint.family != socket.AF_UNIX}
+    paths = {endpoint.getsockname(): api for api, endpoint in sockets if endpoint.family == socket.AF_UNIX}
+    found: Counter[Api] = Counter()
+    for name in ("tcp", "tcp6"):
+        for row in _rows(f"/proc/net/{name}"):
+            api = ports.get(row[1].rpartition(":")[2])
+            if api is not None and row[3] == _ESTABLISHED and row[9] in inodes:
+                found[api] += 1
+    if paths:
+        for row in _rows("/proc/net/unix"):
+            if len(row) > 7 and row[5] == _CONNECTED and row[6] in inodes and row[7] in paths:
+                found[paths[row[7]]] += 1
+    return found
+
+
+def _rows(name: str) -> list[list[str]]:
+    try:
+        return [line.split() for line in Path(name).read_text().splitlines()[1:]]
+    except OSError:
+        return []
+
+
+def _bound(family: int, kind: int, protocol: int, address: Any, *, shared: bool = False) -> socket.socket:
     """A socket that has its address, but does not listen yet. Raises OSError where it cannot have it."""
     endpoint = socket.socket(family, kind, protocol)
     try:
         endpoint.setblocking(False)
         if os.name == "posix":
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             endpoint.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         endpoint.bind(address)

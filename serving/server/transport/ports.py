@@ -1,7 +1,7 @@
 """The two ports of one process: library servers in front of the applications of gRPC and REST.
 
 gRPC is served by h2corn (HTTP/2, and trailers, which gRPC needs), REST by granian (HTTP/1.0 and HTTP/1.1, limits of
-time that a dripping client cannot stretch): docs/adr/0001-transport.md tells why. Their names stand in this file alone.
+time that a dripping client cannot stretch): see docs/adr/0001-transport.md. Nothing outside this folder names them.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from bookserve.serving.server.transport.grpc_call import GrpcApplication, Handle
 from bookserve.serving.server.transport.http_exchange import Handler as RestHandler
 from bookserve.serving.server.transport.http_exchange import RestApplication
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes, grpc_limits, rest_limits
-from bookserve.serving.server.transport.listeners import BACKLOG, Api
+from bookserve.serving.server.transport.listeners import BACKLOG, Api, connections
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class Ports:
         Raises ServingError (INVALID_ARGUMENT) for TLS files that cannot be used.
         """
         self._flags = flags
+        self._loop = asyncio.get_running_loop()
         self._grpc_limits, warnings = grpc_limits(flags)
         for warning in warnings:
             log.warning("%s", warning)
@@ -80,6 +81,7 @@ class Ports:
         self._grpc_identity = tls.identity(Path(flags.ssl_config_file)) if flags.ssl_config_file else None
         self._rest_identity = tls.identity(Path(flags.rest_ssl_config_file)) if flags.rest_ssl_config_file else None
         self._servers: list[_GrpcServer | _RestServer] = []
+        self._sockets: list[tuple[Api, socket.socket]] = []
 
     @property
     def refused(self) -> dict[Api, Counter[str]]:
@@ -88,6 +90,7 @@ class Ports:
 
     async def open(self, sockets: list[tuple[Api, socket.socket]]) -> None:
         """Serves the connections of these listening sockets, which stay the caller's."""
+        self._sockets = sockets
         grpc = [endpoint for api, endpoint in sockets if api is Api.GRPC]
         seconds = self._flags.drain_seconds
         self._servers.append(
@@ -99,6 +102,10 @@ class Ports:
         for server in self._servers:
             await server.start()
 
+    def connections(self) -> Counter[Api]:
+        """How many connections this process has, by what is spoken on them."""
+        return connections(self._sockets)
+
     async def sweep(self) -> None:
         """For ever: time-outs of requests."""
         await self._rest.sweep()
@@ -109,17 +116,30 @@ class Ports:
         return Activity(self._grpc.started + self._rest.started, self._grpc.idle and self._rest.idle)
 
     async def finish(self, seconds: float) -> None:
-        """Accepts nothing more, tells gRPC clients to go elsewhere, and returns when what is under way is answered.
+        """Accepts nothing more, and returns when what is under way is answered, or dropped after so many seconds.
 
-        What is not answered in time is dropped.
+        gRPC clients are told to go elsewhere at once. REST connections are closed once nothing has been asked for
+        --drain_quiet_seconds: until then every answer closes its own.
         """
+        end = self._loop.time() + seconds
         self._grpc.end_streams()
-        stopping = [asyncio.ensure_future(server.stop()) for server in self._servers]
+        stopping = [asyncio.ensure_future(server.stop()) for server in self._servers if isinstance(server, _GrpcServer)]
+        await self._until_rest_is_quiet(end)
+        stopping += [
+            asyncio.ensure_future(server.stop()) for server in self._servers if isinstance(server, _RestServer)
+        ]
         if not stopping:
             return
-        _, late = await asyncio.wait(stopping, timeout=seconds)
+        _, late = await asyncio.wait(stopping, timeout=max(0.0, end - self._loop.time()))
         if late:
             log.warning("connections are dropped after --drain_seconds=%g", self._flags.drain_seconds)
+
+    async def _until_rest_is_quiet(self, end: float) -> None:
+        quiet_since, requests = self._loop.time(), -1
+        while self._loop.time() < min(end, quiet_since + self._flags.drain_quiet_seconds):
+            if self._rest.started != requests or not self._rest.idle:
+                requests, quiet_since = self._rest.started, self._loop.time()
+            await asyncio.sleep(DRAIN_STEP_SECONDS)
 
 
 class _GrpcServer:

@@ -1,8 +1,9 @@
 """--workers: the processes that answer requests, as the main process sees them.
 
 The main process decides which versions are served, makes the listening sockets and watches; it loads no model and
-answers no request, so nothing that a client sends can end it. The workers (`worker_main.py`) share the sockets, load
-what they are told to, and accept by themselves. A version is available when all workers have loaded it, and every
+answers no request, so nothing that a client sends can end it. The workers (`worker_main.py`) load what they are told
+to, and accept by themselves, each from sockets of its own on the same ports: what waits there when one dies is for its
+successor. A version is available when all workers have loaded it, and every
 worker knows that a version has been succeeded before it is told to unload it. A worker that dies is replaced by
 another, and one that does not answer for too long is killed first.
 """
@@ -101,7 +102,7 @@ class Pool:
 
     async def _spawn(self, number: int) -> _Worker:
         ours, theirs = socket.socketpair()
-        endpoints = [(api, endpoint.fileno()) for api, endpoint in self._listeners.sockets]
+        endpoints = [(api, endpoint.fileno()) for api, endpoint in self._listeners.of_process[number]]
         descriptors = ",".join(f"{api.value}:{descriptor}" for api, descriptor in endpoints)
         with theirs:
             process = subprocess.Popen(

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,8 @@ from bookserve.clients import errors
 from bookserve.clients.answers import ModelMetadata, Prediction, Signature, VersionStatus
 from bookserve.export.contracts import CONTRACTS
 from bookserve.serving.gateway.app import create_app
-from bookserve.serving.gateway.chemist import Chemist
 from bookserve.serving.gateway.config import GatewayConfig
+from bookserve.serving.gateway.molecule_pool import MoleculePool
 from stand_in_models import WORDS, answer_of, signature_of
 
 GOOD = signature_of(CONTRACTS["mnist"])
@@ -65,9 +66,9 @@ def all_models(backend) -> StandIn:
 
 
 @pytest.fixture(scope="session")
-def chemist() -> Iterator[Chemist]:
-    with Chemist() as chemist:
-        yield chemist
+def molecule_pool() -> Iterator[MoleculePool]:
+    with closing(MoleculePool()) as molecule_pool:
+        yield molecule_pool
 
 
 @pytest.fixture
@@ -80,6 +81,6 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def client(backend, chemist, tmp_path):
-    app = create_app(GatewayConfig(models_dir=tmp_path), backend, chemist)
+def client(backend, molecule_pool, tmp_path):
+    app = create_app(GatewayConfig(models_dir=tmp_path), backend, molecule_pool)
     return app.test_client()

@@ -9,15 +9,9 @@ from bookserve.export.contracts import CONTRACTS
 from bookserve.serving import gateway
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig, Limits
-from bookserve.serving.gateway.problems import MEDIA_TYPE
+from http_calls import problem_of
 
 PAGE = Path(gateway.__file__).parent / "page"
-
-
-def _problem(response, status):
-    assert response.status_code == status, response.text
-    assert response.content_type == MEDIA_TYPE
-    return response.get_json(force=True)
 
 
 def test_health_asks_nobody(client, backend) -> None:
@@ -40,12 +34,12 @@ def test_ready_when_a_model_keeps_its_contract(client) -> None:
 )
 def test_unready_with_the_reason(client, backend, error, text) -> None:
     backend.fail_metadata = error
-    assert text in _problem(client.get("/readyz"), 503)["detail"]
+    assert text in problem_of(client.get("/readyz"), 503)["detail"]
 
 
-def test_unready_while_draining_and_connections_close(backend, chemist) -> None:
-    client = create_app(GatewayConfig(), backend, chemist, draining=lambda: True).test_client()
-    assert "stopping" in _problem(client.get("/readyz"), 503)["detail"]
+def test_unready_while_draining_and_connections_close(backend, molecule_pool) -> None:
+    client = create_app(GatewayConfig(), backend, molecule_pool, draining=lambda: True).test_client()
+    assert "stopping" in problem_of(client.get("/readyz"), 503)["detail"]
     response = client.get("/healthz")
     assert response.status_code == 200
     assert response.headers["Connection"] == "close"
@@ -55,13 +49,13 @@ def test_an_unexpected_exception_is_a_500_without_detail(client, backend) -> Non
     backend.fail = RuntimeError("/secret/path")
     response = client.post("/api/v1/mnist", json={"pixels": [[0] * 28] * 28})
     assert "secret" not in response.text
-    assert _problem(response, 500)["request_id"] == response.headers["X-Request-ID"]
+    assert problem_of(response, 500)["request_id"] == response.headers["X-Request-ID"]
 
 
 def test_unknown_paths_and_methods_are_problems(client) -> None:
-    assert "openapi.json" in _problem(client.get("/nope"), 404)["detail"]
+    assert "openapi.json" in problem_of(client.get("/nope"), 404)["detail"]
     response = client.get("/api/v1/mnist")
-    assert "POST" in _problem(response, 405)["detail"]
+    assert "POST" in problem_of(response, 405)["detail"]
     assert "POST" in response.headers["Allow"]
 
 
@@ -111,7 +105,7 @@ def test_types_of_the_page(client) -> None:
 
 @pytest.mark.parametrize("name", ["nope.js", "..%2fapp.py", "%2e%2e/app.py", "../app.py"])
 def test_the_page_has_no_other_files(client, name) -> None:
-    _problem(client.get(f"/page/{name}"), 404)
+    problem_of(client.get(f"/page/{name}"), 404)
 
 
 def test_openapi_covers_every_route_and_every_reference_resolves(client) -> None:
@@ -163,8 +157,8 @@ def _check(value, schema, place) -> None:
         assert schema.get("minimum", value) <= value <= schema.get("maximum", value), place
 
 
-def test_openapi_states_the_limits_that_hold(backend, chemist) -> None:
-    client = create_app(GatewayConfig(limits=Limits(items=5)), backend, chemist).test_client()
+def test_openapi_states_the_limits_that_hold(backend, molecule_pool) -> None:
+    client = create_app(GatewayConfig(limits=Limits(items=5)), backend, molecule_pool).test_client()
     content = client.get("/openapi.json").get_json()["paths"]["/api/v1/mnist"]["post"]["requestBody"]["content"]
     assert content["multipart/form-data"]["schema"]["properties"]["file"]["maxItems"] == 5
     example = content["application/json"]["example"]

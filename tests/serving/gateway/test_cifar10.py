@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from bookserve.clients.inputs import pictures
-from bookserve.serving.gateway.problems import MEDIA_TYPE
+from http_calls import problem_of
 
 PATH = "/api/v1/cifar10"
 
@@ -13,12 +13,6 @@ PATH = "/api/v1/cifar10"
 @pytest.fixture(autouse=True)
 def _served(all_models) -> None:
     """Every test has all seven models."""
-
-
-def _problem(response, status):
-    assert response.status_code == status, response.text
-    assert response.content_type == MEDIA_TYPE
-    return response.get_json(force=True)
 
 
 def _level(value):
@@ -71,17 +65,17 @@ def _with(value):
     ],
 )
 def test_wrong_pixels_name_the_place_and_show_some_that_work(client, backend, pixels, field, given) -> None:
-    document = _problem(client.post(PATH, json={"pixels": pixels}), 400)
+    document = problem_of(client.post(PATH, json={"pixels": pixels}), 400)
     assert (document["field"], document["given"]) == (field, given)
     assert not backend.asked
     assert client.post(PATH, json=document["example"]).status_code == 200
 
 
 def test_what_is_no_picture_is_400_and_what_is_too_large_413(client) -> None:
-    document = _problem(client.post(PATH, data=b"GIF89a", content_type="image/png"), 400)
+    document = problem_of(client.post(PATH, data=b"GIF89a", content_type="image/png"), 400)
     assert document["field"] == "body"
     assert "/cifar10" in document["example"]
     file = io.BytesIO()
     Image.new("1", (5000, 5000)).save(file, "PNG")
-    assert _problem(client.post(PATH, data=file.getvalue(), content_type="image/png"), 413)
-    assert _problem(client.post(PATH, json={"pixels": [_level(0)] * 33}), 413)["field"] == "pixels"
+    assert problem_of(client.post(PATH, data=file.getvalue(), content_type="image/png"), 413)
+    assert problem_of(client.post(PATH, json={"pixels": [_level(0)] * 33}), 413)["field"] == "pixels"

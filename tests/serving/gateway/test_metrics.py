@@ -9,14 +9,15 @@ def test_buckets_add_up_to_the_count() -> None:
     metrics = Metrics()
     for seconds in (0.0005, 0.001, 0.3, 99.0):
         metrics.answered("POST", "/api/v1/mnist", 200, seconds)
-    buckets = re.findall(r'_bucket\{route="/api/v1/mnist",le="(.+?)"\} (\d+)', metrics.text())
+    text = metrics.text().decode()
+    buckets = re.findall(r'_bucket\{le="(.+?)",route="/api/v1/mnist"\} (\d+)', text)
     assert ("0.001", "2") in buckets
     assert ("0.5", "3") in buckets
     assert buckets[-1] == ("+Inf", "4")
     counts = [int(count) for _, count in buckets]
     assert counts == sorted(counts)
-    assert 'bookserve_gateway_request_seconds_sum{route="/api/v1/mnist"} 99.301500\n' in metrics.text()
-    assert 'bookserve_gateway_request_seconds_count{route="/api/v1/mnist"} 4\n' in metrics.text()
+    assert 'bookserve_gateway_request_seconds_sum{route="/api/v1/mnist"} 99.3015\n' in text
+    assert 'bookserve_gateway_request_seconds_count{route="/api/v1/mnist"} 4.0\n' in text
 
 
 def test_the_route_shows_what_was_answered(client) -> None:
@@ -26,8 +27,8 @@ def test_the_route_shows_what_was_answered(client) -> None:
     assert response.content_type == CONTENT_TYPE
     for line in response.text.splitlines():
         assert LINE.fullmatch(line), line
-    assert 'requests_total{method="POST",route="/api/v1/mnist",status="200"} 1\n' in response.text
-    assert 'requests_total{method="POST",route="/api/v1/mnist",status="400"} 1\n' in response.text
+    assert 'requests_total{method="POST",route="/api/v1/mnist",status="200"} 1.0\n' in response.text
+    assert 'requests_total{method="POST",route="/api/v1/mnist",status="400"} 1.0\n' in response.text
 
 
 def test_no_request_makes_up_series(client) -> None:
@@ -37,5 +38,15 @@ def test_no_request_makes_up_series(client) -> None:
         client.open("/healthz", method=f"MAKE{number}")
     text = client.get("/metrics").text
     assert text.count("_seconds_count{") == 2  # unmatched, and one model
-    assert 'requests_total{method="GET",route="unmatched",status="404"} 5\n' in text
-    assert 'requests_total{method="GET",route="/api/v1/models/<name>",status="404"} 5\n' in text
+    assert 'requests_total{method="GET",route="unmatched",status="404"} 5.0\n' in text
+    assert 'requests_total{method="GET",route="/api/v1/models/<name>",status="404"} 5.0\n' in text
+
+
+def test_the_series_are_these_and_no_others(client) -> None:
+    client.get("/healthz")
+    names = re.findall(r"^# TYPE (\w+ \w+)$", client.get("/metrics").text, flags=re.M)
+    assert names == [
+        "bookserve_gateway_requests_total counter",
+        "bookserve_gateway_refused_total counter",
+        "bookserve_gateway_request_seconds histogram",
+    ]

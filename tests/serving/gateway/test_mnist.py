@@ -6,7 +6,7 @@ from PIL import Image
 
 from bookserve.clients.inputs import pictures
 from bookserve.serving.gateway import mnist
-from bookserve.serving.gateway.problems import MEDIA_TYPE
+from http_calls import problem_of
 
 
 def _level(value):
@@ -19,15 +19,6 @@ def _png(size=28):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
-
-
-def _problem(response, status):
-    assert response.status_code == status, response.text
-    assert response.content_type == MEDIA_TYPE
-    document = response.get_json(force=True)
-    assert document["status"] == status
-    assert document["request_id"] == response.headers["X-Request-ID"]
-    return document
 
 
 def test_one_picture_as_pixels(client, backend) -> None:
@@ -85,7 +76,7 @@ def test_version_and_label_are_passed_on(client, backend) -> None:
     ],
 )
 def test_bad_choices_are_refused(client, backend, query) -> None:
-    document = _problem(client.post(f"{mnist.PATH}?{query}", json={"pixels": _level(7)}), 400)
+    document = problem_of(client.post(f"{mnist.PATH}?{query}", json={"pixels": _level(7)}), 400)
     assert document["field"].startswith("?")
     assert document["example"].startswith("?")
     assert not backend.asked
@@ -123,7 +114,7 @@ def _row_with(value):
     ],
 )
 def test_a_wrong_body_names_the_place_and_shows_one_that_works(client, backend, content, field, given) -> None:
-    document = _problem(client.post(mnist.PATH, json=content), 400)
+    document = problem_of(client.post(mnist.PATH, json=content), 400)
     assert document["field"] == field
     assert document["given"] == given
     assert document["expected"]
@@ -150,63 +141,63 @@ def test_a_wrong_body_names_the_place_and_shows_one_that_works(client, backend, 
     ids=lambda body: repr(body[:16]),
 )
 def test_bodies_that_are_no_json_of_ours_are_400(client, body) -> None:
-    document = _problem(client.post(mnist.PATH, data=body, content_type="application/json"), 400)
+    document = problem_of(client.post(mnist.PATH, data=body, content_type="application/json"), 400)
     assert document["field"] in ("body", "pixels")
 
 
 def test_brackets_inside_strings_are_not_depth(client) -> None:
-    document = _problem(client.post(mnist.PATH, json={"pixels": '["\\[[[[[[[[[[[[['}), 400)
+    document = problem_of(client.post(mnist.PATH, json={"pixels": '["\\[[[[[[[[[[[[['}), 400)
     assert document["field"] == "pixels"
 
 
 def test_too_many_pictures_are_413(client) -> None:
-    assert _problem(client.post(mnist.PATH, json={"pixels": [_level(0)] * 33}), 413)["field"] == "pixels"
+    assert problem_of(client.post(mnist.PATH, json={"pixels": [_level(0)] * 33}), 413)["field"] == "pixels"
     files = [(io.BytesIO(_png()), f"{index}.png") for index in range(33)]
-    assert _problem(client.post(mnist.PATH, data={"file": files}), 413)["field"] == "file"
+    assert problem_of(client.post(mnist.PATH, data={"file": files}), 413)["field"] == "file"
 
 
 def test_a_json_body_beyond_its_limit_is_413(client) -> None:
     body = b'{"pixels": "' + b"x" * (1 << 20) + b'"}'
-    assert "1048576" in _problem(client.post(mnist.PATH, data=body, content_type="application/json"), 413)["detail"]
+    assert "1048576" in problem_of(client.post(mnist.PATH, data=body, content_type="application/json"), 413)["detail"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"GIF89a", _png()[:60]])
 def test_files_that_are_no_pictures_are_400(client, content) -> None:
-    document = _problem(client.post(mnist.PATH, data={"file": (io.BytesIO(content), "x.png")}), 400)
+    document = problem_of(client.post(mnist.PATH, data={"file": (io.BytesIO(content), "x.png")}), 400)
     assert document["field"] == "file[0]"
     assert "curl" in document["example"]
-    assert _problem(client.post(mnist.PATH, data=content, content_type="image/png"), 400)["field"] == "body"
+    assert problem_of(client.post(mnist.PATH, data=content, content_type="image/png"), 400)["field"] == "body"
 
 
 def test_pictures_of_too_many_pixels_are_413(client) -> None:
     file = io.BytesIO()
     Image.new("1", (5000, 5000)).save(file, "PNG")
-    assert _problem(client.post(mnist.PATH, data=file.getvalue(), content_type="image/png"), 413)["field"] == "body"
+    assert problem_of(client.post(mnist.PATH, data=file.getvalue(), content_type="image/png"), 413)["field"] == "body"
 
 
 def test_forms_with_other_fields_are_400(client) -> None:
-    assert _problem(client.post(mnist.PATH, data={"picture": (io.BytesIO(_png()), "x")}), 400)["field"] == "picture"
-    assert _problem(client.post(mnist.PATH, data={"file": "text"}, content_type="multipart/form-data"), 400)
+    assert problem_of(client.post(mnist.PATH, data={"picture": (io.BytesIO(_png()), "x")}), 400)["field"] == "picture"
+    assert problem_of(client.post(mnist.PATH, data={"file": "text"}, content_type="multipart/form-data"), 400)
     both = {"file": (io.BytesIO(_png()), "x"), "url": "http://127.0.0.1:9/x.png"}
-    assert _problem(client.post(mnist.PATH, data=both), 400)["field"] == "url"
+    assert problem_of(client.post(mnist.PATH, data=both), 400)["field"] == "url"
 
 
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "image/gif", "image/svg+xml", "application/x-www-form-urlencoded", ""]
 )
 def test_other_media_types_are_415_and_the_right_ones_named(client, content_type) -> None:
-    document = _problem(client.post(mnist.PATH, data=b"x", content_type=content_type), 415)
+    document = problem_of(client.post(mnist.PATH, data=b"x", content_type=content_type), 415)
     assert "multipart/form-data" in document["expected"]
 
 
 def test_compressed_bodies_are_415(client) -> None:
     headers = {"Content-Encoding": "gzip"}
-    _problem(client.post(mnist.PATH, data=b"x", content_type="application/json", headers=headers), 415)
+    problem_of(client.post(mnist.PATH, data=b"x", content_type="application/json", headers=headers), 415)
 
 
 def test_multipart_floods_are_413(client) -> None:
     boundary = "x"
     part = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n'
     content_type = f"multipart/form-data; boundary={boundary}"
-    _problem(client.post(mnist.PATH, data=part * 10_000 + b"--x--\r\n", content_type=content_type), 413)
-    _problem(client.post(mnist.PATH, data={"file": "x" * 100_000}, content_type="multipart/form-data"), 413)
+    problem_of(client.post(mnist.PATH, data=part * 10_000 + b"--x--\r\n", content_type=content_type), 413)
+    problem_of(client.post(mnist.PATH, data={"file": "x" * 100_000}, content_type="multipart/form-data"), 413)

@@ -51,8 +51,8 @@ def test_one_model_has_its_contract_versions_and_figures(client, assets) -> None
     assert (picture.data, picture.content_type) == (PNG, "image/png")
 
 
-def test_without_a_store_there_are_no_figures(backend, chemist) -> None:
-    client = create_app(GatewayConfig(), backend, chemist).test_client()
+def test_without_a_store_there_are_no_figures(backend, molecule_pool) -> None:
+    client = create_app(GatewayConfig(), backend, molecule_pool).test_client()
     assert "manifest" not in client.get("/api/v1/models/mnist").get_json()["versions"][0]
     assert client.get("/api/v1/models/mnist/versions/3/report/curves.png").status_code == 404
 

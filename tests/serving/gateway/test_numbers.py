@@ -3,7 +3,7 @@ import pytest
 
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig, Limits
-from bookserve.serving.gateway.problems import MEDIA_TYPE
+from http_calls import problem_of
 
 LINEAR, LOGISTIC = "/api/v1/linear", "/api/v1/logistic"
 
@@ -11,12 +11,6 @@ LINEAR, LOGISTIC = "/api/v1/linear", "/api/v1/logistic"
 @pytest.fixture(autouse=True)
 def _served(all_models) -> None:
     """Every test has all seven models."""
-
-
-def _problem(response, status):
-    assert response.status_code == status, response.text
-    assert response.content_type == MEDIA_TYPE
-    return response.get_json(force=True)
 
 
 def test_linear_takes_a_number_or_a_list(client, backend) -> None:
@@ -58,7 +52,7 @@ def test_logistic_takes_a_point_or_a_list(client, backend) -> None:
     ],
 )
 def test_wrong_bodies_name_the_place_and_show_one_that_works(client, backend, path, body, field, given) -> None:
-    document = _problem(client.post(path, json=body), 400)
+    document = problem_of(client.post(path, json=body), 400)
     assert (document["field"], document["given"]) == (field, given)
     assert not backend.asked
     assert client.post(path, json=document["example"]).status_code == 200
@@ -66,14 +60,14 @@ def test_wrong_bodies_name_the_place_and_show_one_that_works(client, backend, pa
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e400", "[" * 200 + "]" * 200])
 def test_what_is_no_number_in_json_is_400(client, text) -> None:
-    _problem(client.post(LINEAR, data=f'{{"x": {text}}}', content_type="application/json"), 400)
+    problem_of(client.post(LINEAR, data=f'{{"x": {text}}}', content_type="application/json"), 400)
 
 
 def test_other_media_types_are_415(client) -> None:
-    assert _problem(client.post(LINEAR, data="x=1", content_type="text/plain"), 415)["expected"] == "application/json"
+    assert problem_of(client.post(LINEAR, data="x=1", content_type="text/plain"), 415)["expected"] == "application/json"
 
 
-def test_too_many_points_are_413(backend, chemist) -> None:
-    client = create_app(GatewayConfig(limits=Limits(points=3)), backend, chemist).test_client()
+def test_too_many_points_are_413(backend, molecule_pool) -> None:
+    client = create_app(GatewayConfig(limits=Limits(points=3)), backend, molecule_pool).test_client()
     assert client.post(LINEAR, json={"x": [1, 2, 3]}).status_code == 200
-    assert _problem(client.post(LINEAR, json={"x": [1, 2, 3, 4]}), 413)["field"] == "x"
+    assert problem_of(client.post(LINEAR, json={"x": [1, 2, 3, 4]}), 413)["field"] == "x"

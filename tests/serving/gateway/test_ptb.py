@@ -4,7 +4,7 @@ import pytest
 from bookserve.clients import errors
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig, Limits
-from bookserve.serving.gateway.problems import MEDIA_TYPE
+from http_calls import problem_of
 
 PATH = "/api/v1/ptb"
 GENERATE = f"{PATH}/generate"
@@ -13,12 +13,6 @@ GENERATE = f"{PATH}/generate"
 @pytest.fixture(autouse=True)
 def _served(all_models, store) -> None:
     """Every test has all seven models, and a store with the vocabulary of version 3 where not said otherwise."""
-
-
-def _problem(response, status):
-    assert response.status_code == status, response.text
-    assert response.content_type == MEDIA_TYPE
-    return response.get_json(force=True)
 
 
 def test_a_text_gets_its_next_words(client, backend) -> None:
@@ -49,7 +43,7 @@ def test_texts_of_different_lengths_keep_their_order(client, backend) -> None:
 
 
 def test_a_version_or_a_label_is_resolved_once(client, backend, store) -> None:
-    assert _problem(client.post(f"{PATH}?version=2", json={"text": "the"}), 503)  # no vocabulary of version 2
+    assert problem_of(client.post(f"{PATH}?version=2", json={"text": "the"}), 503)  # no vocabulary of version 2
     assert client.post(f"{PATH}?label=stable", json={"text": "the"}).get_json()["version"] == 3
     assert backend.asked[-1][2:4] == (3, None)
 
@@ -67,29 +61,29 @@ def test_a_version_that_is_swapped_meanwhile_is_asked_again(client, backend) -> 
     assert client.post(PATH, json={"text": "the"}).status_code == 200
 
 
-def test_without_a_store_the_flag_is_named(backend, chemist) -> None:
-    client = create_app(GatewayConfig(), backend, chemist).test_client()
-    assert "--models-dir" in _problem(client.post(PATH, json={"text": "the"}), 503)["detail"]
+def test_without_a_store_the_flag_is_named(backend, molecule_pool) -> None:
+    client = create_app(GatewayConfig(), backend, molecule_pool).test_client()
+    assert "--models-dir" in problem_of(client.post(PATH, json={"text": "the"}), 503)["detail"]
 
 
 def test_a_vocabulary_of_another_size_is_502(client, store) -> None:
     with (store / "ptb" / "3" / "assets" / "vocabulary.txt").open("a") as file:
         file.write("more\n")
-    assert "13 words, its vocabulary 14" in _problem(client.post(PATH, json={"text": "the"}), 502)["detail"]
+    assert "13 words, its vocabulary 14" in problem_of(client.post(PATH, json={"text": "the"}), 502)["detail"]
 
 
 @pytest.mark.parametrize("content", ["", "<unk>\n<eos>\na\na\n", "<unk>\nthe\n", "\udcff"])
 def test_a_broken_vocabulary_is_503(client, store, content) -> None:
     path = store / "ptb" / "3" / "assets" / "vocabulary.txt"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
-    assert "vocabulary" in _problem(client.post(PATH, json={"text": "the"}), 503)["detail"]
+    assert "vocabulary" in problem_of(client.post(PATH, json={"text": "the"}), 503)["detail"]
 
 
 def test_a_linked_vocabulary_is_not_read(client, store) -> None:
     path = store / "ptb" / "3" / "assets" / "vocabulary.txt"
     path.rename(store / "elsewhere.txt")
     path.symlink_to(store / "elsewhere.txt")
-    assert "link" in _problem(client.post(PATH, json={"text": "the"}), 503)["detail"]
+    assert "link" in problem_of(client.post(PATH, json={"text": "the"}), 503)["detail"]
 
 
 def test_generating_goes_on_word_by_word(client, backend) -> None:
@@ -133,7 +127,7 @@ def test_the_same_seed_draws_the_same(client) -> None:
     ],
 )
 def test_wrong_bodies_name_the_place_and_show_one_that_works(client, backend, path, body, field, given) -> None:
-    document = _problem(client.post(path, json=body), 400)
+    document = problem_of(client.post(path, json=body), 400)
     assert document["field"] == field
     assert given in document["given"]
     assert not backend.asked
@@ -142,11 +136,11 @@ def test_wrong_bodies_name_the_place_and_show_one_that_works(client, backend, pa
 
 @pytest.mark.parametrize("text", ["x" * 4001, "the " * 201], ids=["characters", "words"])
 def test_long_texts_are_413(client, text) -> None:
-    assert _problem(client.post(PATH, json={"text": ["the", text]}), 413)["field"] == "text[1]"
+    assert problem_of(client.post(PATH, json={"text": ["the", text]}), 413)["field"] == "text[1]"
 
 
-def test_the_limit_of_generated_words_can_be_set(backend, chemist, store) -> None:
+def test_the_limit_of_generated_words_can_be_set(backend, molecule_pool, store) -> None:
     config = GatewayConfig(models_dir=store, limits=Limits(generated_words=2))
-    client = create_app(config, backend, chemist).test_client()
+    client = create_app(config, backend, molecule_pool).test_client()
     assert client.post(GENERATE, json={"text": "the"}).get_json()["predictions"][0]["words"]
-    assert _problem(client.post(GENERATE, json={"text": "the", "words": 3}), 400)["field"] == "words"
+    assert problem_of(client.post(GENERATE, json={"text": "the", "words": 3}), 400)["field"] == "words"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bookserve.serving.gateway.problems import MEDIA_TYPE
+from http_calls import problem_of
 
 PATH = "/api/v1/tictactoe"
 EMPTY = [""] * 9
@@ -12,12 +12,6 @@ ROWS = [["X", "", "O"], ["", "X", ""], ["", "", ""]]
 @pytest.fixture(autouse=True)
 def _served(all_models) -> None:
     """Every test has all seven models."""
-
-
-def _problem(response, status):
-    assert response.status_code == status, response.text
-    assert response.content_type == MEDIA_TYPE
-    return response.get_json(force=True)
 
 
 @pytest.mark.parametrize("board", [BOARD, ROWS], ids=["nine squares", "three rows"])
@@ -73,7 +67,7 @@ def test_a_taken_square_is_never_the_move(client, backend) -> None:
     ],
 )
 def test_impossible_boards_are_400(client, backend, body, field, text) -> None:
-    document = _problem(client.post(PATH, json=body), 400)
+    document = problem_of(client.post(PATH, json=body), 400)
     assert document["field"] == field
     assert text in document["detail"]
     assert not backend.asked
@@ -81,4 +75,4 @@ def test_impossible_boards_are_400(client, backend, body, field, text) -> None:
 
 
 def test_too_many_boards_are_413(client) -> None:
-    assert _problem(client.post(PATH, json={"board": [EMPTY] * 33}), 413)["field"] == "board"
+    assert problem_of(client.post(PATH, json={"board": [EMPTY] * 33}), 413)["field"] == "board"

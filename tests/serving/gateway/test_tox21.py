@@ -6,7 +6,7 @@ import pytest
 
 from bookserve.clients.inputs import molecules
 from bookserve.export.contracts import TOX21
-from bookserve.serving.gateway.problems import MEDIA_TYPE
+from http_calls import problem_of
 
 PATH = "/api/v1/tox21"
 
@@ -14,12 +14,6 @@ PATH = "/api/v1/tox21"
 @pytest.fixture(autouse=True)
 def _served(all_models) -> None:
     """Every test has all seven models."""
-
-
-def _problem(response, status):
-    assert response.status_code == status, response.text
-    assert response.content_type == MEDIA_TYPE
-    return response.get_json(force=True)
 
 
 def test_a_molecule_gets_its_twelve_assays_by_name(client, backend) -> None:
@@ -59,7 +53,7 @@ def test_several_molecules_keep_their_order(client, backend) -> None:
     ],
 )
 def test_what_is_no_molecule_is_400(client, backend, smiles, field, text) -> None:
-    document = _problem(client.post(PATH, json={"smiles": smiles}), 400)
+    document = problem_of(client.post(PATH, json={"smiles": smiles}), 400)
     assert document["field"] == field
     assert text in document["detail"]
     assert document["example"] == {"smiles": "CCO"}
@@ -73,12 +67,12 @@ def test_molecules_beyond_the_limits_are_413_at_once(client, smiles) -> None:
     client.post(PATH, json={"smiles": "C"})
     started = time.monotonic()
     response = client.post(PATH, json={"smiles": smiles})
-    assert _problem(response, 413)
+    assert problem_of(response, 413)
     assert time.monotonic() - started < 2
 
 
 def test_too_many_molecules_are_413(client) -> None:
-    assert _problem(client.post(PATH, json={"smiles": ["C"] * 33}), 413)["field"] == "smiles"
+    assert problem_of(client.post(PATH, json={"smiles": ["C"] * 33}), 413)["field"] == "smiles"
 
 
 def test_a_drawing_is_an_svg_without_script_or_text(client) -> None:
@@ -92,7 +86,7 @@ def test_a_drawing_is_an_svg_without_script_or_text(client) -> None:
 
 
 def test_the_drawing_of_no_molecule_is_a_problem(client) -> None:
-    assert _problem(client.get(f"{PATH}/drawing?smiles=C1"), 400)["field"] == "?smiles"
-    assert _problem(client.get(f"{PATH}/drawing"), 400)["given"] == "null"
-    assert _problem(client.get(f"{PATH}/drawing?smile=C"), 400)["field"] == "?smile"
-    assert _problem(client.get(f"{PATH}/drawing?smiles={'C' * 501}"), 413)["field"] == "?smiles"
+    assert problem_of(client.get(f"{PATH}/drawing?smiles=C1"), 400)["field"] == "?smiles"
+    assert problem_of(client.get(f"{PATH}/drawing"), 400)["given"] == "null"
+    assert problem_of(client.get(f"{PATH}/drawing?smile=C"), 400)["field"] == "?smile"
+    assert problem_of(client.get(f"{PATH}/drawing?smiles={'C' * 501}"), 413)["field"] == "?smiles"

@@ -12,6 +12,9 @@ from bookserve.training.datasets import tox21
 from bookserve.training.datasets.files import DataError, DataRequest
 
 HEAD = ",".join((*TOX21.labels, "mol_id", "smiles"))
+BENZENES = ["c1ccccc1C", "c1ccccc1CC", "Oc1ccccc1", "Nc1ccccc1", "Clc1ccccc1"]
+PYRIDINES = ["c1ccncc1C", "c1ccncc1O"]
+SINGLES = ["C1CCCCC1C", "C1CCNCC1C", "c1ccoc1C"]
 
 
 def table(*lines: str) -> bytes:
@@ -102,3 +105,22 @@ def test_the_sample_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     data = tox21.load(DataRequest("sample"), TOX21.labels, split_seed=0)
     assert (data.origin.source, data.origin.name) == ("sample", "made-up molecules")
     assert data.examples["fingerprint"].shape == (9, 1024)
+
+
+def test_families_stay_together_and_the_largest_train() -> None:
+    smiles = [SINGLES[0], *PYRIDINES, *BENZENES, *SINGLES[1:]]
+    train, valid, test = tox21.scaffold_split(smiles, 0.2, 0.1)
+    assert train == [3, 4, 5, 6, 7, 1, 2]
+    assert valid == [9, 8]  # of families of one size the later ones first, as deepchem has it
+    assert test == [0]
+
+
+def test_a_family_without_room_goes_on_whole() -> None:
+    train, valid, test = tox21.scaffold_split([*BENZENES, *PYRIDINES], 0.1, 0.3)
+    assert train == [5, 6]
+    assert valid == []
+    assert test == [0, 1, 2, 3, 4]
+
+
+def test_molecules_without_a_ring_are_one_family() -> None:
+    assert tox21.scaffold_split(["CC", "CCO", "CCN", "c1ccccc1"], 0.25, 0.0)[0] == [0, 1, 2]

@@ -9,17 +9,17 @@ from bookserve.export.contracts import MNIST
 from bookserve.training import run
 from bookserve.training.datasets import digit_sample
 from bookserve.training.datasets.files import DataRequest, Origin
-from bookserve.training.datasets.mnist import Digits, Split
+from bookserve.training.datasets.splits import ImageSplits, LabelledImages
 from bookserve.training.models import mnist
 
 TINY = mnist.Config(epochs=6, batch=32, filters_1=8, filters_2=8, hidden=32, learning_rate=8e-3, dropout=0.2)
 
 
 @pytest.fixture(scope="module")
-def digits() -> Digits:
+def digits() -> ImageSplits:
     images, labels = digit_sample.draw(640, seed=0)
-    splits = [Split(images[part], labels[part]) for part in (slice(0, 480), slice(480, 560), slice(560, 640))]
-    return Digits(*splits, origin=Origin("sample", "drawn digits", ""))
+    splits = [LabelledImages(images[part], labels[part]) for part in (slice(0, 480), slice(480, 560), slice(560, 640))]
+    return ImageSplits(*splits, origin=Origin("sample", "drawn digits", ""))
 
 
 def test_the_network_is_the_book_s() -> None:
@@ -30,7 +30,7 @@ def test_the_network_is_the_book_s() -> None:
     assert shapes == [(5, 5, 1, 32), (32,), (5, 5, 32, 64), (64,), (3136, 512), (512,), (512, 10), (10,)]
 
 
-def test_training_learns_and_evaluation_agrees(digits: Digits, tmp_path: Path) -> None:
+def test_training_learns_and_evaluation_agrees(digits: ImageSplits, tmp_path: Path) -> None:
     run.make_repeatable(0)
     model = mnist.build_model(TINY)
     before = mnist.evaluate(model, digits, tmp_path)
@@ -44,7 +44,7 @@ def test_training_learns_and_evaluation_agrees(digits: Digits, tmp_path: Path) -
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_serving_model_keeps_the_contract(digits: Digits) -> None:
+def test_the_serving_model_keeps_the_contract(digits: ImageSplits) -> None:
     model = mnist.build_model(TINY)
     served = mnist.serving_model(model)
     outputs = served(digits.test.images[:5])
@@ -56,7 +56,7 @@ def test_the_serving_model_keeps_the_contract(digits: Digits) -> None:
     assert classes.dtype == np.int64
 
 
-def test_batches_are_shuffled_anew_each_epoch_and_the_same_for_a_seed(digits: Digits) -> None:
+def test_batches_are_shuffled_anew_each_epoch_and_the_same_for_a_seed(digits: ImageSplits) -> None:
     run.make_repeatable(0)
 
     def read() -> list[np.ndarray]:
@@ -72,11 +72,11 @@ def test_batches_are_shuffled_anew_each_epoch_and_the_same_for_a_seed(digits: Di
     np.testing.assert_array_equal(first, again)
 
 
-def test_distortion_changes_each_image_differently_and_keeps_it_a_digit(digits: Digits) -> None:
+def test_distortion_changes_each_image_differently_and_keeps_it_a_digit(digits: ImageSplits) -> None:
     run.make_repeatable(0)
     full = mnist.CONFIGS["standard"]["full"]
     config = mnist.Config(epochs=2, batch=32, rotation=full.rotation, shift=full.shift, elastic=full.elastic)
-    one = Split(np.repeat(digits.train.images[:1], 32, axis=0), np.zeros(32, np.int64))
+    one = LabelledImages(np.repeat(digits.train.images[:1], 32, axis=0), np.zeros(32, np.int64))
     first, second = (images for images, _ in mnist.training_batches(one, config, seed=0).as_numpy_iterator())
     assert first.dtype == np.uint8
     assert first.shape == (32, 28, 28)
@@ -86,7 +86,7 @@ def test_distortion_changes_each_image_differently_and_keeps_it_a_digit(digits: 
     assert first.tolist() != second.tolist()
 
 
-def test_no_distortion_leaves_every_pixel(digits: Digits) -> None:
+def test_no_distortion_leaves_every_pixel(digits: ImageSplits) -> None:
     run.make_repeatable(0)
     config = mnist.Config(epochs=1, batch=80, shift=1e-9)
     images, labels = next(mnist.training_batches(digits.test, config, seed=0).as_numpy_iterator())

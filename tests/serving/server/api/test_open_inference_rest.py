@@ -284,7 +284,7 @@ def test_requests_that_do_not_fit(server: Server, body: Any, tail: bytes, messag
     assert message in json.loads(answer)["error"]
 
 
-@pytest.mark.parametrize("header", ["-1", "x", "", "1e2", "99999", "9" * 5000, "²"])
+@pytest.mark.parametrize("header", ["-1", "x", "", "1e2", "99999", "9" * 5000])
 def test_a_wrong_length_of_the_json(server: Server, header: str) -> None:
     head = json.dumps({"inputs": [binary(12)]}).encode()
     headers = {"Inference-Header-Content-Length": header.encode("latin-1").decode("latin-1")}

@@ -24,6 +24,7 @@ SCALE = Signature(
 class CountingEngine:
     """Notes the inputs of each run."""
 
+    computes_alone = False
     name = "counting"
     signatures: Mapping[str, Signature] = {"serving_default": SCALE}
     signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = {}

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -26,7 +27,7 @@ from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.models.manager import ManagerOptions, ModelManager
 from bookserve.serving.server.models.servable import Servable
 from bookserve.serving.server.observability.metrics import Metrics
-from bookserve.serving.server.transport.http1 import HttpExchange
+from bookserve.serving.server.transport.http_exchange import HttpExchange
 from model_servers import Server, StartServer, answers, server_starter, wait_until, write_graph, write_scale_model
 
 
@@ -285,12 +286,6 @@ def test_readiness_waits_for_a_version_that_is_being_loaded(tmp_path: Path) -> N
             await go_on.wait()
             return await super().load(name, version, path)
 
-    class Connection:
-        answer: tuple[int, bytes] = (0, b"")
-
-        def send_response(self, exchange: Any, status: int, body: bytes, *_: Any) -> None:
-            self.answer = (status, body)
-
     go_on = asyncio.Event()
 
     async def run() -> None:
@@ -299,10 +294,11 @@ def test_readiness_waits_for_a_version_that_is_being_loaded(tmp_path: Path) -> N
         api = RestApi(manager, unused, unused, unused)
 
         def readiness() -> tuple[int, bytes]:
-            connection: Any = Connection()
-            api.handle(HttpExchange(connection, b"GET", b"/readyz", {}))
-            answer: tuple[int, bytes] = connection.answer
-            return answer
+            scope: Any = SimpleNamespace(method="GET", path="/readyz", headers={})
+            exchange = HttpExchange(scope, unused)
+            api.handle(exchange)
+            assert exchange.answer is not None
+            return exchange.answer[0], exchange.answer[2]
 
         new = await manager.apply([ModelSetting("scale", tmp_path / "scale")])
         assert readiness() == (503, b"loading\n")

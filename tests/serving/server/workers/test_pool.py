@@ -12,7 +12,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,12 +32,10 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
-from bookserve.serving.server.models.servable import Servable
-from bookserve.serving.server.observability.metrics import Metrics
+from bookserve.serving.server.assembly import worker_count
 from bookserve.serving.server.settings.flags import Flags
 from bookserve.serving.server.types.errors import ServingError, failed_precondition
-from bookserve.serving.server.workers.pool import Followers, ReplicatingLoader, processes
+from bookserve.serving.server.workers.pool import Pool, _Worker
 from certificates import Authority
 from load import REST_BODY, under_load
 from model_servers import Server, StartServer, server_starter, wait_until, write_graph, write_scale_model
@@ -160,9 +158,14 @@ def series(page: str, name: str, **labels: str) -> float:
     return sum(float(value) for held, value in found if pairs <= set(held.split(",")))
 
 
-def followers(server: Server) -> list[int]:
-    """The processes beside the leader, in the order in which they came."""
+def workers(server: Server) -> list[int]:
+    """The processes that answer, in the order in which they came."""
     return [int(pid) for pid in re.findall(r"worker \d+ serves \(process (\d+)\)", server.log.read_text())]
+
+
+def worker(server: Server, number: int) -> int:
+    """The one of that number that came last."""
+    return int(re.findall(rf"worker {number} serves \(process (\d+)\)", server.log.read_text())[-1])
 
 
 def runs(pid: int) -> bool:
@@ -174,12 +177,12 @@ def runs(pid: int) -> bool:
 
 def test_connections_are_spread_over_both_protocols(server: Server, folder: Path) -> None:
     with (
-        connections(server, 6) as rest,
-        channels(server.target) as calls,
+        connections(server, 24) as rest,
+        channels(server.target, 16) as calls,
         channels(f"unix:{folder / 'socket'}") as more,
     ):
         answers = [connection.predict() for connection in rest]
-        assert [(status, json.loads(body)) for status, body in answers] == [(200, {"predictions": [[2, 4, 6]]})] * 6
+        assert [(status, json.loads(body)) for status, body in answers] == [(200, {"predictions": [[2, 4, 6]]})] * 24
         assert {predict(channel, "scale")[0] for channel in (*calls, *more)} == {1}
         page = rest[0].ask("GET", METRICS)[1]
     for worker in ("0", "1"):
@@ -319,12 +322,12 @@ def test_a_stop_under_load_answers_everything_and_leaves_no_process(
     with under_load(server) as load:
         assert server.stop(signal.SIGTERM, timeout=60) == 0
     assert load.unanswered == []
-    assert len(followers(server)) == 1
-    assert not any(runs(pid) for pid in followers(server))
+    assert len(workers(server)) == 2
+    assert not any(runs(pid) for pid in workers(server))
     assert "worker 1 ended" not in server.log.read_text()
 
 
-def test_a_process_that_dies_is_replaced_and_none_outlives_the_leader(
+def test_a_process_that_dies_is_replaced_and_none_outlives_the_main_process(
     start_server: StartServer, flags: list[str], tmp_path: Path
 ) -> None:
     server = start_server(*flags, "--enable_metrics", "--file_system_poll_wait_seconds=0.2")
@@ -334,19 +337,16 @@ def test_a_process_that_dies_is_replaced_and_none_outlives_the_leader(
         wait_until(lambda: all("3.0" in connection.predict()[1] for connection in rest), "version 2 serves")
         assert all(connection.predict()[0] == 200 for connection in rest for _ in range(20))
         counted = series(rest[0].ask("GET", METRICS)[1], ":tensorflow:serving:request_count", status="OK")
-        (first,) = followers(server)
+        first = worker(server, 1)
         subprocess.run(["kill", "-KILL", str(first)], check=True)
-        survived = 0
         for connection in rest:
             try:
                 assert connection.predict()[0] == 200
-                survived += 1
             except (http.client.HTTPException, OSError):
                 connection.close()
-        assert survived >= 2
         with connections(server, 1) as (new,):
             assert new.predict()[0] == 200
-    wait_until(lambda: len(followers(server)) == 2, "the process is replaced", 60)
+    wait_until(lambda: len(workers(server)) == 3, "the process is replaced", 60)
     with connections(server) as rest:
         assert all("3.0" in connection.predict()[1] for connection in rest)
         page = rest[0].ask("GET", METRICS)[1]
@@ -354,12 +354,12 @@ def test_a_process_that_dies_is_replaced_and_none_outlives_the_leader(
         assert series(page, ":tensorflow:serving:request_count", status="OK") >= counted  # of the dead one, too
         server.process.kill()
         server.process.wait()
-        wait_until(lambda: not any(runs(pid) for pid in followers(server)), "no process is left")
+        wait_until(lambda: not any(runs(pid) for pid in workers(server)), "no process is left")
 
 
 def test_a_process_that_hangs_is_killed_and_replaced(start_server: StartServer, flags: list[str]) -> None:
     server = start_server(*flags, "--worker_timeout_seconds=3", "--enable_metrics")
-    (first,) = followers(server)
+    first = worker(server, 1)
     os.kill(first, signal.SIGSTOP)
     try:
         text = f"worker 1 (process {first}) has not answered for 3 seconds: it is killed"
@@ -368,7 +368,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(start_server: StartServer, 
     finally:
         if runs(first):
             os.kill(first, signal.SIGKILL)
-    wait_until(lambda: len(followers(server)) == 2, "it is replaced", 120)
+    wait_until(lambda: len(workers(server)) == 3, "it is replaced", 120)
     assert f"worker 1 (process {first}) ended with -9: it is replaced" in server.log.read_text()
     with connections(server) as rest:
         assert [connection.predict()[0] for connection in rest] == [200] * 4
@@ -395,9 +395,9 @@ def test_tls_works_in_every_process(start_server: StartServer, flags: list[str],
 
     wait_until(up, "the server is ready", 120)
     credentials = grpc.ssl_channel_credentials(authority.certificate)
-    with connections(server, 6, trusting) as rest, ExitStack() as stack:
-        assert [connection.predict()[0] for connection in rest] == [200] * 6
-        for _ in range(6):
+    with connections(server, 24, trusting) as rest, ExitStack() as stack:
+        assert [connection.predict()[0] for connection in rest] == [200] * 24
+        for _ in range(24):
             options = [("grpc.use_local_subchannel_pool", 1)]
             channel = stack.enter_context(grpc.secure_channel(server.target, credentials, options))
             assert predict(channel, "scale") == (1, [2.0, 4.0, 6.0])
@@ -465,7 +465,7 @@ def test_rates_and_memory(start_server: StartServer, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(struct.pack(">BL", 0, len(message)) + message)
     for workers in (1, 2, 1, 2):
         server = start_server(f"--model_root={tmp_path / 'models'}", f"--workers={workers}")
-        pids = [server.process.pid, *followers(server)]
+        pids = [server.process.pid, *workers(server)]
         rates = []
         for name in inputs:
             used = processor_seconds(pids)
@@ -481,43 +481,42 @@ def test_rates_and_memory(start_server: StartServer, tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-class OneFails(Followers):
-    """As if there were a follower that cannot load."""
+class FakeChannel:
+    """To a worker that loads, or does not."""
 
-    def __init__(self) -> None:
-        super().__init__(Flags())
-        self.unloaded: list[int] = []
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.fault = fault
+        self.asked: list[tuple[Any, ...]] = []
+        self.told: list[str] = []
 
-    def load(self, name: str, version: int, path: Path) -> tuple[int, Awaitable[None]]:
-        async def fail() -> None:
-            raise failed_precondition("not here")
+    def ask(self, name: str, *arguments: Any) -> "asyncio.Future[None]":
+        self.asked.append((name, *arguments))
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if name == "load" and self.fault is not None:
+            future.set_exception(self.fault)
+        else:
+            future.set_result(None)
+        return future
 
-        return 7, fail()
-
-    def unload(self, key: int) -> Awaitable[None]:
-        self.unloaded.append(key)
-        return asyncio.sleep(0)
+    def tell(self, name: str, *_: Any) -> None:
+        self.told.append(name)
 
 
 def test_what_one_process_cannot_load_is_unloaded_in_all(tmp_path: Path) -> None:
-    path = write_scale_model(tmp_path / "scale", 1, 2.0)
-    unloaded: list[Servable] = []
-
-    class Watched(InProcessLoader):
-        async def unload(self, servable: Servable) -> None:
-            unloaded.append(servable)
-            await super().unload(servable)
-
     async def load() -> None:
-        others = OneFails()
-        local = Watched(LoadOptions(), Metrics(enabled=False))
+        unused: Any = None
+        pool = Pool(Flags(), 3, unused)
+        fine, broken, gone = FakeChannel(), FakeChannel(failed_precondition("not here")), FakeChannel(ConnectionError())
+        for number, channel in enumerate((fine, broken, gone)):
+            pool._workers.append(_Worker(number, unused, channel))  # type: ignore[arg-type]
         with pytest.raises(ServingError, match="not here"):
-            await ReplicatingLoader(local, others).load("scale", 1, path)
-        assert others.unloaded == [7]
-        await local.close()
+            await pool.load("scale", 1, tmp_path)
+        for channel in (fine, broken, gone):
+            assert channel.asked == [("load", 1, "scale", 1, tmp_path), ("unload", 1)]
+        pool._workers.pop(1)
+        assert (await pool.load("scale", 2, tmp_path)).key == 2  # one that is gone has nothing to say
 
     asyncio.run(load())
-    assert len(unloaded) == 1
 
 
 @pytest.mark.parametrize(
@@ -529,4 +528,4 @@ def test_what_one_process_cannot_load_is_unloaded_in_all(tmp_path: Path) -> None
 )
 def test_what_cannot_be_is_refused(flags_: Flags, message: str) -> None:
     with pytest.raises(ServingError, match=message):
-        processes(flags_)
+        worker_count(flags_)

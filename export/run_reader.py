@@ -1,0 +1,125 @@
+"""A complete run folder as export sees it: files and JSON, none of the training code.
+
+`run_format` describes it, `training/run_writer.py` writes it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bookserve.export import run_format
+from bookserve.export.contracts import CONTRACTS, Contract
+from bookserve.export.errors import ExportError
+from bookserve.export.manifest import DataOrigin, Metrics
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One complete run. `made_with` names the libraries and the devices; `config` the numbers of the training."""
+
+    folder: Path
+    contract: Contract
+    configuration: str
+    profile: str
+    seed: int
+    config: dict[str, Any]
+    data: DataOrigin
+    metrics: Metrics
+    made_with: dict[str, str]
+
+    @property
+    def network(self) -> Path:
+        """The trained network behind its contract, in Keras's own format."""
+        return self.folder / run_format.NETWORK
+
+    @property
+    def report(self) -> Path:
+        """The folder of images."""
+        return self.folder / run_format.REPORT
+
+    def assets(self) -> list[Path]:
+        """The files that the contract names.
+
+        Raises:
+            ExportError: one is missing.
+        """
+        paths = [self.folder / run_format.ASSETS / name for name in self.contract.assets]
+        for path in paths:
+            if not path.is_file():
+                raise ExportError(f"{path} is missing, which the contract {self.contract.id} names: train again")
+        return paths
+
+    def examples(self) -> dict[str, npt.NDArray[Any]]:
+        """Test rows as the contract's inputs.
+
+        Raises:
+            ExportError: they are missing, damaged or not what the contract names.
+        """
+        path = self.folder / run_format.EXAMPLES
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                rows = {tensor.name: content[tensor.name] for tensor in self.contract.inputs}
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise ExportError(f"{path} cannot be read: {error}") from error
+        for tensor in self.contract.inputs:
+            if rows[tensor.name].dtype.name != tensor.dtype:
+                raise ExportError(
+                    f"{path}: '{tensor.name}' is {rows[tensor.name].dtype.name}, the contract {self.contract.id} has "
+                    f"{tensor.dtype}"
+                )
+        return rows
+
+
+def latest(runs_dir: Path, model: str) -> Path:
+    """The newest complete run of a model.
+
+    Raises:
+        ExportError: there is none.
+    """
+    folder = runs_dir / model
+    names = sorted(path.name for path in folder.iterdir() if _is_complete(path)) if folder.is_dir() else []
+    if not names:
+        raise ExportError(f"{folder} holds no complete run: train one with 'bookserve train {model}'")
+    return folder / names[-1]
+
+
+def read(folder: Path, model: str) -> TrainingRun:
+    """The run in `folder`, which must be a complete one of `model`.
+
+    Raises:
+        ExportError: it is unfinished, of another model, of another contract, or damaged.
+    """
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is not a run folder")
+    if not _is_complete(folder):
+        raise ExportError(f"{folder} is not complete: its training was stopped or failed. Train again.")
+    try:
+        config = json.loads((folder / run_format.CONFIG).read_text(encoding="utf-8"))
+        metrics = json.loads((folder / run_format.METRICS).read_text(encoding="utf-8"))
+        contract = CONTRACTS[model]
+        if config["model"] != model:
+            raise ExportError(f"{folder} is a run of {config['model']}, not of {model}")
+        if config["contract"] != contract.id:
+            raise ExportError(f"{folder} was made for {config['contract']}, this is {contract.id}: train again")
+        return TrainingRun(
+            folder=folder,
+            contract=contract,
+            configuration=config["configuration"],
+            profile=config["profile"],
+            seed=config["seed"],
+            config=config["config"],
+            data=DataOrigin(**config["data"]),
+            metrics=metrics,
+            made_with={**config["made_with"], "devices": config["devices"]},
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{folder} is damaged: {error!r}. Train again.") from error
+
+
+def _is_complete(folder: Path) -> bool:
+    finished = folder.is_dir() and not folder.name.endswith(run_format.UNFINISHED)
+    return finished and (folder / run_format.METRICS).is_file()

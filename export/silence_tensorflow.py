@@ -1,0 +1,29 @@
+"""TensorFlow without its start-up chatter, so that a command prints only its own lines."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def silence_tensorflow() -> Iterator[None]:
+    """Around the first import of TensorFlow: what its C++ side writes meanwhile is shown only if the import fails.
+
+    Its later log lines are off, unless TF_CPP_MIN_LOG_LEVEL is set: errors reach the user as exceptions.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            chatter.seek(0)
+            os.write(kept, chatter.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -1,0 +1,18 @@
+"""What the models' routes work with; `create_app` makes one and hands it to every model's file."""
+
+from dataclasses import dataclass
+
+from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.model_backend import ModelBackend
+from bookserve.serving.gateway.molecule_pool import MoleculePool
+from bookserve.serving.gateway.store import Store
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """The model server, the limits, the model store where the gateway reads one, and RDKit in its own processes."""
+
+    models: ModelBackend
+    limits: Limits
+    store: Store | None
+    molecule_pool: MoleculePool

@@ -1,0 +1,131 @@
+"""RDKit for the gateway, in processes that can be killed: a hostile molecule costs two seconds and no memory.
+
+The processes start with the first molecule, so a gateway that is never asked for one has none. Messages are JSON and
+never pickles: a process that a molecule has taken over cannot make the gateway run anything.
+"""
+
+import multiprocessing
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from bookserve.clients.inputs import molecules
+from bookserve.serving.gateway.problems import Problem
+
+_MODULE = "bookserve.serving.gateway.molecule_process"
+_START_SECONDS = 30.0
+_WAIT_SECONDS = 5.0  # for a process that is free
+_MAX_ANSWER_BYTES = 16 << 20
+
+
+class MoleculePool:
+    """A few RDKit processes, shared by the gateway's threads.
+
+    A call may take `seconds`, a process `memory` bytes of address space. A SIGKILL ends what goes beyond.
+    """
+
+    def __init__(self, processes: int = 2, seconds: float = 2.0, memory: int = 2 << 30) -> None:
+        self._seconds = seconds
+        self._memory = memory
+        # None stands for a process that is yet to be started.
+        self._free: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        for _ in range(processes):
+            self._free.put(None)
+
+    def fingerprints(self, smiles: Sequence[str]) -> list[npt.NDArray[np.uint8] | molecules.MoleculeError]:
+        """The fingerprint of each molecule, uint8 [1024], or why there is none.
+
+        Raises MoleculeError when the molecules together take more than the limit, Problem 503 when all processes are
+        busy.
+        """
+        return [
+            value
+            if isinstance(value, molecules.MoleculeError)
+            else np.unpackbits(np.frombuffer(bytes.fromhex(value), np.uint8))
+            for value in self._ask("fingerprint", smiles)
+        ]
+
+    def drawing(self, smiles: str) -> bytes:
+        """A molecule as an SVG document. Raises MoleculeError, and Problem 503 when all processes are busy."""
+        (value,) = self._ask("drawing", [smiles])
+        if isinstance(value, molecules.MoleculeError):
+            raise value
+        return value.encode()
+
+    def close(self) -> None:
+        """Ends the processes that are free. One that is busy ends with its limit, or with the gateway."""
+        with suppress(queue.Empty):
+            while True:
+                worker = self._free.get_nowait()
+                if worker is not None:
+                    worker.end()
+
+    def _ask(self, job: str, smiles: Sequence[str]) -> list[str | molecules.MoleculeError]:
+        try:
+            worker = self._free.get(timeout=_WAIT_SECONDS)
+        except queue.Empty:
+            raise Problem(503, "too many molecules at once: try again", headers={"Retry-After": "2"}) from None
+        usable = False
+        try:
+            if worker is None or worker.process.poll() is not None:
+                worker = _Worker(self._memory, self._seconds)
+            answers = worker.ask(job, smiles, self._seconds)
+            usable = True
+        except (EOFError, ConnectionError, TimeoutError) as error:
+            most = f"{self._seconds:g} s or {self._memory >> 20} MiB"
+            raise molecules.MoleculeError(f"RDKit needs more than {most} for it: give a simpler molecule") from error
+        finally:
+            if worker is not None and not usable:
+                worker.end()
+            self._free.put(worker if usable else None)
+        errors = {"error": molecules.MoleculeError, "too_large": molecules.MoleculeTooLarge}
+        return [errors[kind](text) if kind in errors else text for kind, text in answers]
+
+
+class _Worker:
+    """One RDKit process and the connection to it, which is the process's standard input."""
+
+    def __init__(self, memory: int, seconds: float) -> None:
+        self._connection, theirs = multiprocessing.Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", _MODULE, str(memory), str(2 * seconds)],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        try:
+            self.ask("fingerprint", [], _START_SECONDS)
+        except (EOFError, OSError) as error:
+            self.end()
+            raise RuntimeError(f"{_MODULE} does not start: is RDKit installed?") from error
+
+    def ask(self, job: str, smiles: Sequence[str], seconds: float) -> list[tuple[str, str]]:
+        """The kind and the text of each molecule's answer. A process that is late is killed, whatever it does."""
+        end = time.monotonic() + seconds
+        timer = threading.Timer(seconds, self.process.kill)
+        timer.start()
+        try:
+            self._connection.send_bytes(orjson.dumps({"job": job, "smiles": list(smiles)}))
+            answers: list[tuple[str, str]] = orjson.loads(self._connection.recv_bytes(_MAX_ANSWER_BYTES))
+        finally:
+            timer.cancel()
+        if time.monotonic() >= end:
+            raise TimeoutError  # the timer may have killed it after its answer
+        return answers
+
+    def end(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.wait()
+        self._connection.close()

@@ -1,0 +1,256 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from rich.console import Console
+
+from bookserve.export import onnx_graph, parity, savedmodel
+from bookserve.export.contracts import TOX21
+from bookserve.training import run
+from bookserve.training.datasets import tox21 as tox21_data
+from bookserve.training.datasets.files import DataRequest, Origin
+from bookserve.training.datasets.tox21 import Molecules, Split
+from bookserve.training.errors import DivergedError, TrainingError
+from bookserve.training.loop.callbacks import StopOnNan
+from bookserve.training.models.tox21 import model as tox21
+from bookserve.training.models.tox21 import similarity
+
+TINY = tox21.Config(
+    epochs=4, members=2, hidden=(32, 16), batch=32, dropout=0.1, input_dropout=0.1, learning_rate=1e-2, memory=640
+)
+
+
+def made_up(rows: int, seed: int) -> Split:
+    """Bits at random; bit k decides assay k, and a fifth of the results is not measured."""
+    random = np.random.default_rng(seed)
+    bits = (random.random((rows, 1024)) < 0.005).astype(np.uint8)
+    bits[:, :12] = random.random((rows, 12)) < 0.3
+    results = bits[:, :12].astype(np.float32)
+    results[random.random(results.shape) < 0.2] = np.nan
+    return Split(bits, results)
+
+
+@pytest.fixture(scope="module")
+def molecules() -> Molecules:
+    return Molecules(made_up(600, 0), made_up(100, 1), made_up(100, 2), Origin("sample", "made up", "0" * 64))
+
+
+def test_every_layer_reads_the_one_before_it() -> None:
+    networks = tox21.build_model(tox21.Config(epochs=1, members=1, hidden=(48, 24), memory=0)).get_layer("networks")
+    kernels = [variable.shape for variable in networks.trainable_variables if len(variable.shape) == 2]
+    assert kernels == [(1024, 48), (48, 24), (24, 12)]
+    assert networks.output_shape == (None, 1, 12)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_one_assay_alone(together: bool, molecules: Molecules) -> None:
+    config = replace(TINY, assays=("NR-AhR",), together=together, hidden=(6, 4), memory=0, epochs=8)
+    keras.utils.set_random_seed(0)
+    model = tox21.build_model(config)
+    kernels = [tuple(variable.shape) for variable in model.trainable_variables if variable.name == "kernel"]
+    assert sorted(set(kernels)) == ([(4, 1), (6, 4), (1024, 6)] if together else [(1, 4, 1), (1, 6, 4), (1024, 6)])
+    history = tox21.train(model, molecules, config, 0, [])
+    probabilities = tox21.predict(model, molecules.valid.fingerprints)
+    others = [number for number, assay in enumerate(tox21.ASSAYS) if assay != "NR-AhR"]
+    assert (probabilities[:, others] == 0.5).all()
+    aucs = tox21.assay_aucs(molecules.valid.results, probabilities)
+    assert max(history["val_auc"]) == pytest.approx(aucs["NR-AhR"], abs=1e-6)
+    assert aucs["NR-AhR"] > 0.8
+
+
+def test_networks_of_one_assay_share_nothing() -> None:
+    config = replace(tox21.BOOK, hidden=(6, 4), normalise=True)
+    networks = tox21.build_model(config).get_layer("networks")
+    assert [layer.kernel.shape for layer in networks.layers if hasattr(layer, "kernel")] == [
+        *((1024, 72), (12, 6, 4), (12, 4, 1))
+    ]
+    bits = tf.constant(np.random.default_rng(0).integers(0, 2, (5, 1024), np.uint8))
+    with tf.GradientTape() as tape:
+        nr_ahr = tf.reduce_sum(tf.square(networks(bits, training=False)[:, 0, 2]))
+    first, *others = (
+        np.abs(gradient.numpy())
+        for layer, gradient in zip(
+            [layer for layer in networks.layers if hasattr(layer, "kernel")],
+            tape.gradient(nr_ahr, [layer.kernel for layer in networks.layers if hasattr(layer, "kernel")]),
+            strict=True,
+        )
+    )
+    assert set(np.flatnonzero(first.max(axis=0)) // 6) == {2}
+    for gradient in others:
+        assert np.flatnonzero(gradient.max(axis=(1, 2))).tolist() == [2]
+
+
+def test_the_memory_in_the_graph_is_the_kernel(molecules: Molecules) -> None:
+    model = tox21.build_model(TINY)
+    weights = tox21.assay_weights(molecules.train.results, 0.5)
+    unseen = tox21._remember(model.get_layer("memory"), molecules.train, weights, TINY)
+    packed = tox21.pack(molecules.train.results, weights)
+    known = molecules.train.fingerprints
+    coefficients, bias = similarity.fit(known, packed[:, 0], packed[:, 1], TINY.memory_penalty)
+    asked = np.concatenate([molecules.test.fingerprints[:8], np.zeros((1, 1024), np.uint8)])
+    expected = similarity.kernel(asked, known) @ coefficients + bias
+    np.testing.assert_allclose(model.get_layer("memory")(asked), expected, atol=1e-4)
+    left_out = similarity.left_out(known, packed[:, 0], packed[:, 1], TINY.memory_penalty, TINY.memory_parts)
+    np.testing.assert_array_equal(unseen, left_out)  # what the networks learn from
+    with pytest.raises(TrainingError, match="600 training molecules do not go into a memory of 500"):
+        tox21._remember(model.get_layer("memory"), molecules.train, weights, replace(TINY, memory=500))
+
+
+def test_training_learns_and_keeps_its_best_epoch(
+    molecules: Molecules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tox21, "FOREST_TREES", 5)
+    run.make_repeatable(0)
+    model = tox21.build_model(TINY)
+    before = tox21.mean_auc(tox21.assay_aucs(molecules.test.results, tox21.predict(model, molecules.test.fingerprints)))
+    history = tox21.train(model, molecules, TINY, seed=0, callbacks=[])
+    assert set(history) == {"loss", "val_loss", "auc", "val_auc", "nr_ar_accuracy", "val_nr_ar_accuracy"}
+    metrics = tox21.evaluate(model, molecules, tmp_path)
+    assert before < 0.65
+    assert metrics["test"]["auc"] > 0.85
+    assert metrics["valid"]["auc"] == pytest.approx(max(history["val_auc"]))
+    assert metrics["test"]["auc"] == pytest.approx(np.mean(list(metrics["test auc"].values())))
+    assert list(metrics["test auc"]) == list(metrics["test forest_auc"]) == list(TOX21.labels)
+    assert 0.5 < metrics["test"]["forest_auc"] < 1
+    assert metrics["test"]["precision"] == pytest.approx(np.mean(list(metrics["test precision"].values())))
+    assert 0.5 < metrics["test"]["nr_ar_accuracy"] <= 1
+    assert metrics["test"]["rows"] == 100
+    for name in ("roc.png", "precision_recall.png", "assays.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_last_step_of_an_epoch_that_diverges_is_an_error_of_one_line(molecules: Molecules) -> None:
+    wild = replace(TINY, batch=600, normalise=False, learning_rate=1e38)  # one step an epoch, of a loss that is finite
+    run.make_repeatable(0)
+    with pytest.raises(DivergedError, match="the validation loss became nan in epoch 1"):
+        tox21.train(tox21.build_model(wild), molecules, wild, 0, [StopOnNan()])
+
+
+def test_the_book_network_keeps_its_last_weights(molecules: Molecules) -> None:
+    config = replace(tox21.BOOK, epochs=3, batch=32, learning_rate=1e-2)
+    run.make_repeatable(0)
+    model = tox21.build_model(config)
+    history = tox21.train(model, molecules, config, seed=0, callbacks=[])
+    assert len(history["val_auc"]) == 3
+    balance = tox21.assay_weights(molecules.train.results, 1.0)
+    scores = tox21.predict(model, molecules.valid.fingerprints)
+    accuracy = tox21.weighted_accuracy(molecules.valid.results, scores, balance, 0)
+    assert accuracy == pytest.approx(history["val_nr_ar_accuracy"][-1])
+    assert accuracy > 0.7
+
+
+def test_the_weighted_accuracy_of_the_book() -> None:
+    results = np.full((6, 12), np.nan, np.float32)
+    results[:5, 0] = [1, 0, 0, 0, 0]
+    scores = np.zeros((6, 12))
+    scores[:, 0] = [0.4, 0.9, 0.1, 0.1, 0.1, 0.9]
+    weights = np.ones((2, 12), np.float32)
+    assert tox21.weighted_accuracy(results, scores, weights, 0) == pytest.approx(3 / 5)
+    weights[1] = 4  # deepchem's weights: all actives together count as much as all inactives
+    assert tox21.weighted_accuracy(results, scores, weights, 0) == pytest.approx(3 / 8)
+    scores[0, 0] = 0.6
+    assert tox21.weighted_accuracy(results, scores, weights, 0) == pytest.approx(7 / 8)
+    assert tox21.weighted_accuracy(results, scores, weights, 1) == 0.5
+
+
+def test_what_was_not_measured_trains_nothing_and_counts_nowhere(molecules: Molecules) -> None:
+    logits = tf.Variable(np.random.default_rng(0).normal(size=(100, 2, 12)).astype(np.float32))
+    results = molecules.test.results
+    packed = tox21.pack(results, tox21.assay_weights(results, 0.5))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tox21.weighted_loss(packed, logits))
+    gradient = np.abs(tape.gradient(loss, logits).numpy()).max(axis=1)
+    np.testing.assert_array_equal(gradient == 0, np.isnan(results))
+    scores = np.random.default_rng(1).random((100, 12))
+    changed = np.where(np.isnan(results), 1 - scores, scores)
+    assert tox21.assay_aucs(results, scores) == tox21.assay_aucs(results, changed)
+    assert tox21.log_loss(results, scores) == tox21.log_loss(results, changed)
+
+
+def test_weights_balance_the_classes_of_each_assay() -> None:
+    results = np.full((100, 12), np.nan, np.float32)
+    results[:80] = 0
+    results[:8] = 1
+    results[:, 1] = 0
+    for balance, ratio in ((0.0, 1.0), (0.5, 3.0), (1.0, 9.0)):
+        inactive, active = tox21.assay_weights(results, balance)[:, 0]
+        assert active / inactive == pytest.approx(ratio)
+        assert 72 * inactive + 8 * active == pytest.approx(80)
+    assert np.isfinite(tox21.assay_weights(results, 1.0)).all()
+
+
+def test_assays_without_both_classes_have_no_auc() -> None:
+    results = np.full((4, 12), np.nan, np.float32)
+    results[:, 0] = [0, 0, 1, 1]
+    results[:, 1] = 0
+    scores = np.tile(np.array([0.1, 0.6, 0.5, 0.9])[:, None], (1, 12))
+    assert tox21.assay_aucs(results, scores) == {"NR-AR": 0.75}
+    assert tox21.mean_auc({}) == 0.5
+    assert tox21.assay_precisions(results, scores) == {"NR-AR": pytest.approx(5 / 6)}
+    assert tox21.mean_precision({}) == 0.0
+
+
+def test_a_forest_always_says_the_same() -> None:
+    random = np.random.default_rng(0)
+    bits = np.zeros((1_500, 1024), np.uint8)
+    bits[:, :9] = random.random((1_500, 9)) < 0.3  # many rows alike, of which some are active: answers are fractions
+    split = Split(bits, (random.random((1_500, 12)) < 0.3).astype(np.float32))
+    forests = tox21.train_forests(split)[:1]
+    assert len({tox21.forest_probabilities(forests, bits).tobytes() for _ in range(20)}) == 1
+
+
+def test_a_forest_without_an_active_row_says_never(molecules: Molecules, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tox21, "FOREST_TREES", 3)
+    results = molecules.train.results.copy()
+    results[:, 4] = 0
+    forests = tox21.train_forests(Split(molecules.train.fingerprints, results))
+    probabilities = tox21.forest_probabilities(forests, molecules.test.fingerprints)
+    assert probabilities.shape == (100, 12)
+    assert not probabilities[:, 4].any()
+    assert probabilities[:, 3].any()
+
+
+def test_the_run_is_served_alike_by_both_engines(
+    molecules: Molecules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tox21, "FOREST_TREES", 3)
+    monkeypatch.setitem(tox21.PROFILES, "smoke", TINY)
+    monkeypatch.setattr(tox21_data, "load", lambda *_: molecules)
+    result = run.train_model("tox21", DataRequest("sample"), tmp_path, Console(quiet=True), profile="smoke")
+    network = keras.models.load_model(result.folder / "model.keras", compile=False)
+    expected = network(molecules.test.fingerprints[:9])["probabilities"].numpy()
+    assert expected.shape == (9, 12)
+    assert ((expected > 0) & (expected < 1)).all()
+    servable = savedmodel.load(result.folder / "model.keras", TOX21)
+    savedmodel.save(servable, tmp_path / "1")
+    onnx_graph.convert(servable, TOX21, tmp_path / "1" / onnx_graph.LOCATION)
+    differences = parity.check(tmp_path / "1", TOX21, {"fingerprint": molecules.test.fingerprints})
+    assert differences["probabilities"] < 1e-5
+
+
+def test_every_configuration_has_its_numbers() -> None:
+    smoke, default, full = tox21.CONFIGS["standard"].values()
+    assert smoke.members < default.members < full.members
+    for profile, config in tox21.CONFIGS["standard"].items():
+        assert config.split == "random"
+        assert tox21.CONFIGS["scaffold"][profile] == replace(config, split="scaffold")
+    book = tox21.CONFIGS["book"]["default"]
+    assert (book.together, book.hidden, book.dropout, book.learning_rate, book.batch) == (False, (50,), 0.5, 0.001, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif("DATA_DIR" not in os.environ, reason="needs the real data in DATA_DIR")
+def test_default_beats_the_forests_on_the_real_test_rows(tmp_path: Path) -> None:
+    config = tox21.CONFIGS["standard"]["default"]
+    data = tox21.load_data(config, DataRequest("real", Path(os.environ["DATA_DIR"])), seed=0)
+    run.make_repeatable(0)
+    model = tox21.build_model(config)
+    tox21.train(model, data, config, seed=0, callbacks=[])
+    test = tox21.evaluate(model, data, tmp_path)["test"]
+    assert test["auc"] >= 0.83
+    assert test["auc"] > test["forest_auc"]

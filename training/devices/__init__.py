@@ -1,0 +1,1 @@
+"""Where a training runs: GPUs or CPU, one host or many, and the precision."""

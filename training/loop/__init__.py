@@ -1,0 +1,1 @@
+"""The training loop: fit, checkpoints, callbacks, the order of the rows and the learning rate."""

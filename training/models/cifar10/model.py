@@ -1,0 +1,170 @@
+"""Ten kinds of things on small colour images (chapter 9): convolutional networks on CIFAR-10, on one device or many.
+
+The configuration "standard" trains the network of `modern.py`, "book" that of chapter 9, which is in `book.py`; here is
+what they share. The batch is the global one: over many devices each takes its part, and the loss is divided by the
+whole.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bookserve.export.contracts import CIFAR10
+from bookserve.training import plots
+from bookserve.training.datasets import cifar10
+from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.splits import ImageSplits, LabelledImages
+from bookserve.training.devices import precision
+from bookserve.training.loop.batches import row_order
+from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training.loop.fit import fit
+from bookserve.training.models import STANDARD, KeyMetric
+from bookserve.training.models.cifar10 import book, modern
+
+CONTRACT = CIFAR10
+KEY_METRIC = KeyMetric(name="accuracy", book=0.86)  # chapter 9's script "achieves ~86% accuracy after 100K steps"
+EVALUATION_BATCH = 500
+FIRST_TEST_ROWS = 1_000  # whose accuracy is a figure of its own: see the note on the test batch in datasets/cifar10.py
+MISTAKES = 32  # images of the report
+
+Config = modern.Config | book.Config
+
+CONFIGS: dict[str, dict[str, Config]] = {
+    STANDARD: {
+        "smoke": modern.Config(epochs=1, train_rows=5_000, batch=64, widths=(16, 32, 32), learning_rate=0.1),
+        "default": modern.Config(epochs=6, widths=(32, 64, 64)),
+        "full": modern.Config(epochs=20),
+    },
+    "book": {
+        "smoke": book.Config(epochs=1, train_rows=5_000, batch=64),
+        "default": book.Config(epochs=5, stair=4, average=0.99),
+        # chapter 9 trains for 256 epochs and never comes to the stair
+        "full": book.Config(epochs=130, stair=110, average=0.999),
+    },
+}
+
+
+def load_data(config: Config, request: DataRequest, seed: int) -> ImageSplits:
+    """CIFAR-10, or the drawn shapes that stand in for it."""
+    return cifar10.load(request, seed, config.train_rows)
+
+
+def build_model(config: Config) -> keras.Model:
+    """The network of the configuration, untrained: images or their crops in, float32 logits [n, 10] out."""
+    if isinstance(config, book.Config):
+        return book.build_model(config)
+    return modern.build_model(config)
+
+
+def train(
+    model: keras.Model,
+    data: ImageSplits,
+    config: Config,
+    seed: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+    checkpoint: Checkpoint = NO_CHECKPOINT,
+) -> dict[str, list[float]]:
+    """Train in place; the weights of the last epoch are kept, of "book" their average. Returns figure -> epochs."""
+    steps = len(data.train.labels) // config.batch
+    if isinstance(config, book.Config):
+        book.compile_model(model, config, steps)
+        callbacks = [book.ValidateAverages(), *callbacks]
+    else:
+        modern.whiten(model, data.train.images)
+        modern.compile_model(model, config, steps)
+    history = fit(
+        model,
+        lambda first_epoch: training_batches(data.train, config, seed, first_epoch),
+        config.epochs,
+        steps,
+        _batches(data.valid.images, data.valid.labels, model.input_shape[1]),
+        callbacks,
+        checkpoint,
+    )
+    if isinstance(config, book.Config):
+        book.take_averages(model)
+    return history
+
+
+def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, dict[str, float]]:
+    """Split -> figure -> value, of the network as it is served; draws the confusion matrix of the test rows and those
+    that it is most wrong about into `report`.
+
+    `accuracy_1000` is the accuracy on the first 1,000 test rows. Of the training rows as many are read as of the test.
+    """
+    served = serving_model(model)
+    metrics = {}
+    probabilities = np.zeros((0, cifar10.CLASSES), np.float32)
+    seen = LabelledImages(data.train.images[: len(data.test.labels)], data.train.labels[: len(data.test.labels)])
+    for name, split in (("train", seen), ("valid", data.valid), ("test", data.test)):
+        probabilities = served.predict(split.images, batch_size=EVALUATION_BATCH, verbose=0)["probabilities"]  # (n, 10)
+        losses = keras.losses.sparse_categorical_crossentropy(split.labels, probabilities)
+        metrics[name] = {
+            "accuracy": float((probabilities.argmax(axis=1) == split.labels).mean()),
+            "loss": float(np.mean(losses)),
+            "rows": float(len(split.labels)),
+        }
+    labels, predicted = data.test.labels, probabilities.argmax(axis=1)
+    metrics["test"]["accuracy_1000"] = float((predicted == labels)[:FIRST_TEST_ROWS].mean())
+    plots.confusion_matrix(labels, predicted, CIFAR10.labels, report / "confusion.png")
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(probabilities[wrong, labels[wrong]])][:MISTAKES]
+    plots.images(
+        data.test.images[worst],
+        [f"{CIFAR10.labels[predicted[row]]}, not\n{CIFAR10.labels[labels[row]]}" for row in worst],
+        "most wrong about these test rows",
+        report / "mistakes.png",
+    )
+    return metrics
+
+
+def serving_model(model: keras.Model) -> keras.Model:
+    """The trained network behind the contract, in float32: `images` in; `probabilities` and `classes` out.
+
+    "modern" sees each image and its mirror image and averages what it says of them, "book" sees the central crop.
+    """
+    images = keras.Input((cifar10.SIDE, cifar10.SIDE, 3), dtype="uint8", name="images")
+    network = precision.in_precision(model, "float32")
+    if model.name == book.NAME:
+        logits = network(_central(images, book.CROP), training=False)  # (n, 10)
+    else:
+        logits = (network(images, training=False) + network(keras.ops.flip(images, axis=2), training=False)) / 2
+    probabilities = keras.layers.Softmax()(logits)
+    best = keras.ops.top_k(probabilities, k=1)[1][:, 0]  # (n,); Keras's argmax has no ONNX form
+    classes = keras.ops.cast(best, "int64")
+    return keras.Model(images, {"probabilities": probabilities, "classes": classes}, name="cifar10")
+
+
+def training_batches(split: LabelledImages, config: Config, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
+    """From an epoch on, shuffled and distorted anew in each: images [batch, side, side, 3] and int64 [batch]."""
+    rows = len(split.labels)
+    steps = rows // config.batch
+    images, labels = tf.constant(split.images), tf.constant(split.labels)
+    mirrored_first = tf.constant(np.random.default_rng(seed).random(rows) < 0.5)
+
+    def pick(places: Any, draw: Any) -> tuple[Any, Any]:
+        chosen = tf.gather(images, places)
+        if isinstance(config, book.Config):
+            distorted = book.distort(chosen, config, draw)
+        else:
+            odd = draw[1] // steps % 2 == 1  # epoch: an image is mirrored in every other one
+            distorted = modern.distort(chosen, tf.gather(mirrored_first, places) ^ odd, config, draw)
+        return distorted, tf.gather(labels, places)
+
+    order = row_order(rows, config.batch, seed, first_epoch, config.epochs)
+    return order.map(pick, num_parallel_calls=2).prefetch(2)
+
+
+def _central(images: Any, side: int) -> Any:
+    """The central `side` x `side` pixels of [n, 32, 32, 3]."""
+    margin = (cifar10.SIDE - side) // 2
+    return images[:, margin : margin + side, margin : margin + side, :]
+
+
+def _batches(images: cifar10.Images, labels: cifar10.Labels, side: int) -> tf.data.Dataset:
+    crops = np.ascontiguousarray(_central(images, side))
+    return tf.data.Dataset.from_tensor_slices((crops, labels)).batch(EVALUATION_BATCH).prefetch(2)

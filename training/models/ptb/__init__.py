@@ -1,0 +1,1 @@
+"""Penn Treebank (chapter 7): a recurrent network over words."""

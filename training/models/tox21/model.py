@@ -1,0 +1,536 @@
+"""Toxicity in twelve assays (chapters 4 and 5): fingerprints of 1,024 bits to twelve probabilities of activity.
+
+Source: Ramsundar et al., "Massively Multitask Networks for Drug Discovery" (2015), in the book's form: rectified units,
+dropout, positives weighted up. Beside the networks stands a layer that knows the training molecules (`similarity`) and
+contributes to the answer. Unlike the book's code every hidden layer reads the one before it, results that were not
+measured train nothing, and `dropout` is the fraction that is dropped. The book's baseline, random forests (chapter 5),
+is trained on the same rows and stands beside the network in the figures.
+
+The configuration "standard" trains all assays at once on a random split, "scaffold" the same on a split by scaffold.
+"book" is chapter 4's network of one assay, once for each of the twelve; what `tune` finds for it is chapter 5's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from matplotlib.figure import Figure
+from optuna.distributions import FloatDistribution
+from sklearn.ensemble import RandomForestClassifier  # type: ignore[import-untyped]
+from sklearn.metrics import (  # type: ignore[import-untyped]
+    accuracy_score,
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
+
+from bookserve.export.contracts import TOX21
+from bookserve.training import plots
+from bookserve.training.datasets import tox21
+from bookserve.training.datasets.files import DataRequest
+from bookserve.training.errors import TrainingError
+from bookserve.training.loop.batches import row_order
+from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training.loop.fit import fit
+from bookserve.training.models import STANDARD, KeyMetric
+from bookserve.training.models.tox21 import similarity
+from bookserve.training.tuning.search_space import Search, choice
+
+CONTRACT = TOX21
+KEY_METRIC = KeyMetric(name="auc", book=None)  # the book gives weighted accuracies of the first assay only
+ASSAYS = TOX21.labels
+NETWORKS, MEMORY = "networks", "memory"  # the parts of the model
+BOOK_ASSAY = ASSAYS.index("NR-AR")  # the one that chapters 4 and 5 look at
+EVALUATION_BATCH = 1_000
+FOREST_TREES = 50  # of the baseline, for each assay (chapter 5)
+FOREST_SEED = 0  # the baseline is the same whatever the seed of the run
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of one training; "chapter 4" and "chapter 5" mark those of the book."""
+
+    epochs: int
+    members: int = 1  # networks that are trained side by side and whose answers are averaged
+    assays: tuple[str, ...] = ASSAYS  # that the networks learn; of others only the memory knows something
+    together: bool = True  # one network for all assays; else one for each (chapter 4)
+    hidden: tuple[int, ...] = (512, 256)  # units of each hidden layer (chapter 4: one of 50)
+    normalise: bool = True  # batch normalisation in front of each rectifier (chapter 4: none)
+    batch: int = 128  # rows a step, over all devices (chapter 4: 100)
+    input_dropout: float = 0.3  # fraction of the fingerprint's bits that are hidden in a step (chapter 4: none)
+    dropout: float = 0.5  # fraction of hidden units dropped in a step (chapter 4)
+    learning_rate: float = 1e-3  # of AdamW (chapter 4: 0.001)
+    final_rate: float = 0.0  # fraction of the rate left at the end of a cosine; 1 is a constant rate (chapter 4)
+    weight_decay: float = 1e-4  # pull of every weight towards 0 (chapter 4: none)
+    balance: float = 0.5  # positives weigh (negatives / positives) to this power; chapter 5's weights are 1, none is 0
+    memory: int = 6_400  # training molecules that `similarity` compares with, 0 for none (not in the book)
+    memory_parts: int = 5  # the networks learn from what it says of each part when it knows only the other parts
+    memory_share: float = 0.3  # of the answer that comes from it directly, the networks have the rest
+    memory_penalty: float = 0.3  # its pull towards 0
+    keep_best: bool = True  # the weights of the best epoch by validation AUC; else the last ones (chapter 4)
+    patience: int = 6  # epochs without a better one before the training stops, where the best is kept
+    train_rows: int | None = None  # rows to train on, None for all
+    split: tox21.SplitKind = "random"  # named because libraries change their default
+    split_seed: int = 0  # alone decides the random split
+
+
+PROFILES: dict[str, Config] = {
+    "smoke": Config(epochs=4, train_rows=2_000, batch=32, memory=2_000),
+    "default": Config(epochs=12, members=4),
+    "full": Config(epochs=12, members=16),
+}
+BOOK = Config(
+    epochs=45,  # chapter 5
+    together=False,
+    hidden=(50,),
+    normalise=False,
+    batch=100,
+    input_dropout=0.0,
+    final_rate=1.0,
+    weight_decay=0.0,
+    balance=1.0,
+    memory=0,
+    keep_best=False,
+)
+CONFIGS: dict[str, dict[str, Config]] = {
+    STANDARD: PROFILES,
+    "scaffold": {profile: replace(config, split="scaffold") for profile, config in PROFILES.items()},
+    "book": {"smoke": replace(BOOK, epochs=2, train_rows=2_000), "default": BOOK, "full": BOOK},
+}
+SEARCHES: dict[str, Search] = {
+    STANDARD: Search(
+        objective="val_auc",
+        higher_is_better=True,
+        space={
+            "hidden": choice((512, 256), (1024,), (1024, 512), (512, 256, 128)),
+            "learning_rate": FloatDistribution(3e-4, 3e-3, log=True),
+            "weight_decay": FloatDistribution(1e-5, 1e-1, log=True),
+            "dropout": FloatDistribution(0.3, 0.8),
+            "input_dropout": FloatDistribution(0.0, 0.6),
+            "balance": choice(0.0, 0.5, 1.0),
+        },
+    ),
+    "book": Search(
+        objective="val_nr_ar_accuracy",
+        higher_is_better=True,
+        epoch="last",
+        space={
+            "together": choice(False, True),  # what the assays have in common is learnt from all (Ramsundar et al.)
+            "hidden": choice((50,), (100,), (400,), (50, 50)),  # chapter 5 tries sizes and depths
+            "normalise": choice(False, True),
+            "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+            "dropout": choice(0.25, 0.5, 0.75),
+            "input_dropout": choice(0.0, 0.2, 0.4),
+            "weight_decay": FloatDistribution(1e-3, 1.0, log=True),
+            "balance": choice(0.5, 0.75, 1.0),
+            "epochs": choice(15, 30),
+            "members": choice(1, 4),
+            "memory": choice(0, 6_400),
+        },
+        shortcut=lambda config: config if config.together else replace(config, assays=(ASSAYS[BOOK_ASSAY],)),
+    ),
+}
+
+
+def load_data(config: Config, request: DataRequest, seed: int) -> tox21.Molecules:
+    """Tox21, or the made-up molecules that stand in for it."""
+    return tox21.load(request, ASSAYS, config.split_seed, config.train_rows, config.split)
+
+
+def build_model(config: Config) -> keras.Model:
+    """Networks and memory, untrained: uint8 fingerprints [n, 1024] in, float32 logits [n, 12] out.
+
+    The layers "memory", with logits [n, 12], and "networks", which sees the memory's logits beside the fingerprint and
+    has logits [n, members, 12], are models of their own.
+    """
+    fingerprint = keras.Input(TOX21.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
+    bits = keras.ops.cast(fingerprint, "float32")
+    inputs = [fingerprint]
+    if config.memory:
+        inputs.append(keras.Input((len(ASSAYS),), dtype="float32", name="remembered"))
+    network = _one_network if config.together else _network_an_assay
+    members = [_among_all(network(bits, inputs[1:], config), config) for _ in range(config.members)]  # (n, 12) each
+    networks = keras.Model(inputs, keras.ops.stack(members, axis=1), name=NETWORKS)
+    if not config.memory:
+        return keras.Model(fingerprint, keras.ops.mean(networks(fingerprint), axis=1), name="toxicity")
+    remembered = keras.Model(fingerprint, _memory(bits, config.memory), name=MEMORY)(fingerprint)
+    learnt = keras.ops.mean(networks([fingerprint, remembered]), axis=1)
+    logits = (1 - config.memory_share) * learnt + config.memory_share * remembered
+    return keras.Model(fingerprint, logits, name="toxicity")
+
+
+def train(
+    model: keras.Model,
+    data: tox21.Molecules,
+    config: Config,
+    seed: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+    checkpoint: Checkpoint = NO_CHECKPOINT,
+) -> dict[str, list[float]]:
+    """Train in place; the weights of the epoch with the best mean validation AUC are kept, or the last ones.
+
+    Returns figure -> epochs.
+    """
+    steps = len(data.train.results) // config.batch
+    networks = compiled_networks(model, config, steps)
+    weights = assay_weights(data.train.results, config.balance)
+    learnt = np.isin(ASSAYS, config.assays)
+    train_inputs: list[npt.NDArray[Any]] = [data.train.fingerprints]
+    valid_inputs: list[npt.NDArray[Any]] = [data.valid.fingerprints]
+    if config.memory:
+        memory = model.get_layer(MEMORY)
+        train_inputs.append(_remember(memory, data.train, weights, config))
+        valid_inputs.append(memory.predict(data.valid.fingerprints, batch_size=EVALUATION_BATCH, verbose=0))
+    train_packed, valid_packed = (pack(split.results, weights * learnt) for split in (data.train, data.valid))
+    return fit(
+        networks,
+        lambda first_epoch: training_batches(train_inputs, train_packed, config, seed, first_epoch),
+        config.epochs,
+        steps,
+        tf.data.Dataset.from_tensor_slices((tuple(valid_inputs), valid_packed)).batch(EVALUATION_BATCH),
+        [FiguresOfEpoch(model, data, learnt), *callbacks],
+        checkpoint,
+        best="val_auc" if config.keep_best else None,
+        higher_is_better=True,
+        patience=config.patience if config.keep_best else None,
+    )
+
+
+def compiled_networks(model: keras.Model, config: Config, steps: int) -> keras.Model:
+    """The part of the model that is fitted, with its loss and its optimizer; an epoch has `steps` steps.
+
+    It shares its weights with the layer "networks", which goes without the loss into the saved model: export lacks it.
+    """
+    layer = model.get_layer(NETWORKS)
+    networks = keras.Model(layer.inputs, layer.outputs[0])
+    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps, config.final_rate)
+    networks.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
+    return networks
+
+
+def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[str, dict[str, float]]:
+    """Split -> figure -> value, and figures of each assay on the test rows; draws curves and a table of the test rows.
+
+    `auc` is the area under the ROC curve and `precision` the average precision, both averaged over the assays;
+    `nr_ar_accuracy` is the book's figure, see `weighted_accuracy`; `forest_` is before those of the baseline. Results
+    that were not measured count nowhere.
+    """
+    forests = train_forests(data.train)
+    balance = assay_weights(data.train.results, 1.0)
+    metrics: dict[str, dict[str, float]] = {}
+    scores: dict[str, npt.NDArray[np.float64]] = {}
+    for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        scores = {
+            "": predict(model, split.fingerprints),
+            "forest_": forest_probabilities(forests, split.fingerprints),
+        }
+        metrics[name] = {}
+        for kind, probabilities in scores.items():
+            metrics[name] |= {
+                f"{kind}auc": mean_auc(assay_aucs(split.results, probabilities)),
+                f"{kind}precision": mean_precision(assay_precisions(split.results, probabilities)),
+                f"{kind}nr_ar_accuracy": weighted_accuracy(split.results, probabilities, balance, BOOK_ASSAY),
+            }
+        metrics[name] |= {"loss": log_loss(split.results, scores[""]), "rows": float(len(split.results))}
+    for kind, probabilities in scores.items():
+        metrics[f"test {kind}auc"] = assay_aucs(data.test.results, probabilities)
+        metrics[f"test {kind}precision"] = assay_precisions(data.test.results, probabilities)
+    _draw_roc(data.test.results, scores[""], metrics["test auc"], report / "roc.png")
+    _draw_precision(data.test.results, scores[""], metrics["test precision"], report / "precision_recall.png")
+    _draw_table(data.test.results, metrics, report / "assays.png")
+    return metrics
+
+
+def serving_model(model: keras.Model) -> keras.Model:
+    """The trained model behind the contract: `fingerprint` in, `probabilities` out."""
+    fingerprint = keras.Input(TOX21.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
+    probabilities = keras.ops.sigmoid(model(fingerprint, training=False))  # (n, 12)
+    return keras.Model(fingerprint, {"probabilities": probabilities}, name="tox21")
+
+
+class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Adds AUC and NR-AR's weighted accuracy to the figures of every epoch; must stand before the other callbacks.
+
+    Of the validation rows (`val_auc`, `val_nr_ar_accuracy`) and of as many training rows; AUC is the mean of the assays
+    that are `learnt`, bool [12].
+    """
+
+    def __init__(self, whole: keras.Model, data: tox21.Molecules, learnt: npt.NDArray[np.bool_]) -> None:
+        super().__init__()
+        self._whole = whole  # of which the model that is fitted is a part
+        rows = len(data.valid.results)
+        self._balance = assay_weights(data.train.results, 1.0)
+        self._splits = {
+            kind: tox21.Split(split.fingerprints[:rows], np.where(learnt, split.results[:rows], np.nan))
+            for kind, split in (("", data.train), ("val_", data.valid))
+        }
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Predict and compare."""
+        for kind, split in self._splits.items():
+            if logs is not None:
+                scores = predict(self._whole, split.fingerprints)
+                logs[f"{kind}auc"] = mean_auc(assay_aucs(split.results, scores))
+                logs[f"{kind}nr_ar_accuracy"] = weighted_accuracy(split.results, scores, self._balance, BOOK_ASSAY)
+
+
+def weighted_loss(packed: Any, logits: Any) -> Any:
+    """The cross-entropy of logits [n, members, 12], averaged over assays and members: float32 [n].
+
+    `packed` float32 [n, 2, 12] holds the results, and the weight of each one, which is 0 where it was not measured.
+    """
+    results, weights = packed[:, :1], packed[:, 1:]  # (n, 1, 12) each
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(tf.broadcast_to(results, tf.shape(logits)), logits)
+    return tf.reduce_mean(losses * weights, axis=(1, 2))
+
+
+def assay_weights(results: npt.NDArray[np.float32], balance: float) -> npt.NDArray[np.float32]:
+    """The weight of an inactive and of an active result in each assay: float32 [2, 12], 1 on the average of all rows.
+
+    An active weighs (inactives / actives) ** `balance` times an inactive: 0 weighs all alike, 1 gives both classes the
+    same sum.
+    """
+    active, inactive = (results == 1).sum(axis=0), (results == 0).sum(axis=0)
+    ratio = (np.maximum(inactive, 1) / np.maximum(active, 1)) ** balance
+    average = (active * ratio + inactive) / np.maximum(active + inactive, 1)
+    return np.stack([np.ones_like(ratio), ratio] / np.where(average > 0, average, 1)).astype(np.float32)
+
+
+def pack(results: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Results [n, 12] and `assay_weights` as `weighted_loss` takes them: float32 [n, 2, 12]."""
+    weight = np.where(np.isnan(results), 0, np.where(results == 1, weights[1], weights[0]))
+    return np.stack([np.nan_to_num(results), weight], axis=1).astype(np.float32)
+
+
+def training_batches(
+    inputs: Sequence[npt.NDArray[Any]],
+    packed: npt.NDArray[np.float32],
+    config: Config,
+    seed: int,
+    first_epoch: int = 0,
+) -> tf.data.Dataset:
+    """From an epoch on, shuffled anew in each: (uint8 [batch, 1024], and what else is in `inputs`), [batch, 2, 12]."""
+    arrays = (tuple(tf.constant(array) for array in inputs), tf.constant(packed))
+    order = row_order(len(packed), config.batch, seed, first_epoch, config.epochs)
+    return order.map(lambda rows, _: tf.nest.map_structure(lambda array: tf.gather(array, rows), arrays)).prefetch(2)
+
+
+def predict(model: keras.Model, fingerprints: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """The probabilities of activity: float64 [n, 12] for uint8 [n, 1024]."""
+    dataset = tf.data.Dataset.from_tensor_slices(fingerprints).batch(EVALUATION_BATCH)
+    logits = model.predict(dataset, verbose=0).astype(np.float64)  # (n, 12)
+    return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+def train_forests(split: tox21.Split) -> list[RandomForestClassifier]:
+    """The baseline of chapter 5: for each assay a random forest on the rows that were measured.
+
+    They are grown on all cores, but each answers on one: many add their trees up in an order that is never the same.
+    """
+    forests = []
+    for assay in range(len(ASSAYS)):
+        measured = ~np.isnan(split.results[:, assay])
+        forest = RandomForestClassifier(FOREST_TREES, class_weight="balanced", random_state=FOREST_SEED, n_jobs=-1)
+        forest.fit(split.fingerprints[measured], split.results[measured, assay].astype(int))
+        forests.append(forest.set_params(n_jobs=1))
+    return forests
+
+
+def forest_probabilities(
+    forests: Sequence[RandomForestClassifier], fingerprints: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.float64]:
+    """The forests' probabilities of activity: float64 [n, 12]; 0 for an assay that had no active training row."""
+    columns = [forest.predict_proba(fingerprints) @ (forest.classes_ == 1) for forest in forests]
+    return np.stack(columns, axis=1)
+
+
+def assay_aucs(results: npt.NDArray[np.float32], scores: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Assay -> area under its ROC curve, of the measured results; assays without both classes are left out."""
+    aucs = {}
+    for assay, name in enumerate(ASSAYS):
+        measured = ~np.isnan(results[:, assay])
+        true = results[measured, assay]
+        if 0 < true.sum() < len(true):
+            aucs[name] = float(roc_auc_score(true, scores[measured, assay]))
+    return aucs
+
+
+def mean_auc(aucs: dict[str, float]) -> float:
+    """The mean over the assays; 0.5, which is chance, where there are none."""
+    return float(np.mean(list(aucs.values()))) if aucs else 0.5
+
+
+def assay_precisions(results: npt.NDArray[np.float32], scores: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Assay -> average precision, of the measured results; assays without an active are left out."""
+    precisions = {}
+    for assay, name in enumerate(ASSAYS):
+        measured = ~np.isnan(results[:, assay])
+        if results[measured, assay].any():
+            precisions[name] = float(average_precision_score(results[measured, assay], scores[measured, assay]))
+    return precisions
+
+
+def mean_precision(precisions: dict[str, float]) -> float:
+    """The mean over the assays; 0 where there are none."""
+    return float(np.mean(list(precisions.values()))) if precisions else 0.0
+
+
+def weighted_accuracy(
+    results: npt.NDArray[np.float32],
+    probabilities: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float32],
+    assay: int,
+) -> float:
+    """The figure of chapters 4 and 5: scikit-learn's accuracy of one assay, each row with the weight of its class.
+
+    `weights` [2, 12] are those of the training rows with balance 1, as deepchem's BalancingTransformer gives them to
+    all splits: actives as a whole count about as much as inactives. More than 0.5 is called active. 0.5, which is
+    chance, where nothing was measured.
+    """
+    measured = ~np.isnan(results[:, assay])
+    true = results[measured, assay].astype(int)
+    if not len(true):
+        return 0.5
+    called = (probabilities[measured, assay] > 0.5).astype(int)
+    return float(accuracy_score(true, called, sample_weight=weights[true, assay]))
+
+
+def log_loss(results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64]) -> float:
+    """The mean cross-entropy of the measured results, none weighing more than another."""
+    measured = ~np.isnan(results)
+    right = np.where(results == 1, probabilities, 1 - probabilities)[measured]
+    return float(-np.log(np.maximum(right, 1e-12)).mean())
+
+
+def _among_all(logits: Any, config: Config) -> Any:
+    """Logits [n, 12] from those of the assays that are learnt; 0 for the others."""
+    if config.assays == ASSAYS:
+        return logits
+    return keras.ops.matmul(
+        logits, np.array([[assay == name for name in ASSAYS] for assay in config.assays], "float32")
+    )
+
+
+def _one_network(bits: Any, remembered: Sequence[Any], config: Config) -> Any:
+    """Logits [n, assays] of one network on float32 bits [n, 1024] and, where there is a memory, its logits [n, 12]."""
+    x = keras.layers.Dropout(config.input_dropout)(bits)
+    x = keras.ops.concatenate([x, *remembered], axis=1)
+    for units in config.hidden:
+        x = _rectified(keras.layers.Dense(units, use_bias=not config.normalise)(x), config)
+    return keras.layers.Dense(len(config.assays))(x)
+
+
+def _network_an_assay(bits: Any, remembered: Sequence[Any], config: Config) -> Any:
+    """The same of a network for each assay, which share nothing, each with the hidden layers of `config`."""
+    x = keras.layers.Dropout(config.input_dropout)(bits)
+    x = keras.ops.concatenate([x, *remembered], axis=1)
+    assays = len(config.assays)
+    x = keras.layers.Dense(assays * config.hidden[0], use_bias=not config.normalise)(x)
+    for units in config.hidden[1:]:
+        x = _side_by_side(_rectified(x, config), assays, units)
+    return _side_by_side(_rectified(x, config), assays, 1)
+
+
+def _side_by_side(x: Any, assays: int, units: int) -> Any:
+    """A dense layer for each assay: [n, assays * inputs] to [n, assays * units]."""
+    fair = keras.initializers.VarianceScaling(assays, "fan_avg", "uniform")  # Keras counts the assays as inputs, too
+    x = keras.layers.Reshape((assays, x.shape[1] // assays))(x)
+    x = keras.layers.EinsumDense("nai,aio->nao", (assays, units), bias_axes="ao", kernel_initializer=fair)(x)
+    return keras.layers.Reshape((assays * units,))(x)
+
+
+def _rectified(x: Any, config: Config) -> Any:
+    """What follows a hidden layer."""
+    if config.normalise:
+        x = keras.layers.BatchNormalization()(x)
+    return keras.layers.Dropout(config.dropout)(keras.layers.Activation("relu")(x))
+
+
+def _memory(bits: Any, molecules: int) -> Any:
+    """Logits [n, 12] from the similarity of float32 bits [n, 1024] to molecules that `_remember` puts in.
+
+    The squared similarity is (shared bits / all bits) ** 2, as in `similarity.kernel`. Places that stay empty have
+    similarity 0 to everything.
+    """
+    layers = keras.layers
+    shared = layers.Dense(molecules, use_bias=False, kernel_initializer="zeros", name="shared")(bits)
+    size = keras.ops.sum(bits, axis=1, keepdims=True)  # (n, 1)
+    sizes = layers.Dense(molecules, kernel_initializer="ones", name="sizes")(size)  # of the two together
+    alike = keras.ops.square(shared / keras.ops.maximum(sizes - shared, 1.0))  # (n, molecules)
+    return layers.Dense(len(ASSAYS), kernel_initializer="zeros", name="coefficients")(alike)
+
+
+def _remember(
+    memory: keras.Model, split: tox21.Split, weights: npt.NDArray[np.float32], config: Config
+) -> npt.NDArray[np.float32]:
+    """Fit the memory to the training rows, and return what it says of each without knowing it: float32 [n, 12].
+
+    Raises:
+        TrainingError: there are more rows than the memory has places.
+    """
+    rows = len(split.results)
+    if rows > config.memory:
+        raise TrainingError(
+            f"{rows} training molecules do not go into a memory of {config.memory}: raise Config.memory"
+        )
+    fingerprints, packed = split.fingerprints, pack(split.results, weights)
+    coefficients, bias = similarity.fit(fingerprints, packed[:, 0], packed[:, 1], config.memory_penalty)
+    empty = config.memory - rows
+    memory.get_layer("shared").set_weights([np.pad(fingerprints, ((0, empty), (0, 0))).T])
+    sizes = np.pad(fingerprints.sum(axis=1, dtype=np.float32), (0, empty))
+    memory.get_layer("sizes").set_weights([np.ones((1, config.memory), np.float32), sizes])
+    memory.get_layer("coefficients").set_weights([np.pad(coefficients, ((0, empty), (0, 0))), bias])
+    return similarity.left_out(fingerprints, packed[:, 0], packed[:, 1], config.memory_penalty, config.memory_parts)
+
+
+def _draw_roc(
+    results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64], aucs: dict[str, float], path: Path
+) -> None:
+    figure = Figure(figsize=(7.6, 5.4), dpi=plots.DPI, layout="constrained")
+    panel = figure.subplots()
+    for name, auc in aucs.items():
+        assay = ASSAYS.index(name)
+        measured = ~np.isnan(results[:, assay])
+        wrong, right, _ = roc_curve(results[measured, assay], probabilities[measured, assay])
+        style = "-" if name.startswith("NR") else "--"
+        panel.plot(wrong, right, style, linewidth=1.2, label=f"{name}  {auc:.3f}")
+    panel.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    panel.set(xlabel="fraction of inactives called active", ylabel="fraction of actives found")
+    panel.set_title(f"test rows: mean area under the curve {mean_auc(aucs):.3f}")
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(path)
+
+
+def _draw_precision(
+    results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64], precisions: dict[str, float], path: Path
+) -> None:
+    figure = Figure(figsize=(7.6, 5.4), dpi=plots.DPI, layout="constrained")
+    panel = figure.subplots()
+    for name, precision in precisions.items():
+        assay = ASSAYS.index(name)
+        measured = ~np.isnan(results[:, assay])
+        right, found, _ = precision_recall_curve(results[measured, assay], probabilities[measured, assay])
+        style = "-" if name.startswith("NR") else "--"
+        panel.plot(found, right, style, linewidth=1.2, label=f"{name}  {precision:.3f}")
+    panel.set(xlabel="fraction of actives found", ylabel="fraction of right ones among those called active")
+    panel.set_title(f"test rows: mean average precision {mean_precision(precisions):.3f}")
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(path)
+
+
+def _draw_table(results: npt.NDArray[np.float32], metrics: dict[str, dict[str, float]], path: Path) -> None:
+    figures = {"AUC": "auc", "forest": "forest_auc", "precision": "precision", "forest ": "forest_precision"}
+    rows = []
+    for assay, name in enumerate(ASSAYS):
+        column = results[:, assay]
+        values = [metrics[f"test {figure}"].get(name) for figure in figures.values()]
+        counts = [str(int((~np.isnan(column)).sum())), str(int(np.nansum(column)))]
+        rows.append([name, *counts, *("" if value is None else f"{value:.3f}" for value in values)])
+    rows.append(["mean", "", "", *(f"{metrics['test'][figure]:.3f}" for figure in figures.values())])
+    plots.text_table(["assay", "measured", "active", *figures], rows, path, width=14)

@@ -1,0 +1,1 @@
+"""Hyperparameter tuning: the search, its study on disk, and the processes that train."""

@@ -1,0 +1,207 @@
+"""A study on disk: the trials of one hyperparameter search, `runs/<model>/tuned/<study>/study.db`.
+
+Optuna keeps them in SQLite. A trial's value is the mean of its repeats; its user attributes hold `values`, one for each
+repeat, `seconds`, and `failure`, which says why it has no value.
+"""
+
+import fcntl
+import itertools
+import json
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from bookserve.training.errors import TrainingError
+from bookserve.training.tuning.search_space import Search, grid
+
+FOLDER = "tuned"
+DATABASE = "study.db"
+LOCK = "lock"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class Study:
+    """An open study, which no other process writes meanwhile; made by `open_study`."""
+
+    def __init__(self, study: optuna.Study, folder: Path, search: Search, sampler: str, seed: int) -> None:
+        self._study = study
+        self._folder = folder
+        self._search = search
+        self._sampler = sampler
+        self._seed = seed
+
+    def plan_grid(self) -> int:
+        """Put every point of the grid that was not tried into the queue, in an order drawn by the seed; their number.
+
+        The order is drawn so that a part of the grid is not a corner of it.
+        """
+        space = self._search.space
+        points = list(itertools.product(*(grid(values, self._search.points) for values in space.values())))
+        random.Random(self._seed).shuffle(points)
+        for point in points:
+            self._study.enqueue_trial(dict(zip(space, point, strict=True)), skip_if_exists=True)
+        return len(points)
+
+    def ask(self) -> optuna.Trial:
+        """The next setting to try.
+
+        It is drawn by the seed and the number of the trial, so that a study that was stopped goes on alike.
+        """
+        with _named_failure(self._folder):
+            seed = (self._seed * 1_000_003 + len(self._study.get_trials(deepcopy=False))) % 2**32
+            if self._sampler == "tpe":
+                self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            else:
+                self._study.sampler = optuna.samplers.RandomSampler(seed=seed)
+            return self._study.ask(dict(self._search.space))
+
+    def tell(self, trial: optuna.Trial, values: Sequence[float], seconds: float, failure: str = "") -> FrozenTrial:
+        """Store what became of a trial that was asked for: the objective of each repeat, or why it failed."""
+        with _named_failure(self._folder):
+            trial.set_user_attr("values", list(values))
+            trial.set_user_attr("seconds", seconds)
+            trial.set_user_attr("failure", failure)
+            if failure:
+                return self._study.tell(trial, state=TrialState.FAIL)
+            return self._study.tell(trial, math.fsum(values) / len(values))
+
+    def trials(self) -> list[FrozenTrial]:
+        """The trials that are over, in their order; those that were interrupted are not among them."""
+        return _finished(self._study)
+
+
+@contextmanager
+def open_study(folder: Path, settings: Mapping[str, Any], search: Search) -> Iterator[Study]:
+    """Begin the study in `folder`, or go on with it.
+
+    `settings` is what all its trials have in common, as JSON has it; `sampler` and `seed` are among it.
+
+    Raises:
+        TrainingError: it was begun with other settings, another process works on it, or it cannot be read or written.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with _locked(folder), _database(folder) as storage:
+        with _named_failure(folder):
+            study = optuna.create_study(
+                storage=storage,
+                study_name=folder.name,
+                direction="maximize" if search.higher_is_better else "minimize",
+                load_if_exists=True,
+            )
+            _compare(study, folder, json.loads(json.dumps(settings)), search)
+            for trial in study.get_trials(states=(TrialState.RUNNING,)):  # their process ended: they come first again
+                study.tell(trial.number, state=TrialState.FAIL)
+                study.enqueue_trial(trial.params)
+        yield Study(study, folder, search, settings["sampler"], settings["seed"])
+
+
+def names(runs_dir: Path, model: str) -> list[str]:
+    """The studies of a model."""
+    return sorted(path.parent.name for path in (runs_dir / model / FOLDER).glob(f"*/{DATABASE}"))
+
+
+def folder_of(runs_dir: Path, model: str, name: str) -> Path:
+    """Where a study lies.
+
+    Raises:
+        TrainingError: `name` cannot name a folder.
+    """
+    if not NAME.fullmatch(name):
+        raise TrainingError(f"'{name}' is no name for a study: take letters, digits, '-', '_' and '.'")
+    return runs_dir / model / FOLDER / name
+
+
+def winner(folder: Path, searches: Mapping[str, Search]) -> tuple[str, FrozenTrial]:
+    """The configuration from which a study began, and its best trial.
+
+    Raises:
+        TrainingError: the study is damaged, has no successful trial, or is of a search that the model has no more.
+    """
+    with _database(folder) as storage, _named_failure(folder):
+        study = optuna.load_study(study_name=folder.name, storage=storage)
+        configuration = study.user_attrs["configuration"]
+        search = searches.get(configuration)
+        if search is None or not _has_space_of(study, search):
+            raise TrainingError(f"the study {folder} is of a search that the model does not have any more: tune again")
+        best = ranked(_finished(study), search)[:1]
+    if not best:
+        raise TrainingError(f"the study {folder} has no successful trial yet: tune on")
+    return configuration, best[0]
+
+
+def ranked(trials: Sequence[FrozenTrial], search: Search) -> list[FrozenTrial]:
+    """The successful trials, the best first."""
+    good = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return sorted(good, key=lambda trial: trial.value or 0.0, reverse=search.higher_is_better)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise TrainingError(f"cannot write the study {folder}: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"another process works on the study {folder}: wait, or name another") from error
+        yield
+
+
+@contextmanager
+def _database(folder: Path) -> Iterator[optuna.storages.RDBStorage]:
+    with _named_failure(folder):
+        storage = optuna.storages.RDBStorage(f"sqlite:///{folder / DATABASE}")
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+@contextmanager
+def _named_failure(folder: Path) -> Iterator[None]:
+    """Whatever SQLite and Optuna say of a file that is damaged, foreign or cannot be written, in one line."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise TrainingError(
+            f"the study {folder} cannot be read or written ({reason}): delete it, or name another with --study"
+        ) from error
+
+
+def _compare(study: optuna.Study, folder: Path, wanted: Mapping[str, Any], search: Search) -> None:
+    """Write down what a new study is about; refuse to mix an old one with something else."""
+    begun = study.user_attrs
+    differences = [name for name, value in wanted.items() if begun and begun.get(name) != value]
+    if not _has_space_of(study, search):
+        differences.append("space")
+    for name in differences:
+        plain = isinstance(wanted.get(name), str | int)
+        difference = f"{name} {begun.get(name)}" if plain else f"another {name}"
+        raise TrainingError(f"the study {folder} was begun with {difference}: name another one, or delete it")
+    if not begun:
+        for name, value in wanted.items():
+            study.set_user_attr(name, value)
+
+
+def _has_space_of(study: optuna.Study, search: Search) -> bool:
+    """Whether all trials were drawn from the space of `search`; those that wait to be tried have none yet."""
+    drawn = (trial.distributions for trial in study.get_trials(deepcopy=False))
+    return all(distributions in ({}, search.space) for distributions in drawn)
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    found = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    return [trial for trial in found if "failure" in trial.user_attrs]

@@ -47,7 +47,7 @@ MEANINGS: dict[str, str] = {
     ":bookserve:queue_length": "Requests that wait for a batch now.",
     ":bookserve:requests_in_flight": "Requests that are accepted and not yet answered now.",
     ":bookserve:model_version_state": "1 for the state of a version; with `--workers` the number of processes.",
-    ":bookserve:connections": "Has no series: the transport libraries do not count connections.",
+    ":bookserve:connections": "Open connections of a process (0 without `--workers`), on Linux.",
     ":bookserve:refused_count": "Requests that the transport layer refused before a handler saw them.",
     ":bookserve:inference_count": "Requests that a version answered (`success`) or failed (`failure`).",
     ":bookserve:inference_microseconds": "Microseconds of all requests of a version: in the `queue`, in the `run`, or "
@@ -170,8 +170,7 @@ def _gateway_rows() -> list[str]:
     counted = GatewayMetrics()
     counted.answered("GET", "/", 200, 0.1)  # so that every family has a series, which shows its labels
     counted.refused(503)
-    page: str | bytes = counted.text()
-    text = page.decode() if isinstance(page, bytes) else page
+    text = counted.text().decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     rows = []
     for name, meaning in re.findall(r"^# HELP (\S+) (.+)$", text, re.MULTILINE):

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import hpack
 
-from bookserve.serving.server.transport.http2_frames import PREFACE
-
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM = ACK = 1
 END_HEADERS = 4
@@ -68,6 +67,8 @@ class RawClient:
         self.frames: list[Frame] = []
         self.closed = False
         self._pending = b""
+        self._decoder = hpack.Decoder()
+        self._fields: dict[int, list[tuple[bytes, bytes]]] = {}
         self._pings = 0
         self.send(preface, settings, *frames)
 
@@ -95,9 +96,26 @@ class RawClient:
                 stop = start + 9 + (high << 8 | low)
                 if stop > len(self._pending):
                     break
-                self.frames.append(Frame(kind, flags, stream, self._pending[start + 9 : stop]))
+                self._take(Frame(kind, flags, stream, self._pending[start + 9 : stop]))
                 start = stop
             self._pending = self._pending[start:]
+
+    def _take(self, frame: Frame) -> None:
+        self.frames.append(frame)
+        if frame.kind == HEADERS:
+            fields = self._decoder.decode(frame.payload, raw=True)
+            self._fields.setdefault(frame.stream, []).extend((bytes(name), bytes(value)) for name, value in fields)
+
+    def read_for(self, seconds: float) -> None:
+        """Reads what comes within that time."""
+        self.socket.settimeout(seconds)
+        try:
+            seen = len(self.frames)
+            self.read_until(lambda: len(self.frames) > seen)
+        except TimeoutError:
+            pass
+        finally:
+            self.socket.settimeout(20)
 
     def settle(self) -> None:
         """Reads all that the server sends because of what it has been sent so far."""
@@ -106,6 +124,26 @@ class RawClient:
         self.send(frame(PING, 0, 0, payload))
         self.read_until(lambda: any(f.kind == PING and f.payload == payload for f in self.frames))
 
+    def send_in_windows(self, stream: int, parts: list[bytes]) -> None:
+        """The last data of a stream, in frames, as fast as the server opens its windows."""
+        windows = {0: FULL_WINDOW, stream: self._setting(WINDOW, FULL_WINDOW)}
+        seen = 0
+        for number, part in enumerate(parts, 1):
+            while min(windows.values()) < len(part) and not self.closed:
+                self.read_until(lambda seen=seen: len(self.frames) > seen)  # type: ignore[misc]
+                for given in self.frames[seen:]:
+                    if given.kind == WINDOW_UPDATE and given.stream in windows:
+                        windows[given.stream] += struct.unpack(">L", given.payload)[0]
+                seen = len(self.frames)
+            self.send(frame(DATA, END_STREAM if number == len(parts) else 0, stream, part))
+            windows = {number: window - len(part) for number, window in windows.items()}
+
+    def _setting(self, identifier: int, default: int) -> int:
+        """What the server has set in its first frame."""
+        self.read_until(lambda: any(f.kind == SETTINGS and not f.flags & ACK for f in self.frames))
+        first = next(f for f in self.frames if f.kind == SETTINGS and not f.flags & ACK)
+        return dict(struct.iter_unpack(">HL", first.payload)).get(identifier, default)
+
     def read_to_end(self) -> list[Frame]:
         self.read_until(lambda: False)
         return self.frames
@@ -113,6 +151,10 @@ class RawClient:
     def data(self, stream: int | None = None) -> bytes:
         """The contents of the DATA frames, of one stream or all."""
         return b"".join(f.payload for f in self.frames if f.kind == DATA and stream in (None, f.stream))
+
+    def text(self, stream: int) -> bytes:
+        """The headers and trailers of a stream, one a line."""
+        return b"\n".join(b": ".join(field) for field in self._fields.get(stream, []))
 
     def ended(self) -> set[int]:
         """The streams that the server has ended in an orderly way."""

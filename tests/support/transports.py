@@ -1,60 +1,99 @@
-"""The server's two transports alone: real connections to a loopback port, served by a loop in a thread."""
+"""The server's two ports alone: real connections to loopback or a UNIX socket, served by a loop in a thread."""
 
 import asyncio
-import ssl
+import socket
 import threading
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from bookserve.serving.server.transport.buffer_budget import BufferedBytes
-from bookserve.serving.server.transport.http1 import Http1Limits, HttpConnection, HttpExchange
-from bookserve.serving.server.transport.http2 import GrpcConnection, Handler, Http2Limits, StreamHandler
+import uvloop
+
+from bookserve.serving.server.settings.flags import Flags
+from bookserve.serving.server.transport.grpc_call import GrpcCall, Handler, StreamHandler
+from bookserve.serving.server.transport.http_exchange import Handler as RestHandler
+from bookserve.serving.server.transport.http_exchange import HttpExchange
+from bookserve.serving.server.transport.listeners import Api
+from bookserve.serving.server.transport.ports import Activity, Ports
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
-DEFAULT_BUFFERED = 512 << 20
+
+
+def no_rest(exchange: HttpExchange) -> None:
+    exchange.respond(404, b"nothing is here", "text/plain")
 
 
 class Transport:
-    """A loop in a thread that serves connections of `make`, on TCP, or on the UNIX socket `path`."""
+    """Runs `Ports` on listening sockets of its own: gRPC on `port`, or on the UNIX socket `path`, REST on `rest_port`.
+
+    A refusal of REST has the message as its body.
+    """
 
     def __init__(
         self,
-        make: Callable[["Transport"], asyncio.Protocol],
+        handlers: Mapping[bytes, Handler] | None = None,
+        streams: Mapping[bytes, StreamHandler] | None = None,
+        rest: RestHandler = no_rest,
         *,
-        max_buffered: int = DEFAULT_BUFFERED,
-        tls: ssl.SSLContext | None = None,
-        handshake_seconds: float | None = None,
-        loop_factory: LoopFactory = asyncio.new_event_loop,
+        loop_factory: LoopFactory = uvloop.new_event_loop,
         path: str = "",
+        host: str = "127.0.0.1",
+        **flags: Any,
     ) -> None:
-        self.connections: set[Any] = set()
-        self._made: weakref.WeakSet[Any] = weakref.WeakSet()  # also those that are turned away
-        self.buffered = BufferedBytes(max_buffered)
-        self.refused: Counter[str] = Counter()
         self.loop = loop_factory()
-        self.thread = threading.Thread(target=self.loop.run_forever)
-        self.thread.start()
-        options: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": handshake_seconds} if tls else {}
+        self._host = host
+        self._sockets = [(Api.GRPC, _listening(path or host)), (Api.REST, _listening(host))]
+        self.port = 0 if path else int(self._sockets[0][1].getsockname()[1])
+        self.rest_port = int(self._sockets[1][1].getsockname()[1])
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        try:
+            self.run(self._open(Flags(**flags), handlers or {}, streams or {}, rest))
+        except BaseException:
+            self._end()
+            raise
 
-        def connection() -> asyncio.Protocol:
-            made = make(self)
-            self._made.add(made)
-            return made
-
-        async def start() -> asyncio.Server:
-            if path:
-                return await self.loop.create_unix_server(connection, path, **options)
-            return await self.loop.create_server(connection, "127.0.0.1", 0, **options)
-
-        self.server = asyncio.run_coroutine_threadsafe(start(), self.loop).result(10)
-        self.port = 0 if path else self.server.sockets[0].getsockname()[1]
+    async def _open(
+        self,
+        flags: Flags,
+        handlers: Mapping[bytes, Handler],
+        streams: Mapping[bytes, StreamHandler],
+        rest: RestHandler,
+    ) -> None:
+        self.ports = Ports(flags, handlers, streams, rest, str.encode)
+        await self.ports.open(self._sockets)
+        self._sweeping = self.loop.create_task(self.ports.sweep())
 
     @property
     def target(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.rest_port}"
+
+    @property
+    def calls(self) -> set[GrpcCall]:
+        """The gRPC calls under way."""
+        return self.ports._grpc.calls
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way on either port."""
+        return self.ports._grpc.idle and self.ports._rest.idle
+
+    @property
+    def held(self) -> int:
+        """Bytes of requests that have not come in whole."""
+        return self.ports._grpc._unfinished._held
+
+    def refused(self, api: Api = Api.GRPC) -> dict[str, int]:
+        return dict(self.ports.refused[api])
+
+    def run(self, work: Coroutine[Any, Any, Any], seconds: float = 30.0) -> Any:
+        """Runs a coroutine on the loop; answers what it answers."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds)
 
     def on_loop(self, work: Callable[[], Any]) -> None:
         """Runs `work` in the loop's thread; what it raises is raised here."""
@@ -62,82 +101,65 @@ class Transport:
         async def run() -> None:
             work()
 
-        asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+        self.run(run())
+
+    def drain(self) -> Activity:
+        """The first step of a stop: clients are told to go elsewhere."""
+        found: list[Activity] = []
+        self.on_loop(lambda: found.append(self.ports.drain()))
+        return found[0]
+
+    def start_to_finish(self, seconds: float = 10.0) -> "asyncio.Future[None]":
+        """The last step of a stop, begun; the future ends with it."""
+        return asyncio.run_coroutine_threadsafe(self.ports.finish(seconds), self.loop)  # type: ignore[return-value]
 
     def close(self) -> None:
-        def stop() -> None:
-            self.loop.call_later(0.05, self.loop.stop)
-            self.server.close()
-            for connection in list(self._made):
-                transport = getattr(connection, "_transport", None)  # there is none without a TLS handshake
-                if connection in self.connections or (transport and not transport.is_closing()):
-                    connection.abort()
+        def drop() -> None:
+            for call in list(self.calls):
+                call.drop()
+            for exchange in list(self.ports._rest._waiting):
+                exchange.drop()
 
-        self.loop.call_soon_threadsafe(stop)
-        self.thread.join(10)
+        self.on_loop(drop)
+        self.run(self.ports.finish(2.0))
+        self._end()
+
+    def _end(self) -> None:
+        async def cancel() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=5) if tasks else None
+
+        self.run(cancel())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
         self.loop.close()
+        for _, endpoint in self._sockets:
+            endpoint.close()
 
 
-class GrpcTransport(Transport):
-    """Serves gRPC calls with `handlers` and `streams`."""
-
-    connections: set[GrpcConnection]
-
-    def __init__(
-        self,
-        handlers: Mapping[bytes, Handler],
-        limits: Http2Limits | None = None,
-        streams: Mapping[bytes, StreamHandler] | None = None,
-        **options: Any,
-    ) -> None:
-        given = limits or Http2Limits()
-        super().__init__(
-            lambda this: GrpcConnection(handlers, streams or {}, given, this.buffered, this.connections, this.refused),
-            **options,
-        )
-
-    def sweep(self, seconds_from_now: float = 0.0, elapsed: float = 1.0) -> None:
-        """What the server does once a second, as if that many seconds had gone by."""
-
-        def run() -> None:
-            for connection in list(self.connections):
-                connection.sweep(self.loop.time() + seconds_from_now, elapsed)
-
-        self.on_loop(run)
-
-
-class HttpTransport(Transport):
-    """Serves REST requests with `handler`; a refusal's body is its message."""
-
-    connections: set[HttpConnection]
-
-    def __init__(
-        self, handler: Callable[[HttpExchange], None], limits: Http1Limits | None = None, **options: Any
-    ) -> None:
-        given = limits or Http1Limits()
-        super().__init__(
-            lambda this: HttpConnection(handler, str.encode, given, this.buffered, this.connections, this.refused),
-            **options,
-        )
-
-    def sweep(self, seconds_from_now: float) -> None:
-        """What the server does once a second, as if that many seconds had gone by."""
-
-        def run() -> None:
-            for connection in list(self.connections):
-                connection.sweep(self.loop.time() + seconds_from_now)
-
-        self.on_loop(run)
+def _listening(where: str) -> socket.socket:
+    """On a free port of a host, or on a UNIX socket's path."""
+    if where.startswith("/"):
+        endpoint = socket.socket(socket.AF_UNIX)
+        endpoint.bind(where)
+    else:
+        endpoint = socket.socket(socket.AF_INET6 if ":" in where else socket.AF_INET)
+        endpoint.bind((where, 0))
+    endpoint.setblocking(False)
+    endpoint.listen(1024)
+    return endpoint
 
 
 @contextmanager
 def serving(
     handlers: Mapping[bytes, Handler],
-    limits: Http2Limits | None = None,
     streams: Mapping[bytes, StreamHandler] | None = None,
     **options: Any,
-) -> Iterator[GrpcTransport]:
-    transport = GrpcTransport(handlers, limits, streams, **options)
+) -> Iterator[Transport]:
+    """gRPC with `handlers` and `streams`; `options` are Transport's own and flags."""
+    transport = Transport(handlers, streams, **options)
     try:
         yield transport
     finally:
@@ -145,16 +167,15 @@ def serving(
 
 
 @contextmanager
-def serving_rest(
-    handler: Callable[[HttpExchange], None], limits: Http1Limits | None = None, **options: Any
-) -> Iterator[HttpTransport]:
-    transport = HttpTransport(handler, limits, **options)
+def serving_rest(handler: RestHandler, **options: Any) -> Iterator[Transport]:
+    """REST with `handler`; `options` are Transport's own and flags."""
+    transport = Transport(rest=handler, **options)
     try:
         yield transport
     finally:
         transport.close()
 
 
-def echo(call: Any, message: bytes) -> None:
+def echo(call: GrpcCall, message: bytes) -> None:
     """A gRPC handler that answers what it was asked."""
     call.reply(message)

@@ -292,6 +292,9 @@ class GrpcApplication:
         if size > limit:
             text = f"received metadata of {size} bytes is larger than {limit} (--max_header_bytes)"
             raise _Refused("header_bytes", tensorflow_error_pb2.RESOURCE_EXHAUSTED, text)
+        if len(self.calls) > self._limits.calls:
+            text = f"more than {self._limits.calls} calls are under way (--max_buffered_bytes): try again later"
+            raise _Refused("calls", tensorflow_error_pb2.RESOURCE_EXHAUSTED, text)
         if scope["method"] != "POST" or not content_type.startswith(b"application/grpc"):
             raise _NotGrpc
         if call.path not in self._handlers and call.path not in self._streams:
@@ -341,7 +344,7 @@ class GrpcApplication:
                 if 0 <= size < held - _PREFIX:
                     text = "a unary call carries one message"
                     raise _Refused("malformed", tensorflow_error_pb2.INTERNAL, text)
-                if size == held - _PREFIX:
+                if 0 <= size == held - _PREFIX:
                     return b"".join(parts)
                 if not event.get("more_body"):
                     text = "the call ended without a complete message"

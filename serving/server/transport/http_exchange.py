@@ -255,12 +255,16 @@ class RestApplication:
 
     async def _body(self, exchange: HttpExchange) -> bytes:
         length = exchange.headers.get("content-length", "")
-        if length.isdigit():
-            if int(length) > self._limits.message_bytes:
-                raise self._too_large()
-            if int(length) <= _SMALL_BODY:
-                return await _whole(exchange.channel)
-        return await self._pieces(exchange)
+        if not length.isdigit():
+            return await self._pieces(exchange)
+        if int(length) > self._limits.message_bytes:
+            raise self._too_large()
+        if int(length) <= _SMALL_BODY:
+            return await _whole(exchange.channel)
+        body = await self._pieces(exchange)
+        if len(body) < int(length):
+            raise ConnectionResetError("the client is gone")
+        return body
 
     async def _pieces(self, exchange: HttpExchange) -> bytes:
         pieces: list[bytes] = []
@@ -276,6 +280,10 @@ class RestApplication:
                 if len(pieces) > _FREE_PIECES and size < _PIECE_BYTES * len(pieces):
                     text = "the body comes in needlessly small chunks: send it in larger ones"
                     raise _Refused(400, "chunks", text)
+            # The last piece is empty; one more before it is all that the library tells of a broken body, and trailers.
+            if pieces[-2:] == [b"", b""] and "content-length" not in exchange.headers:
+                text = "the body's chunks are malformed or break off, or trailers follow, which are not supported"
+                raise _Refused(400, "malformed", text)
             return b"".join(pieces)
         finally:
             self._unfinished.give_back(size)

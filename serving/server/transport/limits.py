@@ -8,6 +8,7 @@ from bookserve.serving.server.settings.flags import Flags
 
 _NO_LIMIT = 2**31 - 1  # gRPC's, as is -1 for a length
 _FOR_EVER = 10.0 * 365 * 86400  # seconds
+_CALL_BYTES = 16 << 10  # what a gRPC call takes, whatever it carries
 
 # Argument -> field of Limits, and what its value means there.
 _CHANNEL_ARGUMENTS: dict[str, tuple[str, Callable[[int], Any]]] = {
@@ -29,6 +30,7 @@ class Limits:
     message_bytes: int = 64 << 20  # one request, also after decompression
     header_bytes: int = 16 << 10  # the headers of one request
     streams: int = 2048  # calls at a time on one gRPC connection
+    calls: int = 32768  # and on all of them
     handshake_seconds: float = 10.0
     request_seconds: float = 28.0  # from a request's headers to its last byte
     stalled_seconds: float = 60.0  # for a client to read anything of an answer that waits for it
@@ -64,6 +66,7 @@ def _common(flags: Flags) -> Limits:
         connections=flags.max_connections,
         message_bytes=flags.max_request_bytes,
         header_bytes=flags.max_header_bytes,
+        calls=max(1, flags.max_buffered_bytes // _CALL_BYTES),
         handshake_seconds=flags.handshake_seconds,
         request_seconds=flags.request_seconds,
         stalled_seconds=flags.stalled_seconds,

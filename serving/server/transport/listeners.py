@@ -39,7 +39,7 @@ class Listeners:
     def __init__(self, flags: Flags, processes: int = 1) -> None:
         """With several `processes` each has TCP sockets of its own, among which the system spreads new connections.
 
-        Raises ServingError where there is no port for gRPC, for one that no TCP has and for one that is taken.
+        Raises ServingError where gRPC has no port, for one that no TCP has or that is taken, and for TLS on UNIX.
         """
         for name, port in (("port", flags.port), ("rest_api_port", flags.rest_api_port)):
             if not 0 <= port <= _MAX_PORT:
@@ -47,6 +47,10 @@ class Listeners:
         if not flags.port and not flags.grpc_socket_path:
             raise invalid_argument(
                 "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
+            )
+        if flags.grpc_socket_path and flags.ssl_config_file:
+            raise invalid_argument(
+                f"--grpc_socket_path={flags.grpc_socket_path} cannot have TLS: leave it or --ssl_config_file out"
             )
         self.of_process: list[list[tuple[Api, socket.socket]]] = [[] for _ in range(processes)]
         self._flags = flags

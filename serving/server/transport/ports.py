@@ -37,6 +37,8 @@ _FRAME_BYTES = 1 << 20
 _MAX_FRAME_BYTES = 1 << 24
 # How much larger than what a call may have the library's own limit is: beyond that the connection is ended, not a call.
 _HEADER_MARGIN = 1 << 20
+# How much later than the application the library ends a call in which nothing comes: with a reset, without a status.
+_SILENCE_MARGIN_SECONDS = 1.0
 
 # The library has no setting for its banner, which would stand in the server's log.
 h2corn_native.emit_banner = lambda config, tls: None
@@ -158,7 +160,7 @@ class _GrpcServer:
         self._identity = identity
         stall = limits.stalled_seconds
         policies = [_policy(path, 0.0, stall) for path in stream_paths]
-        policies.append(_policy("/*", limits.request_seconds, stall))
+        policies.append(_policy("/*", limits.request_seconds + _SILENCE_MARGIN_SECONDS, stall))
         self._settings: dict[str, Any] = {
             "bind": tuple(f"fd://{endpoint.fileno()}" for endpoint in sockets),
             "grpc": True,

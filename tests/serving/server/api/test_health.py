@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bookserve.serving.server.api.health import Health
 from model_servers import wait_until
-from transports import GrpcTransport, serving
+from transports import Transport, serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -24,20 +24,20 @@ def health() -> Health:
 
 
 @pytest.fixture
-def server(health: Health) -> Iterator[GrpcTransport]:
+def server(health: Health) -> Iterator[Transport]:
     with serving(health.handlers) as transport:
         yield transport
 
 
 @pytest.fixture
-def stub(server: GrpcTransport) -> Iterator[health_pb2_grpc.HealthStub]:
+def stub(server: Transport) -> Iterator[health_pb2_grpc.HealthStub]:
     with grpc.insecure_channel(server.target) as channel:
         yield health_pb2_grpc.HealthStub(channel)
 
 
 @pytest.mark.parametrize("service", ["", "ModelService", "PredictionService"])
 def test_check_and_watch_follow_the_drain(
-    server: GrpcTransport, health: Health, stub: health_pb2_grpc.HealthStub, service: str
+    server: Transport, health: Health, stub: health_pb2_grpc.HealthStub, service: str
 ) -> None:
     assert stub.Check(of(service), timeout=20).status == SERVING
     watched = stub.Watch(of(service), timeout=60)
@@ -61,18 +61,17 @@ def test_unknown_services(stub: health_pb2_grpc.HealthStub) -> None:
 
 
 def test_those_who_stop_watching_are_forgotten(
-    server: GrpcTransport, health: Health, stub: health_pb2_grpc.HealthStub
+    server: Transport, health: Health, stub: health_pb2_grpc.HealthStub
 ) -> None:
     watches = [stub.Watch(of(""), timeout=60) for _ in range(50)]
     assert {next(watched).status for watched in watches} == {SERVING}
-    (connection,) = server.connections
-    assert connection.idle
+    assert server.idle
     for watched in watches:
         watched.cancel()
     wait_until(lambda: not len(health._watching), "nobody is watched for")
 
 
-def test_what_is_no_request(server: GrpcTransport) -> None:
+def test_what_is_no_request(server: Transport) -> None:
     with grpc.insecure_channel(server.target) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff\xff", timeout=20)

@@ -9,18 +9,18 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from bookserve.serving.server.api.reflection import Reflection
 from bookserve.serving.wire.grpc_reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
-from transports import GrpcTransport, serving
+from transports import Transport, serving
 
 PATHS = [b"/tensorflow.serving.PredictionService/Predict", b"/grpc.health.v1.Health/Check", b"/no.such.Service/Do"]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[GrpcTransport]:
+def server() -> Iterator[Transport]:
     with serving({}, streams=Reflection(PATHS).streams) as transport:
         yield transport
 
 
-def test_services_are_listed_and_described(server: GrpcTransport) -> None:
+def test_services_are_listed_and_described(server: Transport) -> None:
     with grpc.insecure_channel(server.target) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         services = database.get_services()
@@ -37,7 +37,7 @@ def test_services_are_listed_and_described(server: GrpcTransport) -> None:
         assert pool.FindMessageTypeByName("tensorflow.TensorProto").fields_by_name["dtype"].number == 1
 
 
-def ask(server: GrpcTransport, *requests: ServerReflectionRequest) -> list[ServerReflectionResponse]:
+def ask(server: Transport, *requests: ServerReflectionRequest) -> list[ServerReflectionResponse]:
     with grpc.insecure_channel(server.target) as channel:
         call = channel.stream_stream(
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -47,7 +47,7 @@ def ask(server: GrpcTransport, *requests: ServerReflectionRequest) -> list[Serve
         return list(call(iter(requests), timeout=20))
 
 
-def test_v1_answers_each_request_with_its_own(server: GrpcTransport) -> None:
+def test_v1_answers_each_request_with_its_own(server: Transport) -> None:
     requests = [
         ServerReflectionRequest(host="h", list_services=""),
         ServerReflectionRequest(file_containing_symbol="no.such.Symbol"),

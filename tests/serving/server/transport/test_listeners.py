@@ -21,6 +21,7 @@ from certificates import Authority
 from model_servers import Server, StartServer, server_starter, wait_until, write_scale_model
 from raw_http2 import END_HEADERS, HEADERS, RawClient, frame, request_headers
 
+LIVE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 BODY = json.dumps({"instances": [[1, 2, 3]]}).encode()
 
 
@@ -57,7 +58,6 @@ def server(folder: Path, authority: Authority, trusting: ssl.SSLContext) -> Iter
             f"--model_base_path={folder / 'scale'}",
             f"--ssl_config_file={config}",
             f"--rest_ssl_config_file={config}",
-            f"--grpc_socket_path={folder / 'grpc.sock'}",
             "--enable_grpc_healthcheck_service",
             "--enable_grpc_reflection",
             "--grpc_channel_arguments=grpc.max_receive_message_length=1000,grpc.lb_policy_name=grpclb",
@@ -110,13 +110,6 @@ def test_both_ports_speak_tls_and_nothing_else(server: Server, channel: grpc.Cha
         status_of(insecure)
 
 
-def test_the_unix_socket_speaks_tls_too(server: Server, folder: Path, authority: Authority) -> None:
-    credentials = grpc.ssl_channel_credentials(authority.certificate)
-    options = [("grpc.ssl_target_name_override", "localhost")]
-    with grpc.secure_channel(f"unix:{folder / 'grpc.sock'}", credentials, options) as channel:
-        assert status_of(channel) == 30
-
-
 def test_health_and_reflection_are_there(channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service="PredictionService")
@@ -155,7 +148,6 @@ def test_services_that_nobody_asked_for_are_not_there(start_server: StartServer,
         f"--model_base_path={scale}",
         f"--grpc_socket_path={path}",
         "--enable_profiler=false",
-        "--max_connections=3",
         "--max_header_bytes=1000",
         "--max_request_bytes=5000",
     )
@@ -174,21 +166,6 @@ def test_services_that_nobody_asked_for_are_not_there(start_server: StartServer,
         assert "--max_request_bytes" in caught.value.details()
     assert ask(server, {"X": "y" * 2000}) == (431, "--max_header_bytes")
     assert ask(server, {"Content-Length": "6000"}) == (413, "--max_request_bytes")
-    addresses = [("127.0.0.1", server.rest_port)] * 3
-    clients = [socket.create_connection(address, timeout=20) for address in addresses]
-
-    def full() -> bool:
-        try:
-            return ask(server, {}) == (503, "--max_connections")
-        except ConnectionError:
-            return False
-
-    wait_until(full, "a fourth connection is turned away")
-    for client in clients:
-        client.close()
-    with RawClient(server.grpc_port, frame(HEADERS, END_HEADERS, 1, request_headers(x="y" * 2000))) as client:
-        client.read_to_end()
-        assert b"--max_header_bytes" in client.goaways()[0][1]
     assert server.stop() == 0
     assert not path.exists()
 
@@ -208,10 +185,52 @@ def ask(server: Server, headers: dict[str, str]) -> tuple[int, str]:
         connection.close()
 
 
+def test_connections_above_the_limit_wait_for_others_to_end(start_server: StartServer, scale: Path) -> None:
+    server = start_server("--model_name=scale", f"--model_base_path={scale}", "--max_connections=3")
+    with contextlib.ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            return stack.enter_context(socket.create_connection(("127.0.0.1", server.rest_port), 20))
+
+        clients = [connect() for _ in range(3)]
+        for client in clients:
+            client.sendall(LIVE)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        fourth = connect()
+        fourth.sendall(LIVE)
+        fourth.settimeout(1)
+        with pytest.raises(TimeoutError):
+            fourth.recv(65536)
+        clients[0].close()
+        fourth.settimeout(20)
+        assert fourth.recv(65536).startswith(b"HTTP/1.1 200 OK")
+    with contextlib.ExitStack() as stack:
+        calls = [stack.enter_context(RawClient(server.grpc_port)) for _ in range(3)]
+        for call in calls:
+            call.settle()
+        another = stack.enter_context(RawClient(server.grpc_port))
+        another.read_for(1)
+        assert another.frames == []
+        calls[0].socket.close()
+        another.settle()
+        assert another.frames
+    assert server.stop() == 0
+
+
+def test_a_unix_socket_with_tls_is_refused(start_server: StartServer, scale: Path, authority: Authority) -> None:
+    config = authority.write_config(scale.parent / "ssl.pbtxt")
+    path = scale.parent / "grpc.sock"
+    server = start_server(
+        f"--model_base_path={scale}", f"--ssl_config_file={config}", f"--grpc_socket_path={path}", wait=False
+    )
+    assert server.process.wait(60) == 255
+    assert f"INVALID_ARGUMENT: --grpc_socket_path={path} cannot have TLS" in server.log.read_text()
+
+
 def test_control_characters_of_requests_do_not_reach_the_log(start_server: StartServer, scale: Path) -> None:
     server = start_server("--model_name=scale", f"--model_base_path={scale}")
     with RawClient(server.grpc_port, frame(HEADERS, END_HEADERS, 1, request_headers(b"/\x1b[2J/\r\nforged"))) as raw:
-        raw.read_until(lambda: 1 in raw.ended())
+        raw.read_until(lambda: 1 in raw.ended() | raw.resets().keys())
     for start in (b"GET /\x1b[2J", b"GET /v1/models/%1b%5b2J%0d%0aforged:predict", b"\x1b[2J /"):
         with socket.create_connection(("127.0.0.1", server.rest_port), timeout=20) as client:
             client.sendall(start + b" HTTP/1.1\r\nHost: \x1b[2J\r\nX-Request-Id: \x1b[2J\r\nConnection: close\r\n\r\n")

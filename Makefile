@@ -14,7 +14,7 @@ DONE := .venv/.installed
 TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
 
 .DELETE_ON_ERROR:
-.PHONY: help install train-all serve test test-slow test-containers lint typecheck bench bench-training screenshots wheel lock protos clean
+.PHONY: help install train-all serve test test-slow test-containers lint typecheck bench bench-training screenshots wheel lock protos reference clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -77,6 +77,9 @@ lock: ## pin every dependency with its hashes
 
 protos: install ## regenerate the message modules of serving/wire
 	$(BIN)/python serving/wire/generate.py
+
+reference: install ## write docs/reference from the flags, commands and metrics
+	$(BIN)/python docs/reference/generate.py
 
 clean: ## remove what was built, not what was trained
 	rm -rf .venv .typecheck .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -1,7 +1,7 @@
 """One run: from a model's name and profile to a complete run folder.
 
 Sets the seed, finds the devices, loads the data, trains, evaluates, draws and writes. Everything that differs between
-the models is in `training/models/<name>.py`; everything that does not is here.
+the models is in `training/models/`; everything that does not is here.
 """
 
 import dataclasses

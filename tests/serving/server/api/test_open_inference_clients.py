@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from model_servers import Server, server_starter, wait_until, write_echo_model, write_scale_model
 
-README = Path(__file__).resolve().parents[4] / "serving" / "README.md"
+PAGE = Path(__file__).resolve().parents[4] / "docs" / "open-inference.md"
 DATATYPES = {
     "BOOL": (TensorProto.BOOL, np.bool_),
     "UINT8": (TensorProto.UINT8, np.uint8),
@@ -231,9 +231,8 @@ def test_a_drain_turns_readiness_off(tmp_path: Path) -> None:
         grpc.close()
 
 
-def test_the_commands_of_the_readme_work(server: Server) -> None:
-    section = README.read_text().partition("## Open Inference Protocol")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)
+def test_the_commands_of_its_page_work(server: Server) -> None:
+    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert [language for language, _ in blocks] == ["sh", "python"]
     for language, code in blocks:
         code = code.replace("8501", str(server.rest_port)).replace("8500", str(server.grpc_port))

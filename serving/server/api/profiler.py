@@ -57,7 +57,7 @@ class Profiler:
 
     def _handle(self, call: GrpcCall, data: bytes) -> None:
         if not self._enabled:
-            fail(call, unimplemented("the profiler is turned off (--enable_profiler=false)"))
+            fail(call, unimplemented("the profiler is turned off: start with --enable_profiler"))
             return
         try:
             self._access.check(call.peer, call.authorization)

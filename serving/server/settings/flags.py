@@ -26,7 +26,9 @@ class Flags:
     grpc_channel_arguments: str = _flag("", "gRPC's own settings, such as grpc.max_connection_age_ms=60000,...")
     enable_grpc_healthcheck_service: bool = _flag(False, "answer grpc.health.v1 on the gRPC port")
     enable_grpc_reflection: bool = _flag(False, "let grpcurl and its like list and describe the gRPC services")
-    enable_profiler: bool = _flag(True, "answer tensorflow.ProfilerService on the gRPC port for what TensorFlow runs")
+    enable_profiler: bool = _flag(
+        False, "answer tensorflow.ProfilerService on the gRPC port; TensorFlow then opens a port on every address"
+    )
     workers: int = _flag(1, "processes that answer requests behind the same ports; 0: one per core")
     worker_timeout_seconds: float = _flag(30.0, "a worker that does not answer for so long is replaced; 0: never")
     model_name: str = _flag("default", "name of the one model (without --model_config_file)")

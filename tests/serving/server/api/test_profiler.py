@@ -37,7 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path) -> Iterator[Server]:
     with server_starter(folder) as start:
         server = start(
-            "--model_name=double", f"--model_base_path={folder / 'double'}", f"--allowed_model_roots={folder}"
+            "--model_name=double",
+            f"--model_base_path={folder / 'double'}",
+            f"--allowed_model_roots={folder}",
+            "--enable_profiler",
         )
         yield server
         assert server.stop(timeout=60) == 0
@@ -186,7 +189,12 @@ def test_traces_are_for_those_who_may_change_models(start_server: StartServer, t
     write_scale_model(tmp_path / "scale", 1, 2.0)
     token = tmp_path / "token"
     token.write_text("secret\n")
-    flags = ["--model_name=scale", f"--model_base_path={tmp_path / 'scale'}", f"--admin_token_file={token}"]
+    flags = [
+        "--model_name=scale",
+        f"--model_base_path={tmp_path / 'scale'}",
+        f"--admin_token_file={token}",
+        "--enable_profiler",
+    ]
     server = start_server(*flags)
     with grpc.insecure_channel(server.target) as channel:
         profile = channel.unary_unary("/tensorflow.ProfilerService/Profile")

@@ -60,6 +60,7 @@ def server(folder: Path, authority: Authority, trusting: ssl.SSLContext) -> Iter
             f"--rest_ssl_config_file={config}",
             "--enable_grpc_healthcheck_service",
             "--enable_grpc_reflection",
+            "--enable_profiler",
             "--grpc_channel_arguments=grpc.max_receive_message_length=1000,grpc.lb_policy_name=grpclb",
             "--grpc_max_threads=4",
             "--rest_api_num_threads=4",
@@ -147,7 +148,6 @@ def test_services_that_nobody_asked_for_are_not_there(start_server: StartServer,
         "--model_name=scale",
         f"--model_base_path={scale}",
         f"--grpc_socket_path={path}",
-        "--enable_profiler=false",
         "--max_header_bytes=1000",
         "--max_request_bytes=5000",
     )
@@ -160,7 +160,7 @@ def test_services_that_nobody_asked_for_are_not_there(start_server: StartServer,
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary("/tensorflow.ProfilerService/Profile")(b"", timeout=20)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-        assert caught.value.details() == "the profiler is turned off (--enable_profiler=false)"
+        assert caught.value.details() == "the profiler is turned off: start with --enable_profiler"
         with pytest.raises(grpc.RpcError) as caught:
             status_of(channel, "x" * 6000)
         assert "--max_request_bytes" in caught.value.details()

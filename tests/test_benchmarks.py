@@ -167,10 +167,16 @@ def test_the_int8_graph_answers_like_the_float32_one(tmp_path: Path) -> None:
 def test_calls_of_a_model_that_is_not_there_are_counted_as_failed(tmp_path: Path) -> None:
     model = benchmark_models.MODELS[0]
     model.write(tmp_path / model.name / "1")
-    request = request_files.tensorflow_serving(tmp_path, "another", model.request())
+    x, expected = model.request(), model.answer(tmp_path)
+    request = request_files.tensorflow_serving(tmp_path, "another", x, expected)
     with checkouts.own().serve(f"--model_root={tmp_path}") as server:
         with pytest.raises(measurements.MeasurementError, match="another"):
-            request.answer_bytes(server.grpc_port)
+            request.check_answer(server.grpc_port)
+        for protocol in (request_files.tensorflow_serving, request_files.open_inference):
+            assert protocol(tmp_path, model.name, x, expected).check_answer(server.grpc_port) > expected.nbytes
+            with pytest.raises(measurements.MeasurementError, match="the server answers"):
+                protocol(tmp_path, model.name, x, expected + 1).check_answer(server.grpc_port)
+        request = request_files.tensorflow_serving(tmp_path, "another", x, expected)
         address = load_generators.url(server.grpc_port, request.grpc_method)
         load = load_generators.H2load(request.grpc_body, address, 2, 3, answer_bytes=50).run(seconds=1)
         assert (load.calls, load.failed) == (6, 6)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -40,6 +41,11 @@ class Model:
     def graph(self, store: Path) -> Path:
         """The ONNX file of the model in that folder of models."""
         return store / self.name / "1" / "model.onnx"
+
+    def answer(self, store: Path) -> Array:
+        """What the graph makes of the request, by ONNX Runtime without a server."""
+        (y,) = onnxruntime.InferenceSession(str(self.graph(store))).run(None, {"x": self.request()})
+        return np.asarray(y)
 
 
 def write_multiplication(version: Path) -> None:

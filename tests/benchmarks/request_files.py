@@ -2,12 +2,13 @@
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 
 from bookserve.serving.wire import open_inference_pb2, tensors
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
@@ -21,15 +22,17 @@ _ANSWER_SECONDS = 60
 
 @dataclass(frozen=True)
 class RequestFiles:
-    """One request over gRPC and over REST: where it is sent, and the files that hold it."""
+    """One request over gRPC and over REST: where it is sent, the files that hold it, and its right answer."""
 
     grpc_method: str
     grpc_body: Path  # with its prefix
     rest_path: str
     rest_script: Path  # Lua, for wrk
+    read_answer: Callable[[bytes], Array]  # takes `y` out of an answer over gRPC
+    expected: Array
 
-    def answer_bytes(self, grpc_port: int) -> int:
-        """The length of the server's answer over gRPC, with its prefix."""
+    def check_answer(self, grpc_port: int) -> int:
+        """Asks once over gRPC; returns the length of the answer, with its prefix, where it is the right one."""
         options = [("grpc.max_receive_message_length", -1)]
         with grpc.insecure_channel(f"{HOST}:{grpc_port}", options) as channel:
             try:
@@ -37,25 +40,39 @@ class RequestFiles:
                 answer = call(self.grpc_body.read_bytes()[_PREFIX.size :], timeout=_ANSWER_SECONDS, wait_for_ready=True)
             except grpc.RpcError as error:
                 raise MeasurementError(f"the server does not answer: {error.details()}") from error
+        y = self.read_answer(answer)
+        if y.size != self.expected.size or not np.allclose(y.ravel(), self.expected.ravel(), rtol=1e-3, atol=1e-2):
+            raise MeasurementError(f"the server answers {y.ravel()[:10]}, not {self.expected.ravel()[:10]}")
         return _PREFIX.size + len(answer)
 
 
-def tensorflow_serving(folder: Path, name: str, x: Array) -> RequestFiles:
+def tensorflow_serving(folder: Path, name: str, x: Array, expected: Array) -> RequestFiles:
     """The model's input `x` in TensorFlow Serving's protocol; the files are written into the folder."""
     request = messages.PredictRequest()
     request.model_spec.name = name
     request.inputs["x"].CopyFrom(tensors.to_proto(x))
     body, script = _write(folder, "tensorflow-serving", request.SerializeToString(), {"instances": x.tolist()})
-    return RequestFiles("tensorflow.serving.PredictionService/Predict", body, f"v1/models/{name}:predict", script)
+
+    def read_answer(answer: bytes) -> Array:
+        return tensors.to_array(messages.PredictResponse.FromString(answer).outputs["y"])
+
+    method = "tensorflow.serving.PredictionService/Predict"
+    return RequestFiles(method, body, f"v1/models/{name}:predict", script, read_answer, expected)
 
 
-def open_inference(folder: Path, name: str, x: Array) -> RequestFiles:
+def open_inference(folder: Path, name: str, x: Array, expected: Array) -> RequestFiles:
     """The model's input `x` in the Open Inference Protocol; the files are written into the folder."""
     request = open_inference_pb2.ModelInferRequest(model_name=name, raw_input_contents=[x.tobytes()])
     request.inputs.add(name="x", datatype="FP32", shape=x.shape)
     tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
     body, script = _write(folder, "open-inference", request.SerializeToString(), {"inputs": [tensor]})
-    return RequestFiles("inference.GRPCInferenceService/ModelInfer", body, f"v2/models/{name}/infer", script)
+
+    def read_answer(answer: bytes) -> Array:
+        contents = open_inference_pb2.ModelInferResponse.FromString(answer).raw_output_contents
+        return np.frombuffer(b"".join(contents), np.float32)
+
+    method = "inference.GRPCInferenceService/ModelInfer"
+    return RequestFiles(method, body, f"v2/models/{name}/infer", script, read_answer, expected)
 
 
 def _write(folder: Path, form: str, message: bytes, value: Mapping[str, Any]) -> tuple[Path, Path]:

@@ -7,7 +7,7 @@ figures of one run.
 
 What is compared runs in turns: with `--beside` the model server of another checkout of this project ("theirs") and this
 one ("ours"); with `--triton VENV`, a virtual environment that holds nvidia-pytriton and onnxruntime, NVIDIA's Triton
-and this one. Linux only.
+and this one. Before each load the server's answer is compared with that of ONNX Runtime alone. Linux only.
 """
 
 import os
@@ -148,7 +148,7 @@ def _starts(contenders: Mapping[str, Checkout], store: Path, settings: Settings)
 
 def _model(contenders: Mapping[str, Checkout], model: Model, scratch: Path, settings: Settings) -> None:
     store = _store(model, scratch)
-    request = request_files.tensorflow_serving(store, model.name, model.request())
+    request = request_files.tensorflow_serving(store, model.name, model.request(), model.answer(store))
     points = [
         *(Point("gRPC", connections) for connections in model.connections),
         *([Point("gRPC", 1, model.streams)] if model.streams else []),
@@ -170,8 +170,8 @@ def _beside_triton(model: Model, venv: Path, scratch: Path, settings: Settings) 
     """Triton and this server at 16 connections, and ONNX Runtime alone."""
     store = _store(model, scratch)
     graph = model.graph(store)
-    theirs = request_files.open_inference(store, model.name, model.request())
-    ours = request_files.tensorflow_serving(store, model.name, model.request())
+    theirs = request_files.open_inference(store, model.name, model.request(), model.answer(store))
+    ours = request_files.tensorflow_serving(store, model.name, model.request(), model.answer(store))
     serve_theirs = partial(triton_server.serve, venv, scratch / f"triton-{model.name}", model.name, graph)
     serve_ours = partial(checkouts.own().serve, f"--model_root={store}", *settings.flags)
     points = _measurable([Point(transport, _TRITON_CONNECTIONS) for transport in ("gRPC", "REST")])
@@ -207,7 +207,7 @@ def _measurable(points: Sequence[Point]) -> list[Point]:
 
 def _say_how_long(what: str, measurements_a_round: int, settings: Settings) -> None:
     minutes = measurements_a_round * settings.rounds * (settings.seconds + _EXTRA_SECONDS) / 60
-    click.echo(f"\n{what} (about {minutes:.0f} min)")
+    click.echo(f"\n{what} (about {minutes:.1f} min)")
 
 
 def _compare(label: str, measures: Mapping[str, Measure], rounds: int) -> None:
@@ -241,7 +241,7 @@ def _load(serve: Serve, request: RequestFiles, point: Point, settings: Settings)
 
 
 def _generator(server: Server, request: RequestFiles, point: Point) -> H2load | Wrk:
-    answer_bytes = request.answer_bytes(server.grpc_port)  # which shows that it answers, too
+    answer_bytes = request.check_answer(server.grpc_port)
     if point.transport == "REST":
         return Wrk(request.rest_script, url(server.rest_port, request.rest_path), point.connections)
     address = url(server.grpc_port, request.grpc_method)

@@ -1,4 +1,7 @@
-"""NVIDIA's Triton with a graph behind its Python backend, from a virtual environment with nvidia-pytriton."""
+"""NVIDIA's Triton with a graph behind its Python backend, from a virtual environment with nvidia-pytriton.
+
+That environment needs numpy below 2: with a newer one the backend answers 200 over gRPC and no numbers.
+"""
 
 import os
 import shutil

@@ -1,7 +1,8 @@
 """The generators of load, which cost less than a server: h2load for gRPC and wrk for REST; and what they print.
 
 h2load (Debian: nghttp2-client) knows nothing of gRPC: it takes a call that failed for one that succeeded, because its
-HTTP status is 200. Such a call is found by its answer, which has no message.
+HTTP status is 200. Such a call is found by its answer, which has no message. Its percentiles come from its log of
+single calls, which costs it some 5 us a call.
 """
 
 import re

@@ -8,6 +8,7 @@ MODELS     ?=
 GRPC_PORT  ?= 8500
 REST_PORT  ?= 8501
 GATEWAY_PORT ?= 8080
+ARGS       ?=
 
 BIN  := .venv/bin
 DONE := .venv/.installed
@@ -55,9 +56,10 @@ typecheck: install
 	@for room in training export serving clients; do ln -sfn ../../$$room .typecheck/bookserve/$$room; done
 	$(BIN)/mypy -p bookserve.training -p bookserve.export -p bookserve.serving -p bookserve.clients
 	$(BIN)/mypy tests/benchmarks/training.py
+	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks/serving.py
 
-bench: install ## how fast the model server is; prints tables
-	$(BIN)/python -m bookserve.serving.bench --models-dir=$(MODELS_DIR)
+bench: install ## how fast the model server is; ARGS are its options, ARGS=--help lists them
+	$(BIN)/python tests/benchmarks/serving.py --models-dir=$(MODELS_DIR) $(ARGS)
 
 bench-training: install ## how fast the trainings are: beside plain Keras, by workers, and their input
 	$(BIN)/python tests/benchmarks/training.py ptb

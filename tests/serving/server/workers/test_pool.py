@@ -96,7 +96,7 @@ class Rest:
 
 
 @contextmanager
-def connections(server: Server, count: int = 4, context: ssl.SSLContext | None = None) -> Iterator[list[Rest]]:
+def connections(server: Server, count: int = 16, context: ssl.SSLContext | None = None) -> Iterator[list[Rest]]:
     """Open at the same time, so that they are spread over the processes."""
     with ExitStack() as stack:
         made = []
@@ -200,7 +200,7 @@ def test_every_process_shows_the_counts_of_all(server: Server) -> None:
                 assert connection.predict()[0] == 200
         pages = [connection.ask("GET", METRICS)[1] for connection in rest]
     for page in pages:
-        assert series(page, ":tensorflow:serving:request_count", **counted) == before + 20
+        assert series(page, ":tensorflow:serving:request_count", **counted) == before + 5 * len(pages)
         assert series(page, ":bookserve:model_version_state", model_name="scale", state="AVAILABLE") == 2
 
 
@@ -332,7 +332,7 @@ def test_a_process_that_dies_is_replaced_and_none_outlives_the_main_process(
 ) -> None:
     server = start_server(*flags, "--enable_metrics", "--file_system_poll_wait_seconds=0.2")
     with connections(server) as rest:
-        assert [connection.predict()[0] for connection in rest] == [200] * 4
+        assert {connection.predict()[0] for connection in rest} == {200}
         write_scale_model(tmp_path / "models" / "scale", 2, 3.0)
         wait_until(lambda: all("3.0" in connection.predict()[1] for connection in rest), "version 2 serves")
         assert all(connection.predict()[0] == 200 for connection in rest for _ in range(20))
@@ -371,7 +371,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(start_server: StartServer, 
     wait_until(lambda: len(workers(server)) == 3, "it is replaced", 120)
     assert f"worker 1 (process {first}) ended with -9: it is replaced" in server.log.read_text()
     with connections(server) as rest:
-        assert [connection.predict()[0] for connection in rest] == [200] * 4
+        assert {connection.predict()[0] for connection in rest} == {200}
         page = rest[0].ask("GET", METRICS)[1]
         assert series(page, ":bookserve:connections", worker="1", api="rest") >= 1
     assert server.stop(timeout=60) == 0

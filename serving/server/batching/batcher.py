@@ -429,7 +429,7 @@ class Batcher:
             for task in tasks:
                 task.run = run
             with self._lock:
-                self._brevity.ran(batch.nbytes, computed)
+                self._brevity.ran(batch.nbytes, computed, len(tasks))
         return tasks + gone, outcomes + [_CANCELLED] * len(gone)
 
     def _is_over(self, batch: Batch) -> bool:

@@ -37,6 +37,7 @@ _DATA_TYPES: dict[str, tensorflow_pb2.DataType] = {
 }
 _ERROR_LEVEL = 3
 _PROCESSOR = "CPUExecutionProvider"
+_REMOTE = "AzureExecutionProvider"  # of operations that ask a service that the graph names
 
 
 class OnnxEngine:
@@ -57,7 +58,9 @@ class OnnxEngine:
         session_options.log_severity_level = _ERROR_LEVEL
         try:
             self._session = onnxruntime.InferenceSession(
-                str(graph), session_options, providers=onnxruntime.get_available_providers()
+                str(graph),
+                session_options,
+                providers=[name for name in onnxruntime.get_available_providers() if name != _REMOTE],
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             raise failed_precondition(f"{graph} does not load: {error}") from error

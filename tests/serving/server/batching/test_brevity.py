@@ -53,3 +53,14 @@ def test_engines_that_compute_elsewhere_never_get_there() -> None:
     for _ in range(100):
         brevity.ran(1, SHORT)
     assert not brevity.covers(1)
+
+
+def test_requests_that_share_a_run_have_longer() -> None:
+    brevity = Brevity(possible=True)
+    for _ in range(32):
+        brevity.ran(6400, MIDDLE, requests=64)
+    assert brevity.covers(6400)
+    alone = Brevity(possible=True)
+    for _ in range(32):
+        alone.ran(6400, MIDDLE)
+    assert not alone.known

@@ -244,7 +244,7 @@ class GrpcApplication:
             if handler is not None:
                 message = await self._one_message(call, receive)
                 if call.open:
-                    handler(call, message)
+                    self._handle(call, handler, message)
                 await call.send_answer(send)
             else:
                 await self._stream(call, self._streams[call.path], receive, send)
@@ -267,6 +267,13 @@ class GrpcApplication:
             self.calls.discard(call)
             if timer is not None:
                 timer.cancel()
+
+    def _handle(self, call: GrpcCall, handler: Handler, message: bytes) -> None:
+        try:
+            handler(call, message)
+        except Exception:  # also an OSError, which means here that a file is not there, not that the client is gone
+            log.exception("fault while answering a call of %s", call.path.decode("utf-8", "replace"))
+            call.fail(tensorflow_error_pb2.INTERNAL, "internal error")
 
     async def _fail(self, call: GrpcCall, send: Send, code: Code, message: str) -> None:
         call.fail(code, message)

@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 DRAIN_STEP_SECONDS = 0.02
 _FRAME_BYTES = 1 << 20
-_MAX_FRAME_BYTES = 1 << 24
 # What the library reads of a REST connection at a time, beside the headers: 128 such pieces hold up the others.
 _BUFFER_BYTES = 48 << 10
 # How much larger than what a call may have the library's own limit is: beyond that the connection is ended, not a call.

@@ -47,6 +47,8 @@ def fail(call: GrpcCall, message: bytes) -> None:
 
 
 def break_down(call: GrpcCall, message: bytes) -> None:
+    if message == b"a file":
+        raise FileNotFoundError("secret path")
     raise RuntimeError("secret detail")
 
 
@@ -455,7 +457,8 @@ def test_a_fault_of_the_handler_is_internal_and_keeps_its_detail(
     server: Transport, caplog: pytest.LogCaptureFixture
 ) -> None:
     with channel_to(server) as channel:
-        assert error_of(channel.unary_unary("/t/Break"), b"") == (grpc.StatusCode.INTERNAL, "internal error")
+        for message in (b"", b"a file"):
+            assert error_of(channel.unary_unary("/t/Break"), message) == (grpc.StatusCode.INTERNAL, "internal error")
         assert channel.unary_unary("/t/Echo")(b"on", timeout=10) == b"on"
     assert "fault while answering a call of /t/Break" in caplog.text
 

@@ -14,7 +14,6 @@ from bookserve.serving.server.types.errors import ServingError, internal, invali
 log = logging.getLogger(__name__)
 
 Request = TypeVar("Request", bound=Message)
-Result = TypeVar("Result")
 
 
 def parse(request_type: type[Request], data: bytes) -> Request:
@@ -35,13 +34,13 @@ def fail(call: GrpcCall, error: ServingError) -> None:
     call.fail(error.code, error.message)
 
 
-def answer_with(call: GrpcCall, encode: Callable[[Result], bytes]) -> Callable[[Result | ServingError], None]:
+def answer_with(call: GrpcCall, encode: Callable[[Any], bytes]) -> Callable[[Any], None]:
     """What answers a call, once, with a result that `encode` can write or with an error.
 
     `encode` may raise ServingError.
     """
 
-    def done(result: Result | ServingError) -> None:
+    def done(result: Any) -> None:
         if not call.open:
             return
         if isinstance(result, ServingError):

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import HTTP_STATUS, ServingError, internal, invalid_argument
@@ -12,8 +12,6 @@ from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.json_text import JsonError
 
 log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 
 class RestAnswer(NamedTuple):
@@ -37,15 +35,13 @@ def fail(exchange: HttpExchange, error: ServingError) -> None:
     exchange.respond(HTTP_STATUS[error.code], error_body(error.message), headers=headers)
 
 
-def answer_with(
-    exchange: HttpExchange, encode: Callable[[Result], RestAnswer]
-) -> Callable[[Result | ServingError], None]:
+def answer_with(exchange: HttpExchange, encode: Callable[[Any], RestAnswer]) -> Callable[[Any], None]:
     """What answers a request, once, with a result that `encode` can write or with an error.
 
     `encode` may raise ServingError, and JsonError for what JSON cannot carry.
     """
 
-    def done(result: Result | ServingError) -> None:
+    def done(result: Any) -> None:
         if not exchange.open:
             return
         if isinstance(result, ServingError):

@@ -89,9 +89,11 @@ class HttpExchange:
         "body",
         "channel",
         "headers",
+        "late",
         "method",
         "open",
         "path",
+        "reader",
         "received",
         "record",
         "scope",
@@ -106,7 +108,9 @@ class HttpExchange:
         self.channel = channel
         self.body = b""  # decompressed
         self.open = True
-        self.received = 0.0  # the loop's time
+        self.received = 0.0  # the loop's time; while the body is read, when that began
+        self.reader: asyncio.Task[Any] | None = None  # reads the body
+        self.late = False  # the body was not complete in time
         self.answer: tuple[int, list[tuple[str, str]], bytes] | None = None
         self.answer_headers: list[tuple[str, str]] = []  # further headers of the answer
         self.record: Any = None  # an `Ended` of grpc_call.py; taken off and ended with the exchange
@@ -181,7 +185,7 @@ class RestApplication:
         self._unfinished = unfinished
         self._loop = asyncio.get_running_loop()
         self._waiting: set[HttpExchange] = set()  # for their answers
-        self._reading = 0
+        self._reading: set[HttpExchange] = set()  # their bodies
 
     @property
     def idle(self) -> bool:
@@ -238,16 +242,19 @@ class RestApplication:
 
     async def _read_body(self, exchange: HttpExchange) -> None:
         headers = exchange.headers
-        seconds = self._limits.request_seconds
-        self._reading += 1
+        exchange.received = self._loop.time()
+        exchange.reader = asyncio.current_task()
+        self._reading.add(exchange)
         try:
-            async with asyncio.timeout(seconds):
-                body = await self._body(exchange)
-        except TimeoutError:
-            text = f"the request was not complete after {seconds:g} seconds (--request_seconds)"
+            body = await self._body(exchange)
+        except asyncio.CancelledError:
+            if not exchange.late or exchange.reader is None:
+                raise
+            exchange.reader.uncancel()
+            text = f"the request was not complete after {self._limits.request_seconds:g} seconds (--request_seconds)"
             raise _Refused(408, "request_timeout", text) from None
         finally:
-            self._reading -= 1
+            self._reading.discard(exchange)
         encoding = headers.get("content-encoding", "identity").lower()
         if encoding != "identity" and body:
             body = await self._decompressed(body, encoding)
@@ -308,12 +315,19 @@ class RestApplication:
     # What waits
 
     async def sweep(self) -> None:
-        """For ever: ends requests that wait too long for their answer, and those whose clients are gone."""
-        timeout = self._limits.answer_seconds
-        seconds = max(_MIN_SWEEP_SECONDS, min(_SWEEP_SECONDS, timeout / 4)) if timeout else _SWEEP_SECONDS
+        """For ever: ends requests that come too slowly or wait too long for their answer, or whose clients are gone.
+
+        One look at all of them every so often costs less than a timer for each.
+        """
+        timeout, request_seconds = self._limits.answer_seconds, self._limits.request_seconds
+        seconds = max(_MIN_SWEEP_SECONDS, min(_SWEEP_SECONDS, (timeout or request_seconds) / 4, request_seconds / 4))
         while True:
             await asyncio.sleep(seconds)
             now = self._loop.time()
+            for exchange in self._reading:
+                if now - exchange.received > request_seconds and exchange.reader is not None and not exchange.late:
+                    exchange.late = True
+                    exchange.reader.cancel()
             for exchange in list(self._waiting):
                 if timeout and now - exchange.received > timeout:
                     exchange.respond(504, self._error_body("Timed out waiting for notification"))

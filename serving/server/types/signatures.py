@@ -66,9 +66,7 @@ class TensorSpec:
         shape = self.shape
         if shape is None or (self.any_rank_of_ones and len(shape) != array.ndim and set(shape) <= {None, 1}):
             return
-        if len(shape) != array.ndim or any(
-            fixed is not None and fixed != size for fixed, size in zip(shape, array.shape, strict=True)
-        ):
+        if not _takes(shape, array.shape):
             raise invalid_argument(
                 f"input '{self.name}' expects shape {shape_text(shape)}, the request has {list(array.shape)}"
             )
@@ -213,6 +211,15 @@ def _defaults(name: str, proto: tensorflow_pb2.SignatureDef) -> dict[str, Array]
         except TensorError as error:
             log.warning("signature '%s': the default of input '%s' cannot be used: %s", name, alias, error)
     return defaults
+
+
+def _takes(shape: tuple[int | None, ...], given: tuple[int, ...]) -> bool:
+    if len(shape) != len(given):
+        return False
+    for fixed, size in zip(shape, given, strict=True):  # noqa: SIM110 - a generator for every tensor would cost more
+        if fixed is not None and fixed != size:
+            return False
+    return True
 
 
 def shape_text(shape: tuple[int | None, ...]) -> str:

@@ -75,8 +75,6 @@ def create_app(
     metrics = metrics or Metrics()
     app = Flask("bookserve.gateway", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = config.limits.body_bytes
-    app.config["MAX_FORM_PARTS"] = config.limits.form_parts
-    app.config["MAX_FORM_MEMORY_SIZE"] = config.limits.form_field_bytes
     models = ModelBackend(backend, config.model_server, config.model_seconds)
     store = Store(config.models_dir) if config.models_dir else None
     dependencies = Dependencies(models, config.limits, store, molecule_pool)
@@ -177,12 +175,8 @@ def _add_error_handlers(app: Flask, config: GatewayConfig) -> None:
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> Response:
-        limits = config.limits
-        return Problem(
-            413,
-            f"a body may have {limits.body_bytes} bytes, a form {limits.form_parts} parts"
-            f" and {limits.form_field_bytes} bytes of fields: send less at a time",
-        ).response(g.request_id)
+        detail = f"a body may have {config.limits.body_bytes} bytes (--max-body-bytes): send less at a time"
+        return Problem(413, detail).response(g.request_id)
 
     @app.errorhandler(HTTPException)
     def http_exception(error: HTTPException) -> Response:

@@ -6,6 +6,7 @@ as everywhere.
 """
 
 import asyncio
+import contextlib
 import io
 import sys
 import uuid
@@ -25,6 +26,8 @@ _log = structlog.get_logger()
 # A chunk costs the same whatever its size, so beyond the first ones they must carry something.
 _FREE_PIECES = 2048
 _PIECE_BYTES = 128  # on average
+# A browser reads no answer before it has sent its body, so one that is too large is taken and thrown away up to here.
+_DISCARDED_BYTES = 64 << 20
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
@@ -73,6 +76,8 @@ class Bridge:
         if not declared.isdigit():
             raise Problem(400, "Content-Length is no number")
         if int(declared) > limit:
+            if int(declared) <= limit + _DISCARDED_BYTES and "expect" not in scope.headers:
+                await self._discard(exchange)
             raise _too_large(limit)
         if declared == "0" and "transfer-encoding" not in scope.headers:
             return b""
@@ -90,6 +95,12 @@ class Bridge:
             seconds = self._limits.body_seconds
             raise Problem(408, f"the body did not arrive within {seconds:g} s (--body-seconds)") from None
         return b"".join(pieces)
+
+    async def _discard(self, exchange: HTTPProtocol) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.body_seconds):
+                async for _ in exchange:
+                    pass
 
     def _call(self, environ: dict[str, Any]) -> _Answer:
         started: list[tuple[int, list[tuple[str, str]]]] = []

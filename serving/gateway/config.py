@@ -11,7 +11,9 @@ class Limits:
     body_bytes: int = 16 << 20
     body_seconds: float = 30.0  # from the first byte of a request's body to its last
     form_parts: int = 64  # multipart parts, files and fields together
-    form_field_bytes: int = 64 << 10  # all multipart fields that are no files
+    form_field_bytes: int = (
+        64 << 10
+    )  # the headers of a multipart part, and the text of one that is no file; at least 1 KiB
     items: int = 32  # pictures, molecules, texts, boards a request
     points: int = 4096  # numbers or pairs of numbers a request, of the linear and the logistic model
     generated_words: int = 50  # words a request may have generated

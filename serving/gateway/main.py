@@ -51,7 +51,7 @@ _log = structlog.get_logger()
 @click.option("--max-json-bytes", default=Limits.json_bytes, show_default=True, type=click.IntRange(1024))
 @click.option("--max-json-depth", default=Limits.json_depth, show_default=True, type=click.IntRange(4, 1000))
 @click.option("--max-form-parts", default=Limits.form_parts, show_default=True, type=click.IntRange(1))
-@click.option("--max-form-field-bytes", default=Limits.form_field_bytes, show_default=True, type=click.IntRange(1))
+@click.option("--max-form-field-bytes", default=Limits.form_field_bytes, show_default=True, type=click.IntRange(1024))
 @click.option(
     "--max-items",
     default=Limits.items,

@@ -3,6 +3,7 @@
 Anything that is not as it should be is a `Problem` that names it.
 """
 
+import io
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 import orjson
 from flask import Request
+from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.formparser import MultiPartParser
 
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.problems import Problem, bad_value, shown
@@ -18,6 +22,7 @@ JSON = "application/json"
 FORM = "multipart/form-data"
 MAX_LABEL = 64  # characters
 MAX_VERSION = 2**63 - 1
+MAX_BOUNDARY = 70  # characters, RFC 2046
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 # Opening brackets become 1, closing ones -1 (as a signed byte), everything else is deleted.
@@ -118,12 +123,12 @@ def whole_number(body: dict[str, Any], name: str, default: int, most: int, examp
 
 
 def read_files(request: Request, name: str, limits: Limits, example: object) -> list[bytes]:
-    """The uploaded files of a multipart form whose field is `name`, in order."""
-    files = request.files
-    for other in [*request.form, *files]:
+    """The uploaded files of a multipart form (RFC 7578) whose field is `name`, in order."""
+    fields, files = _form(request, limits, example)
+    for other in [*fields, *files]:
         if other != name:
-            raise bad_value(other[:40], f"{name!r} as the only form field", shown(other), example)
-    if request.form:
+            raise bad_value(str(other)[:40], f"{name!r} as the only form field", shown(other), example)
+    if fields:
         raise bad_value(name, "a file", "a text field", example)
     uploads = [upload.read() for upload in files.getlist(name)]
     if not uploads:
@@ -131,6 +136,39 @@ def read_files(request: Request, name: str, limits: Limits, example: object) -> 
     if len(uploads) > limits.items:
         raise Problem(413, f"at most {limits.items} files a request are taken, got {len(uploads)}", field=name)
     return uploads
+
+
+def _form(request: Request, limits: Limits, example: object) -> tuple[MultiDict[str, str], MultiDict[str, Any]]:
+    """The text fields and the files of a form.
+
+    The parser holds one limit against the text of a field and against what it has not parsed yet: a part's headers, or
+    a piece of a file behind bytes that may begin a boundary. So the pieces are half of that limit, and a file of any
+    size and content passes.
+    """
+    boundary = request.mimetype_params.get("boundary", "").encode("latin-1", "replace")
+    if not 0 < len(boundary) <= MAX_BOUNDARY:
+        given = f"one of {len(boundary)}" if boundary else "none"
+        raise bad_value("Content-Type", f"a boundary of 1 to {MAX_BOUNDARY} characters", given, example)
+    parser = MultiPartParser(
+        lambda **_: io.BytesIO(),
+        max_form_memory_size=limits.form_field_bytes,
+        buffer_size=limits.form_field_bytes // 2,
+        max_form_parts=limits.form_parts,
+    )
+    body = request.get_data(cache=False)
+    try:
+        if b"--" + boundary not in body:
+            raise ValueError("no part begins")
+        return parser.parse(io.BytesIO(body), boundary, len(body))
+    except RequestEntityTooLarge:
+        raise Problem(
+            413,
+            f"a form may have {limits.form_parts} parts (--max-form-parts), and {limits.form_field_bytes} bytes of"
+            " headers or text a part that is no file (--max-form-field-bytes)",
+        ) from None
+    except ValueError as error:
+        given = f"{len(body)} bytes that are none, or only its beginning"
+        raise bad_value("body", "a multipart form with the boundary of its Content-Type", given, example) from error
 
 
 def media_type(request: Request) -> str:

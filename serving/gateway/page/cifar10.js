@@ -1,24 +1,16 @@
 // The panel of CIFAR-10: drop, choose or pick a picture, see which of ten things it shows.
 
 import { SCENES } from "./scenes.js";
-import { Bars, Panel, element, percent, takeFiles } from "./shared.js";
+import { Panel, element, pngOf, showClass, takeFiles } from "./shared.js";
 
 const CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 const SIDE = 32; // pixels of the model's pictures
 
 export function startCifar10() {
   const panel = new Panel("cifar10");
-  const bars = new Bars(element("cifar10-bars"), CLASSES);
+  const show = showClass("cifar10", CLASSES);
   const canvas = element("cifar10-canvas");
   const small = element("cifar10-small");
-
-  const show = (prediction) => {
-    element("cifar10-class").textContent = prediction?.class ?? "–";
-    element("cifar10-sure").textContent = prediction
-      ? `${percent(prediction.probabilities[prediction.class])} sure`
-      : "";
-    bars.show(prediction?.probabilities, prediction?.class);
-  };
 
   // The central square, as the gateway cuts it.
   const draw = (picture) => {
@@ -33,26 +25,7 @@ export function startCifar10() {
     }
   };
 
-  const predict = async (file) => {
-    const form = new FormData();
-    form.append("file", file);
-    const predictions = await panel.ask(form);
-    if (predictions) show(predictions[0]);
-    else if (panel.message.textContent) show(null);
-  };
-
-  const take = async (file) => {
-    try {
-      const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
-      draw(bitmap);
-      bitmap.close();
-    } catch {
-      show(null);
-      panel.fail("The browser cannot read this file as a picture.");
-      return;
-    }
-    await predict(file);
-  };
+  const take = (file) => panel.askFile(file, draw, show);
 
   const scene = (name) => {
     const picture = document.createElement("canvas");
@@ -69,10 +42,10 @@ export function startCifar10() {
     button.setAttribute("aria-label", `A drawn ${name}`);
     const picture = scene(name);
     button.append(picture);
-    button.addEventListener("click", () => picture.toBlob(take, "image/png"));
+    button.addEventListener("click", () => take(pngOf(picture)));
     element("cifar10-scenes").append(button);
   }
   small.width = small.height = SIDE;
-  scene("ship").toBlob(take, "image/png");
+  take(pngOf(scene("ship")));
   takeFiles(canvas, element("cifar10-file"), take);
 }

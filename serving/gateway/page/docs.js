@@ -1,6 +1,6 @@
 // The page /docs: every operation of /openapi.json with its parameters, a body that works, a curl line, and a try.
 
-import { ask, element } from "./shared.js";
+import { Newest, ask, element } from "./shared.js";
 
 const JSON_TYPE = "application/json";
 const FORM_TYPE = "multipart/form-data";
@@ -27,6 +27,7 @@ class Operation {
     this.path = path;
     this.method = method.toUpperCase();
     this.parameters = new Map();
+    this.newest = new Newest();
     const content = description.requestBody?.content ?? {};
     this.takesFiles = FORM_TYPE in content;
     this.schema = content[JSON_TYPE]?.schema;
@@ -119,16 +120,20 @@ class Operation {
     }
     this.answer.hidden = false;
     this.answer.textContent = "…";
-    try {
-      const response = await fetch(this.url, options);
-      const text = await response.text();
-      const json = /json/.test(response.headers.get("Content-Type") ?? "");
-      const shown = json ? pretty(JSON.parse(text)) : text;
-      const cut = shown.length > SHOWN ? `${shown.slice(0, SHOWN)} …` : shown;
-      this.answer.textContent = `${response.status} ${response.statusText}\n${cut}`;
-    } catch {
-      this.answer.textContent = "The gateway does not answer: start it with 'make serve'.";
-    }
+    const outcome = await this.newest.run(async (signal) => {
+      const response = await fetch(this.url, { ...options, signal });
+      return { response, text: await response.text() };
+    });
+    if (!outcome) return;
+    const away = "The gateway does not answer: start it with 'make serve'.";
+    this.answer.textContent = outcome.error ? away : this.answerText(outcome.value);
+  }
+
+  answerText({ response, text }) {
+    const json = /json/.test(response.headers.get("Content-Type") ?? "");
+    const shown = json ? pretty(JSON.parse(text)) : text;
+    const cut = shown.length > SHOWN ? `${shown.slice(0, SHOWN)} …` : shown;
+    return `${response.status} ${response.statusText}\n${cut}`;
   }
 }
 

@@ -1,20 +1,23 @@
-// A field to draw on with mouse, touch, pen or keyboard. Calls `changed` after each stroke, `cleared` when emptied.
+// A field to draw on with mouse, touch, pen or keyboard. Calls `begun` when a stroke begins or the field is emptied, and
+// `changed` after each stroke.
+
+import { pngOf } from "./shared.js";
 
 export class DrawingField {
   static PEN = 20; // pixels of the canvas, about what two of MNIST's are
   static STEP = 8;
 
-  constructor(canvas, changed, cleared) {
+  constructor(canvas, { begun, changed }) {
     this.canvas = canvas;
+    this.begun = begun;
     this.changed = changed;
-    this.cleared = cleared;
     this.context = canvas.getContext("2d", { willReadFrequently: true });
     this.pointer = null;
     this.cursor = { x: canvas.width / 2, y: canvas.height / 2 };
     this.keys = false;
     this.drawing = false;
     this.saved = null;
-    this.clear();
+    this.wipe();
     canvas.addEventListener("pointerdown", (event) => this.press(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.lift(event));
@@ -24,28 +27,30 @@ export class DrawingField {
   }
 
   clear() {
-    this.saved = null;
+    this.wipe();
+    if (this.keys) this.showCursor();
+    this.begun();
+  }
+
+  wipe() {
+    this.saved = this.last = this.pointer = null;
+    this.drawing = false;
     this.context.fillStyle = "#fff";
     this.context.fillRect(0, 0, this.canvas.width, this.canvas.height);
-    this.last = null;
-    if (this.keys) this.showCursor();
-    this.cleared();
   }
 
   picture() {
     this.hideCursor();
-    const picture = new Promise((resolve) => this.canvas.toBlob(resolve, "image/png"));
+    const picture = pngOf(this.canvas);
     if (this.keys) this.showCursor();
     return picture;
   }
 
-  async showPicture(file) {
-    const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
-    this.clear();
+  showPicture(bitmap) {
+    this.wipe();
     const scale = Math.min(this.canvas.width / bitmap.width, this.canvas.height / bitmap.height);
     const [width, height] = [bitmap.width * scale, bitmap.height * scale];
     this.context.drawImage(bitmap, (this.canvas.width - width) / 2, (this.canvas.height - height) / 2, width, height);
-    bitmap.close();
   }
 
   position(event) {
@@ -60,6 +65,7 @@ export class DrawingField {
     if (this.pointer !== null || event.button !== 0) return;
     event.preventDefault();
     this.leave();
+    this.begun();
     this.pointer = event.pointerId;
     this.canvas.setPointerCapture(event.pointerId);
     this.last = this.position(event);
@@ -95,6 +101,7 @@ export class DrawingField {
     if (event.key === "Delete" || event.key === "Backspace") {
       this.clear();
     } else if (event.key === " ") {
+      if (!this.drawing) this.begun();
       this.drawing = true;
       this.step([0, 0]);
     } else if (event.key in moves) {

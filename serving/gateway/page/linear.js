@@ -27,11 +27,12 @@ export function startLinear() {
 
   const latest = new Latest(async (x) => {
     if (!line.length) await fit().catch(() => {}); // the question below says what is wrong
-    const predictions = await panel.ask({ x });
-    y = predictions ? predictions[0].y : null;
-    element("linear-y").textContent = y === null ? "–" : y.toFixed(3);
-    plot.canvas.setAttribute("aria-valuetext", y === null ? "no answer" : `x ${x.toFixed(2)}, y ${y.toFixed(2)}`);
-    plot.draw();
+    await panel.ask({ x }, (predictions) => {
+      y = predictions ? predictions[0].y : null;
+      element("linear-y").textContent = y === null ? "–" : y.toFixed(3);
+      plot.canvas.setAttribute("aria-valuetext", y === null ? "no answer" : `x ${x.toFixed(2)}, y ${y.toFixed(2)}`);
+      plot.draw();
+    });
   });
 
   const moved = ([x]) => {

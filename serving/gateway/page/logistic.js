@@ -23,11 +23,12 @@ export function startLogistic() {
 
   const latest = new Latest(async (point) => {
     if (!known) await shade().catch(() => {}); // the question below says what is wrong
-    const predictions = await panel.ask({ x: [point] });
-    const prediction = predictions?.[0];
-    element("logistic-class").textContent = prediction?.class ?? "–";
-    bars.show(prediction && { 0: 1 - prediction.probability, 1: prediction.probability }, prediction?.class);
-    plot.draw();
+    await panel.ask({ x: [point] }, (predictions) => {
+      const prediction = predictions?.[0];
+      element("logistic-class").textContent = prediction?.class ?? "–";
+      bars.show(prediction && { 0: 1 - prediction.probability, 1: prediction.probability }, prediction?.class);
+      plot.draw();
+    });
   });
 
   const moved = (point) => {

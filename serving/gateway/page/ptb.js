@@ -33,29 +33,30 @@ export function startPtb() {
     return choice;
   };
 
-  const suggest = async () => {
-    clearTimeout(timer);
-    if (!text.value.trim()) {
-      panel.cancel();
-      element("ptb-next").replaceChildren();
-      noteUnknown([]);
-      return;
-    }
-    const predictions = await panel.ask({ text: text.value, top_k: SUGGESTIONS });
-    if (!predictions && !panel.message.textContent) return;
+  const show = (predictions) => {
     element("ptb-next").replaceChildren(...(predictions?.[0].words ?? []).map(button));
     noteUnknown(predictions?.[0].unknown ?? []);
   };
 
-  const generate = async () => {
+  const suggest = () => {
+    clearTimeout(timer);
+    if (text.value.trim()) {
+      panel.ask({ text: text.value, top_k: SUGGESTIONS }, show);
+    } else {
+      panel.cancel();
+      show(null);
+    }
+  };
+
+  const generate = () => {
     clearTimeout(timer);
     const body = { text: text.value, words: element("ptb-words").valueAsNumber, temperature: warmth.valueAsNumber };
-    const predictions = await panel.ask(body, "/api/v1/ptb/generate");
-    if (predictions) append(predictions[0].words);
+    panel.ask(body, (predictions) => predictions && append(predictions[0].words), "/api/v1/ptb/generate");
   };
 
   text.addEventListener("input", () => {
     clearTimeout(timer);
+    panel.cancel();
     timer = setTimeout(suggest, PAUSE);
   });
   warmth.addEventListener("input", () => (element("ptb-warmth").textContent = warmth.valueAsNumber.toFixed(1)));

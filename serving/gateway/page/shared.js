@@ -10,30 +10,50 @@ export async function ask(path, options) {
   let response;
   try {
     response = await fetch(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
+  } catch {
     throw new Error("The gateway does not answer: start it with 'make serve'.");
   }
-  const document_ = await response.json().catch((error) => {
-    if (error.name === "AbortError") throw error;
-    return null;
-  });
+  const document_ = await response.json().catch(() => null);
   if (!response.ok || !document_) throw new Error(document_?.detail ?? `The gateway answered ${response.status}.`);
   return document_;
 }
 
-// One model's panel: its questions, of which a newer one overtakes the older, and its two lines of small print.
+// The newest job of its kind: a newer one, or cancel(), overtakes it, and nothing that it comes to is used.
+export class Newest {
+  cancel() {
+    this.running?.abort();
+    this.running = null;
+  }
+
+  // {value} or {error} of `job`, which gets a signal that aborts it; null when it was overtaken.
+  async run(job) {
+    this.cancel();
+    const mine = (this.running = new AbortController());
+    let outcome;
+    try {
+      outcome = { value: await job(mine.signal) };
+    } catch (error) {
+      outcome = { error };
+    }
+    return this.running === mine ? outcome : null;
+  }
+}
+
+// One model's panel: its newest question, and its two lines of small print.
+//
+// A question has three outcomes. Answered: `show` gets the predictions. Failed: the message says why, and `show` gets
+// null. Overtaken by a newer question or by cancel(): `show` is not called.
 export class Panel {
   constructor(name) {
     this.name = name;
-    this.running = null;
+    this.newest = new Newest();
     this.message = element(`${name}-message`);
     this.version = element(`${name}-version`);
   }
 
+  // Nothing is asked any more, for one because the field is empty.
   cancel() {
-    this.running?.abort();
-    this.running = null;
+    this.newest.cancel();
     this.say("", "");
   }
 
@@ -42,35 +62,61 @@ export class Panel {
     this.version.textContent = version;
   }
 
-  fail(message) {
-    this.cancel();
-    this.say(message, "");
+  // `body` becomes JSON.
+  ask(body, show, path = `/api/v1/${this.name}`) {
+    const headers = { "Content-Type": "application/json" };
+    return this.question((signal) => this.post(path, { body: JSON.stringify(body), headers, signal }), show);
   }
 
-  // The predictions, or null when the question failed or was overtaken. `body` is a form, or becomes JSON.
-  async ask(body, path = `/api/v1/${this.name}`) {
-    this.running?.abort();
-    const mine = (this.running = new AbortController());
-    const started = performance.now();
-    const form = body instanceof FormData;
-    try {
-      const answer = await ask(path, {
-        method: "POST",
-        body: form ? body : JSON.stringify(body),
-        headers: form ? {} : { "Content-Type": "application/json" },
-        signal: mine.signal,
+  askPicture(picture, show) {
+    return this.question((signal) => this.send(picture, signal), show);
+  }
+
+  // A file that the browser shows as well: `draw` gets its pixels before it is sent.
+  askFile(file, draw, show) {
+    return this.question(async (signal) => {
+      const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => {
+        throw new Error("The browser cannot read this file as a picture.");
       });
-      const milliseconds = Math.round(performance.now() - started);
-      this.say("", `Answered by ${this.name} version ${answer.version} in ${milliseconds} ms`);
-      return answer.predictions;
-    } catch (error) {
-      if (error.name !== "AbortError") {
-        this.say(error.message, "");
-        showHealth();
-      }
-      return null;
+      signal.throwIfAborted();
+      draw(bitmap);
+      bitmap.close();
+      return this.send(file, signal);
+    }, show);
+  }
+
+  async question(job, show) {
+    const outcome = await this.newest.run(job);
+    if (!outcome) return;
+    const { value, error } = outcome;
+    if (error) {
+      this.say(error.message, "");
+      showHealth();
+      show(null);
+    } else {
+      this.say("", `Answered by ${this.name} version ${value.version} in ${value.milliseconds} ms`);
+      show(value.predictions);
     }
   }
+
+  send(picture, signal) {
+    const body = new FormData();
+    body.append("file", picture);
+    return this.post(`/api/v1/${this.name}`, { body, signal });
+  }
+
+  async post(path, options) {
+    const started = performance.now();
+    const { version, predictions } = await ask(path, { method: "POST", ...options });
+    if (!predictions?.length) throw new Error("The gateway's answer holds no prediction.");
+    return { version, predictions, milliseconds: Math.round(performance.now() - started) };
+  }
+}
+
+// A canvas as a PNG file, at once: toBlob() waits until the browser is idle.
+export function pngOf(canvas) {
+  const letters = atob(canvas.toDataURL("image/png").split(",")[1]);
+  return new Blob([Uint8Array.from(letters, (letter) => letter.charCodeAt(0))], { type: "image/png" });
 }
 
 // Runs one asynchronous job at a time; of those that come meanwhile only the newest is run afterwards.
@@ -121,6 +167,17 @@ export class Bars {
       row.classList.toggle("best", best.includes(label));
     }
   }
+}
+
+// How a picture's likeliest class is shown: its name, how sure the model is, and a bar a class.
+export function showClass(name, labels) {
+  const bars = new Bars(element(`${name}-bars`), labels);
+  return (predictions) => {
+    const { class: best, probabilities } = predictions?.[0] ?? {};
+    element(`${name}-class`).textContent = best ?? "–";
+    element(`${name}-sure`).textContent = probabilities ? `${percent(probabilities[best])} sure` : "";
+    bars.show(probabilities, best);
+  };
 }
 
 // A place where files are dropped, and a button that chooses one.

@@ -39,17 +39,19 @@ export function startTictactoe() {
     return turn() === human ? `Your move: you are ${human}.` : "The model thinks …";
   };
 
-  const next = async () => {
-    const mine = game;
+  const next = () => {
     thoughts = null;
     status.textContent = verdict();
     paint();
     if (over()) {
+      panel.cancel();
       element("tictactoe-value").textContent = "";
-      return;
+    } else {
+      panel.ask({ board, player: turn() }, answered);
     }
-    const predictions = await panel.ask({ board, player: turn() });
-    if (mine !== game) return;
+  };
+
+  const answered = async (predictions) => {
     if (!predictions) {
       if (turn() !== human) status.textContent = "The model gives no answer: start a new game when it is back.";
       return;
@@ -59,6 +61,7 @@ export function startTictactoe() {
     element("tictactoe-value").textContent = `For ${turn()} the model expects ${value >= 0 ? "+" : ""}${value.toFixed(2)}`;
     paint();
     if (turn() === human) return;
+    const mine = game;
     await new Promise((resolve) => setTimeout(resolve, THINKING));
     if (mine !== game) return;
     board[move] = turn();

@@ -15,26 +15,36 @@ export function startTox21() {
   const drawing = element("tox21-drawing");
   let timer = 0;
 
-  const predict = async () => {
+  const show = (predictions) => {
+    const probabilities = predictions?.[0].probabilities;
+    bars.show(probabilities, ...ASSAYS.filter((assay) => probabilities?.[assay] >= 0.5));
+  };
+
+  const draw = (smiles) => {
+    drawing.alt = `Structure of ${smiles}`;
+    drawing.src = `/api/v1/tox21/drawing?smiles=${encodeURIComponent(smiles)}`;
+  };
+
+  const predict = () => {
     clearTimeout(timer);
     const smiles = field.value.trim();
     drawing.hidden = true;
-    if (!smiles) {
+    drawing.removeAttribute("src");
+    if (smiles) {
+      panel.ask({ smiles }, (predictions) => {
+        show(predictions);
+        draw(smiles);
+      });
+    } else {
       panel.cancel();
-      bars.show(null);
-      return;
+      show(null);
     }
-    const predictions = await panel.ask({ smiles });
-    if (field.value.trim() !== smiles) return;
-    const probabilities = predictions?.[0].probabilities;
-    bars.show(probabilities, ...ASSAYS.filter((assay) => probabilities?.[assay] >= 0.5));
-    drawing.alt = `Structure of ${smiles}`;
-    drawing.src = `/api/v1/tox21/drawing?smiles=${encodeURIComponent(smiles)}`;
   };
 
   drawing.addEventListener("load", () => (drawing.hidden = false));
   field.addEventListener("input", () => {
     clearTimeout(timer);
+    panel.cancel();
     timer = setTimeout(predict, PAUSE);
   });
   for (const button of document.querySelectorAll("#tox21 [data-smiles]")) {

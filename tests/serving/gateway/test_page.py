@@ -1,5 +1,6 @@
 """The page in a real Chromium, against a real gateway, whose model server is a stand-in that answers all contracts."""
 
+import io
 import re
 import shutil
 import signal
@@ -8,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from bookserve.export.contracts import CONTRACTS
@@ -78,6 +81,56 @@ def page(browser, model_server, url) -> Iterator[Page]:
     assert [error for error in errors if "Failed to load resource" not in error] == []
 
 
+# Answers of the path in `holding` wait until the test gives them, in any order; an abort does not end the wait.
+HELD = """
+const asked = window.fetch;
+window.held = [];
+window.fetch = (path, { signal, ...options } = {}) =>
+  path === window.holding ? new Promise((give) => window.held.push(give)) : asked(path, options);
+window.give = async (place, content, status = 200) => {
+  window.held[place](new Response(JSON.stringify(content), { status }));
+  for (let turn = 0; turn < 3; turn++) await new Promise(requestAnimationFrame);
+};
+"""
+
+
+@pytest.fixture
+def held(page) -> Page:
+    """The page, on which a test gives the answers; it is loaded once more."""
+    page.add_init_script(HELD)
+    page.reload()
+    expect(page.locator("#health")).to_have_text("7 of 7 models ready")
+    return page
+
+
+def hold(page: Page, path: str) -> None:
+    page.evaluate("path => { window.holding = path }", path)
+
+
+def wait_held(page: Page, count: int) -> None:
+    page.wait_for_function("count => window.held.length === count", arg=count)
+
+
+def give(page: Page, place: int, content: object, status: int = 200) -> None:
+    """Answers the question asked as number `place`, and waits until the page has had its turn."""
+    page.evaluate("([place, content, status]) => window.give(place, content, status)", [place, content, status])
+
+
+def stroke(page: Page, across: float = 0.3) -> None:
+    canvas = page.locator("#mnist-canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + across * box["width"], box["y"] + 0.2 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + across * box["width"], box["y"] + 0.8 * box["height"], steps=5)
+    page.mouse.up()
+
+
+def digit_answer(digit: int) -> dict[str, object]:
+    probabilities = {str(label): float(label == digit) for label in range(10)}
+    return {"model": "mnist", "version": digit, "predictions": [{"class": str(digit), "probabilities": probabilities}]}
+
+
 def test_all_models_are_ready(page) -> None:
     expect(page.locator("#health")).to_have_text("7 of 7 models ready")
     assert page.locator("nav a.ready").count() == 7
@@ -138,6 +191,76 @@ def test_a_digit_is_drawn(page) -> None:
     expect(page.locator("#mnist-class")).to_have_text("–")
 
 
+def test_an_answer_to_an_older_stroke_is_never_shown_for_a_newer_one(held) -> None:
+    shown = held.locator("#mnist-class")
+    hold(held, "/api/v1/mnist")
+    stroke(held, 0.3)
+    wait_held(held, 1)
+    stroke(held, 0.6)
+    wait_held(held, 2)
+    give(held, 0, digit_answer(1))
+    assert shown.text_content() == "–"
+    give(held, 1, digit_answer(2))
+    assert shown.text_content() == "2"
+    held.mouse.down()  # a third stroke has begun
+    assert shown.text_content() == "–"
+    held.mouse.up()
+    wait_held(held, 3)
+    give(held, 2, {"detail": "the model server is full"}, 503)
+    assert (shown.text_content(), held.locator("#mnist-message").text_content()) == ("–", "the model server is full")
+    stroke(held, 0.5)
+    wait_held(held, 4)
+    give(held, 3, {"model": "mnist", "version": 3, "predictions": []})
+    assert "holds no prediction" in held.locator("#mnist-message").text_content()
+    stroke(held, 0.4)
+    wait_held(held, 5)
+    held.locator("#mnist-clear").click()
+    give(held, 4, digit_answer(5))
+    assert shown.text_content() == "–"
+    assert held.locator("#mnist-message").text_content() == ""
+
+
+def test_a_drawing_does_not_wait_until_the_browser_is_idle(browser, url) -> None:
+    page = browser.new_page(viewport={"width": 1000, "height": 900})
+    page.add_init_script("HTMLCanvasElement.prototype.toBlob = () => {}")
+    page.goto(url)
+    expect(page.locator("#cifar10-version")).to_contain_text("cifar10 version 3")
+    stroke(page)
+    expect(page.locator("#mnist-sure")).to_have_text("100.0 % sure")
+    page.close()
+
+
+# From the browser's own time stamp of the event to the frame that has the answer.
+STOPWATCH = """
+window.waits = [];
+window.addEventListener("pointerup", (event) => { window.up = event.timeStamp; }, true);
+addEventListener("DOMContentLoaded", () => {
+  new MutationObserver(() => {
+    if (document.getElementById("mnist-sure").textContent && window.up) {
+      const up = window.up;
+      window.up = 0;
+      requestAnimationFrame((now) => window.waits.push(now - up));
+    }
+  }).observe(document.getElementById("mnist-sure"), { childList: true, characterData: true, subtree: true });
+});
+"""
+
+
+@pytest.mark.slow
+def test_how_long_a_drawn_digit_waits_for_its_answer(browser, url, capsys) -> None:
+    page = browser.new_page(viewport={"width": 1000, "height": 900})
+    page.add_init_script(STOPWATCH)
+    page.goto(url)
+    expect(page.locator("#cifar10-version")).to_contain_text("cifar10 version 3")
+    for count in range(1, 21):
+        stroke(page, 0.2 + 0.03 * count)
+        page.wait_for_function("count => window.waits.length === count", arg=count)
+    waits = sorted(page.evaluate("window.waits"))
+    page.close()
+    with capsys.disabled():
+        sys.stdout.write(f"\npointer-up to answer, 20 strokes: median {waits[10]:.0f} ms, longest {waits[-1]:.0f} ms\n")
+
+
 def test_words_are_taken_and_generated(page) -> None:
     text = page.locator("#ptb-text")
     text.fill("The stock")
@@ -163,6 +286,67 @@ def test_a_picture_is_picked_and_one_is_chosen(page, tmp_path) -> None:
         {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"},
     )
     expect(page.locator("#cifar10-message")).to_contain_text("cannot read this file")
+
+
+def test_a_photograph_of_any_size_is_sent(page) -> None:
+    chance = np.random.default_rng(0)
+    for side, quality in ((200, 90), (600, 90), (1500, 95)):  # 60 kB, 0.5 MB, 4 MB
+        file = io.BytesIO()
+        Image.fromarray(chance.integers(0, 256, (side, side, 3), np.uint8)).save(file, "JPEG", quality=quality)
+        photograph = {"name": "IMG_1.jpg", "mimeType": "image/jpeg", "buffer": file.getvalue()}
+        for model in ("cifar10", "mnist"):
+            with page.expect_response(f"**/api/v1/{model}") as response:
+                page.locator(f"#{model}-file").set_input_files(photograph)
+            assert response.value.status in (200, 400), response.value.text()
+            assert "file[0]" in response.value.text() or response.value.status == 200
+
+
+def test_over_the_limit_the_page_says_the_limit(page, tmp_path) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file, "JPEG")
+    (tmp_path / "x.jpg").write_bytes(file.getvalue() + np.random.default_rng(1).bytes(20 << 20))
+    page.locator("#cifar10-file").set_input_files(tmp_path / "x.jpg")
+    expect(page.locator("#cifar10-message")).to_contain_text("a body may have 16777216 bytes")
+
+
+def test_a_fast_click_overtakes_the_hints_and_the_game_goes_on(held) -> None:
+    squares = held.locator("#tictactoe-board button")
+    status = held.locator("#tictactoe-status")
+    expect(squares.nth(8).locator("small")).to_have_text("20.0 %")
+    hold(held, "/api/v1/tictactoe")
+    held.get_by_role("button", name="New game").click()
+    wait_held(held, 1)
+    squares.nth(4).click()
+    wait_held(held, 2)
+    give(held, 0, {"detail": "too late"}, 503)
+    assert status.text_content() == "The model thinks …"
+    assert held.locator("#tictactoe-message").text_content() == ""
+    prediction = {"move": 0, "probabilities": [1.0] + 8 * [0.0], "value": 0.5}
+    give(held, 1, {"model": "tictactoe", "version": 3, "predictions": [prediction]})
+    expect(squares.nth(0)).to_have_attribute("data-mark", "O")
+    expect(status).to_have_text("Your move: you are X.")
+    wait_held(held, 3)
+    squares.nth(5).click()
+    wait_held(held, 4)
+    give(held, 3, {"detail": "no such model"}, 404)
+    assert "gives no answer" in status.text_content()
+    assert held.locator("#tictactoe-message").text_content() == "no such model"
+
+
+def test_what_was_typed_meanwhile_is_not_answered_by_what_was_before(held) -> None:
+    hold(held, "/api/v1/ptb")
+    held.locator("#ptb-text").fill("the stock")
+    wait_held(held, 1)
+    held.locator("#ptb-clear").click()
+    give(held, 0, {"version": 3, "predictions": [{"unknown": [], "words": [{"word": "late", "probability": 1}]}]})
+    assert held.locator("#ptb-next button").count() == 0
+    hold(held, "/api/v1/tox21")
+    held.locator("#tox21-smiles").fill("CCO")
+    wait_held(held, 2)
+    held.locator("#tox21-smiles").fill("")
+    give(held, 1, {"version": 3, "predictions": [{"probabilities": {"NR-AR": 0.9}}]})
+    assert held.locator("#tox21-bars .best").count() == 0
+    expect(held.locator("#tox21-drawing")).to_be_hidden()
 
 
 def test_a_game_is_played_on_either_side(page) -> None:

@@ -3,12 +3,13 @@
 import json
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
+from os import PathLike
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from bookserve.clients import errors
 from bookserve.clients.http_exchange import Answer, Server
+from bookserve.clients.inputs.pictures import Picture, file_of
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 DEFAULT_TIMEOUT = 15.0  # seconds
@@ -64,13 +65,13 @@ class GatewayClient:
 
     def mnist(
         self,
-        pictures: Sequence[bytes | Path],
+        pictures: Sequence[Picture],
         *,
         version: int | None = None,
         label: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> dict[str, Any]:
-        """Which digit each picture (PNG, JPEG, WebP or BMP) shows.
+        """Which digit each picture shows: the path or the bytes of a PNG, JPEG, WebP or BMP, or a uint8 array of pixels.
 
         Each prediction is {"class", "probabilities": {digit: probability}}. OSError when a file cannot be read.
         """
@@ -115,13 +116,13 @@ class GatewayClient:
 
     def cifar10(
         self,
-        pictures: Sequence[bytes | Path],
+        pictures: Sequence[Picture],
         *,
         version: int | None = None,
         label: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> dict[str, Any]:
-        """Which of ten things each picture (PNG, JPEG, WebP or BMP) shows.
+        """Which of ten things each picture shows: path or bytes of a PNG, JPEG, WebP or BMP, or a uint8 array of pixels.
 
         Each prediction is {"class", "probabilities": {class: probability}}. OSError when a file cannot be read.
         """
@@ -164,14 +165,11 @@ class GatewayClient:
         return self._post(f"/api/v1/{route}", content, "application/json", version, label, timeout)
 
     def _post_pictures(
-        self,
-        model: str,
-        pictures: Sequence[bytes | Path],
-        version: int | None,
-        label: str | None,
-        timeout: float,
+        self, model: str, pictures: Sequence[Picture], version: int | None, label: str | None, timeout: float
     ) -> dict[str, Any]:
-        contents = [picture.read_bytes() if isinstance(picture, Path) else picture for picture in pictures]
+        if isinstance(pictures, str | bytes | PathLike):
+            raise TypeError(f"{model} takes a sequence of pictures: write [picture] for one")
+        contents = [file_of(picture) for picture in pictures]
         body, content_type = _form("file", contents)
         return self._post(f"/api/v1/{model}", body, content_type, version, label, timeout)
 

@@ -7,6 +7,7 @@ centre of mass is the field's centre. `photo` makes a CIFAR-10 picture of any ph
 """
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -18,6 +19,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 Pixels = npt.NDArray[np.uint8]
+# A picture file's path or its bytes, or pixels: grey [height,width], or [height,width,3 or 4] with alpha as the fourth.
+Picture = str | os.PathLike[str] | bytes | Pixels
 _Grey = npt.NDArray[np.float32]  # (height, width), grey levels 0..255, or ink 0..1
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -76,16 +79,16 @@ class PictureEmpty(PictureError):
     """A picture without ink: nothing in it stands out from the background."""
 
 
-def digit(picture: bytes | Path) -> Pixels:
+def digit(picture: Picture) -> Pixels:
     """Turns the picture of one digit into MNIST's form: uint8 [28,28], a white digit on black.
 
-    `picture` is a PNG, JPEG, WebP or BMP: its bytes or its file. Turned by its EXIF orientation, transparency laid over
+    `picture` is a PNG, JPEG, WebP or BMP, its path or its bytes, or a uint8 array of pixels. Turned by its EXIF orientation, transparency laid over
     white, dark digits on light grounds (told by the border) inverted, uneven and grey grounds removed, contrast
     stretched. A picture that has MNIST's form already comes back unchanged; so does its negative, inverted.
 
     Raises PictureFormatError, PictureTooLarge, PictureDamaged or PictureEmpty; OSError when a file cannot be read.
     """
-    image = _decode(_read(picture) if isinstance(picture, Path) else picture)
+    image = _image(picture)
     if image.size == (FIELD, FIELD):
         field = np.asarray(_over(image, 255).convert("L"))
         for candidate in (field, 255 - field):
@@ -101,23 +104,49 @@ def digit(picture: bytes | Path) -> Pixels:
     return _place(_fit(_crop(ink)))
 
 
-def photo(picture: bytes | Path) -> Pixels:
+def photo(picture: Picture) -> Pixels:
     """Turns a colour picture into CIFAR-10's form: uint8 [32,32,3], red, green, blue.
 
-    `picture` is a PNG, JPEG, WebP or BMP: its bytes or its file. Turned by its EXIF orientation, transparency laid over
+    `picture` is a PNG, JPEG, WebP or BMP, its path or its bytes, or a uint8 array of pixels. Turned by its EXIF orientation, transparency laid over
     white, the central square cut out so that nothing is squeezed, then scaled with a filter that averages. A picture of
     32 by 32 pixels keeps them.
 
     Raises PictureFormatError, PictureTooLarge or PictureDamaged; OSError when a file cannot be read.
     """
-    image = _over(_decode(_read(picture) if isinstance(picture, Path) else picture), 255)
+    image = _over(_image(picture), 255)
     image = ImageOps.fit(_eight_bit(image).convert("RGB"), (PHOTO, PHOTO), Image.Resampling.LANCZOS)
     return np.asarray(image, np.uint8).copy()
 
 
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES + 1)
+def file_of(picture: Picture) -> bytes:
+    """The bytes of a picture's file, as a server takes them; pixels become a PNG.
+
+    Raises PictureFormatError or PictureTooLarge for pixels that make no picture, TypeError for what is no picture,
+    OSError when a file cannot be read.
+    """
+    if isinstance(picture, np.ndarray):
+        png = io.BytesIO()
+        _image(picture).save(png, "PNG")
+        return png.getvalue()
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return bytes(picture)
+    if isinstance(picture, str | os.PathLike):
+        with Path(picture).open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    raise TypeError(f"a picture is a path, a file's bytes or a uint8 array of pixels, not {type(picture).__name__}")
+
+
+def _image(picture: Picture) -> Image.Image:
+    if not isinstance(picture, np.ndarray):
+        return _decode(file_of(picture))
+    shape = list(picture.shape)
+    if picture.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ([], [3], [4]) or 0 in shape:
+        raise PictureFormatError(
+            "an array of pixels is uint8 (levels from 0 to 255) of shape [height,width], [height,width,3] or"
+            f" [height,width,4], this one is {picture.dtype} {shape}"
+        )
+    _check_pixels(shape[1], shape[0])
+    return Image.fromarray(picture)
 
 
 def _decode(content: bytes) -> Image.Image:
@@ -132,17 +161,20 @@ def _decode(content: bytes) -> Image.Image:
     except _DECODER_ERRORS as error:
         allowed = ", ".join(FORMATS)
         raise PictureFormatError(f"this is no readable picture: give one of {allowed}") from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise PictureTooLarge(
-            f"the picture has {width} x {height} pixels, at most {MAX_PIXELS // 1_000_000} million are taken:"
-            " save it smaller"
-        )
+    _check_pixels(*image.size)
     try:
         image.load()
         return ImageOps.exif_transpose(image)
     except _DECODER_ERRORS as error:
         raise PictureDamaged(f"the {image.format} picture is truncated or damaged: save it again") from error
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise PictureTooLarge(
+            f"the picture has {width} x {height} pixels, at most {MAX_PIXELS // 1_000_000} million are taken:"
+            " save it smaller"
+        )
 
 
 def _over(image: Image.Image, ground: int) -> Image.Image:

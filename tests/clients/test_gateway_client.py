@@ -23,6 +23,12 @@ def test_pictures_go_as_files_of_one_form(http_fake, tmp_path) -> None:
     assert [part.get_payload(decode=True) for part in parts] == [b"\x00\xff", b"from a file\r\n--"]
 
 
+def test_a_picture_alone_is_told_from_a_sequence(http_fake) -> None:
+    for picture in ("one.png", b"\x89PNG"):
+        with pytest.raises(TypeError, match=r"write \[picture\] for one"):
+            GatewayClient(http_fake.url).mnist(picture)
+
+
 def test_models_and_readiness(http_fake) -> None:
     http_fake.answer("GET", "/api/v1/models", {"models": [{"name": "mnist"}]})
     http_fake.answer("GET", "/api/v1/models/mnist", {"name": "mnist", "versions": []})

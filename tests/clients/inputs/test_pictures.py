@@ -133,12 +133,41 @@ def test_mnists_own_form_passes_unchanged_and_its_negative_inverted() -> None:
     np.testing.assert_array_equal(pictures.digit(_encode(colour)), REFERENCE)
 
 
-def test_a_file_is_read(tmp_path: Path) -> None:
+def test_a_picture_is_a_path_bytes_or_pixels(tmp_path: Path) -> None:
     path = tmp_path / "seven.png"
     path.write_bytes(_encode(_seven()))
-    np.testing.assert_array_equal(pictures.digit(path), REFERENCE)
-    with pytest.raises(FileNotFoundError):
-        pictures.digit(tmp_path / "none.png")
+    levels = np.asarray(_seven().convert("L"))
+    for picture in (path, str(path), path.read_bytes(), levels, np.stack([levels] * 3, axis=2)):
+        np.testing.assert_array_equal(pictures.digit(picture), REFERENCE)
+        sent = pictures.file_of(picture)
+        np.testing.assert_array_equal(pictures.digit(sent), REFERENCE)
+    assert pictures.photo(str(path)).shape == (32, 32, 3)
+    for missing in (tmp_path / "none.png", str(tmp_path / "none.png")):
+        with pytest.raises(FileNotFoundError, match=r"none\.png"):
+            pictures.digit(missing)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "given"),
+    [
+        (np.zeros((28, 28), np.float32), r"float32 \[28, 28\]"),
+        (np.zeros((1, 28, 28), np.uint8), r"uint8 \[1, 28, 28\]"),
+        (np.zeros((28,), np.uint8), r"uint8 \[28\]"),
+        (np.zeros((0, 28), np.uint8), r"uint8 \[0, 28\]"),
+        (np.zeros((28, 28, 2), np.uint8), r"uint8 \[28, 28, 2\]"),
+    ],
+)
+def test_an_array_that_makes_no_picture_says_what_would(pixels: np.ndarray, given: str) -> None:
+    for take in (pictures.digit, pictures.photo, pictures.file_of):
+        with pytest.raises(pictures.PictureFormatError, match=rf"\[height,width,3\].*this one is {given}"):
+            take(pixels)
+
+
+def test_what_is_no_picture_at_all_is_named() -> None:
+    with pytest.raises(TypeError, match=r"a path, a file's bytes or a uint8 array of pixels, not list"):
+        pictures.digit([[0, 255], [255, 0]])
+    with pytest.raises(pictures.PictureTooLarge, match="8000 x 8000"):
+        pictures.photo(np.broadcast_to(np.uint8(9), (8000, 8000)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (28, 28), (300, 400)])

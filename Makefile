@@ -12,17 +12,23 @@ ARGS       ?=
 
 BIN  := .venv/bin
 DONE := .venv/.installed
+# What .venv/bin holds names the folder where it was made, so a clone that was moved or copied makes it again.
+MOVED := $(shell grep -qs '^command = ' .venv/pyvenv.cfg && ! grep -qsF -- '-m venv $(CURDIR)/.venv' .venv/pyvenv.cfg && echo moved)
 TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
 
 .DELETE_ON_ERROR:
-.PHONY: help install train-all serve test test-slow test-containers lint typecheck bench bench-training screenshots wheel lock protos reference clean
+.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck bench bench-training screenshots wheel lock protos reference clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 install: $(DONE) ## make .venv with everything; a second run does nothing
 
-$(DONE): pyproject.toml requirements.lock
+moved:
+	@echo "this clone was moved: making .venv again"
+	@rm -rf .venv
+
+$(DONE): pyproject.toml requirements.lock $(MOVED)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "bookserve needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: run make PYTHON=python3.11" % v)'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment: install its venv package first (Debian: apt-get install python3-venv)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

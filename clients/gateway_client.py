@@ -71,7 +71,7 @@ class GatewayClient:
         label: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> dict[str, Any]:
-        """Which digit each picture shows: the path or the bytes of a PNG, JPEG, WebP or BMP, or a uint8 array of pixels.
+        """Which digit each picture shows: path or bytes of a PNG, JPEG, WebP or BMP, or a uint8 array of pixels.
 
         Each prediction is {"class", "probabilities": {digit: probability}}. OSError when a file cannot be read.
         """
@@ -122,7 +122,7 @@ class GatewayClient:
         label: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> dict[str, Any]:
-        """Which of ten things each picture shows: path or bytes of a PNG, JPEG, WebP or BMP, or a uint8 array of pixels.
+        """Which of ten things each picture (path or bytes of a PNG, JPEG, WebP or BMP, or uint8 pixels) shows.
 
         Each prediction is {"class", "probabilities": {class: probability}}. OSError when a file cannot be read.
         """

@@ -82,9 +82,10 @@ class PictureEmpty(PictureError):
 def digit(picture: Picture) -> Pixels:
     """Turns the picture of one digit into MNIST's form: uint8 [28,28], a white digit on black.
 
-    `picture` is a PNG, JPEG, WebP or BMP, its path or its bytes, or a uint8 array of pixels. Turned by its EXIF orientation, transparency laid over
-    white, dark digits on light grounds (told by the border) inverted, uneven and grey grounds removed, contrast
-    stretched. A picture that has MNIST's form already comes back unchanged; so does its negative, inverted.
+    `picture` is a PNG, JPEG, WebP or BMP, its path or its bytes, or a uint8 array of pixels. Turned by its EXIF
+    orientation, transparency laid over white, dark digits on light grounds (told by the border) inverted, uneven and
+    grey grounds removed, contrast stretched. A picture that has MNIST's form already comes back unchanged; so does its
+    negative, inverted.
 
     Raises PictureFormatError, PictureTooLarge, PictureDamaged or PictureEmpty; OSError when a file cannot be read.
     """
@@ -107,9 +108,9 @@ def digit(picture: Picture) -> Pixels:
 def photo(picture: Picture) -> Pixels:
     """Turns a colour picture into CIFAR-10's form: uint8 [32,32,3], red, green, blue.
 
-    `picture` is a PNG, JPEG, WebP or BMP, its path or its bytes, or a uint8 array of pixels. Turned by its EXIF orientation, transparency laid over
-    white, the central square cut out so that nothing is squeezed, then scaled with a filter that averages. A picture of
-    32 by 32 pixels keeps them.
+    `picture` is a PNG, JPEG, WebP or BMP, its path or its bytes, or a uint8 array of pixels. Turned by its EXIF
+    orientation, transparency laid over white, the central square cut out so that nothing is squeezed, then scaled with
+    a filter that averages. A picture of 32 by 32 pixels keeps them.
 
     Raises PictureFormatError, PictureTooLarge or PictureDamaged; OSError when a file cannot be read.
     """

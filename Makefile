@@ -40,8 +40,8 @@ $(DONE): pyproject.toml requirements.lock $(MOVED)
 train-all: install ## train and export every model into MODELS_DIR
 	$(BIN)/bookserve train-all $(TRAIN_OPTIONS) $(MODELS)
 
-serve: install ## model server and gateway on loopback; trains first when MODELS_DIR is empty
-	$(BIN)/bookserve serve $(TRAIN_OPTIONS) --grpc-port=$(GRPC_PORT) --rest-port=$(REST_PORT) --gateway-port=$(GATEWAY_PORT)
+serve: install ## model server and gateway on loopback; trains first when MODELS_DIR is empty; ARGS=--verbose for their logs
+	$(BIN)/bookserve serve $(TRAIN_OPTIONS) --grpc-port=$(GRPC_PORT) --rest-port=$(REST_PORT) --gateway-port=$(GATEWAY_PORT) $(ARGS)
 
 test: install lint typecheck ## lint, types and the fast tests
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist loadfile

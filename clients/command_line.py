@@ -5,6 +5,7 @@ So `bookserve predict` never imports TensorFlow, and a command whose extra is no
 
 import importlib
 import sys
+from typing import Any
 
 import click
 
@@ -24,8 +25,28 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
+# What is kept of a stopped command, where that is not nothing.
+_GOES_ON = {
+    "export": "a version is published whole or not at all; the same command publishes one",
+    "models": "what it changes is changed whole or not at all; 'bookserve models list' shows which",
+}
+
+
 class _LazyGroup(click.Group):
-    """A group that imports a subcommand's module only when that subcommand runs."""
+    """A group that imports a subcommand's module only when that subcommand runs.
+
+    Ctrl-C ends every subcommand in one manner: with a line that says what was stopped and what the same command does
+    next, and with the status 130. Notes of the KeyboardInterrupt (`add_note`) take that line's place.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            name = ctx.invoked_subcommand or "bookserve"
+            line = f"{name}: stopped; {_GOES_ON.get(name, 'the same command starts anew')}"
+            click.echo("\n".join(getattr(stop, "__notes__", [line])), err=True)
+            raise SystemExit(130) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -1,5 +1,6 @@
 """TensorFlow without its start-up chatter, so that a command prints only its own lines."""
 
+import logging
 import os
 import sys
 import tempfile
@@ -11,9 +12,11 @@ from contextlib import contextmanager
 def silence_tensorflow() -> Iterator[None]:
     """Around the first import of TensorFlow: what its C++ side writes meanwhile is shown only if the import fails.
 
-    Its later log lines are off, unless TF_CPP_MIN_LOG_LEVEL is set: errors reach the user as exceptions.
+    Its later log lines are off, unless TF_CPP_MIN_LOG_LEVEL is set: errors reach the user as exceptions. So are the
+    warnings of its Python side, such as that of retracing, which only who writes a model can do something about.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as chatter:

@@ -1,7 +1,8 @@
 """`bookserve serve`: the model server and the gateway together on loopback, over one model store.
 
 What `make serve` runs. On an empty store the models are trained first. Both servers are processes of their own; Ctrl-C
-or SIGTERM drains the gateway, then the model server, and when one of them dies the other is stopped.
+or SIGTERM drains the gateway, then the model server, and when one of them dies the other is stopped. Of their logs
+warnings and errors are shown, and with --verbose all lines.
 """
 
 import ctypes
@@ -24,7 +25,10 @@ _PR_SET_PDEATHSIG = 1  # Linux's prctl(2)
 
 
 class _Stopped(Exception):
-    """SIGTERM or Ctrl-C."""
+    """SIGTERM or Ctrl-C, by `number`."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 @click.command()
@@ -35,6 +39,9 @@ class _Stopped(Exception):
 @click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--rest-port", default=8501, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--gateway-port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--verbose", is_flag=True, help="Show the servers' whole logs, with a line for each request of the gateway."
+)
 def main(
     models_dir: Path,
     profile: str,
@@ -43,43 +50,70 @@ def main(
     grpc_port: int,
     rest_port: int,
     gateway_port: int,
+    verbose: bool,
 ) -> None:
     """Model server and gateway together, on loopback; trains first when there are no models."""
     signal(SIGTERM, _stop)
     signal(SIGINT, _stop)
     ports = {"--grpc-port": grpc_port, "--rest-port": rest_port, "--gateway-port": gateway_port}
     _check_ports(ports)
+    level = "info" if verbose else "warning"
+    steps = _Steps()
     servers: list[tuple[str, subprocess.Popen[bytes]]] = []
+    stopped = 0
     try:
         if not any(models_dir.glob("*/[1-9]*/assets.extra/manifest.json")):
             _train(models_dir, profile, data, data_dir)
+            steps.done("models trained and exported")
         server_flags = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", f"--bind_address={_HOST}"]
-        servers.append(("model server", _run("model-server", *server_flags, f"--model_root={models_dir.absolute()}")))
+        server_flags += [f"--model_root={models_dir.absolute()}", f"--log_level={level}"]
+        servers.append(("model server", _run("model-server", *server_flags)))
         _wait_for(f"http://{_HOST}:{rest_port}/readyz", servers)
+        steps.done(f"model server ready, with the models of {models_dir}")
         gateway_options = ["--port", str(gateway_port), "--model-server", f"{_HOST}:{grpc_port}"]
-        servers.append(("gateway", _run("gateway", *gateway_options, "--models-dir", str(models_dir))))
+        gateway_options += ["--models-dir", str(models_dir), "--log-level", level]
+        servers.append(("gateway", _run("gateway", *gateway_options, quiet=not verbose)))
         _wait_for(f"http://{_HOST}:{gateway_port}/healthz", servers)
+        steps.done("gateway ready")
         click.echo(
-            f"\n  web page  http://{_HOST}:{gateway_port}/\n"
+            "\nCtrl-C stops both.\n\n"
+            f"  web page  http://{_HOST}:{gateway_port}/\n"
             f"  REST      http://{_HOST}:{rest_port}/v1/models\n"
-            f"  gRPC      {_HOST}:{grpc_port}\n\n"
-            "Ctrl-C stops both."
+            f"  gRPC      {_HOST}:{grpc_port}"
         )
         while True:
             _check_alive(servers)
             time.sleep(_POLL_SECONDS)
-    except _Stopped:
+    except _Stopped as stop:
+        stopped = stop.number
         click.echo("stopping: what was asked is answered first")
     finally:
         failed = [name for name, process in reversed(servers) if not _end(process)]
     if failed:
         raise click.ClickException(f"the {' and the '.join(failed)} did not stop cleanly: see the log above")
+    what = " and ".join(name for name, _ in servers) or "training"
+    click.echo(f"{what} stopped; the same command {'starts them again' if servers else 'goes on where it stopped'}")
+    if stopped == SIGINT:
+        raise SystemExit(128 + SIGINT)
+
+
+class _Steps:
+    """Prints each step of the start with the seconds that it took."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def done(self, what: str) -> None:
+        """A step is done, and the next one begins."""
+        now = time.monotonic()
+        click.echo(f"{now - self._since:6.1f} s  {what}")
+        self._since = now
 
 
 def _stop(number: int, frame: object) -> None:
     for both in (SIGTERM, SIGINT):
         signal(both, lambda number, frame: None)  # once is enough: the drain has its own time limit
-    raise _Stopped
+    raise _Stopped(number)
 
 
 def _check_ports(ports: dict[str, int]) -> None:
@@ -112,11 +146,12 @@ def _train(models_dir: Path, profile: str, data: str, data_dir: Path | None) -> 
         raise click.ClickException("the training failed: its message is above")
 
 
-def _run(*arguments: str) -> subprocess.Popen[bytes]:
+def _run(*arguments: str, quiet: bool = False) -> subprocess.Popen[bytes]:
     # A process group of its own: Ctrl-C reaches this process alone, which stops the others in order.
     return subprocess.Popen(
         [sys.executable, "-m", "bookserve.clients.command_line", *arguments],
         start_new_session=True,
+        stdout=subprocess.DEVNULL if quiet else None,
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,
     )
 

@@ -72,7 +72,7 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        click.echo("\n".join(getattr(stop, "__notes__", ["stopped"])), err=True)
+        click.echo("\n".join(getattr(stop, "__notes__", ["stopped; the same command starts anew"])), err=True)
         number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
         raise SystemExit(128 + number) from None
     finally:

@@ -77,6 +77,13 @@ _log = structlog.get_logger()
     type=click.FloatRange(0, 300),
     help="How long to go on answering, unready, after a signal.",
 )
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["info", "warning", "error"]),
+    help="The least of what is logged; a line a request is info.",
+)
 def main(
     port: int,
     bind: str,
@@ -95,9 +102,10 @@ def main(
     concurrent: int,
     waiting: int,
     drain_seconds: float,
+    log_level: str,
 ) -> None:
     """Serve the domain API and the web page, in front of a model server."""
-    _configure_log()
+    _configure_log(log_level)
     limits = Limits(
         body_bytes=max_body_bytes,
         body_seconds=body_seconds,
@@ -120,7 +128,7 @@ def main(
     os._exit(0)
 
 
-def _configure_log() -> None:
+def _configure_log(level: str) -> None:
     """One JSON object a line on standard error.
 
     JSON with ASCII escapes, so that nothing a request carries can forge a line or move a terminal's cursor.
@@ -132,6 +140,7 @@ def _configure_log() -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )

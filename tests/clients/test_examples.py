@@ -1,4 +1,4 @@
-"""What clients/examples/README.md says, run against a gateway and a stand-in for the model server."""
+"""The examples of clients/examples/README.md and the program of README.md, run as printed against a gateway and a stand-in for the model server."""
 
 import json
 import re
@@ -15,15 +15,15 @@ from bookserve.export.contracts import CONTRACTS
 from stand_in_models import WORDS, FakeServer, serve
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "clients" / "examples" / "README.md").read_text()
+EXAMPLES = ROOT / "clients" / "examples" / "README.md"
 BIN = Path(sys.executable).parent
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def _blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = [line for block in _blocks("sh") for line in block.splitlines()]
+COMMANDS = [line for block in _blocks(EXAMPLES, "sh") for line in block.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,9 @@ def test_a_command_gets_its_prediction(served, command) -> None:
     assert answer["predictions"]
 
 
-@pytest.mark.parametrize("program", _blocks("python"), ids=["gateway", "grpc"])
+@pytest.mark.parametrize(
+    "program", [*_blocks(EXAMPLES, "python"), *_blocks(ROOT / "README.md", "python")], ids=["gateway", "grpc", "readme"]
+)
 def test_a_program_runs(served, program) -> None:
     output = _run([sys.executable, "-W", "error", "-c", _here(program, served)])
-    assert len(output.splitlines()) >= 3
+    assert len(output.splitlines()) >= program.count("print(")

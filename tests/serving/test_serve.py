@@ -1,5 +1,6 @@
 """`bookserve serve` as a process, over a store of one small model."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -22,10 +23,15 @@ def store(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def serving(store: Path, ports: list[int]) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def serving(store: Path, ports: list[int], *more: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     log = store.parent / "serve.log"
     names = ("grpc", "rest", "gateway")
-    options = ["--models-dir", store, *(f"--{name}-port={port}" for name, port in zip(names, ports, strict=True))]
+    options = [
+        "--models-dir",
+        store,
+        *(f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)),
+        *more,
+    ]
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "bookserve.clients.command_line", "serve", *options],
@@ -49,7 +55,7 @@ def listens(port: int) -> bool:
 
 def started(process: subprocess.Popen[str], log: Path) -> bool:
     assert process.poll() is None, log.read_text()
-    return "Ctrl-C stops both" in log.read_text()
+    return "gRPC      127.0.0.1" in log.read_text()
 
 
 def test_serves_until_sigterm_and_ends_cleanly(store: Path) -> None:
@@ -62,6 +68,38 @@ def test_serves_until_sigterm_and_ends_cleanly(store: Path) -> None:
         assert process.wait(30) == 0
         assert "Traceback" not in log.read_text()
         assert not any(map(listens, ports))
+
+
+def test_it_shows_its_steps_and_its_addresses_and_no_line_a_request(store: Path) -> None:
+    ports = [free_port() for _ in range(3)]
+    with serving(store, ports) as (process, log):
+        wait_until(lambda: started(process, log), "both servers are up")
+        for _ in range(3):
+            assert answers(f"http://127.0.0.1:{ports[2]}/")
+        lines = [line for line in log.read_text().splitlines() if line]
+        assert re.fullmatch(r" *\d+\.\d s  model server ready, with the models of .*", lines[0])
+        assert re.fullmatch(r" *\d+\.\d s  gateway ready", lines[1])
+        assert [line.split()[-1] for line in lines[-3:]] == [
+            f"http://127.0.0.1:{ports[2]}/",
+            f"http://127.0.0.1:{ports[1]}/v1/models",
+            f"127.0.0.1:{ports[0]}",
+        ]
+        assert len(lines) == 6
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert (
+            log.read_text().splitlines()[-1] == "model server and gateway stopped; the same command starts them again"
+        )
+
+
+def test_verbose_shows_a_line_a_request(store: Path) -> None:
+    ports = [free_port() for _ in range(3)]
+    with serving(store, ports, "--verbose") as (process, log):
+        wait_until(lambda: started(process, log), "both servers are up")
+        assert answers(f"http://127.0.0.1:{ports[2]}/")
+        wait_until(lambda: '"path": "/"' in log.read_text(), "the request is in the log")
+        process.terminate()
+        assert process.wait(30) == 0
 
 
 def test_a_killed_serve_leaves_no_server_behind(store: Path) -> None:

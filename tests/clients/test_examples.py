@@ -1,4 +1,4 @@
-"""The examples of clients/examples/README.md and the program of README.md, run as printed against a gateway and a stand-in for the model server."""
+"""The programs and commands of clients/examples/README.md, and README.md's program, run as they are printed."""
 
 import json
 import re

@@ -86,13 +86,18 @@ def main(
             time.sleep(_POLL_SECONDS)
     except _Stopped as stop:
         stopped = stop.number
-        click.echo("stopping: what was asked is answered first")
+        if servers:
+            click.echo("stopping: what was asked is answered first")
     finally:
         failed = [name for name, process in reversed(servers) if not _end(process)]
     if failed:
         raise click.ClickException(f"the {' and the '.join(failed)} did not stop cleanly: see the log above")
-    what = " and ".join(name for name, _ in servers) or "training"
-    click.echo(f"{what} stopped; the same command {'starts them again' if servers else 'goes on where it stopped'}")
+    if servers:
+        click.echo(f"{' and '.join(name for name, _ in servers)} stopped; the same command starts them again")
+    else:
+        click.echo(
+            "training stopped; 'bookserve train-all' trains all models, the same command serves those that are there"
+        )
     if stopped == SIGINT:
         raise SystemExit(128 + SIGINT)
 

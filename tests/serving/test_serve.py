@@ -129,3 +129,13 @@ def test_a_training_that_fails_ends_serve_with_its_reason(tmp_path: Path) -> Non
     assert done.returncode == 1
     assert "the training failed: its message is above" in done.stderr
     assert "nonsense" in done.stderr
+
+
+def test_ctrl_c_during_the_training_says_what_comes_next(tmp_path: Path) -> None:
+    ports = [free_port() for _ in range(3)]
+    with serving(tmp_path / "models", ports, "--profile=smoke", "--data=sample") as (process, log):
+        wait_until(lambda: "training them first" in log.read_text(), "the training has begun")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert "'bookserve train-all' trains all models" in log.read_text().splitlines()[-1]
+        assert "Traceback" not in log.read_text()

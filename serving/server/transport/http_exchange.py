@@ -203,7 +203,7 @@ class RestApplication:
             exchange.received = self._loop.time()
             self.started += 1
             self._waiting.add(exchange)
-            self._handler(exchange)
+            self._handle(exchange)
             await exchange.until_ended()
         except _Refused as refused:
             self.refused[refused.reason] += 1
@@ -215,8 +215,7 @@ class RestApplication:
         except ConnectionError:
             exchange.drop()
         except Exception:
-            log.exception("fault while answering a request")
-            exchange.respond(500, self._error_body("internal error"))
+            self._fault(exchange)
         finally:
             self._waiting.discard(exchange)
             if exchange.watched is not None:
@@ -228,6 +227,16 @@ class RestApplication:
             if scope.method == "HEAD":  # of an empty body, the library does not tell the length
                 headers.append(("content-length", str(len(body))))
             channel.response_bytes(status, headers, body)
+
+    def _handle(self, exchange: HttpExchange) -> None:
+        try:
+            self._handler(exchange)
+        except Exception:  # also a ConnectionError, which is another connection's here, not the client's
+            self._fault(exchange)
+
+    def _fault(self, exchange: HttpExchange) -> None:
+        log.exception("fault while answering a request")
+        exchange.respond(500, self._error_body("internal error"))
 
     def _check_head(self, scope: Scope) -> None:
         headers = scope.headers

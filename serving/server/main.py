@@ -145,7 +145,7 @@ class ModelServer:
                 "Cannot transition to requested config."
                 " It is only legal to transition from one ModelConfigList to another."
             )
-        settings = from_message(config)
+        settings = from_message(config, self._manager.names)
         if settings != self._manager.settings:
             self._manager.check_labels(settings)
             await self._manager.apply(settings)

@@ -149,7 +149,7 @@ class ModelAdmin:
             )
         for model in config.model_config_list.config:
             self._check(model)
-        settings = model_config.from_message(config)
+        settings = model_config.from_message(config, self._manager.names)
         self._manager.check_labels(settings)
         await self._apply(settings)
 
@@ -157,7 +157,7 @@ class ModelAdmin:
         """See Admin.add_or_replace."""
         self._check(model)
         (setting,) = model_config.from_message(
-            messages.ModelServerConfig(model_config_list=messages.ModelConfigList(config=[model]))
+            messages.ModelServerConfig(model_config_list=messages.ModelConfigList(config=[model])), self._manager.names
         )
         self._manager.check_labels([setting])
         others = {other.name: other for other in self._manager.settings}

@@ -30,7 +30,8 @@ from bookserve.serving.server.models.catalog import Catalog
 from bookserve.serving.server.models.config import RequestLogSetting
 from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.observability import metrics
-from bookserve.serving.server.observability.metrics import CONNECTIONS, REFUSED, Metrics, Snapshot
+from bookserve.serving.server.observability.metric_families import CONNECTIONS, REFUSED
+from bookserve.serving.server.observability.metrics import Metrics, Snapshot
 from bookserve.serving.server.observability.observer import Observer
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.settings.flags import Flags

@@ -16,15 +16,15 @@ import numpy as np
 from bookserve.serving.server.inference.requests import Caller
 from bookserve.serving.server.models.catalog import Catalog, not_served
 from bookserve.serving.server.models.servable import Servable
-from bookserve.serving.server.observability.metrics import (
+from bookserve.serving.server.observability.metric_families import (
     INFERENCE_COUNT,
     INFERENCE_MICROS,
     INFERENCE_ROWS,
     INFERENCE_RUNS,
     LAST_INFERENCE,
     Family,
-    Snapshot,
 )
+from bookserve.serving.server.observability.metrics import Snapshot
 from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument
 from bookserve.serving.server.types.signatures import Signature, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2

@@ -6,6 +6,7 @@ either succeeds or finds what to complain about.
 """
 
 import base64
+import json
 import math
 import struct
 from collections.abc import Callable, Mapping
@@ -14,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
+from bookserve.serving.wire import json_decimals, tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.json_numbers import Numbers
-from bookserve.serving.wire.json_text import JsonError, dumps, is_base64, kind_of, pretty, quoted, to_bytes
+from bookserve.serving.wire.json_text import JsonError, is_base64, kind_of, quoted, shown, to_bytes
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
 from bookserve.serving.wire.tensorflow_pb2 import DataType
 from bookserve.serving.wire.tensors import MAX_RANK, Array, data_type, numpy_type, type_word
@@ -131,7 +132,7 @@ def _read_row_by_row(instances: list[Any], types: Mapping[str, DataType], named:
             columns[name].append(tensor)
         if named and row.keys() != types.keys():
             raise JsonError(
-                f"Failed to process element: {number} of 'instances' list. JSON object: {pretty(row)}"
+                f"Failed to process element: {number} of 'instances' list. JSON object: {shown(row)}"
                 f" keys must be equal to: {','.join(sorted(types))}"
             )
     return {name: np.stack(tensors) for name, tensors in columns.items()}
@@ -315,49 +316,63 @@ def write_rows(outputs: Mapping[str, Array]) -> bytes:
             rows = tensor.shape[0]
         elif rows != tensor.shape[0]:
             raise JsonError(f"Tensor name: {name} has inconsistent batch size: {tensor.shape[0]} expecting: {rows}")
+    columns = {name: _row_texts(name, tensor, 3 if len(outputs) == 1 else 4) for name, tensor in outputs.items()}
     if len(outputs) == 1:
-        ((name, tensor),) = outputs.items()
-        return b'{\n    "predictions": ' + dumps(_jsonable(name, tensor), _finite(outputs)) + b"\n}"
-    named = {name: _row_values(name, tensor) for name, tensor in outputs.items()}
-    predictions = [{name: column[row] for name, column in named.items()} for row in range(rows or 0)]
-    return b'{\n    "predictions": ' + dumps(predictions, _finite(outputs)) + b"\n}"
+        ((_, values),) = columns.items()
+        text = ", ".join(values)
+    else:
+        keys = [_string(name) for name in columns]
+        objects = [
+            ",\n            ".join([f"{key}: {value}" for key, value in zip(keys, row, strict=True)])
+            for row in zip(*columns.values(), strict=True)
+        ]
+        text = ",".join([f"\n        {{\n            {members}\n        }}" for members in objects])
+    return f'{{\n    "predictions": [{text}{end_of_list(rows)}\n}}'.encode()
 
 
 def write_columns(outputs: Mapping[str, Array]) -> bytes:
-    """`{"outputs": …}`: the whole tensor, or an object of them where there are several. Raises JsonError for none."""
+    """`{"outputs": …}`: the whole tensor, or an object of them where there are several. Raises JsonError for none.
+
+    A tensor stands on one line, where TensorFlow Serving gives each of its values a line.
+    """
     if not outputs:
         raise JsonError("Cannot convert empty tensor map to JSON")
-    named = {name: _jsonable(name, tensor) for name, tensor in outputs.items()}
-    value: Any = next(iter(named.values())) if len(named) == 1 else named
-    return b'{\n    "outputs": ' + dumps(value, _finite(outputs)) + b"\n}"
+    texts = {name: _row_texts(name, tensor[np.newaxis], 2)[0] for name, tensor in outputs.items()}
+    if len(texts) == 1:
+        value = next(iter(texts.values()))
+    else:
+        members = ",\n        ".join([f"{_string(name)}: {text}" for name, text in texts.items()])
+        value = f"{{\n        {members}\n    }}"
+    return f'{{\n    "outputs": {value}\n}}'.encode()
 
 
-def _jsonable(name: str, tensor: Array) -> Any:
-    """The array itself, which orjson can write, or nested lists of strings."""
+def end_of_list(rows: int | None) -> str:
+    """The end of an answer's list whose values stand on one line, as RapidJSON's PrettyWriter writes it there."""
+    return "\n    ]" if rows else "]"
+
+
+def _row_texts(name: str, tensor: Array, depth: int) -> list[str]:
+    """The JSON of each row of a tensor of rank 1 or more; `depth` is how deep the rows are in the answer."""
     if tensor.dtype.kind == "O":
-        return _strings(name, tensor.tolist())
-    if tensor.dtype.kind not in "fiub" or tensor.dtype == np.float16:
+        return json_decimals.nested(_string_texts(name, tensor, depth + tensor.ndim - 2), tensor.shape)
+    if tensor.dtype in (np.float32, np.float64):
+        return json_decimals.rows(tensor)
+    if tensor.dtype.kind not in "iub":
         word = "half" if tensor.dtype == np.float16 else tensor.dtype.name
         raise JsonError(f"Failed to write JSON value for tensor type: {word}")
-    if tensor.ndim:
-        return np.ascontiguousarray(tensor)
-    return tensor[()] if tensor.dtype.kind == "f" else tensor.item()
+    values = tensor.ravel().tolist()
+    tokens = list(map(str, values)) if tensor.dtype.kind != "b" else ["true" if value else "false" for value in values]
+    return json_decimals.nested(tokens, tensor.shape)
 
 
-def _row_values(name: str, tensor: Array) -> Any:
-    """Something that gives row `i` at `[i]`, each as orjson can write it."""
-    if tensor.ndim == 1 and tensor.dtype.kind in "iub":
-        return tensor.tolist()  # orjson does not know every one of numpy's integer scalars
-    return _jsonable(name, tensor)
+def _string_texts(name: str, tensor: Array, depth: int) -> list[str]:
+    if not name.endswith("_bytes"):
+        return [_string(value.decode("utf-8", "replace")) for value in tensor.ravel().tolist()]
+    indent = "    " * depth
+    return [
+        f'{{\n{indent}    "b64": "{base64.b64encode(value).decode()}"\n{indent}}}' for value in tensor.ravel().tolist()
+    ]
 
 
-def _strings(name: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_strings(name, item) for item in value]
-    if name.endswith("_bytes"):
-        return {"b64": base64.b64encode(value).decode()}
-    return value.decode("utf-8", "replace")
-
-
-def _finite(outputs: Mapping[str, Array]) -> bool:
-    return all(tensor.dtype.kind != "f" or bool(np.isfinite(tensor).all()) for tensor in outputs.values())
+def _string(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

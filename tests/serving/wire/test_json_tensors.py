@@ -47,12 +47,32 @@ def test_what_is_written_is_the_array(array: np.ndarray) -> None:
         np.testing.assert_array_equal(np.array(written, dtype=array.dtype), array)
 
 
-def test_numbers_keep_their_shortest_form_and_what_is_none_its_name() -> None:
+def test_answers_are_laid_out_as_rapidjson_does_it() -> None:
+    values = np.float32([[0.1, 2], [1e6, math.nan]])
+    assert write_rows({"y": values[:, 0]}) == b'{\n    "predictions": [0.1, 1e+06\n    ]\n}'
+    assert write_rows({"y": values}) == b'{\n    "predictions": [[0.1, 2.0], [1e+06, NaN]\n    ]\n}'
+    raw = np.array([b"a", b"b"], dtype=object)
+    assert write_rows({"raw_bytes": raw[:1]}) == (
+        b'{\n    "predictions": [{\n            "b64": "YQ=="\n        }\n    ]\n}'
+    )
+    assert write_rows({"y": values, "n": np.int8([1, -2]), "ok": np.array([[True], [False]]), "text": raw}) == (
+        b'{\n    "predictions": [\n'
+        b'        {\n            "y": [0.1, 2.0],\n            "n": 1,\n            "ok": [true],\n'
+        b'            "text": "a"\n        },\n'
+        b'        {\n            "y": [1e+06, NaN],\n            "n": -2,\n            "ok": [false],\n'
+        b'            "text": "b"\n        }\n    ]\n}'
+    )
+    assert write_columns({"y": values[0], "n": np.int64(7)}) == (
+        b'{\n    "outputs": {\n        "y": [0.1, 2.0],\n        "n": 7\n    }\n}'
+    )
+
+
+def test_numbers_have_the_originals_form_and_what_is_none_its_name() -> None:
     values = np.float32([0.1, math.nan, math.inf, -math.inf])
     assert write_columns({"y": values[:1]}) == b'{\n    "outputs": [0.1]\n}'
     assert b"[0.1, NaN, Infinity, -Infinity]" in write_columns({"y": values})
     assert write_columns({"y": values[0]}) == b'{\n    "outputs": 0.1\n}'
-    assert b'"y": NaN, "n": 1}' in write_rows({"y": values[1:2], "n": np.int8([1])})
+    assert b'"y": NaN,\n            "n": 1\n' in write_rows({"y": values[1:2], "n": np.int8([1])})
 
 
 def test_strings_and_bytes() -> None:
@@ -78,7 +98,7 @@ ROW = "Failed to process element: %s of 'instances' list. Error: INVALID_ARGUMEN
         (
             [{"b64": "YQ=="}],
             {"x": FLOAT},
-            ROW % 0 + 'JSON Value: {\n    "b64": "YQ=="\n} Type: Object is not of expected type: float',
+            ROW % 0 + 'JSON Value: {"b64":"YQ=="} Type: Object is not of expected type: float',
         ),
         ([1.0], {"x": INT}, ROW % 0 + "JSON Value: 1.0 Type: Number is not of expected type: int32"),
         ([1e39], {"x": FLOAT}, ROW % 0 + "JSON Value: 1e+39 is too large a number for type: float"),
@@ -116,8 +136,7 @@ ROW = "Failed to process element: %s of 'instances' list. Error: INVALID_ARGUMEN
         (
             [{"x": 1}],
             {"y": FLOAT, "x": FLOAT},
-            "Failed to process element: 0 of 'instances' list."
-            ' JSON object: {\n    "x": 1\n} keys must be equal to: x,y',
+            "Failed to process element: 0 of 'instances' list. JSON object: {\"x\":1} keys must be equal to: x,y",
         ),
         (
             [1],
@@ -131,7 +150,7 @@ ROW = "Failed to process element: %s of 'instances' list. Error: INVALID_ARGUMEN
         (
             [[{"b64": 1}]],
             {"x": STRING},
-            ROW % 0 + 'JSON Value: {\n    "b64": 1\n} not formatted correctly for base64 data',
+            ROW % 0 + 'JSON Value: {"b64":1} not formatted correctly for base64 data',
         ),
         ([1], {"x": STRING}, ROW % 0 + "JSON Value: 1 Type: Number is not of expected type: string"),
         ([["a"], ["b", "c"]], {"x": STRING}, ROW % 1 + "Expecting tensor size: 1 but got: 2"),
@@ -141,8 +160,8 @@ ROW = "Failed to process element: %s of 'instances' list. Error: INVALID_ARGUMEN
             "Failed to process element: 0 of 'instances' list."
             " Error: UNIMPLEMENTED: Conversion of JSON Value: 1 to type: half",
         ),
-        ({}, {"x": FLOAT}, "JSON Value: {\n    \"instances\": {}\n} Expecting 'instances' to be an list/array"),
-        ([], {"x": FLOAT}, "JSON Value: {\n    \"instances\": []\n} No values in 'instances' array"),
+        ({}, {"x": FLOAT}, "JSON Value: {\"instances\":{}} Expecting 'instances' to be an list/array"),
+        ([], {"x": FLOAT}, "JSON Value: {\"instances\":[]} No values in 'instances' array"),
     ],
 )
 def test_rows_that_are_no_tensor(instances: object, types: dict[str, DataType], message: str) -> None:

@@ -93,7 +93,7 @@ class Process:
         """
         flags = self._flags
         self._catalog = catalog
-        access = Access(flags.admin_token_file)
+        access = Access(flags.admin_token_file, flags.bind_address, flags.allowed_hosts)
         self._rest = RestApi(
             catalog, admin, access, snapshots, cors=flags.rest_api_enable_cors_support, metrics_path=self._metrics_path
         )

@@ -18,7 +18,7 @@ from bookserve.serving.server.models.config import ModelSetting
 from bookserve.serving.server.models.manager import LoadFailure, ModelManager
 from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import ServingError, invalid_argument, not_found
-from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire import hosts, tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
@@ -28,8 +28,13 @@ _MAX_PATH = 4096
 class Access:
     """Who may change models: whoever knows the token; without a token only this machine."""
 
-    def __init__(self, token_file: str) -> None:
-        """Reads the token; an empty name means that there is none. Raises ServingError (INVALID_ARGUMENT)."""
+    def __init__(self, token_file: str, bind_address: str = "", allowed_hosts: str = "") -> None:
+        """Reads the token; an empty name means that there is none. Raises ServingError (INVALID_ARGUMENT).
+
+        Without a token REST requests must name loopback, `bind_address` or one of the `allowed_hosts` as their Host.
+        """
+        self._bound = bind_address
+        self._hosts = [host.strip() for host in allowed_hosts.split(",") if host.strip()]
         self._expected: bytes | None = None
         if token_file:
             try:
@@ -45,6 +50,9 @@ class Access:
         headers = exchange.headers
         browser = "origin" in headers or "sec-fetch-site" in headers
         self.check(exchange.peer, headers.get("authorization", "").encode(), browser=browser)
+        host = headers.get("host", "")
+        if self._expected is None and not hosts.is_expected(host, self._bound, self._hosts):
+            raise _denied(f"the Host {host[:255]!r} is not expected here: use localhost, or name it in --allowed_hosts")
 
     def check(self, peer: str, authorization: bytes, *, browser: bool = False) -> None:
         """Raises ServingError (PERMISSION_DENIED) for a caller who may not change models.

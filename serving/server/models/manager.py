@@ -96,6 +96,7 @@ class _Model(Generic[Loaded]):
     wanted: set[int] = field(default_factory=set)
     latest: Loaded | None = None  # of its own versions
     complaint: str = ""  # the last problem with the folder, so that it is logged once
+    former: dict[int, _Version[Loaded]] = field(default_factory=dict)  # of an older base path, for their states
     replaces: "_Model[Loaded] | None" = None  # as it was at its old base path, until a version is available here
 
     def available(self) -> list[_Version[Loaded]]:
@@ -191,7 +192,7 @@ class ModelManager(Generic[Loaded]):
         Raises ServingError: INVALID_ARGUMENT without a name, NOT_FOUND for an unknown model or version.
         """
         model = self._models.get(name) or self._removed.get(name)
-        return statuses(name, model.versions if model is not None else {}, version, _status)
+        return statuses(name, _known(model), version, _status)
 
     def overview(self) -> dict[str, tuple[Mapping[str, int], list[ModelVersionStatus]]]:
         """The labels and the versions, highest first, of every configured model, by its name."""
@@ -298,7 +299,8 @@ class ModelManager(Generic[Loaded]):
                 model.setting = setting
             else:
                 log.info(" (Re-)adding model: %s", name)
-                old, model = model, _Model[Loaded](setting)
+                old = model
+                model = _Model[Loaded](setting, former=_former(old or self._removed.get(name)))
                 if old is not None and self._options.lazy:
                     self._retire(old)
                 elif old is not None:
@@ -590,8 +592,24 @@ def _as_serving_error(fault: Exception, name: str, number: int) -> ServingError:
     return ServingError(tensorflow_error_pb2.UNKNOWN, f"{type(fault).__name__}: {fault}")
 
 
+def _known(model: _Model[Loaded] | None) -> dict[int, _Version[Loaded]]:
+    """The versions whose states are told: its own, and what is left of those at an older base path."""
+    if model is None:
+        return {}
+    former = {number: version for number, version in model.former.items() if version.state != _START}
+    return former | model.versions
+
+
+def _former(model: _Model[Loaded] | None) -> dict[int, _Version[Loaded]]:
+    """What is remembered of a model that another one of its name succeeds."""
+    known = _known(model)
+    ended = [number for number in sorted(known) if known[number].state == _END]
+    return {number: version for number, version in known.items() if number not in ended[:-_ENDED_VERSIONS]}
+
+
 def _statuses(model: _Model[Loaded]) -> list[ModelVersionStatus]:
-    return [_status(model.versions[number]) for number in sorted(model.versions, reverse=True)]
+    known = _known(model)
+    return [_status(known[number]) for number in sorted(known, reverse=True)]
 
 
 def _packed(model: _Model[Loaded]) -> bytes:

@@ -42,6 +42,10 @@ class Flags:
     admin_token_file: str = _flag(
         "", "file with the token that changes of models need; without it only this machine may change them"
     )
+    allowed_hosts: str = _flag(
+        "",
+        "without a token: Host names of REST calls that change models, beside loopback's and --bind_address",
+    )
     allow_version_labels_for_unavailable_models: bool = _flag(
         False, "let a new label name a version that is not available (with --model_root labels always may)"
     )

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
 from bookserve.serving.server.transport import compression
+from bookserve.serving.server.transport.grpc_call import PROXIED, PROXY_HEADERS
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes
 from bookserve.serving.server.types.errors import code_of_http
 from bookserve.serving.wire import tensorflow_error_pb2
@@ -119,7 +120,9 @@ class HttpExchange:
 
     @property
     def peer(self) -> str:
-        """The client's address."""
+        """The client's address; PROXIED where a proxy hides it."""
+        if any(name in self.headers for name in PROXY_HEADERS):
+            return PROXIED
         return self.scope.client.rpartition(":")[0].strip("[]")
 
     def respond(

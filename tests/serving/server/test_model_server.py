@@ -292,7 +292,7 @@ def test_rest_writes_what_is_no_number_as_tensorflow_serving_does(server: Server
         server.url + "/v1/models/scale:predict", data=b'{"instances": [[NaN, -Infinity, 1.5]]}'
     )
     with urllib.request.urlopen(request, timeout=10) as response:
-        assert response.read() == b'{\n    "predictions": [[NaN, -Infinity, 3.0]]\n}'
+        assert response.read() == b'{\n    "predictions": [[NaN, -Infinity, 3.0]\n    ]\n}'
 
 
 @pytest.mark.parametrize(
@@ -326,13 +326,12 @@ def test_rest_writes_what_is_no_number_as_tensorflow_serving_does(server: Server
         ),
         ("/v1/models/scale:regress", b'{"examples": [{"x": %b}]}' % DEEP, 400, "unexpected JSON type: Array"),
         ("/v1/models/scale:regress", b'{"context": NaN, "examples": ' + b"[" * 100_000, 400, "JSON Parse error: "),
-        ("/v1/models/scale:predict", [1], 400, "JSON Value: [\n    1\n] Is not object"),
+        ("/v1/models/scale:predict", [1], 400, "JSON Value: [1] Is not object"),
         (
             "/v1/models/foo:predict",
             {"signature_name": 5},
             400,
-            'JSON Value: {\n    "signature_name": 5\n} not formatted correctly.'
-            " 'signature_name' key must be a string value.",
+            "JSON Value: {\"signature_name\":5} not formatted correctly. 'signature_name' key must be a string value.",
         ),
         ("/v1/models/scale:PREDICT", {}, 400, "Malformed request: POST /v1/models/scale:PREDICT"),
         ("/v1/models/scale:predict/", {}, 400, "Malformed request: POST /v1/models/scale:predict/"),

@@ -149,6 +149,23 @@ def test_a_reload_tells_the_increase_of_counters(server: Server, models: Path) -
         assert {metric.name: metric.int64_value_increase for metric in metrics} == expected | {LOADS: 1}
 
 
+@pytest.mark.parametrize("name", ["Forwarded", "X-Forwarded-For", "Via"])
+def test_what_a_proxy_passes_on_is_not_of_this_machine(server: Server, models: Path, name: str) -> None:
+    status, answer_ = rest(server, "GET", "/v1/config", headers={name: "127.0.0.1"})
+    assert (status, "callers on this machine only" in answer_["error"]) == (403, True)
+    with pytest.raises(grpc.RpcError) as caught:
+        reload(server, config(models, "b"), metadata=[(name.lower(), "127.0.0.1")])
+    assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    assert served(server) == ["a"]
+
+
+def test_a_name_that_was_pointed_here_is_refused(server: Server) -> None:
+    status, answer_ = rest(server, "DELETE", "/v1/models/a", headers={"Host": "evil.example"})
+    assert (status, "--allowed_hosts" in answer_["error"]) == (403, True)
+    assert rest(server, "GET", "/v1/config", headers={"Host": "localhost:1"})[0] == 200
+    assert served(server) == ["a"]
+
+
 def test_a_removed_model_shows_its_end(server: Server, models: Path) -> None:
     reload(server, config(models, "b"))
     request = get_model_status_pb2.GetModelStatusRequest()

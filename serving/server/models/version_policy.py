@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,15 @@ def versions_on_disk(base_path: Path) -> dict[int, Path]:
             if number > _MAX_VERSION:
                 continue
             if number in versions:
-                log.warning("%s and %s are the same version: the second is used", versions[number], entry.path)
+                _tell_of_two(str(versions[number]), entry.path)
             versions[number] = Path(entry.path)
     return versions
+
+
+@lru_cache(maxsize=1024)
+def _tell_of_two(first: str, second: str) -> None:
+    """Logs it once: folders are listed every second."""
+    log.warning("%s and %s are the same version: the second is used", first, second)
 
 
 def find(policy: Policy, base_path: Path) -> dict[int, Path]:

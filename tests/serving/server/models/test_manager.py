@@ -11,7 +11,7 @@ import pytest
 from bookserve.serving.server.models.config import ModelSetting
 from bookserve.serving.server.models.manager import LoadPending, ManagerOptions, ModelManager
 from bookserve.serving.server.models.servable import Servable
-from bookserve.serving.server.models.version_policy import All, Latest, Policy, Specific
+from bookserve.serving.server.models.version_policy import All, Latest, Policy, Specific, versions_on_disk
 from bookserve.serving.server.types.errors import ServingError, failed_precondition
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelVersionStatus
 
@@ -273,6 +273,31 @@ def test_a_new_base_path_serves_the_old_one_until_it_has_something(tmp_path: Pat
         await manager.close()
 
     run(body)
+
+
+def test_versions_of_an_older_base_path_are_shown_as_ended(tmp_path: Path) -> None:
+    folder(tmp_path / "old", 1, 2)
+    folder(tmp_path / "new", 7)
+
+    async def body(loader: FakeLoader) -> None:
+        manager, _ = await serve(loader, tmp_path / "old", policy=All())
+        assert states(manager) == {1: "AVAILABLE", 2: "AVAILABLE"}
+        await manager.apply([ModelSetting("m", tmp_path / "new")])
+        await until(lambda: states(manager) == {7: "AVAILABLE", 2: "END", 1: "END"}, "the old versions ended")
+        await manager.apply([])
+        await manager.apply([ModelSetting("m", tmp_path / "old")])
+        await until(lambda: states(manager) == {7: "END", 2: "AVAILABLE", 1: "END"}, "they are remembered")
+        await manager.close()
+
+    run(body)
+
+
+def test_two_folders_of_one_version_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("1", "01"):
+        (tmp_path / name).mkdir()
+    for _ in range(3):
+        assert versions_on_disk(tmp_path) == {1: tmp_path / "1"}
+    assert caplog.text.count("are the same version") == 1
 
 
 def test_the_old_base_path_goes_on_swapping_until_the_new_one_has_something(tmp_path: Path) -> None:

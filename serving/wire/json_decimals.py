@@ -13,7 +13,7 @@ from bookserve.serving.wire.tensors import Array
 _MANY = 64  # from so many values on they are written column by column
 _WIDTH = 16  # bytes of the longest float32: -1.23456789e-05
 _COLUMNS = _WIDTH + 2  # and the ", " behind it
-_POWERS = np.array([float(f"1e{power}") for power in range(-60, 61)])
+_POWERS: Array = np.array([float(f"1e{power}") for power in range(-60, 61)])
 _SPECIAL = {"nan": "NaN", "-nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
@@ -121,4 +121,4 @@ def _write_normal(block: Array, where: Array, size: Array) -> Array:
 
 
 def _power(exponents: Array) -> Array:
-    return np.asarray(_POWERS[exponents + 60])
+    return _POWERS.take(exponents + 60)

@@ -4,29 +4,40 @@ A number is written with six digits where these tell it from all others of its t
 seventeen (float64), as printf's %g writes them: `1e+06`, `3e-05`, `0.123456702`. A whole number gets `.0`.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import orjson
 
 from bookserve.serving.wire.tensors import Array
 
-_MANY = 64  # from so many values on they are written column by column
+_MANY = 2048  # from so many values on it is faster to write them column by column
 _WIDTH = 16  # bytes of the longest float32: -1.23456789e-05
 _COLUMNS = _WIDTH + 2  # and the ", " behind it
-_POWERS: Array = np.array([float(f"1e{power}") for power in range(-60, 61)])
-_SPECIAL = {"nan": "NaN", "-nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+_POWERS = np.array([float(f"1e{power}") for power in range(-60, 61)])
+# Of normal numbers.
+_SMALLEST, _SMALLEST_DOUBLE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float64).tiny)
+_SPECIAL = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def texts(values: Array) -> list[str]:
     """The decimals of a float32 or float64 array of rank 1."""
-    digits = 9 if values.dtype == np.float32 else 17
-    short = [f"{value:.6g}" for value in values.tolist()]
-    with np.errstate(over="ignore"):
-        exact = np.array(short, np.float64).astype(values.dtype) == values
-    long = [
-        text if same else f"{value:.{digits}g}" for text, same, value in zip(short, exact, values.tolist(), strict=True)
-    ]
-    return [_SPECIAL.get(text) or (text if "." in text or "e" in text else text + ".0") for text in long]
+    # Where six digits tell a normal number from all others, its shortest form is that number, too.
+    shortest = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode().split(",")
+    digits, smallest = (9, _SMALLEST) if values.dtype == np.float32 else (17, _SMALLEST_DOUBLE)
+    written = []
+    for value, short in zip(values.tolist(), shortest, strict=False):
+        text = f"{value:.6g}"
+        if short == "null":
+            text = _SPECIAL[text]
+        elif abs(value) < smallest:
+            if float(values.dtype.type(text)) != value:
+                text = f"{value:.{digits}g}"
+        elif float(text) != float(short):
+            text = f"{value:.{digits}g}"
+        written.append(text if "." in text or "e" in text or short == "null" else text + ".0")
+    return written
 
 
 def nested(tokens: Sequence[str], shape: tuple[int, ...]) -> list[str]:
@@ -34,7 +45,7 @@ def nested(tokens: Sequence[str], shape: tuple[int, ...]) -> list[str]:
     rows = list(tokens)
     for axis in range(len(shape) - 1, 0, -1):
         size = shape[axis]
-        count = int(np.prod(shape[:axis]))
+        count = math.prod(shape[:axis])
         rows = ["[" + ", ".join(rows[row * size : (row + 1) * size]) + "]" for row in range(count)]
     return rows
 
@@ -69,9 +80,9 @@ def _columns(values: Array) -> Array:
     block[np.signbit(values), 0] = ord("-")
     size = np.abs(values).astype(np.float64)
     block[size == 0, 1:4] = tuple(b"0.0")
-    normal = np.flatnonzero((size >= np.finfo(np.float32).tiny) & np.isfinite(size))
+    normal = np.flatnonzero((size >= _SMALLEST) & np.isfinite(size))
     unsure = _write_normal(block, normal, size[normal])
-    rest = np.flatnonzero((size > 0) & (size < np.finfo(np.float32).tiny) | ~np.isfinite(size))
+    rest = np.flatnonzero((size > 0) & (size < _SMALLEST) | ~np.isfinite(size))
     for index in np.concatenate([rest, normal[unsure]]).tolist():
         text = texts(values[index : index + 1])[0].encode()
         block[index, :_WIDTH] = tuple(text.ljust(_WIDTH, b"\0"))
@@ -80,26 +91,29 @@ def _columns(values: Array) -> Array:
 
 def _write_normal(block: Array, where: Array, size: Array) -> Array:
     """Writes positive normal numbers into these rows; tells of which it cannot be sure how they are rounded."""
-    exponent = np.floor(np.log10(size)).astype(np.int64)
+    exponent = np.floor(np.log10(size)).astype(np.int32)
     exponent -= size * _power(8 - exponent) < 1e8
     exponent += size * _power(8 - exponent) >= 1e9
     scaled = size * _power(8 - exponent)
     nine = np.rint(scaled)
-    unsure = np.abs(np.abs(scaled - nine) - 0.5) < 1e-4
+    unsure: Array = np.abs(np.abs(scaled - nine) - 0.5) < 1e-4
     six = np.floor((nine + 500) / 1000)
     is_short = (six * _power(exponent - 5)).astype(np.float32) == size.astype(np.float32)
-    digits = np.where(is_short, six * 1000, nine).astype(np.int64)
+    digits = np.where(is_short, six * 1000, nine).astype(np.uint32)
     over = digits >= 10**9
     digits[over] = 10**8
     exponent += over
     table = np.zeros((size.size, 10), np.uint8)  # one more: the 0 behind the point of nine digits
     for column in range(8, -1, -1):
-        digits, table[:, column] = np.divmod(digits, 10)
+        rest = digits // np.uint32(10)
+        table[:, column] = digits - rest * np.uint32(10)
+        digits = rest
     significant = 10 - np.argmax(table[:, ::-1] != 0, axis=1)
     precision = np.where(is_short, 6, 9)
     scientific = (exponent < -4) | (exponent >= precision)
     shown = np.where(scientific | (exponent < 0), significant, np.maximum(significant, exponent + 2))
-    table = np.where(np.arange(10) < shown[:, None], table + ord("0"), 0).astype(np.uint8)
+    table += ord("0")
+    table *= np.arange(10, dtype=np.uint8) < shown.astype(np.uint8)[:, None]
     for kind in np.unique(exponent * 2 + scientific).tolist():
         power, is_scientific = divmod(kind, 2)
         group = np.flatnonzero((exponent == power) & (scientific == bool(is_scientific)))
@@ -121,4 +135,4 @@ def _write_normal(block: Array, where: Array, size: Array) -> Array:
 
 
 def _power(exponents: Array) -> Array:
-    return _POWERS.take(exponents + 60)
+    return np.asarray(_POWERS[exponents + 60])

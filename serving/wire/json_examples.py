@@ -83,7 +83,7 @@ def write_classifications(result: messages.ClassificationResult) -> bytes:
     """`{"results": [[["label", score], …], …]}`: a list of pairs for every example."""
     rows = []
     for row in result.classifications:
-        scores = json_decimals.texts(np.array([entry.score for entry in row.classes], np.float32))
+        scores = json_decimals.rows(np.array([entry.score for entry in row.classes], np.float32))
         pairs = [
             f"[{json.dumps(e.label, ensure_ascii=False)}, {score}]"
             for e, score in zip(row.classes, scores, strict=True)
@@ -94,5 +94,5 @@ def write_classifications(result: messages.ClassificationResult) -> bytes:
 
 def write_regressions(result: messages.RegressionResult) -> bytes:
     """`{"results": [value, …]}`: a number for every example."""
-    values = json_decimals.texts(np.array([regression.value for regression in result.regressions], np.float32))
+    values = json_decimals.rows(np.array([regression.value for regression in result.regressions], np.float32))
     return f'{{\n    "results": [{", ".join(values)}]\n}}'.encode()

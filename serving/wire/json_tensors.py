@@ -316,11 +316,12 @@ def write_rows(outputs: Mapping[str, Array]) -> bytes:
             rows = tensor.shape[0]
         elif rows != tensor.shape[0]:
             raise JsonError(f"Tensor name: {name} has inconsistent batch size: {tensor.shape[0]} expecting: {rows}")
-    columns = {name: _row_texts(name, tensor, 3 if len(outputs) == 1 else 4) for name, tensor in outputs.items()}
     if len(outputs) == 1:
-        ((_, values),) = columns.items()
-        text = ", ".join(values)
+        ((name, tensor),) = outputs.items()
+        floats = tensor.dtype in (np.float32, np.float64)
+        text = json_decimals.joined(tensor) if floats else ", ".join(_row_texts(name, tensor, 3))
     else:
+        columns = {name: _row_texts(name, tensor, 4) for name, tensor in outputs.items()}
         keys = [_string(name) for name in columns]
         objects = [
             ",\n            ".join([f"{key}: {value}" for key, value in zip(keys, row, strict=True)])

@@ -47,7 +47,7 @@ def _is_plain(array: Array) -> bool:
     if array.size > _FEW:
         return bool(_plain(array).all())
     values = array.ravel().tolist()
-    return all([_LEAST <= value < _MOST or value == 0 or -_MOST < value <= -_LEAST for value in values])
+    return all(_LEAST <= value < _MOST or value == 0 or -_MOST < value <= -_LEAST for value in values)
 
 
 def _plain(array: Array) -> Array:

@@ -1,7 +1,7 @@
 """The process `bookserve model-server`: flags, start, the two ports, signals and the drain.
 
-The order of the start is TensorFlow Serving's: models first, then the ports, so that an open port means that what can
-be served is served. On SIGTERM or SIGINT nothing that was accepted stays unanswered: readiness turns false, clients are
+The order of the start is TensorFlow Serving's: models first, then the ports, so that an open port means that every
+model has a version; one that fails for good ends the start. With --model_root, what can be served is served. On SIGTERM or SIGINT nothing that was accepted stays unanswered: readiness turns false, clients are
 told to go elsewhere, requests under way and those that still arrive are answered, and then the process ends with 0.
 """
 
@@ -21,7 +21,7 @@ import onnxruntime
 from bookserve.serving.server.api.admin import ModelAdmin, default_roots
 from bookserve.serving.server.assembly import Process, check, run, worker_count
 from bookserve.serving.server.models.config import ModelSetting, discover, from_message, merged, read_config_file
-from bookserve.serving.server.models.manager import ManagerOptions, ModelManager
+from bookserve.serving.server.models.manager import ManagerOptions, ModelManager, unavailable
 from bookserve.serving.server.settings import flags as flag_parser
 from bookserve.serving.server.settings import server_log, text_protos
 from bookserve.serving.server.settings.flags import FlagError, Flags
@@ -29,6 +29,7 @@ from bookserve.serving.server.transport.listeners import Listeners
 from bookserve.serving.server.transport.ports import DRAIN_STEP_SECONDS
 from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument
 from bookserve.serving.server.workers.pool import Pool
+from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class ModelServer:
         self._flags = flags
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        # A folder of many models is served as far as it can be; models that were named are all needed.
+        self._lenient = bool(flags.model_root) and not flags.model_config_file
         count = worker_count(flags)
         options = ManagerOptions(
             poll_seconds=flags.file_system_poll_wait_seconds,
@@ -50,6 +53,7 @@ class ModelServer:
             labels_for_unavailable=flags.allow_version_labels_for_unavailable_models,
             lazy=flags.lazy_loading,
             max_loaded=flags.max_loaded_models,
+            lenient=self._lenient,
         )
         self._answering: Process | Pool
         self._manager: ModelManager[Any]
@@ -73,8 +77,15 @@ class ModelServer:
         if flags.model_config_file:
             self._manager.check_labels(settings)
         await self._answering.prepare(self._manager, admin)
-        await self._manager.until_tried(await self._manager.apply(settings))
+        new = await self._manager.apply(settings)
         self._manager.start_polling()
+        if self._lenient:
+            await self._manager.until_tried(new)
+        elif failures := await self._manager.until_available(new):
+            raise ServingError(
+                tensorflow_error_pb2.UNKNOWN,
+                f"{len(failures)} servable(s) did not become available: {unavailable(failures)}",
+            )
         if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
             self._start(self._follow_config_file(flags.model_config_file_poll_wait_seconds))
         elif flags.model_root and not flags.model_config_file and flags.file_system_poll_wait_seconds > 0:
@@ -147,7 +158,7 @@ class ModelServer:
             )
         settings = from_message(config)
         if settings != self._manager.settings:
-            self._manager.check_labels(settings)
+            self._manager.check_labels(settings, await self._manager.wanted(settings))
             await self._manager.apply(settings)
 
     async def _follow_root(self, known: list[ModelSetting], poll_seconds: float) -> None:

@@ -1,8 +1,10 @@
 """The process `bookserve model-server`: flags, start, the two ports, signals and the drain.
 
 The order of the start is TensorFlow Serving's: models first, then the ports, so that an open port means that every
-model has a version; one that fails for good ends the start. With --model_root, what can be served is served. On SIGTERM or SIGINT nothing that was accepted stays unanswered: readiness turns false, clients are
-told to go elsewhere, requests under way and those that still arrive are answered, and then the process ends with 0.
+model has a version; one that fails for good ends the start. With --model_root, what can be served is served.
+
+On SIGTERM or SIGINT nothing that was accepted stays unanswered: readiness turns false, clients are told to go
+elsewhere, requests under way and those that still arrive are answered, and then the process ends with 0.
 """
 
 import asyncio

@@ -357,6 +357,33 @@ def test_a_process_that_dies_is_replaced_and_none_outlives_the_main_process(
         wait_until(lambda: not any(runs(pid) for pid in workers(server)), "no process is left")
 
 
+def children(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def test_a_spare_process_takes_the_place_of_one_that_dies(start_server: StartServer, flags: list[str]) -> None:
+    """Under load, again and again: it has imported everything before, so it answers within a second or two."""
+    server = start_server(*flags)
+
+    def spare() -> int | None:
+        (idle,) = children(server.process.pid) - set(workers(server)) or {0}
+        return idle or None
+
+    with under_load(server):
+        for number in (0, 1, 0):
+            wait_until(lambda: spare() is not None, "there is a spare process", 60)
+            ready, count = spare(), len(workers(server))
+            os.kill(worker(server, number), signal.SIGKILL)
+            wait_until(lambda count=count: len(workers(server)) > count, "another serves", 60)  # type: ignore[misc]
+            assert worker(server, number) == ready
+            with connections(server) as rest:
+                assert {connection.predict() for connection in rest} == {(200, rest[0].predict()[1])}
+        wait_until(lambda: spare() is not None, "there is a spare process", 60)
+        left = {*workers(server), spare() or 0}
+        assert server.stop(timeout=60) == 0
+    assert not any(runs(pid) for pid in left)
+
+
 def test_a_process_that_hangs_is_killed_and_replaced(start_server: StartServer, flags: list[str]) -> None:
     server = start_server(*flags, "--worker_timeout_seconds=3", "--enable_metrics")
     first = worker(server, 1)

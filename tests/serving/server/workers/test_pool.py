@@ -490,8 +490,8 @@ def test_rates_and_memory(start_server: StartServer, tmp_path: Path) -> None:
         request.inputs["x"].CopyFrom(tf.make_tensor_proto(array))
         message = request.SerializeToString()
         (tmp_path / name).write_bytes(struct.pack(">BL", 0, len(message)) + message)
-    for workers in (1, 2, 1, 2):
-        server = start_server(f"--model_root={tmp_path / 'models'}", f"--workers={workers}")
+    for count in (1, 2, 1, 2):
+        server = start_server(f"--model_root={tmp_path / 'models'}", f"--workers={count}")
         pids = [server.process.pid, *workers(server)]
         rates = []
         for name in inputs:
@@ -504,7 +504,7 @@ def test_rates_and_memory(start_server: StartServer, tmp_path: Path) -> None:
             rate = re.findall(r"([\d.]+) req/s", output)[0]
             micros = (processor_seconds(pids) - used) / 60_000 * 1e6
             rates.append(f"{name} {float(rate):.0f} calls/s at {micros:.0f} us of a core each")
-        print(f"workers {workers}: {', '.join(rates)}, {memory_mib(pids):.0f} MiB")  # noqa: T201
+        print(f"workers {count}: {', '.join(rates)}, {memory_mib(pids):.0f} MiB")  # noqa: T201
         assert server.stop() == 0
 
 

@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 def flags_of(store: ModelStore, way: str) -> list[str]:
     if way == "root":
-        return [f"--model_root={store.root}", "--file_system_poll_wait_seconds=0.2"]
+        return [f"--model_root={store.root}", "--file_system_poll_wait_seconds=0.05"]
     poll = ("--model_config_file_poll_wait_seconds=1", "--allow_version_labels_for_unavailable_models")
     return [f"--model_config_file={store.root / 'models.config'}", *poll]
 
@@ -79,7 +79,7 @@ class Asker:
                 self.answers += 1
 
 
-@pytest.mark.parametrize(("way", "workers"), [("file", 1), ("root", 1), ("root", 2)])
+@pytest.mark.parametrize(("way", "workers"), [("file", 1), ("root", 1), pytest.param("root", 2, marks=pytest.mark.slow)])
 def test_rollbacks_and_label_moves_under_load(start: StartServer, store: ModelStore, way: str, workers: int) -> None:
     server = start(*flags_of(store, way), f"--workers={workers}")
     assert store_servers.servers(store.root) == [server.target]

@@ -79,7 +79,9 @@ class Asker:
                 self.answers += 1
 
 
-@pytest.mark.parametrize(("way", "workers"), [("file", 1), ("root", 1), pytest.param("root", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("way", "workers"), [("file", 1), ("root", 1), pytest.param("root", 2, marks=pytest.mark.slow)]
+)
 def test_rollbacks_and_label_moves_under_load(start: StartServer, store: ModelStore, way: str, workers: int) -> None:
     server = start(*flags_of(store, way), f"--workers={workers}")
     assert store_servers.servers(store.root) == [server.target]

@@ -370,17 +370,21 @@ def test_a_spare_process_takes_the_place_of_one_that_dies(start_server: StartSer
         return idle or None
 
     with under_load(server):
-        for number in (0, 1, 0):
-            wait_until(lambda: spare() is not None, "there is a spare process", 60)
-            ready, count = spare(), len(workers(server))
-            os.kill(worker(server, number), signal.SIGKILL)
-            wait_until(lambda count=count: len(workers(server)) > count, "another serves", 60)  # type: ignore[misc]
-            assert worker(server, number) == ready
-            with connections(server) as rest:
-                assert {connection.predict() for connection in rest} == {(200, rest[0].predict()[1])}
-        wait_until(lambda: spare() is not None, "there is a spare process", 60)
-        left = {*workers(server), spare() or 0}
-        assert server.stop(timeout=60) == 0
+        try:
+            for number in (0, 1, 0):
+                wait_until(lambda: spare() is not None, "there is a spare process", 30)
+                ready, count = spare(), len(workers(server))
+                os.kill(worker(server, number), signal.SIGKILL)
+                wait_until(lambda count=count: len(workers(server)) > count, "another serves", 60)  # type: ignore[misc]
+                assert worker(server, number) == ready
+                with connections(server) as rest:
+                    assert {connection.predict()[0] for connection in rest} == {200}
+            wait_until(lambda: spare() is not None, "there is a spare process", 30)
+            left = {*workers(server), spare() or 0}
+            assert server.stop(timeout=60) == 0
+        finally:
+            if server.process.poll() is None:
+                server.process.kill()  # ends the load, too
     assert not any(runs(pid) for pid in left)
 
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -369,22 +369,32 @@ def test_a_spare_process_takes_the_place_of_one_that_dies(start_server: StartSer
         (idle,) = children(server.process.pid) - set(workers(server)) or {0}
         return idle or None
 
-    with under_load(server):
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            with suppress(http.client.HTTPException, OSError), connections(server, 1) as (rest,):
+                while not stop.is_set():
+                    assert rest.predict()[0] == 200
+
+    with ThreadPoolExecutor() as pool:
+        asking = [pool.submit(keep_asking) for _ in range(2)]
         try:
-            for number in (0, 1, 0):
+            for number in (0, 1):
                 wait_until(lambda: spare() is not None, "there is a spare process", 30)
                 ready, count = spare(), len(workers(server))
                 os.kill(worker(server, number), signal.SIGKILL)
                 wait_until(lambda count=count: len(workers(server)) > count, "another serves", 60)  # type: ignore[misc]
                 assert worker(server, number) == ready
-                with connections(server) as rest:
-                    assert {connection.predict()[0] for connection in rest} == {200}
             wait_until(lambda: spare() is not None, "there is a spare process", 30)
             left = {*workers(server), spare() or 0}
-            assert server.stop(timeout=60) == 0
         finally:
-            if server.process.poll() is None:
-                server.process.kill()  # ends the load, too
+            stop.set()
+        for asked in asking:
+            asked.result()
+    with connections(server) as rest:
+        assert {connection.predict()[0] for connection in rest} == {200}
+    assert server.stop(timeout=60) == 0
     assert not any(runs(pid) for pid in left)
 
 

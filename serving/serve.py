@@ -17,6 +17,8 @@ from signal import SIGINT, SIGTERM, signal
 
 import click
 
+from bookserve.export.options import local_folder
+
 _HOST = "127.0.0.1"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
@@ -32,7 +34,13 @@ class _Stopped(Exception):
 
 
 @click.command()
-@click.option("--models-dir", default=Path("models"), type=click.Path(path_type=Path), show_default=True)
+@click.option(
+    "--models-dir",
+    default=Path("models"),
+    type=click.Path(path_type=Path),
+    callback=local_folder,
+    show_default=True,
+)
 @click.option("--profile", default="default", show_default=True, help="Of the training, when the store is empty.")
 @click.option("--data", default="auto", show_default=True, help="For the training, when the store is empty.")
 @click.option("--data-dir", default=None, type=click.Path(path_type=Path), envvar="DATA_DIR")

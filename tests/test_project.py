@@ -82,7 +82,12 @@ MAY_IMPORT = {
     },
     SERVER: set[str](),
     "bookserve.serving.gateway": {"bookserve.serving.wire", "bookserve.export.contracts", "bookserve.clients"},
-    "bookserve.serving": {"bookserve.clients", "bookserve.export.contracts", "bookserve.serving.wire"},
+    "bookserve.serving": {
+        "bookserve.clients",
+        "bookserve.export.contracts",
+        "bookserve.export.options",
+        "bookserve.serving.wire",
+    },
     "bookserve.clients.doctor": {"bookserve.export", "bookserve.training.datasets"},
     "bookserve.clients": {"bookserve.serving.wire", "bookserve.export.contracts"},
 }

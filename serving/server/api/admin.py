@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from bookserve.serving.server.models import config as model_config
 from bookserve.serving.server.models.config import ModelSetting
-from bookserve.serving.server.models.manager import LoadFailure, ModelManager
+from bookserve.serving.server.models.manager import ModelManager, unavailable
 from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import ServingError, invalid_argument, not_found
 from bookserve.serving.wire import hosts, tensorflow_error_pb2
@@ -212,9 +212,9 @@ class ModelAdmin:
         failures = await self._manager.until_tried(dict.fromkeys((*new, *names)))
         await self._until_known()
         if failures:
-            text = "".join(f"{{{_id(failure)}}} due to error: {failure.error}}}, " for failure in failures)
             raise ServingError(
-                tensorflow_error_pb2.UNKNOWN, f"{len(failures)} model(s) did not become available: {{{text}}}"
+                tensorflow_error_pb2.UNKNOWN,
+                f"{len(failures)} model(s) did not become available: {unavailable(failures)}",
             )
 
     def _check(self, model: messages.ModelConfig) -> None:
@@ -247,11 +247,6 @@ def _check_name(name: str) -> None:
             f"model name {name[:255]!r} is not accepted: up to 255 letters, digits, '_', '-' and '.',"
             " the first a letter or digit"
         )
-
-
-def _id(failure: LoadFailure) -> str:
-    version = "" if failure.version is None else f" version: {failure.version}"
-    return f"name: {failure.model}{version}"
 
 
 def _denied(message: str) -> ServingError:

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _STABLE_SECONDS = 60.0  # a process that lived that long is replaced at once
 _MAX_PAUSE_SECONDS = 60.0
+# The process that has imported TensorFlow stays that long without a version: to start it takes many seconds.
+_TEMPLATE_SECONDS = 600.0
 _PROFILER_SECONDS = 30.0  # for a process to start its profiler and tell where it is
 
 
@@ -113,7 +115,7 @@ class TensorFlowEngine:
                     break
                 except ServingError as error:
                     log.error("%s is not back: %s", self._path, error)
-            child.close()  # now, as the template lives as long as there are children
+            child.close()
             if self._closing.is_set():  # while it started
                 self._child.close()
                 return
@@ -198,13 +200,17 @@ def _content(frame: tuple[int, bytes]) -> bytes:
 
 
 class _Template:
-    """The process that has imported TensorFlow, and forks; it lives as long as there are children."""
+    """The process that has imported TensorFlow, and forks; it lives as long as there are children, and a while longer.
+
+    So a model that is unloaded before its successor appears comes back as fast as beside another.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._children = 0
+        self._ending: threading.Timer | None = None  # while there are no children
 
     def fork(self, version_path: Path, options: EngineOptions) -> list[socket.socket]:
         """The sockets of a child that loads the version: for its life, its profiler, and one for each parallel run.
@@ -222,6 +228,7 @@ class _Template:
                 if not self._control.recv(1):
                     raise ConnectionError
                 self._children += 1
+                self._stay()
         except ConnectionError:
             for one in ours:
                 one.close()
@@ -232,14 +239,29 @@ class _Template:
         return list(ours)
 
     def leave(self) -> None:
-        """Ends the template after its last child."""
+        """Ends the template some time after its last child, unless there is another by then."""
         with self._lock:
             self._children -= 1
+            if not self._children:
+                self._stay()
+                self._ending = threading.Timer(_TEMPLATE_SECONDS, self.end)
+                self._ending.daemon = True
+                self._ending.start()
+
+    def end(self) -> None:
+        """Ends the template where it has no children."""
+        with self._lock:
+            self._stay()
             if self._children or self._process is None or self._control is None:
                 return
             self._control.close()
             self._process.wait()
             self._process = self._control = None
+
+    def _stay(self) -> None:
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair()
@@ -255,3 +277,8 @@ class _Template:
 
 
 _TEMPLATE = _Template()
+
+
+def end() -> None:
+    """Ends what no engine needs any more, at once: at the end of the server."""
+    _TEMPLATE.end()

@@ -70,6 +70,19 @@ def read_config_file(path: Path) -> list[ModelSetting]:
     return from_message(text_protos.read(path, messages.ModelServerConfig()))
 
 
+def copied_from(config: Path, settings: Iterable[ModelSetting]) -> dict[str, Path]:
+    """Model -> its base path, where the config file has a folder of that model beside it and names another.
+
+    So it is with a copied model store, whose config file still names the original.
+    """
+    beside = {setting.name: config.absolute().parent / setting.name for setting in settings}
+    return {
+        setting.name: setting.base_path
+        for setting in settings
+        if beside[setting.name].is_dir() and beside[setting.name].resolve() != setting.base_path.resolve()
+    }
+
+
 def discover(root: Path) -> list[ModelSetting]:
     """Every model under a root: each folder that holds version folders, with its entry of `root/models.config` if any.
 

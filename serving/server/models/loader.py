@@ -145,6 +145,9 @@ class InProcessLoader:
         await self._loop.run_in_executor(None, self._run_threads.stop)
         for engine in self._engines:
             engine.close()
+        from bookserve.serving.server.engines import tensorflow_engine
+
+        await self._loop.run_in_executor(None, tensorflow_engine.end)
 
     def _free(self, held: list[tuple[Engine, Batcher]]) -> None:
         ((engine, _),) = held

@@ -265,6 +265,24 @@ def test_a_process_that_does_not_answer_is_not_waited_for_when_profiled(
         wait_until(told, "the port is told", seconds=120)
 
 
+def test_tensorflow_stays_a_while_without_a_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a model that is unloaded before its successor is there does not wait for TensorFlow to start again."""
+    template = tensorflow_engine._Template()
+    monkeypatch.setattr(tensorflow_engine, "_TEMPLATE", template)
+    with load(folder):
+        assert template._process is not None
+        first = template._process
+    assert first.poll() is None
+    monkeypatch.setattr(tensorflow_engine, "_TEMPLATE_SECONDS", 0.0)
+    with load(folder) as engine:
+        assert template._process is first
+        assert run(engine, {"x": np.ones((1, 3), np.float32)})["y"].tolist() == [[2, 2, 2]]
+        tensorflow_engine.end()  # for versions that are gone: this one is not
+        assert first.poll() is None
+    wait_until(lambda: template._process is None, "it ends, some time after its last version", 60)
+    assert first.returncode == 0
+
+
 def _leaves() -> set[int]:
     """The forks of the template."""
     found = set()

@@ -24,13 +24,14 @@ import numpy as np
 
 from bookserve.serving.server.batching.brevity import Brevity
 from bookserve.serving.server.batching.policy import BatchPolicy
+from bookserve.serving.server.engines import refusals
 from bookserve.serving.server.engines.engine import Engine
 from bookserve.serving.server.types.errors import (
     ServingError,
     exhausted,
     failed_precondition,
-    internal,
     invalid_argument,
+    out_of_memory,
     unavailable,
 )
 from bookserve.serving.server.types.signatures import Signature
@@ -454,10 +455,12 @@ class Batcher:
             arrays = self._engine.run(first.signature, inputs, first.outputs)
         except ServingError as error:
             outcome = error
+        except MemoryError:
+            outcome = out_of_memory()
         except Exception:
             if len(tasks) == 1:
                 log.exception("the %s engine failed", self._engine.name)
-            outcome = internal("the model failed: see the server's log")
+            outcome = refusals.fault()
         else:
             if len(tasks) == 1 and not self._policy.strict:
                 return [dict(zip(first.outputs, arrays, strict=True))]

@@ -26,6 +26,7 @@ from bookserve.serving.server.batching.brevity import Brevity
 from bookserve.serving.server.batching.policy import BatchPolicy
 from bookserve.serving.server.engines import refusals
 from bookserve.serving.server.engines.engine import Engine
+from bookserve.serving.server.settings import memory
 from bookserve.serving.server.types.errors import (
     ServingError,
     exhausted,
@@ -453,6 +454,8 @@ class Batcher:
             if len(tasks) > 1 or run_rows > rows:
                 inputs = {name: self._merge([task.inputs[name] for task in tasks], run_rows - rows) for name in inputs}
             arrays = self._engine.run(first.signature, inputs, first.outputs)
+            if not memory.leaves_room_for(sum([array.nbytes for array in arrays])):
+                raise out_of_memory()
         except ServingError as error:
             outcome = error
         except MemoryError:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 # What a container may take, by the second and by the first version of Linux's control groups.
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_SMALL = 16 << 20  # bytes of a result that nobody asks about
+_COPIES = 8  # of a result's values: numbers as Python's objects, and as text
 _SHARE = 0.8  # of the machine's or the container's, by default
 
 
@@ -30,6 +32,22 @@ def limit(max_bytes: int) -> int:
             wanted = min(wanted, other)
     resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
     return wanted
+
+
+def leaves_room_for(result_bytes: int) -> bool:
+    """Whether a result of that size can be encoded and sent, which takes several copies of it.
+
+    Asked of large results alone: code that encodes and sends may not survive an allocation that fails.
+    """
+    if result_bytes < _SMALL or not sys.platform.startswith("linux"):
+        return True
+    import resource
+
+    limit_now, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit_now == resource.RLIM_INFINITY:
+        return True
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+    return held + _COPIES * result_bytes <= limit_now
 
 
 def _available() -> int:

@@ -424,13 +424,22 @@ def main() -> None:
             for model in sorted(path for path in arguments.store.iterdir() if path.is_dir()):
                 (root / f"book_{model.name}").symlink_to(model.absolute())
         with server_starter(Path(scratch)) as start:
-            server = start(f"--model_root={root}", "--prefer_tflite_model=true", f"--max_memory_bytes={MEMORY_BYTES}")
+            server = start(
+                f"--model_root={root}",
+                "--prefer_tflite_model=true",
+                f"--max_memory_bytes={MEMORY_BYTES}",
+                environment={"PYTHONFAULTHANDLER": "1"},
+            )
             figures = run(server, roots, arguments.seconds, arguments.seed, arguments.threads, out)
             log = server.log.read_text()
         print("the end", figures, *figures.faults, sep="\n  ", file=out)
         deaths = [line for line in log.splitlines() if "died" in line]
         print(f"TensorFlow's processes that died: {len(deaths)}", *deaths[:5], sep="\n  ", file=out)
         print(*[line for line in log.splitlines() if " E " in line][:20], sep="\n  ", file=out)
+        _, fatal, stacks = log.partition("Fatal Python error")
+        print(fatal + stacks[:5000], file=out)
+        for trace in log.split("Traceback (most recent call last)")[1:4]:
+            print(trace[-2000:], file=out)
     sys.exit(bool(figures.faults))
 
 

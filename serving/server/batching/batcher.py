@@ -188,6 +188,7 @@ class Batcher:
         """
         self._on_run = on_run
         self._engine = engine
+        self._memory = memory.Memory()
         self._run_threads = run_threads
         self._loop = loop
         self._max_queued = max_queued
@@ -453,6 +454,8 @@ class Batcher:
         try:
             if len(tasks) > 1 or run_rows > rows:
                 inputs = {name: self._merge([task.inputs[name] for task in tasks], run_rows - rows) for name in inputs}
+            if self._memory.is_full:
+                raise out_of_memory()
             arrays = self._engine.run(first.signature, inputs, first.outputs)
             if not memory.leaves_room_for(sum([array.nbytes for array in arrays])):
                 raise out_of_memory()

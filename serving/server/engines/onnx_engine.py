@@ -8,6 +8,7 @@ import onnxruntime
 
 from bookserve.serving.server.engines import refusals, zero_sizes
 from bookserve.serving.server.engines.engine import EngineOptions
+from bookserve.serving.server.settings.memory import Memory
 from bookserve.serving.server.types.errors import failed_precondition, invalid_argument
 from bookserve.serving.server.types.signatures import (
     DEFAULT_SIGNATURE,
@@ -66,6 +67,9 @@ class OnnxEngine:
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             raise failed_precondition(f"{graph} does not load: {error}") from error
         self.computes_alone = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
+        self._memory = Memory()
+        self._shrinking = onnxruntime.RunOptions()  # of a run that gives back what the session keeps for later runs
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._dimension_names = {
             node.name: tuple([size if isinstance(size, str) else "" for size in node.shape])
             for node in (*self._session.get_inputs(), *self._session.get_outputs())
@@ -93,7 +97,8 @@ class OnnxEngine:
         if strings:
             inputs = {**inputs, **{alias: _to_text(inputs[alias], alias) for alias in strings}}
         try:
-            arrays: list[Array] = self._session.run(list(outputs), inputs)
+            options = self._shrinking if self._memory.is_scarce else None
+            arrays: list[Array] = self._session.run(list(outputs), inputs, options)
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             refusal = refusals.of_onnx(error)
             if refusal is None:

@@ -26,7 +26,10 @@ class EPFail(Exception):
             "Add: axis == 1 || axis == largest was false. Attempting to broadcast an axis by a dimension other than 1."
             " 3 by 2",
         ),
-        (_RUNNING.format("1 : FAIL", "Div") + "element_wise_ops.cc:703 Compute Integer division by zero", "Div: Integer division by zero"),
+        (
+            _RUNNING.format("1 : FAIL", "Div") + "element_wise_ops.cc:703 Compute Integer division by zero",
+            "Div: Integer division by zero",
+        ),
         ("no file at /home/me/models/x.onnx", "no file at (path)"),
     ],
 )  # fmt: skip

@@ -32,7 +32,7 @@ from bookserve.serving.server.types.errors import (
 from bookserve.serving.server.types.signatures import Signature, copies, from_proto, read_meta_graph
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
-from bookserve.serving.wire.tensors import Array, to_array, to_proto
+from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_proto
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,10 @@ class _Child:
         if frame is None:
             raise unavailable("TensorFlow died while it ran this request: see the server's log")
         response = messages.PredictResponse.FromString(_content(frame))
-        return [to_array(response.outputs[tensor]) for tensor in fetch]
+        try:
+            return [to_array(response.outputs[tensor]) for tensor in fetch]
+        except TensorError as error:  # such as [0, 2147483647], which a request may ask for
+            raise invalid_argument(f"an output of the model cannot be answered: {error}") from error
 
     def profiler_port(self) -> int:
         """See TensorFlowEngine.profiler_port."""

@@ -136,7 +136,7 @@ class Requests:
         few = min(count, 64)
         if dtype.kind == "O":
             words = (b"", b"a", b"b", b"the", b"\xff\x00", "é".encode(), b"1e999", b"x" * 100_000)
-            drawn: list[Any] = [chance.choice(words[:-1] if few > 4 else words) for _ in range(few)]
+            drawn: list[Any] = [chance.choice(words[:-1] if count > 4 else words) for _ in range(few)]
         elif dtype.kind == "f":
             special = (0.0, -0.0, np.nan, np.inf, -np.inf, 1e-40, float(np.finfo(dtype).max))
             drawn = [chance.choice(special) if chance.random() < 0.2 else chance.random() for _ in range(few)]

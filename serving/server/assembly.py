@@ -33,7 +33,7 @@ from bookserve.serving.server.observability import metrics
 from bookserve.serving.server.observability.metric_families import CONNECTIONS, REFUSED
 from bookserve.serving.server.observability.metrics import Metrics, Snapshot
 from bookserve.serving.server.observability.observer import Observer
-from bookserve.serving.server.settings import text_protos
+from bookserve.serving.server.settings import memory, text_protos
 from bookserve.serving.server.settings.flags import Flags
 from bookserve.serving.server.transport import tls
 from bookserve.serving.server.transport.grpc_call import StreamHandler
@@ -63,6 +63,7 @@ class Process:
     def __init__(self, flags: Flags, worker: int = 0) -> None:
         """`worker` numbers the processes. Raises ServingError for settings that make no sense."""
         self._flags = flags
+        memory.limit(flags.max_memory_bytes)
         self._worker = worker
         self._metrics_path = _metrics_path(flags)
         parameters = _batching_parameters(flags)

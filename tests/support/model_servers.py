@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+_OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
 _numbers = itertools.count(os.getpid() * 97)  # each process of tests begins somewhere else
 
 
@@ -57,7 +58,7 @@ def write_echo_model(base: Path, version: int, data_types: dict[str, TensorProto
 
 
 def write_graph(base: Path, version: int, graph: onnx.GraphProto) -> Path:
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=_OPSETS, ir_version=10)
     onnx.checker.check_model(model)
     scratch = base / f"{version}.tmp"
     scratch.mkdir(parents=True)

@@ -24,13 +24,15 @@ import numpy as np
 
 from bookserve.serving.server.batching.brevity import Brevity
 from bookserve.serving.server.batching.policy import BatchPolicy
+from bookserve.serving.server.engines import refusals
 from bookserve.serving.server.engines.engine import Engine
+from bookserve.serving.server.settings import memory
 from bookserve.serving.server.types.errors import (
     ServingError,
     exhausted,
     failed_precondition,
-    internal,
     invalid_argument,
+    out_of_memory,
     unavailable,
 )
 from bookserve.serving.server.types.signatures import Signature
@@ -186,6 +188,7 @@ class Batcher:
         """
         self._on_run = on_run
         self._engine = engine
+        self._memory = memory.Memory()
         self._run_threads = run_threads
         self._loop = loop
         self._max_queued = max_queued
@@ -451,13 +454,19 @@ class Batcher:
         try:
             if len(tasks) > 1 or run_rows > rows:
                 inputs = {name: self._merge([task.inputs[name] for task in tasks], run_rows - rows) for name in inputs}
+            if self._memory.is_full:
+                raise out_of_memory()
             arrays = self._engine.run(first.signature, inputs, first.outputs)
+            if not memory.leaves_room_for(sum([array.nbytes for array in arrays])):
+                raise out_of_memory()
         except ServingError as error:
             outcome = error
+        except MemoryError:
+            outcome = out_of_memory()
         except Exception:
             if len(tasks) == 1:
                 log.exception("the %s engine failed", self._engine.name)
-            outcome = internal("the model failed: see the server's log")
+            outcome = refusals.fault()
         else:
             if len(tasks) == 1 and not self._policy.strict:
                 return [dict(zip(first.outputs, arrays, strict=True))]

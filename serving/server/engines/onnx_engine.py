@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from bookserve.serving.server.engines import refusals, zero_sizes
 from bookserve.serving.server.engines.engine import EngineOptions
+from bookserve.serving.server.settings.memory import Memory
 from bookserve.serving.server.types.errors import failed_precondition, invalid_argument
 from bookserve.serving.server.types.signatures import (
     DEFAULT_SIGNATURE,
@@ -65,6 +67,13 @@ class OnnxEngine:
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             raise failed_precondition(f"{graph} does not load: {error}") from error
         self.computes_alone = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
+        self._memory = Memory()
+        self._shrinking = onnxruntime.RunOptions()  # of a run that gives back what the session keeps for later runs
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._dimension_names = {
+            node.name: tuple([size if isinstance(size, str) else "" for size in node.shape])
+            for node in (*self._session.get_inputs(), *self._session.get_outputs())
+        }
         own = self._signature_def(graph)
         self.signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = {DEFAULT_SIGNATURE: own}
         if saved_model.is_file():
@@ -81,13 +90,20 @@ class OnnxEngine:
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run."""
+        empty = zero_sizes.answer(signature, inputs, outputs, self._dimension_names)
+        if empty is not None:
+            return empty
         strings = [alias for alias, array in inputs.items() if array.dtype.kind == "O"]
         if strings:
             inputs = {**inputs, **{alias: _to_text(inputs[alias], alias) for alias in strings}}
         try:
-            arrays: list[Array] = self._session.run(list(outputs), inputs)
-        except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument as error:
-            raise invalid_argument(str(error)) from error
+            options = self._shrinking if self._memory.is_scarce else None
+            arrays: list[Array] = self._session.run(list(outputs), inputs, options)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+            refusal = refusals.of_onnx(error)
+            if refusal is None:
+                raise
+            raise refusal from error
         return [_to_bytes(array) if array.dtype.kind == "O" else array for array in arrays]
 
     def close(self) -> None:

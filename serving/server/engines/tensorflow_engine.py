@@ -17,19 +17,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bookserve.serving.server.engines import frames, saved_model_safety
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.types.errors import ServingError, failed_precondition, internal, unavailable
+from bookserve.serving.server.types.errors import (
+    ServingError,
+    failed_precondition,
+    internal,
+    invalid_argument,
+    unavailable,
+)
 from bookserve.serving.server.types.signatures import Signature, copies, from_proto, read_meta_graph
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
-from bookserve.serving.wire.tensors import Array, to_array, to_proto
+from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_proto
 
 log = logging.getLogger(__name__)
 
+_OPAQUE = frozenset((tensorflow_pb2.DT_VARIANT, tensorflow_pb2.DT_RESOURCE))
 _STABLE_SECONDS = 60.0  # a process that lived that long is replaced at once
 _MAX_PAUSE_SECONDS = 60.0
 # The process that has imported TensorFlow stays that long without a version: to start it takes many seconds.
@@ -73,6 +80,7 @@ class TensorFlowEngine:
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run. Raises ServingError (UNAVAILABLE) while the process is replaced."""
+        _check_dense(signature, inputs, outputs)
         return self._living().run(signature, inputs, outputs)
 
     def profiler_port(self) -> int:
@@ -161,7 +169,10 @@ class _Child:
         if frame is None:
             raise unavailable("TensorFlow died while it ran this request: see the server's log")
         response = messages.PredictResponse.FromString(_content(frame))
-        return [to_array(response.outputs[tensor]) for tensor in fetch]
+        try:
+            return [to_array(response.outputs[tensor]) for tensor in fetch]
+        except TensorError as error:  # such as [0, 2147483647], which a request may ask for
+            raise invalid_argument(f"an output of the model cannot be answered: {error}") from error
 
     def profiler_port(self) -> int:
         """See TensorFlowEngine.profiler_port."""
@@ -189,6 +200,19 @@ class _Child:
                 one.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it; closing alone does not
             one.close()
         _TEMPLATE.leave()
+
+
+def _check_dense(signature: Signature, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    """Raises ServingError (INVALID_ARGUMENT) for a tensor that the protocols cannot carry, such as a ragged one."""
+    for word, specs, aliases in (("input", signature.inputs, inputs), ("output", signature.outputs, outputs)):
+        for alias in aliases:
+            spec = specs[alias]
+            if not spec.tensor or spec.data_type in _OPAQUE:
+                mend = "ask for the others by name" if word == "output" else "it cannot be sent"
+                raise invalid_argument(
+                    f"{word} '{alias}' is not one dense tensor (it is sparse, ragged or a handle), and only dense"
+                    f" tensors can be served: {mend}, or export a signature with its parts as tensors"
+                )
 
 
 def _content(frame: tuple[int, bytes]) -> bytes:

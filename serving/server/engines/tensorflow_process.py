@@ -24,13 +24,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bookserve.serving.server.engines import frames
+import numpy as np
+
+from bookserve.serving.server.engines import frames, refusals
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.types.errors import (
     ServingError,
     failed_precondition,
-    internal,
     invalid_argument,
     unavailable,
 )
@@ -77,11 +78,16 @@ class Session:
             options = self._call_options(feed=feed, fetch=fetch)
             call = self._calls[feed, fetch] = self._session._make_callable_from_options(options)  # noqa: SLF001 - no public name
         try:
-            return call(*(inputs[name] for name in feed))
+            answers = call(*(inputs[name] for name in feed))
         except self._op_error as error:
-            raise ServingError(error.error_code, error.message) from error
+            refusal = refusals.of_tensorflow(error.error_code, error.message)
+            if refusal is None:
+                raise
+            raise refusal from error
         except UnicodeDecodeError as error:  # TensorFlow's message quotes bytes of the request that are not UTF-8
             raise invalid_argument(error.object.decode("utf-8", "replace")) from error
+        # TensorFlow answers a scalar of a string as bytes, of a number as numpy's scalar.
+        return [np.asarray(array, np.object_) if isinstance(array, bytes) else np.asarray(array) for array in answers]
 
 
 def _session_config(tf: Any, options: EngineOptions) -> Any:
@@ -119,7 +125,7 @@ def _answer(session: Session, channel: socket.socket) -> None:
             frames.send_error(channel, ServingError(code, f"an output of the model cannot be answered: {error}"))
         except Exception:
             log.exception("fault while running a signature")
-            frames.send_error(channel, internal("the model failed: see the log"))
+            frames.send_error(channel, refusals.fault())
 
 
 def _tell_profiler_port(channel: socket.socket) -> None:

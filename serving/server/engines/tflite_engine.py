@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from bookserve.serving.server.engines import refusals, zero_sizes
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.types.errors import failed_precondition, invalid_argument
+from bookserve.serving.server.types.errors import failed_precondition
 from bookserve.serving.server.types.signatures import DEFAULT_SIGNATURE, PREDICT_METHOD, Signature, from_proto
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensors import Array, TensorError, data_type
@@ -59,6 +60,9 @@ class TfliteEngine:
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run."""
+        empty = zero_sizes.answer(signature, inputs, outputs, {})
+        if empty is not None:
+            return empty
         interpreter = self._idle.get()
         try:
             if self._keys:
@@ -66,8 +70,11 @@ class TfliteEngine:
                 answers = runner(**{name: np.ascontiguousarray(array) for name, array in inputs.items()})
                 return [np.array(answers[name]) for name in outputs]
             return self._run_by_index(interpreter, inputs, outputs)
-        except (RuntimeError, ValueError) as error:  # what it says of shapes that do not fit and values it refuses
-            raise invalid_argument(f"the model refuses the request: {error}") from error
+        except Exception as error:
+            refusal = refusals.of_tflite(error)
+            if refusal is None:
+                raise
+            raise refusal from error
         finally:
             self._idle.put(interpreter)
 

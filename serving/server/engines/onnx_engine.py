@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 
 from bookserve.serving.server.engines.engine import EngineOptions
+from bookserve.serving.server.engines.onnx_rows import walk
 from bookserve.serving.server.types.errors import failed_precondition, invalid_argument
 from bookserve.serving.server.types.signatures import (
     DEFAULT_SIGNATURE,
@@ -44,6 +45,7 @@ class OnnxEngine:
     """A version run by ONNX Runtime, on the GPU when the installed package can use one."""
 
     name = "onnx"
+    keeps_state = False
 
     def __init__(self, graph: Path, saved_model: Path, options: EngineOptions) -> None:
         """Loads `graph`; `saved_model`, where it exists, tells the signature as TensorFlow Serving would show it.
@@ -64,7 +66,10 @@ class OnnxEngine:
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             raise failed_precondition(f"{graph} does not load: {error}") from error
-        self.computes_alone = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
+        reading = walk.read(graph)
+        on_one_thread = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
+        self.computes_alone = on_one_thread and not reading.open_ended
+        self.doubts: Mapping[str, str] = {DEFAULT_SIGNATURE: reading.doubt} if reading.doubt else {}
         own = self._signature_def(graph)
         self.signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = {DEFAULT_SIGNATURE: own}
         if saved_model.is_file():

@@ -1,7 +1,5 @@
 """Rules of operations that pick, place, sort or pad."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from bookserve.serving.server.engines.onnx_rows import sizes, values
@@ -11,7 +9,7 @@ from bookserve.serving.server.engines.onnx_rows.movement import data, numbers, p
 from bookserve.serving.server.engines.onnx_rows.sizes import Dim, Size
 from bookserve.serving.server.engines.onnx_rows.values import Mixed, Rows, Value
 
-_FAR = 1 << 31  # an end that is beyond every axis
+_FAR = 10**9  # an end that is beyond every axis: tf2onnx writes this, PyTorch 2**63 - 1
 
 
 def take_slice(node: Node, inputs: Inputs) -> list[Value]:
@@ -69,12 +67,12 @@ def _bounds(node: Node, inputs: Inputs, place: int, name: str) -> list[Dim] | No
 
 
 def _is_far(end: Dim) -> bool:
-    return isinstance(end, int) and end >= _FAR - 1
+    return isinstance(end, int) and end >= _FAR
 
 
 def _python_slice(start: int, end: int, step: int) -> slice:
     """ONNX's bounds as Python's: an end below the first place is None when it goes backwards."""
-    return slice(start, None if step < 0 and end <= -_FAR + 1 else end, step)
+    return slice(start, None if step < 0 and end <= -_FAR else end, step)
 
 
 def _length(whole: Dim, start: Dim, end: Dim, step: Dim) -> Dim:

@@ -1,8 +1,8 @@
 """The table of rules: one line an operation, with what it does to rows.
 
 An operation that is not here is not proved. A rule answers the values of the results, or raises Mixed with the reason.
-`If`, `Loop` and `Scan` have graphs inside and stand in walk.py. Sources: the operators' documents of ONNX 1.23 (opsets 7
-to 25, ai.onnx.ml 1 to 5) and of ONNX Runtime (com.microsoft).
+`If`, `Loop` and `Scan` have graphs inside and stand in walk.py. Sources: the operators' documents of ONNX 1.23
+(opsets 7 to 25, ai.onnx.ml 1 to 5) and of ONNX Runtime (com.microsoft).
 """
 
 import math

@@ -7,6 +7,7 @@ it has no rule for, or is in doubt about, it refuses.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bookserve.serving.server.engines.onnx_rows import graph, sizes, values
@@ -21,6 +22,32 @@ _ROUNDS = 4  # through the graph inside a loop until its values keep their shape
 _DEEPEST = 20  # functions and graphs inside each other
 
 Scope = dict[str, Value]
+
+
+# Operations whose time depends on values, not only on the size of what they get.
+_OPEN_ENDED = frozenset((*GRAPHS_INSIDE, "SequenceMap", "BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch"))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reading a graph tells of its runs."""
+
+    doubt: str  # why its rows are not proved to be independent; "" where they are
+    open_ended: bool  # whether how long a run takes may depend on values
+
+
+def read(path: Path) -> Reading:
+    """Reads the ONNX file; runs nothing, and does not raise for a file that it cannot read."""
+    try:
+        model = graph.read(path)
+    except Mixed as doubt:
+        return Reading(str(doubt), True)
+    return Reading(refusal(model), _open_ended(model))
+
+
+def _open_ended(model: ModelProto) -> bool:
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    return any(node.op_type in _OPEN_ENDED for node in nodes)
 
 
 def refusal(model: ModelProto) -> str:

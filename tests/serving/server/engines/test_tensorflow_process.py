@@ -82,8 +82,10 @@ def test_several_signatures_strings_and_several_outputs(engine: TensorFlowEngine
     assert loud["lengths"].tolist() == [1, 2, 2]
 
 
-def test_only_signatures_with_independent_rows_are_batched(engine: TensorFlowEngine) -> None:
-    assert row_independence.independent(engine) == {"serving_default", "shout"}
+def test_signatures_are_batched_only_where_the_manifest_says_so(engine: TensorFlowEngine, folder: Path) -> None:
+    assert row_independence.shared(engine, folder, unasked=True, declared=None) == set()
+    declared = row_independence.shared(engine, folder, unasked=True, declared=True)
+    assert {"serving_default", "shout"} <= declared
 
 
 def test_types_and_shapes_are_checked_before_a_kernel_runs(engine: TensorFlowEngine) -> None:
@@ -186,7 +188,6 @@ def test_tensorflow_1_takes_a_vector_for_a_column(tmp_path: Path) -> None:
     with load(tmp_path / "1") as engine:
         assert run(engine, {"x": np.array([1, 2, 5], np.float32)})["y"].tolist() == [2.5, 3.0, 4.5]
         assert run(engine, {"x": np.array([[1], [2]], np.float32)})["y"].tolist() == [[2.5], [3.0]]
-        assert row_independence.independent(engine) == {"serving_default"}
         with pytest.raises(ServingError, match=r"expects shape \[\?, 1\]"):
             run(engine, {"x": np.ones((2, 2), np.float32)})
 

@@ -55,7 +55,8 @@ def test_signatures_and_any_number_of_rows(tmp_path: Path, flatbuffer: bytes) ->
         y, total = engine.run(signature, {"x": x}, ["y", "total"])
         np.testing.assert_allclose(y, 2 * x, rtol=1e-6)
         np.testing.assert_allclose(total, x.sum(axis=1), rtol=1e-5)
-    assert row_independence.independent(engine) == {"serving_default"}
+    assert row_independence.shared(engine, tmp_path, unasked=True, declared=None) == set()
+    assert row_independence.shared(engine, tmp_path, unasked=True, declared=True) == {"serving_default"}
 
 
 def test_a_model_without_signatures_is_served_by_its_tensor_names(tmp_path: Path, bare: bytes) -> None:

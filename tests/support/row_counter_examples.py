@@ -5,7 +5,14 @@ Graphs are in ONNX's text form. `count` is the number of rows as int64 [1], `num
 
 _COUNT = "z = Constant<value_ints=[0]>() e = Constant<value_ints=[1]>() count = Slice(all, z, e, z)"
 COUNTED = f"all = Shape(x) {_COUNT} number = Cast<to=1>(count)"
-OPSETS = {"Attention": 23, "GroupNormalization": 21, "RMSNormalization": 23, "Swish": 24, "Upsample": 9, "StringSplit": 20}
+OPSETS = {
+    "Attention": 23,
+    "GroupNormalization": 21,
+    "RMSNormalization": 23,
+    "Swish": 24,
+    "Upsample": 9,
+    "StringSplit": 20,
+}
 
 _UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Elu Erf Exp Floor HardSigmoid HardSwish Identity
     LeakyRelu Log Mish Neg Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan
@@ -28,9 +35,7 @@ _UINT = "b = Cast<to=2>(x) bt = Transpose(b)"
 
 STANDARD: dict[str, str] = {
     **{op: f"{COUNTED} v = {op}(number) y = Mul(x, v)" for op in _UNARY.split()},
-    **{
-        op: f"{COUNTED} c = Constant<value_float=2.5>() v = {op}(number, c) y = Mul(x, v)" for op in _BINARY.split()
-    },
+    **{op: f"{COUNTED} c = Constant<value_float=2.5>() v = {op}(number, c) y = Mul(x, v)" for op in _BINARY.split()},
     **{
         op: f"{COUNTED} c = Constant<value_float=3.0>() b = {op}(number, c) v = Cast<to=1>(b) y = Mul(x, v)"
         for op in _COMPARED.split()
@@ -41,11 +46,9 @@ STANDARD: dict[str, str] = {
         for op in _LOGICAL.split()
     },
     **{op: f"{COUNTED} b = {op}(count, count) v = Cast<to=1>(b) y = Mul(x, v)" for op in _BITS.split()},
-    **{
-        op: f"a = Constant<value_ints=[0]>() v = {op}(x, a) y = Add(x, v)"
-        for op in _REDUCING.split()
-    },
-    "BitShift": f'{COUNTED} u = Cast<to=13>(count) b = BitShift<direction="LEFT">(u, u) v = Cast<to=1>(b) y = Mul(x, v)',
+    **{op: f"a = Constant<value_ints=[0]>() v = {op}(x, a) y = Add(x, v)" for op in _REDUCING.split()},
+    "BitShift": f'{COUNTED} u = Cast<to=13>(count) b = BitShift<direction="LEFT">(u, u)'
+    " v = Cast<to=1>(b) y = Mul(x, v)",
     "BitwiseNot": f"{COUNTED} b = BitwiseNot(count) v = Cast<to=1>(b) y = Mul(x, v)",
     "Cast": f"{COUNTED} y = Mul(x, number)",
     "CastLike": f"{COUNTED} v = CastLike(count, x) y = Mul(x, v)",
@@ -82,7 +85,8 @@ STANDARD: dict[str, str] = {
     "Unsqueeze": "a = Constant<value_ints=[0]>() y = Unsqueeze(x, a)",
     "CumSum": "a = Constant<value=int64 {0}>() y = CumSum(x, a)",
     "Gather": "i = Constant<value_ints=[0]>() v = Gather(x, i) y = Add(x, v)",
-    "GatherElements": "k = Constant<value=float {0}>() f = Mul(x, k) i = Cast<to=7>(f) y = GatherElements<axis=0>(x, i)",
+    "GatherElements": "k = Constant<value=float {0}>() f = Mul(x, k) i = Cast<to=7>(f)"
+    " y = GatherElements<axis=0>(x, i)",
     "GatherND": "k = Constant<value=float {0}>() a = Constant<value_ints=[1]>() m = ReduceMax(x, a) f = Mul(m, k)"
     " i = Cast<to=7>(f) y = GatherND(x, i)",
     "OneHot": f"{COUNTED} i = Cast<to=7>(x) p = Constant<value=float[2] {{0, 1}}>() o = OneHot(i, count, p)"
@@ -103,7 +107,8 @@ STANDARD: dict[str, str] = {
     "GroupNormalization": f"{COUNTED} {_LINE} s = ConstantOfShape<value=float[1] {{1}}>(count)"
     " w = Transpose<perm=[0, 2, 1]>(line) g = GroupNormalization<num_groups=1>(w, s, s)"
     " y = Squeeze(g, a)",
-    "InstanceNormalization": f"s = Constant<value=float[4] {{1, 1, 1, 1}}>() {_LINE} v = InstanceNormalization(line, s, s) {_BACK}",
+    "InstanceNormalization": f"s = Constant<value=float[4] {{1, 1, 1, 1}}>() {_LINE}"
+    f" v = InstanceNormalization(line, s, s) {_BACK}",
     "LRN": "a = Constant<value_ints=[0, 3]>() w = Unsqueeze(x, a) v = LRN<size=3, alpha=0.5>(w) y = Squeeze(v, a)",
     "LayerNormalization": f"{COUNTED} {_TURNED} s = ConstantOfShape<value=float[1] {{1}}>(count)"
     " v = LayerNormalization(t, s) y = Transpose(v)",
@@ -149,7 +154,8 @@ STANDARD: dict[str, str] = {
     " v, l = RNN<hidden_size=1>(steps, w, r) y = Flatten<axis=1>(v)",
     "GridSample": f"{_FIELD} g = Constant<value=float[1,1,2,2] {{0, 0, 1, 1}}>() v = GridSample(field, g)"
     " w = ReduceMax(v) y = Mul(x, w)",
-    "Resize": 's = Constant<value=float[2] {2, 1}>() n = Constant<value=float[0] {}>() y = Resize<mode="linear">(x, n, s)',
+    "Resize": "s = Constant<value=float[2] {2, 1}>() n = Constant<value=float[0] {}>()"
+    ' y = Resize<mode="linear">(x, n, s)',
     "Upsample": 's = Constant<value=float[2] {2, 1}>() y = Upsample<mode="linear">(x, s)',
     "TfIdfVectorizer": "i = Cast<to=7>(x) t = Transpose(i)"
     ' y = TfIdfVectorizer<max_gram_length=1, max_skip_count=0, min_gram_length=1, mode="TF", ngram_counts=[0],'
@@ -158,8 +164,8 @@ STANDARD: dict[str, str] = {
     "Compress": "c = Constant<value=bool[2] {1, 1}>() y = Compress<axis=0>(x, c)",
     "DynamicQuantizeLinear": f"{_BYTES} y = DequantizeLinear(q, scale, zero)",
     "Multinomial": "i = Multinomial(x) y = Cast<to=1>(i)",
-    "NonMaxSuppression": "a = Constant<value_ints=[0]>() b = Unsqueeze(x, a) s = Constant<value=float[1,1,4] {1,1,1,1}>()"
-    " i = NonMaxSuppression(b, s) y = Cast<to=1>(i)",
+    "NonMaxSuppression": "a = Constant<value_ints=[0]>() b = Unsqueeze(x, a) "
+    "s = Constant<value=float[1,1,4] {1,1,1,1}>() i = NonMaxSuppression(b, s) y = Cast<to=1>(i)",
     "NonZero": "i = NonZero(x) f = Cast<to=1>(i) m = ReduceSum(f) y = Add(x, m)",
     "RandomNormal": "r = RandomNormal<shape=[4]>() y = Add(x, r)",
     "RandomNormalLike": "y = RandomNormalLike(x)",
@@ -203,8 +209,11 @@ LEARNED: dict[str, str] = {
 
 _MS = "com.microsoft"
 _SEQUENCE = "a = Constant<value_ints=[0]>() s = Unsqueeze(x, a)"
-_WEIGHTS = "w = Constant<value=float[4,12] {" + ",".join(["0.1"] * 48) + "}>() b = Constant<value=float[12] {" + (
-    ",".join(["0.1"] * 12) + "}>()"
+_WEIGHTS = (
+    "w = Constant<value=float[4,12] {"
+    + ",".join(["0.1"] * 48)
+    + "}>() b = Constant<value=float[12] {"
+    + (",".join(["0.1"] * 12) + "}>()")
 )
 RUNTIME: dict[str, str] = {
     "Attention": f"{_SEQUENCE} {_WEIGHTS} v = {_MS}.Attention<num_heads=1>(s, w, b) y = Squeeze(v, a)",
@@ -217,7 +226,8 @@ RUNTIME: dict[str, str] = {
     "DynamicQuantizeLSTM": f"{_STEPS} y = {_MS}.DynamicQuantizeLSTM(steps)",
     "DynamicQuantizeMatMul": "w = Constant<value=uint8[4,4] {" + ",".join(["3"] * 16) + "}>()"
     f" s = Constant<value=float {{1}}>() y = {_MS}.DynamicQuantizeMatMul(x, w, s)",
-    "EmbedLayerNormalization": f"i = Cast<to=6>(x) t = Transpose(i) y = {_MS}.EmbedLayerNormalization(t, t, x, x, x, x, x)",
+    "EmbedLayerNormalization": "i = Cast<to=6>(x) t = Transpose(i)"
+    f" y = {_MS}.EmbedLayerNormalization(t, t, x, x, x, x, x)",
     "FastGelu": f"{COUNTED} v = {_MS}.FastGelu(number) y = Mul(x, v)",
     "FusedConv": f"{_FIELD} w = Constant<value=float[1,1,3,1] {{1, 2, 3}}>()"
     f" v = {_MS}.FusedConv<pads=[1, 0, 1, 0]>(field, w) y = Squeeze(v, a)",
@@ -248,7 +258,8 @@ RUNTIME: dict[str, str] = {
     "SkipSimplifiedLayerNormalization": f"{COUNTED} {_LINE} s = ConstantOfShape<value=float[1] {{1}}>(count)"
     f" v = {_MS}.SkipSimplifiedLayerNormalization(line, line, s) {_BACK}",
     "Trilu": f"y = {_MS}.Trilu(x)",
-    "Unique": f"a = Constant<value_ints=[-1]>() f = Reshape(x, a) v, i, c = {_MS}.Unique(f) m = ReduceMax(v) y = Add(x, m)",
+    "Unique": f"a = Constant<value_ints=[-1]>() f = Reshape(x, a) v, i, c = {_MS}.Unique(f)"
+    " m = ReduceMax(v) y = Add(x, m)",
 }
 EXAMPLES = {"": STANDARD, "ai.onnx.ml": LEARNED, "com.microsoft": RUNTIME}
 

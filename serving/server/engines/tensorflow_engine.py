@@ -57,7 +57,9 @@ class TensorFlowEngine:
             for name, definition in self.signature_defs.items()
             if name != saved_model_safety.INIT_SIGNATURE
         }
-        self.doubts: Mapping[str, str] = dict.fromkeys(self.signatures, "a SavedModel without an ONNX graph is not proved")
+        self.doubts: Mapping[str, str] = dict.fromkeys(
+            self.signatures, "a SavedModel without an ONNX graph is not proved"
+        )
         if not hasattr(os, "fork"):
             raise failed_precondition(f"{version_path} holds no ONNX graph, and TensorFlow is served on Unix alone")
         if importlib.util.find_spec("tensorflow") is None:

@@ -1,5 +1,7 @@
 """Rules of ai.onnx.ml, as skl2onnx and its like write them: tables with a row for each line."""
 
+from typing import Any
+
 from bookserve.serving.server.engines.onnx_rows import sizes, values
 from bookserve.serving.server.engines.onnx_rows.arithmetic import Inputs, Rule
 from bookserve.serving.server.engines.onnx_rows.graph import Node
@@ -32,7 +34,7 @@ def _width(node: Node, width: str | int) -> Dim:
     if width != "labels":
         return node.attribute(width, 1)
     names = ("classlabels_int64s", "classlabels_ints", "classlabels_strings")
-    labels = next((found for name in names if (found := node.attribute(name))), [])
+    labels: list[Any] = next((found for name in names if (found := node.attribute(name))), [])
     return len(labels) if len(labels) > 1 else sizes.fresh()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from bookserve.serving.server.engines.onnx_rows import sizes, values
 from bookserve.serving.server.engines.onnx_rows.arithmetic import Inputs, Rule
 from bookserve.serving.server.engines.onnx_rows.graph import Node
+from bookserve.serving.server.engines.onnx_rows.sizes import Dim
 from bookserve.serving.server.engines.onnx_rows.values import Mixed, Rows, Value
 
 
@@ -172,7 +173,7 @@ def einsum(node: Node, inputs: Inputs) -> list[Value]:
 def _einsum_result(letters: Sequence[str], present: Sequence[Value], result: str, rows: Rows | None) -> Value:
     if any(value.shape is None for value in present):
         return Value(None)
-    dims = {}
+    dims: dict[str, Dim] = {}
     for term, value in zip(letters, present, strict=True):
         for letter, size in zip(term, value.known_shape, strict=True):
             if dims.get(letter, 1) == 1:

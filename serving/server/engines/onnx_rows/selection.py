@@ -42,11 +42,15 @@ def take_slice(node: Node, inputs: Inputs) -> list[Value]:
             if not (start == 0 and step == 1 and (end == dims[axis] or _is_far(end))):
                 raise Mixed(f"it cuts axis {axis}, where the rows are")
             continue
-        if all(isinstance(one, int) for one in (start, end, step)) and not isinstance(dims[axis], Size) and step:
-            cuts[axis] = slice(start, end, step)
-            reach = range(dims[axis])[_python_slice(start, end, step)]
+        if (
+            isinstance(start, int)
+            and isinstance(end, int)
+            and isinstance(step, int)
+            and step
+            and isinstance(dims[axis], int)
+        ):
             cuts[axis] = _python_slice(start, end, step)
-            dims[axis] = len(reach)
+            dims[axis] = len(range(dims[axis])[cuts[axis]])
         else:
             plain = False
             dims[axis] = _length(dims[axis], start, end, step)

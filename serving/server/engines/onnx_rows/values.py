@@ -10,7 +10,7 @@ import numpy as np
 from bookserve.serving.server.engines.onnx_rows import sizes
 from bookserve.serving.server.engines.onnx_rows.sizes import ROWS, Dim, Size
 
-Content = np.ndarray[Any, np.dtype[np.object_]]  # of int, float, bool and Size
+Content = np.ndarray[Any, np.dtype[Any]]  # of int, float, bool and Size
 MAX_CONTENT = 4096  # values of a constant that are looked at
 
 FLOATS = frozenset((1, 10, 11, 16))  # TensorProto.DataType: float, float16, double, bfloat16

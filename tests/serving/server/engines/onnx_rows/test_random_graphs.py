@@ -16,9 +16,9 @@ from bookserve.serving.wire.onnx_graph_pb2 import ModelProto
 Array = npt.NDArray[Any]
 ROWS = 6
 PIECES = (slice(0, 1), slice(1, 3), slice(3, 6))
-UNARY = "Abs Sigmoid Tanh Neg Relu Exp Identity Floor Softplus Erf".split()
-BINARY = "Add Sub Mul Max Min".split()
-REDUCING = "ReduceSum ReduceMean ReduceMax ReduceMin ReduceL2".split()
+UNARY = ["Abs", "Sigmoid", "Tanh", "Neg", "Relu", "Exp", "Identity", "Floor", "Softplus", "Erf"]
+BINARY = ["Add", "Sub", "Mul", "Max", "Min"]
+REDUCING = ["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2"]
 OPTIONS = onnxruntime.SessionOptions()
 OPTIONS.log_severity_level = 4
 

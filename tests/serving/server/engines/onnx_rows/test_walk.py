@@ -23,7 +23,8 @@ PROVED = {
         kt = Transpose<perm=[0, 2, 3, 1]>(q4) scores = MatMul(q, kt) p = Softmax<axis=-1>(scores) c = MatMul(p, q)
         back = Transpose<perm=[0, 2, 1, 3]>(c) four = Constant<value_ints=[4]>() s3 = Concat<axis=0>(nn, ss, four)
         y = Reshape(back, s3)""",
-    "heads folded into the rows and back": f"""{_N} two = Constant<value_ints=[2]>() s4 = Concat<axis=0>(nn, ss, two, two)
+    "heads folded into the rows and back": f"""{_N} two = Constant<value_ints=[2]>()
+        s4 = Concat<axis=0>(nn, ss, two, two)
         q4 = Reshape(x, s4) q = Transpose<perm=[0, 2, 1, 3]>(q4) n2 = Mul(nn, two) s3 = Concat<axis=0>(n2, ss, two)
         f = Reshape(q, s3) e = Softmax<axis=1>(f) s5 = Concat<axis=0>(nn, two, ss, two) y = Reshape(e, s5)""",
     "steps folded into the rows, as tf2onnx does it": f"""f = Constant<value_ints=[-1, 4]>() flat = Reshape(x, f)
@@ -68,7 +69,10 @@ REFUSED = {
         " y = Sub(p, q)",
         "on different axes",
     ),
-    "rows torn apart": ("t = Transpose(x) s = Constant<value_ints=[-1, 4]>() y = Reshape(t, s)", "keep the rows together"),
+    "rows torn apart": (
+        "t = Transpose(x) s = Constant<value_ints=[-1, 4]>() y = Reshape(t, s)",
+        "keep the rows together",
+    ),
     "a literal number of rows": ("s = Constant<value_ints=[8, 4]>() y = Reshape(x, s)", "keep the rows together"),
     "steps handed out as rows": ("s = Constant<value_ints=[-1, 4]>() y = Reshape(x, s)", "one place for each row"),
     "the mean over the number of rows": (

@@ -295,6 +295,7 @@ def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> 
         max_queued=flags.max_queued_requests,
         policy=policy,
         per_model_policies=flags.enable_batching and flags.enable_per_model_batching_parameters,
+        unasked_batching=flags.unasked_batching,
         warm_up=flags.enable_model_warmup,
         warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
         check_method_names=flags.enable_signature_method_name_check,

@@ -324,7 +324,7 @@ class Batcher:
             batch.timer = self._loop.call_later(policy.wait_seconds, self._time_out, batch)
 
     def _may_share(self, task: Task) -> bool:
-        if not task.rows:
+        if not task.rows or any(0 in shape for shape in task.shapes):  # the proof holds for sizes of at least 1
             return False
         ranks = self._batchable.get(task.signature.name)
         return self._policy.strict or (ranks is not None and ranks == tuple([len(shape) for shape in task.shapes]))

@@ -29,7 +29,9 @@ class Engine(Protocol):
     """One loaded version. `run` is called from run threads, maybe several at a time, and from the event loop."""
 
     name: str  # for logs and metrics, such as "onnx"
-    computes_alone: bool  # whether `run` computes in the thread that calls it and nowhere else
+    computes_alone: bool  # whether `run` computes in the thread that calls it alone, as long as the inputs' sizes say
+    keeps_state: bool  # whether a run may change what the next one answers
+    doubts: Mapping[str, str]  # signature -> why its rows are not proved to be independent; the proved are not in it
     signatures: Mapping[str, Signature]
     signature_defs: Mapping[str, tensorflow_pb2.SignatureDef]  # what GetModelMetadata answers
 

@@ -8,6 +8,7 @@ import onnxruntime
 
 from bookserve.serving.server.engines import refusals, zero_sizes
 from bookserve.serving.server.engines.engine import EngineOptions
+from bookserve.serving.server.engines.onnx_rows import walk
 from bookserve.serving.server.settings.memory import Memory
 from bookserve.serving.server.types.errors import failed_precondition, invalid_argument
 from bookserve.serving.server.types.signatures import (
@@ -46,6 +47,7 @@ class OnnxEngine:
     """A version run by ONNX Runtime, on the GPU when the installed package can use one."""
 
     name = "onnx"
+    keeps_state = False
 
     def __init__(self, graph: Path, saved_model: Path, options: EngineOptions) -> None:
         """Loads `graph`; `saved_model`, where it exists, tells the signature as TensorFlow Serving would show it.
@@ -66,7 +68,10 @@ class OnnxEngine:
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             raise failed_precondition(f"{graph} does not load: {error}") from error
-        self.computes_alone = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
+        reading = walk.read(graph)
+        on_one_thread = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
+        self.computes_alone = on_one_thread and not reading.open_ended
+        self.doubts: Mapping[str, str] = {DEFAULT_SIGNATURE: reading.doubt} if reading.doubt else {}
         self._memory = Memory()
         self._shrinking = onnxruntime.RunOptions()  # of a run that gives back what the session keeps for later runs
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")

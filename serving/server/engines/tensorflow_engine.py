@@ -49,6 +49,7 @@ class TensorFlowEngine:
 
     name = "tensorflow"
     computes_alone = False
+    keeps_state = True  # variables and tables, which a signature may write
 
     def __init__(self, version_path: Path, options: EngineOptions) -> None:
         """Loads the graph with the options' tags of the SavedModel in `version_path`.
@@ -65,6 +66,9 @@ class TensorFlowEngine:
             for name, definition in self.signature_defs.items()
             if name != saved_model_safety.INIT_SIGNATURE
         }
+        self.doubts: Mapping[str, str] = dict.fromkeys(
+            self.signatures, "a SavedModel without an ONNX graph is not proved"
+        )
         if not hasattr(os, "fork"):
             raise failed_precondition(f"{version_path} holds no ONNX graph, and TensorFlow is served on Unix alone")
         if importlib.util.find_spec("tensorflow") is None:

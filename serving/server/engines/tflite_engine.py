@@ -2,6 +2,8 @@
 
 The signatures are those of the flatbuffer; a model without any gets a `serving_default` of its tensor names, as in
 TensorFlow Serving. An interpreter runs one request at a time, so a version holds several where batches run in parallel.
+No state outlives a request: variable tensors are reset before each run, and a model that writes resource variables gets
+a new interpreter for each.
 """
 
 import queue
@@ -18,12 +20,15 @@ from bookserve.serving.server.types.signatures import DEFAULT_SIGNATURE, PREDICT
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensors import Array, TensorError, data_type
 
+_WRITES = ("ASSIGN_VARIABLE", "HASHTABLE_IMPORT")
+
 
 class TfliteEngine:
     """A version run by LiteRT."""
 
     name = "tflite"
     computes_alone = False
+    keeps_state = False
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         """Loads the flatbuffer. Raises ServingError (FAILED_PRECONDITION) without LiteRT or when it refuses it."""
@@ -31,18 +36,23 @@ class TfliteEngine:
             from ai_edge_litert.interpreter import Interpreter
         except ModuleNotFoundError:
             raise failed_precondition(f"{path} needs LiteRT: pip install 'bookserve[tflite]'") from None
-        threads = options.intra_op_threads or None
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def interpreter() -> Any:
+            made = Interpreter(model_path=str(path), num_threads=options.intra_op_threads or None)
+            made.allocate_tensors()
+            return made
+
+        self._new_interpreter = interpreter
         try:
-            interpreters = [
-                Interpreter(model_path=str(path), num_threads=threads) for _ in range(options.tflite_interpreters)
-            ]
-            for interpreter in interpreters:
-                interpreter.allocate_tensors()
-                self._idle.put(interpreter)
+            interpreters = [interpreter() for _ in range(options.tflite_interpreters)]
+            for one in interpreters:
+                self._idle.put(one)
         except (RuntimeError, ValueError) as error:
             raise failed_precondition(f"{path} does not load: {error}") from error
         first = interpreters[0]
+        # What such a model writes, no call of the interpreter's resets.
+        self._used_once = any(entry["op_name"] in _WRITES for entry in first._get_ops_details())  # noqa: SLF001 - no public name
         self._keys = list(first.get_signature_list())
         try:
             if self._keys:
@@ -57,6 +67,7 @@ class TfliteEngine:
         self.signatures: Mapping[str, Signature] = {
             name: from_proto(name, definition) for name, definition in definitions.items()
         }
+        self.doubts: Mapping[str, str] = dict.fromkeys(definitions, "a TFLite model is not proved")
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run."""
@@ -65,6 +76,7 @@ class TfliteEngine:
             return empty
         interpreter = self._idle.get()
         try:
+            interpreter.reset_all_variables()
             if self._keys:
                 runner = interpreter.get_signature_runner(signature.name)
                 answers = runner(**{name: np.ascontiguousarray(array) for name, array in inputs.items()})
@@ -76,7 +88,7 @@ class TfliteEngine:
                 raise
             raise refusal from error
         finally:
-            self._idle.put(interpreter)
+            self._idle.put(self._new_interpreter() if self._used_once else interpreter)
 
     def close(self) -> None:
         """See Engine.close."""

@@ -24,7 +24,7 @@ from bookserve.serving.server.batching.policy import (
 )
 from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import Engine, EngineOptions
-from bookserve.serving.server.models import integrity, warmup
+from bookserve.serving.server.models import integrity, manifest, warmup
 from bookserve.serving.server.models.servable import Servable
 from bookserve.serving.server.models.version_counts import VersionCounts
 from bookserve.serving.server.types.errors import ServingError
@@ -53,6 +53,7 @@ class LoadOptions:
     max_queued: int = 2000  # requests a model
     policy: BatchPolicy = field(default_factory=lambda: adaptive(1))
     per_model_policies: bool = False  # a version batches by the file in its folder, and adaptively without one
+    unasked_batching: bool = True  # where rows are proved or declared to be independent
     warm_up: bool = True
     warm_up_iterations: int = 1  # of every warm-up request
     check_method_names: bool = False  # of signatures, against the method that a request calls
@@ -202,7 +203,10 @@ def _load(path: Path, options: LoadOptions, events: LoadEvents) -> tuple[Engine,
         integrity.check_unchanged(path, seen)
         if options.warm_up:
             _warm_up(engine, path, options.warm_up_iterations, events)
-        return engine, policy, set() if policy.strict else row_independence.independent(engine)
+        if policy.strict:
+            return engine, policy, set()
+        declared = manifest.rows_independent(path)
+        return engine, policy, row_independence.shared(engine, path, options.unasked_batching, declared)
     except BaseException:
         engine.close()
         raise

@@ -2,7 +2,7 @@
 
 They come from `assets.extra/tf_serving_warmup_requests`, as in TensorFlow Serving
 (servables/tensorflow/saved_model_warmup_util.cc): a TFRecord file of PredictionLog. Where there is none, one row of
-zeros runs through each signature that it fits.
+zeros runs through each signature that it fits, unless the engine keeps state from run to run.
 """
 
 import logging
@@ -36,6 +36,9 @@ def warm_up(engine: Engine, version_path: Path, iterations: int) -> int:
     """
     path = version_path / LOCATION
     if not path.is_file():
+        if engine.keeps_state:  # the first client is to find it as it was saved
+            log.info("No warmup data file found at %s", path)
+            return 0
         log.info("No warmup data file found at %s: running zeros", path)
         _run_zeros(engine, version_path)
         return 0

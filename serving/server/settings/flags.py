@@ -76,10 +76,13 @@ class Flags:
     prefer_tflite_model: bool = _flag(False, "serve model.tflite where a version has one")
     num_tflite_pools: int = _flag(0, "TFLite interpreters of a version, with batching parameters; 0: one a CPU")
     num_tflite_interpreters_per_pool: int = _flag(1, "multiplies them; never more than there are batch threads")
-    enable_batching: bool = _flag(False, "batch by parameters; without it a batch is what queued during the last one")
+    enable_batching: bool = _flag(False, "batch by parameters; without it see --unasked_batching")
     batching_parameters_file: str = _flag("", "text BatchingParameters file; without it TensorFlow Serving's defaults")
     enable_per_model_batching_parameters: bool = _flag(
         False, "with --enable_batching: by batching_params.pbtxt in the version's folder, adaptively without one"
+    )
+    unasked_batching: bool = _flag(
+        True, "without --enable_batching: requests share runs where the graph proves that rows are independent"
     )
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC answers as tensor_content, not typed fields")
     enable_signature_method_name_check: bool = _flag(

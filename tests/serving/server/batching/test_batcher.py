@@ -36,6 +36,8 @@ class Doubler:
     """`y = 2 x`; refuses what is negative. `runs` holds what it was given; nothing ends before `gate` opens."""
 
     computes_alone = False
+    keeps_state = False
+    doubts: Mapping[str, str] = field(default_factory=dict)
     name: str = "stand-in"
     signatures: Mapping[str, Signature] = field(default_factory=lambda: {"serving_default": SIGNATURE})
     signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = field(default_factory=dict)

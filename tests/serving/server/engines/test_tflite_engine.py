@@ -55,7 +55,8 @@ def test_signatures_and_any_number_of_rows(tmp_path: Path, flatbuffer: bytes) ->
         y, total = engine.run(signature, {"x": x}, ["y", "total"])
         np.testing.assert_allclose(y, 2 * x, rtol=1e-6)
         np.testing.assert_allclose(total, x.sum(axis=1), rtol=1e-5)
-    assert row_independence.independent(engine) == {"serving_default"}
+    assert row_independence.shared(engine, tmp_path, unasked=True, declared=None) == set()
+    assert row_independence.shared(engine, tmp_path, unasked=True, declared=True) == {"serving_default"}
 
 
 def test_a_model_without_signatures_is_served_by_its_tensor_names(tmp_path: Path, bare: bytes) -> None:
@@ -74,3 +75,83 @@ def test_the_file_is_taken_only_when_asked_for(tmp_path: Path, flatbuffer: bytes
         choose.load(folder, OPTIONS)
     (folder / "model.tflite").unlink()
     assert choose.load(folder, OPTIONS).name == "onnx"
+
+
+class Counter(tf.Module):
+    """Counts its calls in a variable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = tf.Variable(0.0)
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 3], tf.float32)])
+    def __call__(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        self.calls.assign_add(1.0)
+        return {"y": x + self.calls}
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("counter") / "saved"
+    counter = Counter()
+    tf.saved_model.save(counter, str(folder), signatures={"serving_default": counter.__call__})
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
+    converter.experimental_enable_resource_variables = True
+    data: bytes = converter.convert()
+    return data
+
+
+@pytest.fixture(scope="module")
+def remembering() -> bytes:
+    """A layer whose memory is a variable tensor, as in streaming keyword spotters (SVDF)."""
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    def tensor(name: str, shape: list[int], buffer: int, variable: bool = False) -> object:
+        made = schema.TensorT()
+        made.name, made.shape, made.buffer, made.isVariable = name.encode(), shape, buffer, variable
+        made.type = schema.TensorType.FLOAT32
+        return made
+
+    def buffer(values: list[float]) -> object:
+        made = schema.BufferT()
+        made.data = np.frombuffer(np.array(values, np.float32).tobytes(), np.uint8) if values else None
+        return made
+
+    options = schema.SVDFOptionsT()
+    options.rank = 1
+    operator = schema.OperatorT()
+    operator.inputs, operator.outputs, operator.opcodeIndex = [0, 1, 2, -1, 3], [4], 0
+    operator.builtinOptionsType, operator.builtinOptions = schema.BuiltinOptions.SVDFOptions, options
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.SVDF
+    code.version = 1
+    graph = schema.SubGraphT()
+    graph.tensors = [
+        tensor("x", [1, 3], 0),
+        tensor("features", [2, 3], 1),
+        tensor("times", [2, 4], 2),
+        tensor("memory", [1, 8], 0, variable=True),
+        tensor("y", [1, 2], 0),
+    ]
+    graph.inputs, graph.outputs, graph.operators = [0], [4], [operator]
+    model = schema.ModelT()
+    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
+    model.buffers = [buffer([]), buffer([1, 2, 3, 0.5, -1, 2]), buffer([0.25, 0.5, 0.75, 1, 1, 2, 3, 4])]
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+@pytest.mark.parametrize("which", ["counting", "remembering"])
+def test_no_state_outlives_a_request(tmp_path: Path, which: str, request: pytest.FixtureRequest) -> None:
+    engine = choose.load(version(tmp_path / which, request.getfixturevalue(which)), OPTIONS)
+    signature = engine.signatures["serving_default"]
+    ((name, _),) = signature.inputs.items()
+    x = np.array([[0.5, -1.5, 2.0]], np.float32)
+    first, *others = (engine.run(signature, {name: x}, list(signature.outputs))[0] for _ in range(3))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+    if which == "counting":
+        np.testing.assert_array_equal(first, x + 1)

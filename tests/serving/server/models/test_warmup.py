@@ -25,6 +25,8 @@ class CountingEngine:
     """Notes the inputs of each run."""
 
     computes_alone = False
+    keeps_state = False
+    doubts: Mapping[str, str] = {}
     name = "counting"
     signatures: Mapping[str, Signature] = {"serving_default": SCALE}
     signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = {}

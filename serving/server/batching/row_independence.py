@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bookserve.serving.server.engines.engine import Engine
-from bookserve.serving.server.types.signatures import Signature, TensorSpec
-from bookserve.serving.wire.tensors import Array
+from bookserve.serving.server.types.signatures import Signature
+from bookserve.serving.wire.tensors import Array, TensorSpec
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def independent(engine: Engine) -> set[str]:
 
 
 def _is_independent(engine: Engine, signature: Signature) -> bool:
-    if not _has_free_rows([*signature.inputs.values(), *signature.outputs.values()]):
+    if not _has_free_rows([*signature.required.values(), *signature.outputs.values()]):
         return False
     for free_size in _FREE_SIZES:
         try:
@@ -45,7 +45,7 @@ def _has_free_rows(specs: Sequence[TensorSpec]) -> bool:
 
 def _same_together_and_apart(engine: Engine, signature: Signature, free_size: int, seed: int) -> bool:
     random = np.random.default_rng(seed)
-    inputs = {name: _random_rows(spec, 3, free_size, random) for name, spec in signature.inputs.items()}
+    inputs = {name: _random_rows(spec, 3, free_size, random) for name, spec in signature.required.items()}
     outputs = tuple(signature.outputs)
     together = engine.run(signature, inputs, outputs)
     if any(array.ndim == 0 or array.shape[0] != 3 for array in together):

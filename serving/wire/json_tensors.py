@@ -90,7 +90,7 @@ def _sent(body: Mapping[str, Any], types: Mapping[str, DataType], optional: Coll
     """The inputs to read: those that must come, and of the optional ones those that the request names."""
     instances = body.get("instances")
     first = instances[0] if isinstance(instances, list) and instances else body.get("inputs")
-    named = first if _is_named(first) else {}
+    named = first if isinstance(first, dict) and not is_base64(first) else {}
     return {name: number for name, number in types.items() if name not in optional or name in named}
 
 

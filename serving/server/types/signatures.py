@@ -35,7 +35,7 @@ class ShapeRule(enum.Enum):
 
     DECLARED = enum.auto()
     RANK_OF_ONES_IS_FREE = enum.auto()  # where all fixed sizes are 1, the rank is a hint: [?, 1] takes [3]
-    HINT = enum.auto()  # the engine resizes its inputs to what comes
+    SIZES_ARE_HINTS = enum.auto()  # the engine resizes its inputs to what comes
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Signature:
                 f"Expects arg[{place}] to be {expected} but {given} is provided: input '{spec.name}'"
             )
         shape, rule = spec.shape, self.shape_rule
-        if shape is None or rule is ShapeRule.HINT:
+        if shape is None or (rule is ShapeRule.SIZES_ARE_HINTS and len(shape) == array.ndim):
             return
         if rule is ShapeRule.RANK_OF_ONES_IS_FREE and len(shape) != array.ndim and set(shape) <= {None, 1}:
             return

@@ -1,6 +1,5 @@
 """The tensor codec against TensorFlow's own make_tensor_proto and make_ndarray."""
 
-
 import numpy as np
 import pytest
 import tensorflow as tf

@@ -263,6 +263,10 @@ def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> 
         )
     if flags.tensorflow_session_config_file:  # which TensorFlow alone can parse, in its own process
         text_protos.text(Path(flags.tensorflow_session_config_file))
+    custom_op_libraries = tuple(filter(None, flags.custom_op_libraries.split(",")))
+    for library in custom_op_libraries:
+        if not Path(library).is_file():
+            raise invalid_argument(f"--custom_op_libraries: there is no file {library}")
     if flags.mixed_precision and flags.mixed_precision != "bfloat16":
         log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
     own_cores = _own_cores(flags, worker)
@@ -287,6 +291,7 @@ def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> 
             gpu_memory_fraction=flags.per_process_gpu_memory_fraction,
             bfloat16=flags.mixed_precision == "bfloat16",
             allow_unsafe_ops=flags.allow_unsafe_ops,
+            custom_op_libraries=custom_op_libraries,
             prefer_tflite=flags.prefer_tflite_model,
             tflite_interpreters=max(1, min(interpreters, policy.parallel_runs)),
         ),

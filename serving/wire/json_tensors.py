@@ -9,7 +9,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from typing import Any
 
@@ -20,22 +20,18 @@ from bookserve.serving.wire.json_numbers import Numbers
 from bookserve.serving.wire.json_text import JsonError, is_base64, kind_of, quoted, shown, to_bytes
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
 from bookserve.serving.wire.tensorflow_pb2 import DataType
-from bookserve.serving.wire.tensors import MAX_RANK, Array, data_type, numpy_type, type_word
+from bookserve.serving.wire.tensors import ELEMENT_TYPES, MAX_RANK, Array, data_type, numpy_type, type_word
 
+# Types that JSON carries as another, of which every value of theirs is one. TensorFlow Serving lacks them.
+_CARRIED_AS: dict[DataType, DataType] = {
+    tensorflow_pb2.DT_HALF: tensorflow_pb2.DT_FLOAT,
+    tensorflow_pb2.DT_BFLOAT16: tensorflow_pb2.DT_FLOAT,
+}
 # The types that JSON can carry, as struct packs them; strings are not packed. TensorFlow Serving lacks uint16.
 _FORMATS: dict[DataType, str] = {
-    tensorflow_pb2.DT_FLOAT: "f",
-    tensorflow_pb2.DT_DOUBLE: "d",
-    tensorflow_pb2.DT_INT8: "b",
-    tensorflow_pb2.DT_INT16: "h",
-    tensorflow_pb2.DT_INT32: "i",
-    tensorflow_pb2.DT_INT64: "q",
-    tensorflow_pb2.DT_UINT8: "B",
-    tensorflow_pb2.DT_UINT16: "H",
-    tensorflow_pb2.DT_UINT32: "I",
-    tensorflow_pb2.DT_UINT64: "Q",
-    tensorflow_pb2.DT_BOOL: "?",
-    tensorflow_pb2.DT_STRING: "",
+    element.number: element.packed
+    for element in ELEMENT_TYPES
+    if element.number not in _CARRIED_AS and element.dtype.kind != "c"
 }
 # The smallest and the largest number of a type.
 _LIMITS: dict[DataType, tuple[float, float]] = {}
@@ -48,19 +44,25 @@ for _number in _FORMATS:
 
 
 class UnsupportedTypeError(JsonError):
-    """JSON for a tensor of a type that JSON cannot carry, such as half."""
+    """JSON for a tensor of a type that JSON cannot carry, such as complex64."""
 
     code = tensorflow_error_pb2.UNIMPLEMENTED
 
 
-def read_tensors(body: Mapping[str, Any], types: Mapping[str, DataType], booleans: bool = True) -> dict[str, Array]:
+def read_tensors(
+    body: Mapping[str, Any],
+    types: Mapping[str, DataType],
+    booleans: bool = True,
+    optional: Collection[str] = (),
+) -> dict[str, Array]:
     """The tensors of a predict request: `instances`, one element a row, or `inputs`, whole tensors.
 
-    `types` gives the signature's inputs. Every row must have the same shape; the number of rows becomes dimension 0.
-    `booleans` false says that the body holds neither `true` nor `false`, which saves looking for them. Values of `body`
-    may be Numbers.
+    `types` gives the signature's inputs, and `optional` those of them that a request may leave out. Every row must have
+    the same shape; the number of rows becomes dimension 0. `booleans` false says that the body holds neither `true` nor
+    `false`, which saves looking for them. Values of `body` may be Numbers.
     Raises JsonError that names the row; UnsupportedTypeError for types that JSON cannot carry.
     """
+    types = _sent(body, types, optional) if optional else types
     for key, value in body.items():
         if isinstance(value, Numbers):
             if len(types) == 1:
@@ -83,6 +85,14 @@ def read_tensors(body: Mapping[str, Any], types: Mapping[str, DataType], boolean
     if "inputs" in body:
         return _read_columns(body["inputs"], types, booleans)
     raise JsonError("Missing 'inputs' or 'instances' key")
+
+
+def _sent(body: Mapping[str, Any], types: Mapping[str, DataType], optional: Collection[str]) -> Mapping[str, DataType]:
+    """The inputs to read: those that must come, and of the optional ones those that the request names."""
+    instances = body.get("instances")
+    first = instances[0] if isinstance(instances, list) and instances else body.get("inputs")
+    named = first if isinstance(first, dict) and not is_base64(first) else {}
+    return {name: number for name, number in types.items() if name not in optional or name in named}
 
 
 def _read_rows(instances: list[Any], types: Mapping[str, DataType], booleans: bool) -> dict[str, Array]:
@@ -172,8 +182,20 @@ def to_array(value: Any, dtype: np.dtype[Any], what: str, booleans: bool = True)
 
 
 def _read(value: Any, number: DataType, booleans: bool) -> Array:
-    tensor = _read_at_once(value, number, booleans)
-    return _read_one_by_one(value, number, MAX_RANK) if tensor is None else tensor
+    tensor = _read_at_once(value, _CARRIED_AS.get(number, number), booleans)
+    return _read_one_by_one(value, number, MAX_RANK) if tensor is None else _narrowed(tensor, number)
+
+
+def _narrowed(tensor: Array, number: DataType) -> Array:
+    """The tensor in its own type, which JSON carried as a wider one. Raises JsonError for a number too large for it."""
+    if number not in _CARRIED_AS:
+        return tensor
+    with np.errstate(over="ignore"):
+        narrow = tensor.astype(numpy_type(number))
+    lost = np.isinf(narrow) & ~np.isinf(tensor)
+    if lost.any():
+        raise JsonError(f"{quoted(float(tensor[lost][0]))} is too large a number for type: {type_word(number)}")
+    return narrow
 
 
 def _read_at_once(value: Any, number: DataType, booleans: bool) -> Array | None:
@@ -205,6 +227,8 @@ def _read_at_once(value: Any, number: DataType, booleans: bool) -> Array | None:
 
 def _read_one_by_one(value: Any, number: DataType, max_rank: int) -> Array:
     """The array of a JSON value; its shape is that of the first elements, which all others must have."""
+    if number in _CARRIED_AS:
+        return _narrowed(_read_one_by_one(value, _CARRIED_AS[number], max_rank), number)
     shape = []
     level = value
     while isinstance(level, list):
@@ -308,6 +332,7 @@ def write_rows(outputs: Mapping[str, Array]) -> bytes:
     """
     if not outputs:
         raise JsonError("Cannot convert empty tensor map to JSON")
+    outputs = widened(outputs)
     rows = None
     for name, tensor in outputs.items():
         if tensor.ndim == 0:
@@ -338,6 +363,7 @@ def write_columns(outputs: Mapping[str, Array]) -> bytes:
     """
     if not outputs:
         raise JsonError("Cannot convert empty tensor map to JSON")
+    outputs = widened(outputs)
     texts = {name: _row_texts(name, tensor[np.newaxis], 2)[0] for name, tensor in outputs.items()}
     if len(texts) == 1:
         value = next(iter(texts.values()))
@@ -345,6 +371,14 @@ def write_columns(outputs: Mapping[str, Array]) -> bytes:
         members = ",\n        ".join([f"{_string(name)}: {text}" for name, text in texts.items()])
         value = f"{{\n        {members}\n    }}"
     return f'{{\n    "outputs": {value}\n}}'.encode()
+
+
+def widened(tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The tensors, those that JSON carries as another type in that type."""
+    carried = {numpy_type(narrow): numpy_type(wide) for narrow, wide in _CARRIED_AS.items()}
+    if not any(tensor.dtype in carried for tensor in tensors.values()):
+        return tensors
+    return {name: tensor.astype(carried.get(tensor.dtype, tensor.dtype)) for name, tensor in tensors.items()}
 
 
 def end_of_list(rows: int | None) -> str:
@@ -359,8 +393,7 @@ def _row_texts(name: str, tensor: Array, depth: int) -> list[str]:
     if tensor.dtype in (np.float32, np.float64):
         return json_decimals.rows(tensor)
     if tensor.dtype.kind not in "iub":
-        word = "half" if tensor.dtype == np.float16 else tensor.dtype.name
-        raise JsonError(f"Failed to write JSON value for tensor type: {word}")
+        raise JsonError(f"Failed to write JSON value for tensor type: {tensor.dtype.name}")
     values = tensor.ravel().tolist()
     tokens = list(map(str, values)) if tensor.dtype.kind != "b" else ["true" if value else "false" for value in values]
     return json_decimals.nested(tokens, tensor.shape)

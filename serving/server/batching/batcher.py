@@ -72,15 +72,16 @@ class Task:
     outputs: tuple[str, ...]
     owner: Owner
     done: Callable[[Outcome], None]  # called once, on the event loop
-    rows: int = 0  # the common first dimension of the inputs; 0 where they have none
+    rows: int = 0  # the common first dimension of the inputs; 0 where they have none, or an optional one is given
     shapes: tuple[tuple[int, ...], ...] = ()  # of one row, input by input in the signature's order
     queued: float = field(default_factory=time.perf_counter)
     run: BatchRun | None = None  # once it is over
 
     def __post_init__(self) -> None:
-        arrays = [self.inputs[name] for name in self.signature.inputs]
+        signature = self.signature
+        arrays = [self.inputs[name] for name in signature.required]
         rows = {array.shape[0] if array.ndim else 0 for array in arrays}
-        if len(rows) == 1:
+        if len(rows) == 1 and len(arrays) == len(self.inputs):
             self.rows = rows.pop()
             self.shapes = tuple([array.shape[1:] for array in arrays])
 
@@ -195,7 +196,7 @@ class Batcher:
         self._policy = policy
         # Where requests share batches unasked: the ranks of one row, input by input.
         self._batchable = {
-            name: tuple([len(spec.shape or ()) - 1 for spec in engine.signatures[name].inputs.values()])
+            name: tuple([len(spec.shape or ()) - 1 for spec in engine.signatures[name].required.values()])
             for name in batchable
         }
         # All below is guarded by the lock. Tasks are added on the event loop and taken by the run threads.
@@ -246,6 +247,8 @@ class Batcher:
     def _check(self, task: Task, key: object) -> None:
         """TensorFlow Serving's rules of what may be queued."""
         policy = self._policy
+        if len(task.inputs) > len(task.signature.required):
+            return  # it runs alone
         if not task.inputs:
             raise invalid_argument("Batching Run() must have at least one input tensor")
         if any(array.ndim == 0 for array in task.inputs.values()):
@@ -468,7 +471,7 @@ class Batcher:
                 log.exception("the %s engine failed", self._engine.name)
             outcome = refusals.fault()
         else:
-            if len(tasks) == 1 and not self._policy.strict:
+            if len(tasks) == 1 and not (self._policy.strict and rows):
                 return [dict(zip(first.outputs, arrays, strict=True))]
             misfit = _misfit(arrays, run_rows)
             if misfit is None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bookserve.serving.server.engines.engine import Engine
-from bookserve.serving.server.types.signatures import TensorSpec
+from bookserve.serving.wire.tensors import TensorSpec
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def shared(engine: Engine, version_path: Path, unasked: bool, declared: bool | N
         return set()
     names = set()
     for name, signature in sorted(engine.signatures.items()):
-        if not _has_free_rows([*signature.inputs.values(), *signature.outputs.values()]):
+        if not _has_free_rows([*signature.required.values(), *signature.outputs.values()]):
             log.info("%s: signature %s: every request runs alone: %s", version_path, name, _FIXED)
         elif declared or name not in engine.doubts:
             names.add(name)

@@ -21,6 +21,7 @@ class EngineOptions:
     gpu_memory_fraction: float = 0.0  # of each GPU; 0 leaves it to TensorFlow
     bfloat16: bool = False  # lets TensorFlow compute in it where it thinks fit
     allow_unsafe_ops: bool = False
+    custom_op_libraries: tuple[str, ...] = ()  # of operations for ONNX graphs; they run as code of the server
     prefer_tflite: bool = False
     tflite_interpreters: int = 1  # a version; more runs than these wait
 

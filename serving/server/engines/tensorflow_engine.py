@@ -29,7 +29,7 @@ from bookserve.serving.server.types.errors import (
     invalid_argument,
     unavailable,
 )
-from bookserve.serving.server.types.signatures import Signature, copies, from_proto, read_meta_graph
+from bookserve.serving.server.types.signatures import ShapeRule, Signature, copies, from_proto, read_meta_graph
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_proto
@@ -62,7 +62,7 @@ class TensorFlowEngine:
             saved_model_safety.check(graph, version_path)
         self.signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = copies(graph.signature_def)
         self.signatures: Mapping[str, Signature] = {
-            name: from_proto(name, definition, any_rank_of_ones=True)
+            name: from_proto(name, definition, shape_rule=ShapeRule.RANK_OF_ONES_IS_FREE)
             for name, definition in self.signature_defs.items()
             if name != saved_model_safety.INIT_SIGNATURE
         }

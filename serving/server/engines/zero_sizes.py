@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
-from bookserve.serving.server.types.signatures import Signature, TensorSpec, shape_text
-from bookserve.serving.wire.tensors import Array
+from bookserve.serving.server.types.signatures import Signature, shape_text
+from bookserve.serving.wire.tensors import Array, TensorSpec
 
 # The names of a tensor's dimensions, tensor by tensor: "" for a size that is fixed or has no name.
 DimensionNames = Mapping[str, Sequence[str]]

@@ -450,6 +450,7 @@ class ModelManager(Generic[Loaded]):
         if isinstance(found, OSError):
             missing_path = isinstance(found, FileNotFoundError)
             reason = f"NOT_FOUND: {base_path} not found" if missing_path else f"{found.strerror}"
+            reason += version_policy.why_none(base_path)
             self._complain(
                 model,
                 "FileSystemStoragePathSource encountered a filesystem access error:"
@@ -466,7 +467,8 @@ class ModelManager(Generic[Loaded]):
             self._complain(
                 model,
                 f"No versions of servable {name} found under base path {base_path}."
-                " Did you forget to name your leaf directory as a number (eg. '/1/')?",
+                " Did you forget to name your leaf directory as a number (eg. '/1/')?"
+                + version_policy.why_none(base_path),
             )
         else:
             model.complaint = ""

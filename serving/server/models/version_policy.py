@@ -85,3 +85,21 @@ def wanted(policy: Policy, available: Collection[int]) -> set[int]:
 def missing(policy: Policy, available: Collection[int]) -> set[int]:
     """The versions that the policy names and that are not on disk."""
     return set(policy.versions - set(available)) if isinstance(policy, Specific) else set()
+
+
+_OF_A_VERSION = ("saved_model.pb", "saved_model.pbtxt", "model.onnx", "assets.extra/model.onnx", "model.tflite")
+
+
+def why_none(base_path: Path) -> str:
+    """What to do about a base path that has no versions; "" where nothing there says it."""
+    name = base_path.name
+    if base_path.is_file():
+        return (
+            f" {base_path} is a file, and a base path is the folder of a model's versions:"
+            f" `bookserve models add NAME {base_path}` makes a version of it, or give the folder above the version's."
+        )
+    if any((base_path / file).is_file() for file in _OF_A_VERSION):
+        if name.isascii() and name.isdigit():
+            return f" {base_path} is a version itself: give the folder above it, {base_path.parent}."
+        return f" {base_path} holds a model itself: move its files to {base_path / '1'}."
+    return ""

@@ -175,7 +175,7 @@ ROW = [[1.0, 2.0, 3.0]]
         (
             with_signature(request_of(ROW), "x"),
             grpc.StatusCode.FAILED_PRECONDITION,
-            'Serving signature key "x" not found.',
+            'Serving signature key "x" not found. The model has: serving_default. Choose one with signature_name.',
         ),
         (
             with_input(request_of(ROW), "z", 1.0),

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from bookserve.serving.server.batching.batcher import Batcher, Outcome, RunThreads, Task
 from bookserve.serving.server.batching.policy import BatchPolicy, adaptive, from_parameters
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
-from bookserve.serving.server.types.signatures import Signature, TensorSpec
+from bookserve.serving.server.types.signatures import Signature
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
-from bookserve.serving.wire.tensors import Array
+from bookserve.serving.wire.tensors import Array, TensorSpec
 from model_servers import wait_until
 
 SIGNATURE = Signature(

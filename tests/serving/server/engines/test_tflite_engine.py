@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from flatbuffers import flexbuffers
 
 from bookserve.serving.server.batching import row_independence
 from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.types.errors import ServingError
+from bookserve.serving.wire.tensorflow_pb2 import SignatureDef
 from model_servers import write_scale_model
 
 OPTIONS = EngineOptions(prefer_tflite=True)
@@ -144,6 +148,24 @@ def remembering() -> bytes:
     return bytes(builder.Output())
 
 
+def with_metadata(data: bytes, definitions: dict[str, SignatureDef]) -> bytes:
+    """The file with SignatureDefs in its metadata, as TensorFlow's signature_def_util writes them."""
+    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    content = flexbuffers.Builder()
+    with content.Map():
+        for key, definition in definitions.items():
+            content.Key(key)
+            content.String(definition.SerializeToString().decode("latin-1"))
+    entry, buffer = schema.MetadataT(), schema.BufferT()
+    entry.name, entry.buffer, buffer.data = "signature_defs_metadata", len(model.buffers), list(content.Finish())
+    model.metadata = [*(model.metadata or []), entry]
+    model.buffers.append(buffer)
+    model.signatureDefs = []
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
 @pytest.mark.parametrize("which", ["counting", "remembering"])
 def test_no_state_outlives_a_request(tmp_path: Path, which: str, request: pytest.FixtureRequest) -> None:
     engine = choose.load(version(tmp_path / which, request.getfixturevalue(which)), OPTIONS)
@@ -155,3 +177,58 @@ def test_no_state_outlives_a_request(tmp_path: Path, which: str, request: pytest
         np.testing.assert_array_equal(other, first)
     if which == "counting":
         np.testing.assert_array_equal(first, x + 1)
+
+
+def test_the_signatures_of_the_metadata_come_first(tmp_path: Path, bare: bytes) -> None:
+    plain = choose.load(version(tmp_path / "plain", bare), OPTIONS).signatures["serving_default"]
+    (x,), (y,) = plain.inputs.values(), plain.outputs.values()
+    definition = SignatureDef(method_name="tensorflow/serving/predict")
+    definition.inputs["pixels"].name = f"{x.tensor.partition(':')[0]}:0"
+    definition.outputs["score"].name = y.tensor
+    engine = choose.load(version(tmp_path / "named", with_metadata(bare, {"rate": definition})), OPTIONS)
+    assert list(engine.signatures) == ["rate"]
+    signature = engine.signatures["rate"]
+    for rows in (1, 3, 2):
+        pixels = np.random.default_rng(rows).random((rows, 3), np.float32)
+        (score,) = engine.run(signature, signature.complete({"pixels": pixels}), ["score"])
+        np.testing.assert_allclose(score, pixels + 1)
+    definition.outputs["score"].name = "elsewhere:0"
+    with pytest.raises(ServingError, match=r"'score' of its metadata .* is the tensor 'elsewhere:0'"):
+        choose.load(version(tmp_path / "wrong", with_metadata(bare, {"rate": definition})), OPTIONS)
+
+
+def test_a_fixed_batch_is_resized_and_what_does_not_fit_leaves_no_trace(tmp_path: Path, bare: bytes) -> None:
+    engine = choose.load(version(tmp_path / "bare", bare), OPTIONS)
+    signature = engine.signatures["serving_default"]
+    (x,), (y,) = signature.inputs, signature.outputs
+    assert ":" not in x + y
+    assert signature.inputs[x].shape == (1, 3)
+    for shape in ((1, 3), (5, 3), (2, 4), (1, 3)):
+        given = np.random.default_rng(1).random(shape, np.float32)
+        np.testing.assert_allclose(engine.run(signature, signature.complete({x: given}), [y])[0], given + 1)
+    with pytest.raises(ServingError, match=r"expects shape \[1, 3\], the request has \[3\]"):
+        signature.complete({x: np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["model.tflite"], "--prefer_tflite_model"),
+        (["digits.onnx"], r"digits\.onnx: rename it to model\.onnx"),
+        (["net.keras"], r"`bookserve models add digits .*net\.keras`"),
+        (["net.h5"], "models add digits"),
+        (["net.pt"], "models add digits"),
+        (["net.joblib"], "models add digits"),
+        (["exported/saved_model.pb"], "one folder too deep"),
+        (["notes.txt"], r"expected assets\.extra/model\.onnx, .*; it has notes\.txt"),
+        ([], "it is empty"),
+    ],
+)
+def test_a_folder_without_a_model_says_what_is_there(tmp_path: Path, names: list[str], message: str) -> None:
+    folder = tmp_path / "digits/1"
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    with pytest.raises(ServingError, match=message):
+        choose.load(folder, EngineOptions())

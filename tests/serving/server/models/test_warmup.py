@@ -9,9 +9,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 from bookserve.export import warmup as written
 from bookserve.serving.server.models import warmup
 from bookserve.serving.server.types.errors import ServingError
-from bookserve.serving.server.types.signatures import Signature, TensorSpec
+from bookserve.serving.server.types.signatures import Signature
 from bookserve.serving.wire import tensorflow_pb2
-from bookserve.serving.wire.tensors import Array
+from bookserve.serving.wire.tensors import Array, TensorSpec
 from model_servers import StartServer, write_scale_model
 
 SCALE = Signature(

@@ -9,6 +9,12 @@ from bookserve.serving.server.engines.engine import Engine, EngineOptions
 from bookserve.serving.server.types.errors import failed_precondition
 
 
+def runs_in_the_server(version_path: Path, options: EngineOptions) -> bool:
+    """Whether the engine of that version runs in the process that loads it, and could end it."""
+    graphs = ["assets.extra/model.onnx", "model.onnx"] + ["model.tflite"] * options.prefer_tflite
+    return any((version_path / graph).is_file() for graph in graphs)
+
+
 def load(version_path: Path, options: EngineOptions) -> Engine:
     """Loads the version in that folder with the engine that fits its files.
 

@@ -73,6 +73,9 @@ class Flags:
     mixed_precision: str = _flag("", "bfloat16: TensorFlow computes in it where it thinks fit; ONNX graphs stay as is")
     saved_model_tags: str = _flag("serve", "comma-separated tags of the graph to load from a SavedModel")
     allow_unsafe_ops: bool = _flag(False, "run SavedModels that hold Python code or touch files, such as ReadFile")
+    trial_seconds: float = _flag(
+        60.0, "for each step of the trial of a version in a child process, more for large files; 0: no trial"
+    )
     prefer_tflite_model: bool = _flag(False, "serve model.tflite where a version has one")
     num_tflite_pools: int = _flag(0, "TFLite interpreters of a version, with batching parameters; 0: one a CPU")
     num_tflite_interpreters_per_pool: int = _flag(1, "multiplies them; never more than there are batch threads")

@@ -122,6 +122,12 @@ class Trials:
         with self._lock:
             self._idle.append(child)
 
+    def close(self) -> None:
+        """Ends the template and its children."""
+        self._control.close()
+        for child in self._idle:
+            child.close()
+
     def _take(self) -> _Child:
         with self._lock:
             if self._idle:

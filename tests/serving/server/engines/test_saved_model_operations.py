@@ -1,4 +1,4 @@
-"""The list of operations that a SavedModel may use sorts every operation of TensorFlow, and follows from its registry."""
+"""The list of operations that a SavedModel may use sorts all of TensorFlow, and follows from its registry."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,7 @@ def test_the_derived_sections_follow_from_the_registry(registry: Mapping[str, An
 
 def test_a_new_operation_has_to_be_sorted_in(registry: Mapping[str, Any]) -> None:
     new = type(registry["ReadFile"])(name="ReadAnything", is_stateful=True)
-    with pytest.raises(ValueError, match="sort into a section .*: ReadAnything"):
+    with pytest.raises(ValueError, match=r"sort into a section .*: ReadAnything"):
         generator.text("next", {**registry, "ReadAnything": new})
 
 

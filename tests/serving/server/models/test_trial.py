@@ -5,11 +5,11 @@ import os
 import shutil
 import signal
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -58,7 +58,7 @@ def write_huge_model(base: Path, version: int) -> Path:
         ],
         "huge",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
         [numpy_helper.from_array(np.array([1 << 40]), "factor")],
     )
     return write_graph(base, version, graph)
@@ -71,10 +71,11 @@ def write_crashing_model(base: Path, version: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trials() -> trial.Trials:
+def trials() -> Iterator[trial.Trials]:
     made = trial.start()
     assert made is not None
-    return made
+    yield made
+    made.close()
 
 
 def check(trials: trial.Trials, path: Path, seconds: float = 60.0) -> None:
@@ -92,7 +93,7 @@ def test_what_works_passes_and_what_does_not_is_refused_with_the_reason(trials: 
     good = write_scale_model(tmp_path / "good", 1, 2.0)
     check(trials, good)
     check(trials, good)
-    with pytest.raises(ServingError, match=r"crash/1 is refused: .* died of SIGSEGV while it unloaded it"):
+    with pytest.raises(ServingError, match=r"crash/1 is refused: .* died of SIG(SEGV|ABRT|BUS) while it"):
         check(trials, write_crashing_model(tmp_path / "crash", 1))
     with pytest.raises(ServingError, match=r"endless/1 is refused: .* hung while it ran the signature"):
         check(trials, write_endless_model(tmp_path / "endless", 1), seconds=1.0)
@@ -124,7 +125,7 @@ def test_the_old_version_serves_on_beside_one_that_would_crash(
     scratch = tmp_path / "scratch"
     write_crashing_model(scratch, 2).rename(root / "scale" / "2")
     wait_until(lambda: state(server.url, "scale")["state"] == "END", "version 2 is refused", seconds=60)
-    assert "died of SIGSEGV" in state(server.url, "scale")["status"]["error_message"]
+    assert "died of SIG" in state(server.url, "scale")["status"]["error_message"]
     request = urllib.request.Request(f"{server.url}/v1/models/scale:predict", b'{"instances": [[1.0, 2.0, 3.0]]}')
     with urllib.request.urlopen(request, timeout=10) as response:
         assert json.load(response) == {"predictions": [[2.0, 4.0, 6.0]]}

@@ -148,6 +148,8 @@ class _Asked:
     def __init__(self, engine: Engine, step: Callable[[str], None]) -> None:
         self.name = engine.name
         self.computes_alone = engine.computes_alone
+        self.keeps_state = engine.keeps_state
+        self.doubts: Mapping[str, str] = engine.doubts
         self.signatures: Mapping[str, Signature] = engine.signatures
         self.signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = engine.signature_defs
         self._engine = engine

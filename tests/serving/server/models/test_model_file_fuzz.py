@@ -130,7 +130,7 @@ def fuzz(scratch: Path, seed: int, seconds: float, limit: int) -> Counter[str]:
         end, total = time.monotonic() + seconds, Counter[str]()
         for number, counts in enumerate(rounds(server, root, scratch / "sources", chance), 1):
             total += counts
-            if number % 20 == 0 and limit > 100:
+            if number % 20 == 0:
                 print(number * 4, "files", dict(total), memory(server), flush=True)  # noqa: T201
             if number >= limit or time.monotonic() >= end:
                 break

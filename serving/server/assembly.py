@@ -29,6 +29,7 @@ from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.models.catalog import Catalog
 from bookserve.serving.server.models.config import RequestLogSetting
 from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
+from bookserve.serving.server.models.trial import Trials
 from bookserve.serving.server.observability import metrics
 from bookserve.serving.server.observability.metric_families import CONNECTIONS, REFUSED
 from bookserve.serving.server.observability.metrics import Metrics, Snapshot
@@ -60,8 +61,11 @@ class Process:
     observer: Observer
     ports: Ports  # after `connect`
 
-    def __init__(self, flags: Flags, worker: int = 0) -> None:
-        """`worker` numbers the processes. Raises ServingError for settings that make no sense."""
+    def __init__(self, flags: Flags, worker: int = 0, trials: Trials | None = None) -> None:
+        """`worker` numbers the processes; `trials` try versions before they are loaded here.
+
+        Raises ServingError for settings that make no sense.
+        """
         self._flags = flags
         memory.limit(flags.max_memory_bytes)
         self._worker = worker
@@ -81,7 +85,7 @@ class Process:
             max_files=flags.request_log_max_files,
             worker=worker,
         )
-        self.loader = InProcessLoader(_load_options(flags, parameters, worker), self._metrics)
+        self.loader = InProcessLoader(_load_options(flags, parameters, worker), self._metrics, trials)
         self._health = Health()
         self._tasks: set[asyncio.Task[None]] = set()
         self._catalog: Catalog
@@ -212,14 +216,18 @@ def worker_count(flags: Flags) -> int:
     return count
 
 
-def check(flags: Flags) -> None:
-    """Raises ServingError for settings that make no sense, as `Process` does, without loading or starting anything."""
+def check(flags: Flags) -> LoadOptions:
+    """How versions are loaded, without loading or starting anything.
+
+    Raises ServingError for settings that make no sense, as `Process` does.
+    """
     _metrics_path(flags)
-    _load_options(flags, _batching_parameters(flags), 0)
+    options = _load_options(flags, _batching_parameters(flags), 0)
     Access(flags.admin_token_file)
     for path in (flags.ssl_config_file, flags.rest_ssl_config_file):
         if path:
             tls.identity(Path(path))
+    return options
 
 
 def _metrics_path(flags: Flags) -> str | None:
@@ -293,6 +301,7 @@ def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> 
             allow_unsafe_ops=flags.allow_unsafe_ops,
             custom_op_libraries=custom_op_libraries,
             prefer_tflite=flags.prefer_tflite_model,
+            trial_seconds=max(0.0, flags.trial_seconds),
             tflite_interpreters=max(1, min(interpreters, policy.parallel_runs)),
         ),
         worker_threads=worker_threads,

@@ -22,6 +22,7 @@ import onnxruntime
 
 from bookserve.serving.server.api.admin import ModelAdmin, default_roots
 from bookserve.serving.server.assembly import Process, check, run, worker_count
+from bookserve.serving.server.models import integrity, trial
 from bookserve.serving.server.models.config import (
     ModelSetting,
     copied_from,
@@ -31,6 +32,7 @@ from bookserve.serving.server.models.config import (
     read_config_file,
 )
 from bookserve.serving.server.models.manager import ManagerOptions, ModelManager, unavailable
+from bookserve.serving.server.models.trial import Trials
 from bookserve.serving.server.settings import flags as flag_parser
 from bookserve.serving.server.settings import server_log, text_protos
 from bookserve.serving.server.settings.flags import FlagError, Flags
@@ -48,7 +50,7 @@ log = logging.getLogger(__name__)
 class ModelServer:
     """The models and the listeners; with --workers the main process, which lets others answer."""
 
-    def __init__(self, flags: Flags) -> None:
+    def __init__(self, flags: Flags, trials: Trials | None = None) -> None:
         """Raises ServingError for settings that make no sense and for a port that is taken."""
         self._flags = flags
         self._loop = asyncio.get_running_loop()
@@ -69,12 +71,18 @@ class ModelServer:
         self._answering: Process | Pool
         self._manager: ModelManager[Any]
         if count > 1:
-            check(flags)
+            options_of_loads = check(flags)
+
+            def try_version(path: Path) -> None:
+                if trials is not None:
+                    seen = integrity.check(path)
+                    trials.check(path, seen, options_of_loads.engine, warm_up=options_of_loads.warm_up)
+
             self._listeners = Listeners(flags, count)
-            self._answering = pool = Pool(flags, count, self._listeners)
+            self._answering = pool = Pool(flags, count, self._listeners, try_version)
             self._manager = ModelManager(pool, options, on_change=pool.changed)
         else:
-            self._answering = process = Process(flags)
+            self._answering = process = Process(flags, trials=trials)
             self._listeners = Listeners(flags)
             self._manager = ModelManager(process.loader, options, process.observer.follow)
 
@@ -249,7 +257,7 @@ class ModelServer:
         await self._answering.kill()
 
 
-async def _serve(flags: Flags) -> int:
+async def _serve(flags: Flags, trials: Trials | None) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -257,7 +265,7 @@ async def _serve(flags: Flags) -> int:
     stopping = loop.create_task(stop.wait())
     server = None
     try:
-        server = ModelServer(flags)
+        server = ModelServer(flags, trials)
         starting = loop.create_task(server.start())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -304,7 +312,7 @@ def main(arguments: tuple[str, ...]) -> None:
         click.echo(f"TensorFlow Library: {_tensorflow_version()}")
         click.echo(f"ONNX Runtime: {onnxruntime.__version__}")
         return
-    run(_serve(flags))
+    run(_serve(flags, trial.start() if flags.trial_seconds > 0 else None))
 
 
 def _tensorflow_version() -> str:

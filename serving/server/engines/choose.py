@@ -13,6 +13,12 @@ _TO_BE_CONVERTED = (".keras", ".h5", ".hdf5", ".pt", ".pth", ".pt2", ".joblib", 
 _MOST_NAMES = 8  # of files, in a message
 
 
+def runs_in_the_server(version_path: Path, options: EngineOptions) -> bool:
+    """Whether the engine of that version runs in the process that loads it, and could end it."""
+    graphs = ["assets.extra/model.onnx", "model.onnx"] + ["model.tflite"] * options.prefer_tflite
+    return any((version_path / graph).is_file() for graph in graphs)
+
+
 def load(version_path: Path, options: EngineOptions) -> Engine:
     """Loads the version in that folder with the engine that fits its files.
 

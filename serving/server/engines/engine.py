@@ -24,6 +24,7 @@ class EngineOptions:
     custom_op_libraries: tuple[str, ...] = ()  # of operations for ONNX graphs; they run as code of the server
     prefer_tflite: bool = False
     tflite_interpreters: int = 1  # a version; more runs than these wait
+    trial_seconds: float = 0.0  # that a version may take for each step of its trial; 0: it is not tried
 
 
 class Engine(Protocol):

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from bookserve.serving.server.engines import frames, saved_model_safety
 from bookserve.serving.server.engines.engine import EngineOptions
+from bookserve.serving.server.engines.question import made_up
 from bookserve.serving.server.types.errors import (
     ServingError,
     failed_precondition,
@@ -30,7 +31,7 @@ from bookserve.serving.server.types.errors import (
     unavailable,
 )
 from bookserve.serving.server.types.signatures import ShapeRule, Signature, copies, from_proto, read_meta_graph
-from bookserve.serving.wire import tensorflow_pb2
+from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_proto
 
@@ -41,6 +42,7 @@ _STABLE_SECONDS = 60.0  # a process that lived that long is replaced at once
 _MAX_PAUSE_SECONDS = 60.0
 # The process that has imported TensorFlow stays that long without a version: to start it takes many seconds.
 _TEMPLATE_SECONDS = 600.0
+_BYTES_A_SECOND = 16 << 20  # that a process loads at the least, beyond --trial_seconds
 _PROFILER_SECONDS = 30.0  # for a process to start its profiler and tell where it is
 
 
@@ -80,7 +82,29 @@ class TensorFlowEngine:
         self._options = options
         self._closing = threading.Event()
         self._child: _Child | None = _Child(version_path, options)
+        if options.trial_seconds:
+            try:
+                self._try(answers_from_state=saved_model_safety.answers_from_state(graph))
+            except ServingError:
+                self._child.close()
+                raise
         threading.Thread(target=self._supervise, name="tensorflow-supervisor", daemon=True).start()
+
+    def _try(self, *, answers_from_state: bool) -> None:
+        """Asks every signature once; a process of its own where that could change what clients are answered.
+
+        Raises ServingError (FAILED_PRECONDITION) when TensorFlow dies or hangs over a request.
+        """
+        assert self._child is not None
+        child = _Child(self._path, self._options) if answers_from_state else self._child
+        try:
+            for signature in self.signatures.values():
+                inputs = made_up(signature)
+                if inputs is not None:
+                    _ask(child, signature, inputs, self._options.trial_seconds, self._path)
+        finally:
+            if child is not self._child:
+                child.close()
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run. Raises ServingError (UNAVAILABLE) while the process is replaced."""
@@ -133,6 +157,33 @@ class TensorFlowEngine:
                 return
 
 
+def _ask(
+    child: "_Child", signature: Signature, inputs: Mapping[str, Array], seconds: float, version_path: Path
+) -> None:
+    """Runs a made-up request, which may be refused. Raises ServingError when the process dies or hangs over it."""
+    hung = threading.Event()
+
+    def end() -> None:
+        hung.set()
+        child.close()
+
+    timer = threading.Timer(seconds, end)
+    timer.start()
+    try:
+        _check_dense(signature, inputs, signature.outputs)
+        child.run(signature, inputs, tuple(signature.outputs))
+    except ServingError as error:
+        if error.code == tensorflow_error_pb2.UNAVAILABLE:
+            how = f"hung: --trial_seconds allows {seconds:.0f} seconds" if hung.is_set() else "died: see the log"
+            raise failed_precondition(
+                f"{version_path} is refused: TensorFlow's process {how}, while it ran the signature '{signature.name}'"
+            ) from None
+    except (TensorError, ValueError) as error:
+        log.debug("the answer of %s cannot be read: %s", version_path, error)
+    finally:
+        timer.cancel()
+
+
 class _Child:
     """One process that has loaded the version."""
 
@@ -145,9 +196,18 @@ class _Child:
             self._idle.put(channel)
         self._lock = threading.Lock()
         self._closed = False
+        seconds = options.trial_seconds and options.trial_seconds + _bytes_of(version_path) / _BYTES_A_SECOND
+        self._life.settimeout(seconds or None)
+        began = time.monotonic()
         frame = frames.receive(self._life)
+        self._life.settimeout(None)
         try:
             if frame is None:
+                if seconds and time.monotonic() - began >= seconds:
+                    raise failed_precondition(
+                        f"{version_path} is refused: TensorFlow's process hung while it loaded it:"
+                        f" --trial_seconds allows {seconds:.0f} seconds"
+                    )
                 raise internal(
                     f"TensorFlow died while it loaded {version_path}: see the server's log",
                 )
@@ -217,6 +277,10 @@ def _check_dense(signature: Signature, inputs: Iterable[str], outputs: Iterable[
                     f"{word} '{alias}' is not one dense tensor (it is sparse, ragged or a handle), and only dense"
                     f" tensors can be served: {mend}, or export a signature with its parts as tensors"
                 )
+
+
+def _bytes_of(version_path: Path) -> int:
+    return sum(path.stat().st_size for path in version_path.rglob("*") if path.is_file())
 
 
 def _content(frame: tuple[int, bytes]) -> bytes:

@@ -26,6 +26,7 @@ from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import Engine, EngineOptions
 from bookserve.serving.server.models import integrity, manifest, warmup
 from bookserve.serving.server.models.servable import Servable
+from bookserve.serving.server.models.trial import Trials
 from bookserve.serving.server.models.version_counts import VersionCounts
 from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
@@ -88,8 +89,10 @@ class LoadEvents(Protocol):
 class InProcessLoader:
     """The `Loader` whose versions answer in this process."""
 
-    def __init__(self, options: LoadOptions, events: LoadEvents) -> None:
+    def __init__(self, options: LoadOptions, events: LoadEvents, trials: Trials | None = None) -> None:
+        """`trials` try each version first; without them it is loaded as it is."""
         self._options = options
+        self._trials = trials
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._run_threads = RunThreads(options.worker_threads, options.worker_cores)
@@ -103,7 +106,7 @@ class InProcessLoader:
         options = self._options
 
         def load() -> tuple[Engine, BatchPolicy, set[str]]:
-            loaded = _load(path, options, self._events)
+            loaded = _load(path, options, self._events, self._trials)
             if self._events.enabled and (uuid := _mlmd_uuid(path)):
                 self._events.identified(name, version, uuid)
             return loaded
@@ -183,11 +186,15 @@ class InProcessLoader:
         return await future
 
 
-def _load(path: Path, options: LoadOptions, events: LoadEvents) -> tuple[Engine, BatchPolicy, set[str]]:
+def _load(
+    path: Path, options: LoadOptions, events: LoadEvents, trials: Trials | None
+) -> tuple[Engine, BatchPolicy, set[str]]:
     """Answers also how the version's requests are batched, and the signatures whose rows are independent."""
     started = time.perf_counter()
     try:
         seen = integrity.check(path)
+        if trials is not None:
+            trials.check(path, seen, options.engine, warm_up=options.warm_up)
         policy = options.policy
         if options.per_model_policies:
             parameters = path / PER_MODEL_FILE

@@ -68,10 +68,15 @@ class _Spare:
 class Pool:
     """All workers; the `Loader` whose versions answer in each of them."""
 
-    def __init__(self, flags: Flags, count: int, listeners: Listeners) -> None:
+    def __init__(
+        self, flags: Flags, count: int, listeners: Listeners, try_version: Callable[[Path], None] = lambda path: None
+    ) -> None:
+        """`try_version`, which blocks, raises for a version that is not to be loaded anywhere."""
+        self._try_version = try_version
         self._flags = flags
         self._count = count
         self._listeners = listeners
+        self._trying = asyncio.Semaphore(max(1, flags.num_load_threads))
         self._loop = asyncio.get_running_loop()
         self._answers: Mapping[str, Callable[..., Any]] = {}
         self._state: Callable[[], State]
@@ -215,6 +220,8 @@ class Pool:
 
     async def load(self, name: str, version: int, path: Path) -> LoadedVersion:
         """See Loader.load."""
+        async with self._trying:
+            await asyncio.to_thread(self._try_version, path)
         key = next(self._keys)
         self._versions[key] = (name, version, path)
         try:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from bookserve.serving.server.types.signatures import Signature, TensorSpec
-from bookserve.serving.wire.tensors import Array, TensorError
+from bookserve.serving.server.types.signatures import Signature
+from bookserve.serving.wire.tensors import Array, TensorError, TensorSpec
 
 _MAX_ELEMENTS = 1 << 24  # of one input
 _VALUES: dict[str, Any] = {"f": 0.5, "i": 1, "u": 1, "b": True, "c": 0.5, "O": b"the quick brown fox"}  # by dtype.kind

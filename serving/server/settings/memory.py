@@ -16,11 +16,13 @@ _SMALL = 16 << 20  # bytes of a result that nobody asks about
 _COPIES = 8  # of a result's values: numbers as Python's objects, and as text
 _FULL, _SCARCE = 0.85, 0.5  # shares of the limit: what is above the first is kept for code that encodes and sends
 _LOOK_SECONDS = 0.02  # between two looks
-_SHARE = 0.8  # of the machine's or the container's, by default
+# By default: a share of the machine's or the container's, and no less than libraries may reserve and never use.
+_SHARE, _LEAST = 0.8, 4 << 30
 
 
 def limit(max_bytes: int) -> int:
-    """Has allocations beyond `max_bytes` fail from now on; 0 means 80 % of the machine's or the container's memory.
+    """Has allocations beyond `max_bytes` fail from now on; 0 means 80 % of the machine's or the container's memory,
+    at least 4 GiB.
 
     Answers the limit that holds, 0 where there is none: below zero, and on other systems than Linux.
     """
@@ -28,7 +30,7 @@ def limit(max_bytes: int) -> int:
         return 0
     import resource
 
-    wanted = max_bytes or int(_SHARE * _available())
+    wanted = max_bytes or max(_LEAST, int(_SHARE * _available()))
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     for other in (soft, hard):
         if other != resource.RLIM_INFINITY:

@@ -33,7 +33,7 @@ class Flags:
     worker_timeout_seconds: float = _flag(30.0, "a worker that does not answer for so long is replaced; 0: never")
     max_memory_bytes: int = _flag(
         0,
-        "that a process may hold before a request that needs more fails; 0: 80 % of what there is and at least 4 GiB, -1: no limit",
+        "that a process may hold; 0: 80 % of what there is, at least 4 GiB, -1: no limit",
     )
     model_name: str = _flag("default", "name of the one model (without --model_config_file)")
     model_base_path: str = _flag("", "folder of the version folders of the one model")

@@ -403,7 +403,6 @@ class ModelManager(Generic[Loaded]):
         if len(self._removed) > _REMOVED_MODELS:
             del self._removed[next(iter(self._removed))]
         model.wanted, model.missing = set(), set()
-        model.labels = {}
         self._reconcile(model)
 
     # Folders
@@ -503,8 +502,8 @@ class ModelManager(Generic[Loaded]):
                 version.error = _CANCELLED
                 version.tried.set()
         _move_labels(model, at_once=self._options.lazy)
-        labelled = set(model.labels.values())
-        idle = [v for v in unwanted if v.state == _AVAILABLE and v.number not in labelled]
+        left = {number for label, number in model.labels.items() if number != model.setting.labels[label]}
+        idle = [v for v in unwanted if v.state == _AVAILABLE and v.number not in left]  # a label waits to leave those
         idle.sort(key=lambda version: version.number)
         if (model.wanted or model.missing) and not any(version.number in model.wanted for version in model.available()):
             idle = idle[:-1]  # serves until a wanted one does

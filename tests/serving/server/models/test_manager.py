@@ -436,6 +436,8 @@ def test_a_label_moves_once_its_version_is_loaded(tmp_path: Path, broken: bool) 
         loader.held[1].set()
         await until(lambda: states(manager)[2 if not broken else 1] == "END", "tried")
         assert manager.find("m", label="stable").version == manager.find("m").version == (2 if broken else 1)
+        await manager.apply([])
+        await until(lambda: loader.loaded == set(), "a model that is removed keeps nothing for its labels")
         await manager.close()
 
     run(body)

@@ -185,7 +185,8 @@ def test_a_version_whose_warm_up_fails_is_not_served(start_server: StartServer, 
     base = tmp_path / "scale"
     write(write_scale_model(base, 1, 2.0), predict_record(width=4))
     flags = (f"--model_base_path={base}", "--max_num_load_retries=0")
-    server = start_server(*flags)
+    server = start_server(*flags, wait=False)
+    assert server.process.wait(60) == 255
     assert "input 'x' expects shape [?, 3], the request has [1, 4]" in server.log.read_text()
     assert "Successfully loaded" not in server.log.read_text()
     server = start_server(*flags, "--enable_model_warmup=false")

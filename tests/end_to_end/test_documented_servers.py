@@ -60,7 +60,7 @@ class Reader:
             lambda found: f"{self.folder}{folders[found[0]]}",
             text,
         )
-        text = text.replace(SERVER, f"{SERVER} --bind_address=127.0.0.1")
+        text = text.replace(SERVER, f"{SERVER} --bind_address=127.0.0.1 --port=8500")
         for default, port in self.ports.items():
             text = re.sub(rf"\b{default}\b", str(port), text)
         return text
@@ -71,7 +71,9 @@ class Reader:
         if block.language == "python":
             return self._finish([sys.executable, "-c", text])
         if block.language == "text":
-            text_protos.parse(text, ModelConfig())
+            config = self.folder / "model.config"
+            config.write_text(text)
+            text_protos.read(config, ModelConfig())
             return ""
         last = text.replace("\\\n", " ").strip().splitlines()[-1]
         if last.startswith(SERVER):
@@ -110,11 +112,21 @@ class Reader:
         wait_until(up, f"the server is ready: {text}", seconds=120)
 
     def stop(self) -> None:
-        """Ends the server of the last block, and checks that it ended well."""
-        if self.server is not None:
-            os.killpg(self.server.pid, signal.SIGTERM)
-            assert self.server.wait(30) in (0, -signal.SIGTERM), (self.folder / "server.log").read_text()
-            self.server = None
+        """Ends the server of the last block, and returns when it is gone with the shell that started it."""
+        server, self.server = self.server, None
+        if server is None or server.poll() is not None:
+            return
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+        def gone() -> bool:
+            try:
+                os.killpg(server.pid, 0)
+            except ProcessLookupError:
+                return True
+            return False
+
+        wait_until(gone, "the server has ended", seconds=60)
 
 
 @pytest.fixture

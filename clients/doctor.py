@@ -158,6 +158,7 @@ def data(places: Places) -> Iterator[Finding]:
 def models(places: Places) -> Iterator[Finding]:
     """The newest version of every model, each of its files checked against the manifest."""
     from bookserve.export import manifest as manifests
+    from bookserve.export.contracts import CONTRACTS
     from bookserve.export.errors import StoreError
     from bookserve.export.store import ModelStore
 
@@ -181,6 +182,10 @@ def models(places: Places) -> Iterator[Finding]:
             yield Finding("bad", "models", f"{version}: missing or changed: {', '.join(changed)}", advice)
         else:
             yield Finding("ok", "models", version)
+    missing = [name for name in CONTRACTS if name not in names]
+    if missing and len(missing) < len(CONTRACTS):
+        listed = " ".join(missing)
+        yield Finding("note", "models", f"not trained yet: {listed}", f"'bookserve train-all {listed}' trains them")
 
 
 def ports(places: Places) -> Iterator[Finding]:

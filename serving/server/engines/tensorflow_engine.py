@@ -357,7 +357,7 @@ class _Template:
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair()
-        environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "OPENBLAS_NUM_THREADS": "1"} | os.environ
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1"} | os.environ
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bookserve.serving.server.engines.tensorflow_process", str(theirs.fileno())],

@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,6 +42,7 @@ from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_prot
 log = logging.getLogger(__name__)
 
 _MAX_SOCKETS = 253  # that Linux passes in one message
+_IMPORTED = b"\0imported"
 
 
 class Session:
@@ -188,6 +189,35 @@ def _reap(number: int, frame: FrameType | None) -> None:
             log.error("TensorFlow's process %d died of %s", child, signal.Signals(os.WTERMSIG(status)).name)
 
 
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Around the import: what it writes to standard error is shown only if it fails, or ends the process.
+
+    TensorFlow's libraries write their first lines before any setting of theirs is read, and abort with a line that
+    tells why, such as a CPU without AVX. So a small process keeps the lines, and learns from the end of the pipe.
+    """
+    reading, writing = os.pipe()
+    keeper = os.fork()
+    if keeper == 0:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            lines = pipe.read()
+        if not lines.endswith(_IMPORTED):
+            os.write(2, lines)
+        os._exit(0)
+    os.close(reading)
+    stderr = os.dup(2)
+    os.dup2(writing, 2)
+    os.close(writing)
+    try:
+        yield
+        os.write(2, _IMPORTED)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.waitpid(keeper, 0)
+
+
 def main() -> None:
     """The life of the template."""
     logging.basicConfig(
@@ -196,11 +226,12 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     if sys.platform == "linux":  # a thread of the server that keeps to one core may have started this
         os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
-    import tensorflow as tf
+    with _quiet_stderr():
+        import tensorflow as tf
 
+        if importlib.util.find_spec("tensorflow_text") is not None:
+            importlib.import_module("tensorflow_text")  # which registers its operations
     tf.get_logger().setLevel("ERROR")  # the session API is deprecated for building models, not for running them
-    if importlib.util.find_spec("tensorflow_text") is not None:
-        importlib.import_module("tensorflow_text")  # which registers its operations
     gc.freeze()
     signal.signal(signal.SIGCHLD, _reap)
     while True:

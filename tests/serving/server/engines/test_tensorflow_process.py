@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -230,6 +231,22 @@ def test_each_process_starts_a_profiler_of_its_own_once(engine: TensorFlowEngine
         assert [each.profiler_port() for each in (engine, other)] == ports
         for port in ports:
             socket.create_connection(("127.0.0.1", port), timeout=20).close()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "shown"), [("pass", ""), ("raise SystemExit(1)", "no AVX"), ("os.abort()", "no AVX")]
+)
+def test_what_an_import_writes_is_shown_when_it_fails_or_ends_the_process(outcome: str, shown: str) -> None:
+    program = (
+        "import os\n"
+        "from bookserve.serving.server.engines import tensorflow_process\n"
+        "with tensorflow_process._quiet_stderr():\n"
+        "    os.write(2, b'no AVX')\n"
+        f"    {outcome}\n"
+        "os.write(2, b'|later')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.stderr == (shown or "|later")
 
 
 def descendants(pid: int) -> set[int]:

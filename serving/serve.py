@@ -17,11 +17,8 @@ from signal import SIGINT, SIGTERM, signal
 
 import click
 
-<<<<<<< HEAD
-from bookserve.export.options import local_folder
-=======
 from bookserve.export.contracts import CONTRACTS
->>>>>>> readers
+from bookserve.export.options import local_folder
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 60.0

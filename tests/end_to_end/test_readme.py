@@ -30,6 +30,11 @@ def readme_commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
+def test_every_command_is_run_by_a_test_below() -> None:
+    run = ("make train-all", "make serve", ".venv/bin/bookserve predict ", "curl ")
+    assert [command for command in readme_commands() if not command.startswith(run)] == []
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What git would clone, with the changes that are not committed yet."""

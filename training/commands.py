@@ -158,12 +158,16 @@ def train_all(
     chosen = [model for model in MODELS if not names or model in names]
     for place, name in enumerate(chosen):
         began = time.monotonic()
+        trained = False
         try:
             result = train_model(
                 name, DataRequest(data, data_dir), runs_dir, console, profile=profile, seed=seed, fresh=fresh
             )
+            trained = True
             published = publish(run_reader.read(result.folder, name), ModelStore(models_dir), click.echo)
         except KeyboardInterrupt as stop:
+            if trained:
+                stop.add_note(f"{name}: trained, but not published; 'bookserve export {name}' publishes it")
             if place:
                 rest = " ".join(chosen[place:])
                 stop.add_note(f"'bookserve train-all {rest}', with the same options, leaves out what is done")

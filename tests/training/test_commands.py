@@ -104,6 +104,17 @@ def test_a_stopped_train_all_names_what_is_left(tmp_path: Path, monkeypatch: pyt
     assert result.output.splitlines()[-1] == expected
 
 
+@pytest.mark.usefixtures("tiny_mnist", "interruptible")
+def test_a_train_all_that_is_stopped_between_training_and_publishing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "publish", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    result = invoke("train-all", "mnist", "--profile=smoke", "--data=sample", "--runs-dir", tmp_path)
+    assert result.exit_code == 128 + signal.SIGINT
+    expected = "mnist: trained, but not published; 'bookserve export mnist' publishes it"
+    assert result.output.splitlines()[-1] == expected
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_training_prints_no_line_of_tensorflows(tmp_path: Path) -> None:

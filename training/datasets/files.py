@@ -101,7 +101,7 @@ def obtain(dataset: str, files: Sequence[DataFile], request: DataRequest) -> tup
         if request.choice == "real":
             raise
         logger.warning(
-            "%s\nTHE REAL DATA SET '%s' IS NOT AVAILABLE: training on the sample instead. Its figures say nothing "
+            "%s\nTHE REAL DATA SET '%s' IS NOT AVAILABLE: training on the sample instead. Its metrics say nothing "
             "about the real data. Set DATA_DIR (--data-dir) to a folder with the files, or ask for DATA=real to fail.",
             error,
             dataset,

@@ -25,7 +25,7 @@ from bookserve.serving.server.engines.question import made_up
 from bookserve.serving.server.models import warmup
 from bookserve.serving.server.types.errors import ServingError, exhausted
 from bookserve.serving.server.types.signatures import Signature
-from bookserve.serving.wire import tensorflow_pb2
+from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.tensors import Array
 
 FORK, STATUS = b"f", b"s"  # what the template is asked: a child for the socket that comes along, how a child ended
@@ -165,6 +165,8 @@ class _Asked:
 
 
 def _lacks_memory(error: Exception) -> bool:
+    if isinstance(error, ServingError) and error.code == tensorflow_error_pb2.RESOURCE_EXHAUSTED:
+        return True
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 

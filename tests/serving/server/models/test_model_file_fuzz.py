@@ -87,9 +87,10 @@ def rounds(server: Server, root: Path, scratch: Path, chance: random.Random) -> 
 
 def outcome(server: Server, root: Path, number: int) -> Counter[str]:
     states: dict[str, tuple[str, str]] = {}
+    bases = [base for base in root.iterdir() if base.is_dir()]
 
     def settled() -> bool:
-        for base in root.iterdir():
+        for base in bases:
             if base.name != "whole":
                 try:
                     with urllib.request.urlopen(f"{server.url}/v1/models/{base.name}", timeout=30) as response:
@@ -99,9 +100,12 @@ def outcome(server: Server, root: Path, number: int) -> Counter[str]:
                 for entry in entries:
                     if entry["version"] == str(number) and entry["state"] in ("AVAILABLE", "END"):
                         states[base.name] = entry["state"], entry["status"]["error_message"]
-        return len(states) == sum(base.name != "whole" for base in root.iterdir())
+        return len(states) == len(bases) - 1
 
-    wait_until(settled, f"version {number} of every model has a state", seconds=SETTLE_SECONDS)
+    try:
+        wait_until(settled, f"version {number} of every model has a state", seconds=SETTLE_SECONDS)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {states}\n{server.log.read_text()[-4000:]}") from None
     assert all(reason for state, reason in states.values() if state == "END"), states
     request = urllib.request.Request(f"{server.url}/v1/models/whole:predict", b'{"instances": [[1.0, 2.0, 3.0]]}')
     with urllib.request.urlopen(request, timeout=30) as response:

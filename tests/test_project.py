@@ -33,6 +33,7 @@ SERVER_FLOORS = (
     ("types",),
 )
 
+CONTRACTS = ("bookserve.export.book_contracts", "bookserve.export.contracts")
 # Package -> what of bookserve it may import, itself aside. A longer name goes before a shorter one.
 MAY_IMPORT = {
     "bookserve.training.errors": set[str](),
@@ -42,6 +43,7 @@ MAY_IMPORT = {
     "bookserve.training.loop": {"bookserve.training.devices", "bookserve.training.errors"},
     "bookserve.training.tuning.search_space": set[str](),
     "bookserve.training.models": {
+        "bookserve.export.book_contracts",
         "bookserve.export.contracts",
         "bookserve.training.datasets",
         "bookserve.training.devices",
@@ -81,10 +83,15 @@ MAY_IMPORT = {
         for room in rooms
     },
     SERVER: set[str](),
-    "bookserve.serving.gateway": {"bookserve.serving.wire", "bookserve.export.contracts", "bookserve.clients"},
-    "bookserve.serving": {"bookserve.clients", "bookserve.export.contracts", "bookserve.serving.wire"},
+    "bookserve.serving.gateway": {*CONTRACTS, "bookserve.serving.wire", "bookserve.clients"},
+    "bookserve.serving": {*CONTRACTS, "bookserve.clients", "bookserve.serving.wire"},
     "bookserve.clients.doctor": {"bookserve.export", "bookserve.training.datasets"},
-    "bookserve.clients": {"bookserve.serving.wire", "bookserve.export.contracts"},
+    "bookserve.clients": {
+        *CONTRACTS,
+        "bookserve.export.errors",
+        "bookserve.export.example_inputs",
+        "bookserve.serving.wire",
+    },
 }
 # These load TensorFlow when they are asked to, never when they are imported.
 WITHOUT_TENSORFLOW = ("serving", "clients")

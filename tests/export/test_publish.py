@@ -12,7 +12,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from bookserve.export import manifest as manifests
 from bookserve.export import onnx_graph, publish, run_reader, savedmodel
-from bookserve.export.contracts import MNIST, Contract, Tensor
+from bookserve.export.book_contracts import MNIST
+from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
 from bookserve.export.run_reader import TrainingRun
 from bookserve.export.store import ModelStore

@@ -30,7 +30,7 @@ from sklearn.metrics import (  # type: ignore[import-untyped]
     roc_curve,
 )
 
-from bookserve.export.contracts import TOX21
+from bookserve.export.book_contracts import TOX21
 from bookserve.training import plots
 from bookserve.training.datasets import tox21
 from bookserve.training.datasets.files import DataRequest

@@ -24,9 +24,9 @@ class Tensor:
 
     `dtype` is numpy's name of the type ("uint8", "float32", "int64"; "object" for strings). `shape` is the full shape
     with None for the free dimensions, and `free` says what each of these means, in their order: "batch" for the first
-    dimension and "any" for others, unless said otherwise. `unit` is what the numbers count ("probability", "USD"), where that is known. `ranks` is set on an output
-    of class numbers: it names the float output whose last axis the numbers point into, so that two engines may differ
-    on them where that output is tied.
+    dimension and "any" for others, unless said otherwise. `unit` is what the numbers count ("probability", "USD"),
+    where that is known. `ranks` is set on an output of class numbers: it names the float output whose last axis the
+    numbers point into, so that two engines may differ on them where that output is tied.
     """
 
     name: str

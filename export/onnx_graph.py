@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import onnx
 import tf2onnx
 
+from bookserve.export import parity
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
 
+LOCATION = parity.LOCATION
 OPSET = 18
 
 

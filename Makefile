@@ -17,7 +17,7 @@ MOVED := $(shell grep -qs '^command = ' .venv/pyvenv.cfg && ! grep -qsF -- '-m v
 TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
 
 .DELETE_ON_ERROR:
-.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck bench bench-training screenshots wheel lock protos reference clean
+.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck bench bench-training screenshots wheel lock protos operations reference clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -85,6 +85,9 @@ lock: ## pin every dependency with its hashes
 
 protos: install ## regenerate the message modules of serving/wire
 	$(BIN)/python serving/wire/generate.py
+
+operations: install ## sort TensorFlow's operations anew for the check of SavedModels
+	$(BIN)/python -m bookserve.serving.server.engines.generate_operations
 
 reference: install ## write docs/reference from the flags, commands and metrics
 	$(BIN)/python docs/reference/generate.py

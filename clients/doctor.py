@@ -23,6 +23,8 @@ from typing import Literal
 import click
 from packaging.requirements import Requirement
 
+from bookserve.export.options import local_folder
+
 HOST = "127.0.0.1"
 LITTLE_MEMORY, LITTLE_DISK = 4, 2  # GiB: below them trainings of the default profile may fail
 SECONDS = 60  # that a question to another program may take: TensorFlow's first import from a cold disk is slow
@@ -51,7 +53,13 @@ class Places:
 
 
 @click.command()
-@click.option("--models-dir", default=Path("models"), type=click.Path(path_type=Path), show_default=True)
+@click.option(
+    "--models-dir",
+    default=Path("models"),
+    type=click.Path(path_type=Path),
+    callback=local_folder,
+    show_default=True,
+)
 @click.option("--data-dir", default=None, type=click.Path(path_type=Path), envvar="DATA_DIR", help="[env: DATA_DIR]")
 @click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--rest-port", default=8501, show_default=True, type=click.IntRange(1, 65535))
@@ -150,6 +158,7 @@ def data(places: Places) -> Iterator[Finding]:
 def models(places: Places) -> Iterator[Finding]:
     """The newest version of every model, each of its files checked against the manifest."""
     from bookserve.export import manifest as manifests
+    from bookserve.export.book_contracts import CONTRACTS
     from bookserve.export.errors import StoreError
     from bookserve.export.store import ModelStore
 
@@ -173,6 +182,10 @@ def models(places: Places) -> Iterator[Finding]:
             yield Finding("bad", "models", f"{version}: missing or changed: {', '.join(changed)}", advice)
         else:
             yield Finding("ok", "models", version)
+    missing = [name for name in CONTRACTS if name not in names]
+    if missing and len(missing) < len(CONTRACTS):
+        listed = " ".join(missing)
+        yield Finding("note", "models", f"not trained yet: {listed}", f"'bookserve train-all {listed}' trains them")
 
 
 def ports(places: Places) -> Iterator[Finding]:

@@ -13,8 +13,10 @@ from bookserve.export.contracts import TASKS, from_json
 from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.manifest import Manifest
 from bookserve.export.options import models_dir_option, runs_dir_option
+from bookserve.export.served import Servers
 from bookserve.export.silence_tensorflow import silence_tensorflow
-from bookserve.export.store import ModelStore
+from bookserve.export.store import CONFIG, ModelStore, UntilLoaded
+from bookserve.serving.wire import store_servers
 
 _READ = Limits(seconds=60.0, memory_bytes=2 << 30)  # for the reading of a graph
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -40,6 +42,39 @@ def export(name: str, run_folder: Path | None, models_dir: Path, runs_dir: Path)
         publish(run, ModelStore(models_dir), click.echo)
     except ExportError as error:
         raise click.ClickException(str(error)) from error
+
+
+server_option = click.option(
+    "--server",
+    "addresses",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="gRPC address of a server to wait for; by default those of ours that serve this store.",
+)
+wait_option = click.option(
+    "--wait",
+    "seconds",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Seconds for the servers to load and to serve what was asked; 0 does not wait.",
+)
+
+
+def _servers(store: ModelStore, addresses: tuple[str, ...], seconds: float) -> Servers:
+    """The servers to wait for. Says of those that the store names which do not answer."""
+    if not seconds:
+        return Servers([], 0.0)
+    if addresses:
+        return Servers(addresses, seconds)
+    named = Servers(store_servers.servers(store.root), seconds)
+    found = named.answering()
+    if str(found) != str(named):
+        click.echo(f"warning: not all servers of this store answer without TLS: {named}", err=True)
+    return found
+
+
+_NOBODY = "no server was asked: it takes effect when one starts, or reads models.config again (see --server, --wait)"
 
 
 @click.group()
@@ -132,6 +167,9 @@ def list_models(models_dir: Path) -> None:
                 continue
             made = (found.configuration or "-", found.profile or "-", _data(found))
             rows.append((model, str(version), *made, _figures(found) or "-", found.created, names))
+    for model, base_path in store.moved_from().items():
+        text = f"warning: {CONFIG} has {model} in {base_path}, not in this store: 'bookserve models config' mends that"
+        click.echo(text, err=True)
     if len(rows) == 1:
         raise click.ClickException(f"{store.root} holds no model: 'bookserve train-all' makes them")
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -186,23 +224,33 @@ def show(name: str, version: int | None, models_dir: Path) -> None:
 @click.argument("name")
 @click.argument("label")
 @click.argument("version", type=click.IntRange(min=1))
+@server_option
+@wait_option
 @models_dir_option
-def label(name: str, label: str, version: int, models_dir: Path) -> None:
+def label(name: str, label: str, version: int, addresses: tuple[str, ...], seconds: float, models_dir: Path) -> None:
     """Have LABEL name a VERSION, whatever it named before.
 
     Clients then ask for the label instead of a number, such as /v1/models/mnist/labels/stable:predict. Labels stay
     where they are when a version is published.
 
-    A server notices it when it reads models.config anew: 'bookserve serve' within a second, TensorFlow Serving when it
-    was started with --model_config_file_poll_wait_seconds and --allow_version_labels_for_unavailable_models. Labelled
-    versions are kept loaded. TensorFlow Serving moves a label only to a version that it has loaded, which are the
-    labelled ones and the two newest: give any other one a new label first.
+    The servers load the version first, then the label moves; the command ends when it has. A server notices it when it
+    reads models.config anew: 'bookserve serve' within a second, others when they were started with
+    --model_config_file_poll_wait_seconds. Labelled versions are kept loaded. A version that no server loads gets no
+    label: nothing is changed then.
     """
+    store = ModelStore(models_dir)
+    servers = _servers(store, addresses, seconds)
     try:
-        ModelStore(models_dir).label(name, label, version)
+        store.label(name, label, version, _until_loaded(servers, name))
+        click.echo(f"{name}: '{label}' is version {version}")
+        servers.until_named(name, {label: version})
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{name}: '{label}' is version {version}")
+    click.echo(f"served by {servers}" if servers else _NOBODY)
+
+
+def _until_loaded(servers: Servers, model: str) -> UntilLoaded | None:
+    return (lambda versions: servers.until_loaded(model, versions)) if servers else None
 
 
 @models.command()
@@ -227,24 +275,44 @@ def unlabel(name: str, label: str, models_dir: Path) -> None:
     default=None,
     help="The version to serve; by default the one before the version served now.",
 )
+@server_option
+@wait_option
 @models_dir_option
-def rollback(name: str, version: int | None, models_dir: Path) -> None:
+def rollback(name: str, version: int | None, addresses: tuple[str, ...], seconds: float, models_dir: Path) -> None:
     """Serve an older version by default, without a new publish.
 
     No version above it stays loaded, and labels on such versions move to it. Nothing is deleted. The next version that
     is published is served again; '--to' the newest version ends the rollback at once (labels stay where they are).
 
-    A server notices it when it reads models.config anew: 'bookserve serve' within a second, TensorFlow Serving when it
-    was started with --model_config_file_poll_wait_seconds.
+    The servers load the version first, then the others go; the command ends when they have. A server notices it when
+    it reads models.config anew: 'bookserve serve' within a second, others when they were started with
+    --model_config_file_poll_wait_seconds. Where a server cannot load the version, nothing is changed.
     """
     store = ModelStore(models_dir)
+    servers = _servers(store, addresses, seconds)
     try:
-        served, moved = store.roll_back(name, version)
+        served, moved = store.roll_back(name, version, _until_loaded(servers, name))
+        for moved_label in moved:
+            click.echo(f"{name}: '{moved_label}' is version {served}")
+        click.echo(f"{name}: version {served} is the default{'' if _is_newest(store, name, served) else _UNTIL}")
+        servers.until_named(name, dict.fromkeys(moved, served), served)
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    for moved_label in moved:
-        click.echo(f"{name}: '{moved_label}' is version {served}")
-    click.echo(f"{name}: version {served} is served by default{'' if _is_newest(store, name, served) else _UNTIL}")
+    click.echo(f"served by {servers}" if servers else _NOBODY)
+
+
+@models.command()
+@models_dir_option
+def config(models_dir: Path) -> None:
+    """Write models.config anew, as after a copy of the store to another place."""
+    store = ModelStore(models_dir)
+    try:
+        if not store.models():
+            raise StoreError(f"{store.root} holds no model: 'bookserve train-all' makes them")
+        store.write_config()
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{store.root / CONFIG} names {', '.join(store.models())}")
 
 
 _UNTIL = ", until the next one is published"

@@ -10,4 +10,8 @@ class ConfinedError(ExportError):
 
 
 class StoreError(Exception):
-    """The model store does not hold what was asked for, or what it holds is damaged."""
+    """The model store does not hold what was asked for, what it holds is damaged, or it cannot be written to."""
+
+
+class ConfigError(StoreError):
+    """A version is published, and `models.config` does not tell of it."""

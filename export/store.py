@@ -3,6 +3,7 @@
     <root>/models.config                  text ModelServerConfig, rewritten with every publish and change of labels
     <root>/<model>/<version>/             a positive integer, never written to again
     <root>/<model>/labels.json            the labels and the rollback that models.config tells the servers of, if any
+    <root>/.server-<id>.json              a model server that serves the store: where it is asked
     <root>/<model>/.publishing-<id>/      a version being written; its lock file tells whether by a living process
 
 A version appears in one rename, after everything in it is on disk. Nothing here imports TensorFlow.
@@ -10,6 +11,9 @@ A version appears in one rename, after everything in it is on disk. Nothing here
 Which versions the servers load: the newest. With labels also the labelled ones and the one before the newest, because
 TensorFlow Serving moves a label only to a version that it has loaded. After a rollback no version above its target, as
 both servers answer with the highest that is loaded; the next publish ends the rollback.
+
+A label that moves to a version that is not loaded takes two steps: `models.config` first names both versions, and once
+the servers have loaded the second, the label moves. TensorFlow Serving refuses both at once.
 """
 
 import fcntl
@@ -25,7 +29,7 @@ from pathlib import Path
 
 from bookserve.export import manifest
 from bookserve.export.durable import fsync, fsync_tree, replace_file
-from bookserve.export.errors import StoreError
+from bookserve.export.errors import ConfigError, StoreError
 from bookserve.export.manifest import Manifest
 
 CONFIG = "models.config"
@@ -34,6 +38,7 @@ _STAGING = ".publishing-"
 _LOCK = ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _VERSION = re.compile(r"[1-9][0-9]*")
+UntilLoaded = Callable[[list[int]], None]  # waits for these versions; raises StoreError where they do not come
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 
 
@@ -119,6 +124,7 @@ class ModelStore:
 
         Raises:
             StoreError: a model's labels cannot be read; nothing is published.
+            ConfigError: the version is published, and `models.config` could not be written.
         """
         self.config_text()
         while True:
@@ -133,11 +139,19 @@ class ModelStore:
                     continue
                 raise
             fsync(self.root / model)
-            with self._locked():
-                release = self.release(model)
-                if release.rolled_back_to is not None:
-                    self._write_release(model, replace(release, rolled_back_to=None))
-                self._write_config()
+            try:
+                with self._locked():
+                    release = self.release(model)
+                    if release.rolled_back_to is not None:
+                        self._write_release(model, replace(release, rolled_back_to=None))
+                    self._write_config()
+            except (OSError, StoreError) as error:
+                reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+                raise ConfigError(
+                    f"{model} version {version} is published in {self.root / model / str(version)}, but"
+                    f" {self.root / CONFIG} could not be written ({reason}): servers that read it may not serve the"
+                    " version. When that is mended, 'bookserve models config' writes the file anew"
+                ) from error
             return described
 
     def release(self, model: str) -> Release:
@@ -164,6 +178,22 @@ class ModelStore:
             rolled_back_to=pinned if pinned in versions else None,
         )
 
+    def moved_from(self) -> dict[str, str]:
+        """Model -> the base path that `models.config` names for it, where that is not its folder in this store."""
+        from google.protobuf import text_format
+
+        from bookserve.serving.wire.tensorflow_serving_pb2 import ModelServerConfig
+
+        try:
+            config = text_format.Parse((self.root / CONFIG).read_text("utf-8"), ModelServerConfig())
+        except (OSError, ValueError, text_format.ParseError):
+            return {}
+        return {
+            entry.name: entry.base_path
+            for entry in config.model_config_list.config
+            if Path(entry.base_path).resolve() != (self.root / entry.name).resolve()
+        }
+
     def default_version(self, model: str) -> int:
         """The version that answers who names neither version nor label: the newest, or the one rolled back to.
 
@@ -172,11 +202,14 @@ class ModelStore:
         """
         return self.release(model).rolled_back_to or int(self.path(model).name)
 
-    def label(self, model: str, label: str, version: int) -> None:
+    def label(self, model: str, label: str, version: int, until_loaded: UntilLoaded | None = None) -> None:
         """Have `label` name this version from now on, whatever it named before.
 
+        `until_loaded` waits until the servers have loaded versions, which `models.config` names by then.
+
         Raises:
-            StoreError: no such version, no name for a label, or a version above the one that is rolled back to.
+            StoreError: no such version, no name for a label, a version above the one that is rolled back to, one that
+                was not loaded, or a store that cannot be written to. Nothing is changed.
         """
         if not _LABEL.fullmatch(label):
             raise StoreError(f"'{label}' is no label: a letter, then up to 62 letters, digits, '_' and '-'")
@@ -189,8 +222,7 @@ class ModelStore:
                     f"make that the default again. 'bookserve models rollback {model} --to {self.versions(model)[-1]}' "
                     "ends the rollback."
                 )
-            self._write_release(model, replace(release, labels={**release.labels, label: version}))
-            self._write_config()
+            self._change(model, replace(release, labels={**release.labels, label: version}), until_loaded)
 
     def unlabel(self, model: str, label: str) -> None:
         """Forget a label.
@@ -204,17 +236,19 @@ class ModelStore:
             if label not in release.labels:
                 raise StoreError(f"{model} has no label '{label}' (labels: {', '.join(release.labels) or 'none'})")
             labels = {name: version for name, version in release.labels.items() if name != label}
-            self._write_release(model, replace(release, labels=labels))
-            self._write_config()
+            self._change(model, replace(release, labels=labels), None)
 
-    def roll_back(self, model: str, version: int | None = None) -> tuple[int, list[str]]:
+    def roll_back(
+        self, model: str, version: int | None = None, until_loaded: UntilLoaded | None = None
+    ) -> tuple[int, list[str]]:
         """Serve `version` by default, or else the one before that served now; the newest version ends a rollback.
 
         Labels on versions above the target would keep them loaded, and so the default: they move to the target too.
-        Returns the version served from now on and the labels moved.
+        Returns the version served from now on and the labels moved. `until_loaded` is as for `label`.
 
         Raises:
-            StoreError: no such version, or none before the one served now.
+            StoreError: no such version, none before the one served now, one that was not loaded, or a store that
+                cannot be written to. Nothing is changed.
         """
         self.path(model, version)
         with self._locked():
@@ -228,12 +262,40 @@ class ModelStore:
             moved = [label for label, named in release.labels.items() if named > version]
             pinned = None if version == versions[-1] else version
             labels = {label: min(named, version) for label, named in release.labels.items()}
-            self._write_release(model, Release(labels, pinned))
-            self._write_config()
+            self._change(model, Release(labels, pinned), until_loaded)
         return version, moved
 
-    def config_text(self) -> str:
+    def write_config(self) -> None:
+        """Write `models.config` anew, as after a copy of the store to another place.
+
+        Raises:
+            StoreError: a model's labels cannot be read, or the store cannot be written to.
+        """
+        with self._locked():
+            self._write_config()
+
+    def _change(self, model: str, release: Release, until_loaded: UntilLoaded | None) -> None:
+        versions, before = self.versions(model), self.release(model)
+        newest = versions[-1:]
+        old, new = (_loaded(one, versions) or newest for one in (before, release))
+        if until_loaded is not None:
+            self._write_config({model: sorted({*old, *new})})
+            try:
+                until_loaded(new)
+            except BaseException:
+                self._write_config()
+                raise
+        self._write_release(model, release)
+        try:
+            self._write_config()
+        except OSError:
+            self._write_release(model, before)
+            raise
+
+    def config_text(self, loading: Mapping[str, list[int]] | None = None) -> str:
         """The store as TensorFlow Serving's ModelServerConfig in protobuf's text form, base paths absolute.
+
+        `loading` has the versions of models for which that is not what their labels and rollback want.
 
         Raises:
             StoreError: a model's labels cannot be read, or the root's path is not UTF-8.
@@ -252,7 +314,7 @@ class ModelStore:
                 )
             except UnicodeEncodeError as error:
                 raise StoreError(f"{self.root} is not a path in UTF-8, which protobuf's texts are") from error
-            loaded = _loaded(release, self.versions(model))
+            loaded = (loading or {}).get(model) or _loaded(release, self.versions(model))
             if loaded:
                 entry.model_version_policy.specific.versions.extend(loaded)
             entry.version_labels.update(release.labels)
@@ -261,15 +323,18 @@ class ModelStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One writer of labels and `models.config` at a time; the last one sees every version published before."""
-        lock = os.open(self.root / f".{CONFIG}{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+            lock = os.open(self.root / f".{CONFIG}{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
+        except OSError as error:
+            raise StoreError(f"cannot write to {self.root}: {error.strerror or error}") from error
 
-    def _write_config(self) -> None:
-        replace_file(self.root / CONFIG, self.config_text())
+    def _write_config(self, loading: Mapping[str, list[int]] | None = None) -> None:
+        replace_file(self.root / CONFIG, self.config_text(loading))
 
     def _write_release(self, model: str, release: Release) -> None:
         replace_file(self.root / model / LABELS, json.dumps(asdict(release), indent=2, sort_keys=True) + "\n")

@@ -17,6 +17,9 @@ from signal import SIGINT, SIGTERM, signal
 
 import click
 
+from bookserve.export.book_contracts import CONTRACTS
+from bookserve.export.options import local_folder
+
 _HOST = "127.0.0.1"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
@@ -32,7 +35,13 @@ class _Stopped(Exception):
 
 
 @click.command()
-@click.option("--models-dir", default=Path("models"), type=click.Path(path_type=Path), show_default=True)
+@click.option(
+    "--models-dir",
+    default=Path("models"),
+    type=click.Path(path_type=Path),
+    callback=local_folder,
+    show_default=True,
+)
 @click.option("--profile", default="default", show_default=True, help="Of the training, when the store is empty.")
 @click.option("--data", default="auto", show_default=True, help="For the training, when the store is empty.")
 @click.option("--data-dir", default=None, type=click.Path(path_type=Path), envvar="DATA_DIR")
@@ -62,9 +71,10 @@ def main(
     servers: list[tuple[str, subprocess.Popen[bytes]]] = []
     stopped = 0
     try:
-        if not any(models_dir.glob("*/[1-9]*/assets.extra/manifest.json")):
+        if not _trained(models_dir):
             _train(models_dir, profile, data, data_dir)
             steps.done("models trained and exported")
+        _tell_missing(models_dir)
         server_flags = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", f"--bind_address={_HOST}"]
         server_flags += [f"--model_root={models_dir.absolute()}", f"--log_level={level}"]
         servers.append(("model server", _run("model-server", *server_flags)))
@@ -134,6 +144,20 @@ def _check_ports(ports: dict[str, int]) -> None:
                 raise click.ClickException(
                     f"port {port} cannot be used ({error.strerror}): choose another with {option} (make serve {name}=…)"
                 ) from error
+
+
+def _trained(models_dir: Path) -> set[str]:
+    """The models of which a version was published."""
+    return {manifest.parents[2].name for manifest in models_dir.glob("*/[1-9]*/assets.extra/manifest.json")}
+
+
+def _tell_missing(models_dir: Path) -> None:
+    """Names the models of the book that a stopped training has left out; a store without any of them is the user's."""
+    missing = [name for name in CONTRACTS if name not in _trained(models_dir)]
+    if missing and len(missing) < len(CONTRACTS):
+        names = " ".join(missing)
+        elsewhere = "" if models_dir == Path("models") else f" --models-dir={models_dir}"
+        click.echo(f"not trained yet: {names} ('bookserve train-all{elsewhere} {names}' trains them)")
 
 
 def _train(models_dir: Path, profile: str, data: str, data_dir: Path | None) -> None:

@@ -85,7 +85,7 @@ MAY_IMPORT = {
     },
     SERVER: set[str](),
     "bookserve.serving.gateway": {*CONTRACTS, "bookserve.serving.wire", "bookserve.clients"},
-    "bookserve.serving": {*CONTRACTS, "bookserve.clients", "bookserve.serving.wire"},
+    "bookserve.serving": {*CONTRACTS, "bookserve.clients", "bookserve.export.options", "bookserve.serving.wire"},
     "bookserve.clients.doctor": {"bookserve.export", "bookserve.training.datasets"},
     "bookserve.clients": {
         *CONTRACTS,

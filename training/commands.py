@@ -155,13 +155,19 @@ def train_all(
     console = _console()
     table = Table("model", "data", "test figure", "the book's", "minutes", "version")
     failures = {}
-    for name in (model for model in MODELS if not names or model in names):
+    chosen = [model for model in MODELS if not names or model in names]
+    for place, name in enumerate(chosen):
         began = time.monotonic()
         try:
             result = train_model(
                 name, DataRequest(data, data_dir), runs_dir, console, profile=profile, seed=seed, fresh=fresh
             )
             published = publish(run_reader.read(result.folder, name), ModelStore(models_dir), click.echo)
+        except KeyboardInterrupt as stop:
+            if place:
+                rest = " ".join(chosen[place:])
+                stop.add_note(f"'bookserve train-all {rest}', with the same options, leaves out what is done")
+            raise
         except Exception as error:  # whatever is wrong with one model must not cost the others
             expected = isinstance(error, DataError | TrainingError | ExportError)
             failures[name] = str(error) if expected else f"{type(error).__name__}: {error}"

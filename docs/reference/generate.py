@@ -15,47 +15,12 @@ import click
 from bookserve.clients.command_line import COMMANDS, main
 from bookserve.serving.gateway.metrics import Metrics as GatewayMetrics
 from bookserve.serving.server.observability import metrics
+from bookserve.serving.server.observability.metric_families import FAMILIES
 from bookserve.serving.server.settings import flags
 
 FOLDER = Path(__file__).resolve().parent
 _MADE = "<!-- Made by `make reference`: do not edit. -->"
 _WIDTH = 100  # of the help texts
-
-MEANINGS: dict[str, str] = {
-    ":tensorflow:serving:request_count": "Requests answered, by status.",
-    ":tensorflow:serving:request_latency": "Microseconds from a whole request to its response.",
-    ":tensorflow:serving:runtime_latency": "Microseconds of the run of a request's batch.",
-    ":tensorflow:serving:request_example_counts": "Rows of a request.",
-    ":tensorflow:serving:request_example_count_total": "Rows of all requests.",
-    ":tensorflow:serving:model_warmup_latency": "Microseconds of a version's warm-up.",
-    ":tensorflow:serving:model_warmup_records_read": "Warm-up records that were read.",
-    ":tensorflow:serving:request_log_count": "Records for the request log: taken (`OK`) or dropped.",
-    ":tensorflow:serving:batching_session:queuing_latency": "Microseconds that a request waited for its batch.",
-    ":tensorflow:serving:batching_session:wrapped_run_count": "Batches that ran.",
-    ":tensorflow:serving:batching_session:input_batch_size": "Rows of a batch, without padding.",
-    ":tensorflow:serving:batching_session:processed_batch_size": "Rows of a batch, with padding.",
-    ":tensorflow:serving:batching_session:padding_size": "Rows that were added to a batch.",
-    ":tensorflow:serving:mlmd_map": "Always 1; the label is the version's name in an ML Metadata store.",
-    ":tensorflow:cc:saved_model:load_attempt_count": "Attempts to load a version, of every engine.",
-    ":tensorflow:cc:saved_model:load_latency": "Microseconds of all successful loads of a version.",
-    ":tensorflow:core:graph_runs": "Runs of a graph, of every engine.",
-    ":tensorflow:core:graph_run_time_usecs": "Microseconds of all runs.",
-    ":tensorflow:core:graph_run_time_usecs_histogram": "Microseconds of a run.",
-    ":tensorflow:core:direct_session_runs": "Runs by TensorFlow.",
-    ":bookserve:signature_request_count": "Requests answered, by version, signature and status.",
-    ":bookserve:response_bytes": "Bytes of a response.",
-    ":bookserve:queue_length": "Requests that wait for a batch now.",
-    ":bookserve:requests_in_flight": "Requests that are accepted and not yet answered now.",
-    ":bookserve:model_version_state": "1 for the state of a version; with `--workers` the number of processes.",
-    ":bookserve:connections": "Open connections of a process (0 without `--workers`), on Linux.",
-    ":bookserve:refused_count": "Requests that the transport layer refused before a handler saw them.",
-    ":bookserve:inference_count": "Requests that a version answered (`success`) or failed (`failure`).",
-    ":bookserve:inference_microseconds": "Microseconds of all requests of a version: in the `queue`, in the `run`, or "
-    "until a `failure`.",
-    ":bookserve:inference_row_count": "Rows that a version answered.",
-    ":bookserve:inference_run_count": "Batches that a version ran.",
-    ":bookserve:last_inference_time_seconds": "Unix time of a version's last request.",
-}
 
 
 def flags_page() -> str:
@@ -134,12 +99,9 @@ def _help(command: click.Command, context: click.Context) -> list[str]:
 
 
 def metrics_page() -> str:
-    """Every metric of both servers. Raises ValueError where MEANINGS and the model server's list differ."""
-    families = sorted(metrics.FAMILIES, key=lambda family: family.name)
+    """Every metric of both servers."""
+    families = sorted(FAMILIES, key=lambda family: family.name)
     names = [line.split()[2] for line in metrics.render([]).decode().splitlines() if line.startswith("# TYPE ")]
-    differ = set(names) ^ MEANINGS.keys()
-    if differ:
-        raise ValueError(f"MEANINGS in {__file__} and the server's metrics differ in {', '.join(sorted(differ))}")
     lines = [
         "# Metrics",
         "",
@@ -153,7 +115,7 @@ def metrics_page() -> str:
         "|---|---|---|---|",
     ]
     for family, name in zip(families, names, strict=True):
-        lines.append(f"| `{name}` | {family.kind} | {_labels(family.labels)} | {MEANINGS[name]} |")
+        lines.append(f"| `{name}` | {family.kind} | {_labels(family.labels)} | {family.help} |")
     lines += [
         "",
         "## Gateway",

@@ -29,10 +29,12 @@ from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.models.catalog import Catalog
 from bookserve.serving.server.models.config import RequestLogSetting
 from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
+from bookserve.serving.server.models.trial import Trials
 from bookserve.serving.server.observability import metrics
-from bookserve.serving.server.observability.metrics import CONNECTIONS, REFUSED, Metrics, Snapshot
+from bookserve.serving.server.observability.metric_families import CONNECTIONS, REFUSED
+from bookserve.serving.server.observability.metrics import Metrics, Snapshot
 from bookserve.serving.server.observability.observer import Observer
-from bookserve.serving.server.settings import text_protos
+from bookserve.serving.server.settings import memory, text_protos
 from bookserve.serving.server.settings.flags import Flags
 from bookserve.serving.server.transport import tls
 from bookserve.serving.server.transport.grpc_call import StreamHandler
@@ -59,9 +61,13 @@ class Process:
     observer: Observer
     ports: Ports  # after `connect`
 
-    def __init__(self, flags: Flags, worker: int = 0) -> None:
-        """`worker` numbers the processes. Raises ServingError for settings that make no sense."""
+    def __init__(self, flags: Flags, worker: int = 0, trials: Trials | None = None) -> None:
+        """`worker` numbers the processes; `trials` try versions before they are loaded here.
+
+        Raises ServingError for settings that make no sense.
+        """
         self._flags = flags
+        memory.limit(flags.max_memory_bytes)
         self._worker = worker
         self._metrics_path = _metrics_path(flags)
         parameters = _batching_parameters(flags)
@@ -79,7 +85,7 @@ class Process:
             max_files=flags.request_log_max_files,
             worker=worker,
         )
-        self.loader = InProcessLoader(_load_options(flags, parameters, worker), self._metrics)
+        self.loader = InProcessLoader(_load_options(flags, parameters, worker), self._metrics, trials)
         self._health = Health()
         self._tasks: set[asyncio.Task[None]] = set()
         self._catalog: Catalog
@@ -92,7 +98,7 @@ class Process:
         """
         flags = self._flags
         self._catalog = catalog
-        access = Access(flags.admin_token_file)
+        access = Access(flags.admin_token_file, flags.bind_address, flags.allowed_hosts)
         self._rest = RestApi(
             catalog, admin, access, snapshots, cors=flags.rest_api_enable_cors_support, metrics_path=self._metrics_path
         )
@@ -210,14 +216,18 @@ def worker_count(flags: Flags) -> int:
     return count
 
 
-def check(flags: Flags) -> None:
-    """Raises ServingError for settings that make no sense, as `Process` does, without loading or starting anything."""
+def check(flags: Flags) -> LoadOptions:
+    """How versions are loaded, without loading or starting anything.
+
+    Raises ServingError for settings that make no sense, as `Process` does.
+    """
     _metrics_path(flags)
-    _load_options(flags, _batching_parameters(flags), 0)
+    options = _load_options(flags, _batching_parameters(flags), 0)
     Access(flags.admin_token_file)
     for path in (flags.ssl_config_file, flags.rest_ssl_config_file):
         if path:
             tls.identity(Path(path))
+    return options
 
 
 def _metrics_path(flags: Flags) -> str | None:
@@ -261,6 +271,10 @@ def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> 
         )
     if flags.tensorflow_session_config_file:  # which TensorFlow alone can parse, in its own process
         text_protos.text(Path(flags.tensorflow_session_config_file))
+    custom_op_libraries = tuple(filter(None, flags.custom_op_libraries.split(",")))
+    for library in custom_op_libraries:
+        if not Path(library).is_file():
+            raise invalid_argument(f"--custom_op_libraries: there is no file {library}")
     if flags.mixed_precision and flags.mixed_precision != "bfloat16":
         log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
     own_cores = _own_cores(flags, worker)
@@ -285,7 +299,9 @@ def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> 
             gpu_memory_fraction=flags.per_process_gpu_memory_fraction,
             bfloat16=flags.mixed_precision == "bfloat16",
             allow_unsafe_ops=flags.allow_unsafe_ops,
+            custom_op_libraries=custom_op_libraries,
             prefer_tflite=flags.prefer_tflite_model,
+            trial_seconds=max(0.0, flags.trial_seconds),
             tflite_interpreters=max(1, min(interpreters, policy.parallel_runs)),
         ),
         worker_threads=worker_threads,
@@ -293,6 +309,7 @@ def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> 
         max_queued=flags.max_queued_requests,
         policy=policy,
         per_model_policies=flags.enable_batching and flags.enable_per_model_batching_parameters,
+        unasked_batching=flags.unasked_batching,
         warm_up=flags.enable_model_warmup,
         warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
         check_method_names=flags.enable_signature_method_name_check,

@@ -1,8 +1,10 @@
 """The process `bookserve model-server`: flags, start, the two ports, signals and the drain.
 
-The order of the start is TensorFlow Serving's: models first, then the ports, so that an open port means that what can
-be served is served. On SIGTERM or SIGINT nothing that was accepted stays unanswered: readiness turns false, clients are
-told to go elsewhere, requests under way and those that still arrive are answered, and then the process ends with 0.
+The order of the start is TensorFlow Serving's: models first, then the ports, so that an open port means that every
+model has a version; one that fails for good ends the start. With --model_root, what can be served is served.
+
+On SIGTERM or SIGINT nothing that was accepted stays unanswered: readiness turns false, clients are told to go
+elsewhere, requests under way and those that still arrive are answered, and then the process ends with 0.
 """
 
 import asyncio
@@ -20,8 +22,17 @@ import onnxruntime
 
 from bookserve.serving.server.api.admin import ModelAdmin, default_roots
 from bookserve.serving.server.assembly import Process, check, run, worker_count
-from bookserve.serving.server.models.config import ModelSetting, discover, from_message, merged, read_config_file
-from bookserve.serving.server.models.manager import ManagerOptions, ModelManager
+from bookserve.serving.server.models import integrity, trial
+from bookserve.serving.server.models.config import (
+    ModelSetting,
+    copied_from,
+    discover,
+    from_message,
+    merged,
+    read_config_file,
+)
+from bookserve.serving.server.models.manager import ManagerOptions, ModelManager, unavailable
+from bookserve.serving.server.models.trial import Trials
 from bookserve.serving.server.settings import flags as flag_parser
 from bookserve.serving.server.settings import server_log, text_protos
 from bookserve.serving.server.settings.flags import FlagError, Flags
@@ -29,7 +40,9 @@ from bookserve.serving.server.transport.listeners import Listeners
 from bookserve.serving.server.transport.ports import DRAIN_STEP_SECONDS
 from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument
 from bookserve.serving.server.workers.pool import Pool
+from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+from bookserve.serving.wire.store_servers import Registration
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +50,14 @@ log = logging.getLogger(__name__)
 class ModelServer:
     """The models and the listeners; with --workers the main process, which lets others answer."""
 
-    def __init__(self, flags: Flags) -> None:
+    def __init__(self, flags: Flags, trials: Trials | None = None) -> None:
         """Raises ServingError for settings that make no sense and for a port that is taken."""
         self._flags = flags
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._registration: Registration | None = None
+        # A folder of many models is served as far as it can be; models that were named are all needed.
+        self._lenient = bool(flags.model_root) and not flags.model_config_file
         count = worker_count(flags)
         options = ManagerOptions(
             poll_seconds=flags.file_system_poll_wait_seconds,
@@ -50,16 +66,23 @@ class ModelServer:
             labels_for_unavailable=flags.allow_version_labels_for_unavailable_models,
             lazy=flags.lazy_loading,
             max_loaded=flags.max_loaded_models,
+            lenient=self._lenient,
         )
         self._answering: Process | Pool
         self._manager: ModelManager[Any]
         if count > 1:
-            check(flags)
+            options_of_loads = check(flags)
+
+            def try_version(path: Path) -> None:
+                if trials is not None:
+                    seen = integrity.check(path)
+                    trials.check(path, seen, options_of_loads.engine, warm_up=options_of_loads.warm_up)
+
             self._listeners = Listeners(flags, count)
-            self._answering = pool = Pool(flags, count, self._listeners)
+            self._answering = pool = Pool(flags, count, self._listeners, try_version)
             self._manager = ModelManager(pool, options, on_change=pool.changed)
         else:
-            self._answering = process = Process(flags)
+            self._answering = process = Process(flags, trials=trials)
             self._listeners = Listeners(flags)
             self._manager = ModelManager(process.loader, options, process.observer.follow)
 
@@ -73,8 +96,15 @@ class ModelServer:
         if flags.model_config_file:
             self._manager.check_labels(settings)
         await self._answering.prepare(self._manager, admin)
-        await self._manager.until_tried(await self._manager.apply(settings))
+        new = await self._manager.apply(settings)
         self._manager.start_polling()
+        if self._lenient:
+            await self._manager.until_tried(new)
+        elif failures := await self._manager.until_available(new):
+            raise ServingError(
+                tensorflow_error_pb2.UNKNOWN,
+                f"{len(failures)} servable(s) did not become available: {unavailable(failures)}",
+            )
         if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
             self._start(self._follow_config_file(flags.model_config_file_poll_wait_seconds))
         elif flags.model_root and not flags.model_config_file and flags.file_system_poll_wait_seconds > 0:
@@ -82,7 +112,25 @@ class ModelServer:
         gc.collect()
         gc.freeze()
         self._listeners.listen()
+        self._register()
         await self._answering.serve(self._listeners.of_process[0])
+
+    def _register(self) -> None:
+        """Lets the commands that change a model store find this server, where it follows one."""
+        flags = self._flags
+        config = Path(flags.model_config_file)
+        root = config.absolute().parent if config.name == "models.config" else Path(flags.model_root).absolute()
+        follows = flags.model_config_file_poll_wait_seconds > 0 if flags.model_config_file else flags.model_root
+        if follows and flags.port and not flags.ssl_config_file:
+            try:
+                self._registration = Registration(root, flags.bind_address, flags.port)
+            except OSError as error:
+                log.info("commands do not find this server by its store %s: %s", root, error.strerror or error)
+
+    def _unregister(self) -> None:
+        if self._registration is not None:
+            self._registration.close()
+            self._registration = None
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -104,7 +152,16 @@ class ModelServer:
     def _settings(self) -> list[ModelSetting]:
         flags = self._flags
         if flags.model_config_file:
-            return read_config_file(Path(flags.model_config_file))
+            settings = read_config_file(Path(flags.model_config_file))
+            for name, base_path in copied_from(Path(flags.model_config_file), settings).items():
+                text = (
+                    "%s has %s in %s, not beside it: where the store was copied, 'bookserve models config' mends that"
+                )
+                log.warning(text, flags.model_config_file, name, base_path)
+            return settings
+        for flag, value in (("model_root", flags.model_root), ("model_base_path", flags.model_base_path)):
+            if "://" in value:
+                raise invalid_argument(f"--{flag}={value}: this server reads local folders only: copy or mount it")
         if flags.model_root:
             return discover(Path(flags.model_root).absolute())
         if not flags.model_base_path:
@@ -145,9 +202,9 @@ class ModelServer:
                 "Cannot transition to requested config."
                 " It is only legal to transition from one ModelConfigList to another."
             )
-        settings = from_message(config)
+        settings = from_message(config, self._manager.names)
         if settings != self._manager.settings:
-            self._manager.check_labels(settings)
+            self._manager.check_labels(settings, await self._manager.wanted(settings))
             await self._manager.apply(settings)
 
     async def _follow_root(self, known: list[ModelSetting], poll_seconds: float) -> None:
@@ -171,6 +228,7 @@ class ModelServer:
         """Answers what was accepted and what still arrives, then closes; at the latest after --drain_seconds."""
         begun = self._loop.time()
         end = begun + self._flags.drain_seconds
+        self._unregister()
         self._answering.stop_being_ready()
         for task in self._tasks:
             task.cancel()
@@ -194,11 +252,12 @@ class ModelServer:
 
     async def give_up(self) -> None:
         """Leaves nothing behind where the server does not start."""
+        self._unregister()
         self._listeners.close()
         await self._answering.kill()
 
 
-async def _serve(flags: Flags) -> int:
+async def _serve(flags: Flags, trials: Trials | None) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -206,7 +265,7 @@ async def _serve(flags: Flags) -> int:
     stopping = loop.create_task(stop.wait())
     server = None
     try:
-        server = ModelServer(flags)
+        server = ModelServer(flags, trials)
         starting = loop.create_task(server.start())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -253,7 +312,7 @@ def main(arguments: tuple[str, ...]) -> None:
         click.echo(f"TensorFlow Library: {_tensorflow_version()}")
         click.echo(f"ONNX Runtime: {onnxruntime.__version__}")
         return
-    run(_serve(flags))
+    run(_serve(flags, trial.start() if flags.trial_seconds > 0 else None))
 
 
 def _tensorflow_version() -> str:

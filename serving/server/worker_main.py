@@ -1,12 +1,16 @@
 """The program of a worker: a process that answers requests, which the main process starts (`workers/pool.py`).
 
-Its arguments are its number, the descriptor of a socket to the main process, those of the listening sockets, and the
-server's flags. It loads, unloads and drains as the main process says, and ends at once when that is gone.
+Its arguments are the descriptor of a socket to the main process and the server's flags. When it has imported what it
+needs, it waits there for its number, the APIs of its listening sockets and, as descriptors, the socket over which it is
+told what to do and those sockets. It loads, unloads and drains as the main process says, and ends at once when that is
+gone.
 """
 
 import asyncio
 import ctypes
 import gc
+import importlib
+import json
 import logging
 import os
 import signal
@@ -27,6 +31,7 @@ from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
 log = logging.getLogger(__name__)
 
+_MAX_SOCKETS = 253  # that Linux passes in one message
 _PR_SET_PDEATHSIG = 1  # Linux's prctl(2); Python has no name for it
 
 
@@ -117,14 +122,17 @@ def _die_with_main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _sockets(text: str) -> list[tuple[Api, socket.socket]]:
-    endpoints = []
-    for part in text.split(","):
-        api, _, descriptor = part.partition(":")
-        endpoints.append((Api(api), socket.socket(fileno=int(descriptor))))
-    for _, endpoint in endpoints:
-        endpoint.set_inheritable(False)
-    return endpoints
+def _wait_for_task(descriptor: int) -> tuple[int, socket.socket, list[tuple[Api, socket.socket]]]:
+    """The number of this worker, the socket to the main process and the listening sockets."""
+    with socket.socket(fileno=descriptor) as waiting:
+        message, descriptors, _, _ = socket.recv_fds(waiting, 1 << 16, _MAX_SOCKETS)
+    if not message:
+        sys.exit(0)  # the server has ended without a need for this process
+    number, apis = json.loads(message)
+    control, *listening = [socket.socket(fileno=received) for received in descriptors]
+    for one in (control, *listening):
+        one.set_inheritable(False)
+    return number, control, [(Api(api), one) for api, one in zip(apis, listening, strict=True)]
 
 
 async def _run(flags: Flags, number: int, control: socket.socket, sockets: list[tuple[Api, socket.socket]]) -> int:
@@ -143,12 +151,11 @@ async def _run(flags: Flags, number: int, control: socket.socket, sockets: list[
 def main() -> None:
     """Runs the process."""
     _die_with_main()
-    number, control = map(int, sys.argv[1:3])
-    flags, _ = flag_parser.parse(sys.argv[4:])
+    flags, _ = flag_parser.parse(sys.argv[2:])
+    importlib.import_module("bookserve.serving.server.engines.onnx_engine")  # which most versions need
+    number, control, sockets = _wait_for_task(int(sys.argv[1]))
     server_log.configure(flags.log_format, flags.log_level, number)
-    control_socket = socket.socket(fileno=control)
-    control_socket.set_inheritable(False)
-    run(_run(flags, number, control_socket, _sockets(sys.argv[3])))
+    run(_run(flags, number, control, sockets))
 
 
 if __name__ == "__main__":

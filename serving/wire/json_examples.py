@@ -1,13 +1,15 @@
 """tf.Example of the REST API <- JSON, and the results of Classify and Regress -> JSON (util/json_tensor.cc)."""
 
+import json
 import math
 from typing import Any
 
 import numpy as np
 
-from bookserve.serving.wire import tensorflow_pb2
+from bookserve.serving.wire import json_decimals, tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
-from bookserve.serving.wire.json_text import JsonError, dumps, is_base64, kind_of, quoted, to_bytes
+from bookserve.serving.wire.json_tensors import end_of_list
+from bookserve.serving.wire.json_text import JsonError, is_base64, kind_of, quoted, to_bytes
 
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 
@@ -79,16 +81,18 @@ def _feature_type(name: str, element: Any) -> str:
 
 def write_classifications(result: messages.ClassificationResult) -> bytes:
     """`{"results": [[["label", score], …], …]}`: a list of pairs for every example."""
-    finite = all(math.isfinite(entry.score) for row in result.classifications for entry in row.classes)
-    rows = [[[entry.label, np.float32(entry.score)] for entry in row.classes] for row in result.classifications]
-    return _results(rows, finite)
+    rows = []
+    for row in result.classifications:
+        scores = json_decimals.rows(np.array([entry.score for entry in row.classes], np.float32))
+        pairs = [
+            f"[{json.dumps(e.label, ensure_ascii=False)}, {score}]"
+            for e, score in zip(row.classes, scores, strict=True)
+        ]
+        rows.append("[" + ", ".join(pairs) + "]")
+    return f'{{\n    "results": [{", ".join(rows)}{end_of_list(len(rows))}\n}}'.encode()
 
 
 def write_regressions(result: messages.RegressionResult) -> bytes:
     """`{"results": [value, …]}`: a number for every example."""
-    values = [np.float32(regression.value) for regression in result.regressions]
-    return _results(values, all(map(math.isfinite, values)))
-
-
-def _results(results: list[Any], finite: bool) -> bytes:
-    return b'{\n    "results": ' + dumps(results, finite) + b"\n}"
+    values = json_decimals.rows(np.array([regression.value for regression in result.regressions], np.float32))
+    return f'{{\n    "results": [{", ".join(values)}]\n}}'.encode()

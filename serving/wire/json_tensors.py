@@ -6,35 +6,32 @@ either succeeds or finds what to complain about.
 """
 
 import base64
+import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
+from bookserve.serving.wire import json_decimals, tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.json_numbers import Numbers
-from bookserve.serving.wire.json_text import JsonError, dumps, is_base64, kind_of, pretty, quoted, to_bytes
+from bookserve.serving.wire.json_text import JsonError, is_base64, kind_of, quoted, shown, to_bytes
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
 from bookserve.serving.wire.tensorflow_pb2 import DataType
-from bookserve.serving.wire.tensors import MAX_RANK, Array, data_type, numpy_type, type_word
+from bookserve.serving.wire.tensors import ELEMENT_TYPES, MAX_RANK, Array, data_type, numpy_type, type_word
 
+# Types that JSON carries as another, of which every value of theirs is one. TensorFlow Serving lacks them.
+_CARRIED_AS: dict[DataType, DataType] = {
+    tensorflow_pb2.DT_HALF: tensorflow_pb2.DT_FLOAT,
+    tensorflow_pb2.DT_BFLOAT16: tensorflow_pb2.DT_FLOAT,
+}
 # The types that JSON can carry, as struct packs them; strings are not packed. TensorFlow Serving lacks uint16.
 _FORMATS: dict[DataType, str] = {
-    tensorflow_pb2.DT_FLOAT: "f",
-    tensorflow_pb2.DT_DOUBLE: "d",
-    tensorflow_pb2.DT_INT8: "b",
-    tensorflow_pb2.DT_INT16: "h",
-    tensorflow_pb2.DT_INT32: "i",
-    tensorflow_pb2.DT_INT64: "q",
-    tensorflow_pb2.DT_UINT8: "B",
-    tensorflow_pb2.DT_UINT16: "H",
-    tensorflow_pb2.DT_UINT32: "I",
-    tensorflow_pb2.DT_UINT64: "Q",
-    tensorflow_pb2.DT_BOOL: "?",
-    tensorflow_pb2.DT_STRING: "",
+    element.number: element.packed
+    for element in ELEMENT_TYPES
+    if element.number not in _CARRIED_AS and element.dtype.kind != "c"
 }
 # The smallest and the largest number of a type.
 _LIMITS: dict[DataType, tuple[float, float]] = {}
@@ -47,19 +44,25 @@ for _number in _FORMATS:
 
 
 class UnsupportedTypeError(JsonError):
-    """JSON for a tensor of a type that JSON cannot carry, such as half."""
+    """JSON for a tensor of a type that JSON cannot carry, such as complex64."""
 
     code = tensorflow_error_pb2.UNIMPLEMENTED
 
 
-def read_tensors(body: Mapping[str, Any], types: Mapping[str, DataType], booleans: bool = True) -> dict[str, Array]:
+def read_tensors(
+    body: Mapping[str, Any],
+    types: Mapping[str, DataType],
+    booleans: bool = True,
+    optional: Collection[str] = (),
+) -> dict[str, Array]:
     """The tensors of a predict request: `instances`, one element a row, or `inputs`, whole tensors.
 
-    `types` gives the signature's inputs. Every row must have the same shape; the number of rows becomes dimension 0.
-    `booleans` false says that the body holds neither `true` nor `false`, which saves looking for them. Values of `body`
-    may be Numbers.
+    `types` gives the signature's inputs, and `optional` those of them that a request may leave out. Every row must have
+    the same shape; the number of rows becomes dimension 0. `booleans` false says that the body holds neither `true` nor
+    `false`, which saves looking for them. Values of `body` may be Numbers.
     Raises JsonError that names the row; UnsupportedTypeError for types that JSON cannot carry.
     """
+    types = _sent(body, types, optional) if optional else types
     for key, value in body.items():
         if isinstance(value, Numbers):
             if len(types) == 1:
@@ -82,6 +85,14 @@ def read_tensors(body: Mapping[str, Any], types: Mapping[str, DataType], boolean
     if "inputs" in body:
         return _read_columns(body["inputs"], types, booleans)
     raise JsonError("Missing 'inputs' or 'instances' key")
+
+
+def _sent(body: Mapping[str, Any], types: Mapping[str, DataType], optional: Collection[str]) -> Mapping[str, DataType]:
+    """The inputs to read: those that must come, and of the optional ones those that the request names."""
+    instances = body.get("instances")
+    first = instances[0] if isinstance(instances, list) and instances else body.get("inputs")
+    named = first if isinstance(first, dict) and not is_base64(first) else {}
+    return {name: number for name, number in types.items() if name not in optional or name in named}
 
 
 def _read_rows(instances: list[Any], types: Mapping[str, DataType], booleans: bool) -> dict[str, Array]:
@@ -131,7 +142,7 @@ def _read_row_by_row(instances: list[Any], types: Mapping[str, DataType], named:
             columns[name].append(tensor)
         if named and row.keys() != types.keys():
             raise JsonError(
-                f"Failed to process element: {number} of 'instances' list. JSON object: {pretty(row)}"
+                f"Failed to process element: {number} of 'instances' list. JSON object: {shown(row)}"
                 f" keys must be equal to: {','.join(sorted(types))}"
             )
     return {name: np.stack(tensors) for name, tensors in columns.items()}
@@ -171,8 +182,20 @@ def to_array(value: Any, dtype: np.dtype[Any], what: str, booleans: bool = True)
 
 
 def _read(value: Any, number: DataType, booleans: bool) -> Array:
-    tensor = _read_at_once(value, number, booleans)
-    return _read_one_by_one(value, number, MAX_RANK) if tensor is None else tensor
+    tensor = _read_at_once(value, _CARRIED_AS.get(number, number), booleans)
+    return _read_one_by_one(value, number, MAX_RANK) if tensor is None else _narrowed(tensor, number)
+
+
+def _narrowed(tensor: Array, number: DataType) -> Array:
+    """The tensor in its own type, which JSON carried as a wider one. Raises JsonError for a number too large for it."""
+    if number not in _CARRIED_AS:
+        return tensor
+    with np.errstate(over="ignore"):
+        narrow = tensor.astype(numpy_type(number))
+    lost = np.isinf(narrow) & ~np.isinf(tensor)
+    if lost.any():
+        raise JsonError(f"{quoted(float(tensor[lost][0]))} is too large a number for type: {type_word(number)}")
+    return narrow
 
 
 def _read_at_once(value: Any, number: DataType, booleans: bool) -> Array | None:
@@ -204,6 +227,8 @@ def _read_at_once(value: Any, number: DataType, booleans: bool) -> Array | None:
 
 def _read_one_by_one(value: Any, number: DataType, max_rank: int) -> Array:
     """The array of a JSON value; its shape is that of the first elements, which all others must have."""
+    if number in _CARRIED_AS:
+        return _narrowed(_read_one_by_one(value, _CARRIED_AS[number], max_rank), number)
     shape = []
     level = value
     while isinstance(level, list):
@@ -307,6 +332,7 @@ def write_rows(outputs: Mapping[str, Array]) -> bytes:
     """
     if not outputs:
         raise JsonError("Cannot convert empty tensor map to JSON")
+    outputs = widened(outputs)
     rows = None
     for name, tensor in outputs.items():
         if tensor.ndim == 0:
@@ -317,47 +343,70 @@ def write_rows(outputs: Mapping[str, Array]) -> bytes:
             raise JsonError(f"Tensor name: {name} has inconsistent batch size: {tensor.shape[0]} expecting: {rows}")
     if len(outputs) == 1:
         ((name, tensor),) = outputs.items()
-        return b'{\n    "predictions": ' + dumps(_jsonable(name, tensor), _finite(outputs)) + b"\n}"
-    named = {name: _row_values(name, tensor) for name, tensor in outputs.items()}
-    predictions = [{name: column[row] for name, column in named.items()} for row in range(rows or 0)]
-    return b'{\n    "predictions": ' + dumps(predictions, _finite(outputs)) + b"\n}"
+        floats = tensor.dtype in (np.float32, np.float64)
+        text = json_decimals.joined(tensor) if floats else ", ".join(_row_texts(name, tensor, 3))
+    else:
+        columns = {name: _row_texts(name, tensor, 4) for name, tensor in outputs.items()}
+        keys = [_string(name) for name in columns]
+        objects = [
+            ",\n            ".join([f"{key}: {value}" for key, value in zip(keys, row, strict=True)])
+            for row in zip(*columns.values(), strict=True)
+        ]
+        text = ",".join([f"\n        {{\n            {members}\n        }}" for members in objects])
+    return f'{{\n    "predictions": [{text}{end_of_list(rows)}\n}}'.encode()
 
 
 def write_columns(outputs: Mapping[str, Array]) -> bytes:
-    """`{"outputs": …}`: the whole tensor, or an object of them where there are several. Raises JsonError for none."""
+    """`{"outputs": …}`: the whole tensor, or an object of them where there are several. Raises JsonError for none.
+
+    A tensor stands on one line, where TensorFlow Serving gives each of its values a line.
+    """
     if not outputs:
         raise JsonError("Cannot convert empty tensor map to JSON")
-    named = {name: _jsonable(name, tensor) for name, tensor in outputs.items()}
-    value: Any = next(iter(named.values())) if len(named) == 1 else named
-    return b'{\n    "outputs": ' + dumps(value, _finite(outputs)) + b"\n}"
+    outputs = widened(outputs)
+    texts = {name: _row_texts(name, tensor[np.newaxis], 2)[0] for name, tensor in outputs.items()}
+    if len(texts) == 1:
+        value = next(iter(texts.values()))
+    else:
+        members = ",\n        ".join([f"{_string(name)}: {text}" for name, text in texts.items()])
+        value = f"{{\n        {members}\n    }}"
+    return f'{{\n    "outputs": {value}\n}}'.encode()
 
 
-def _jsonable(name: str, tensor: Array) -> Any:
-    """The array itself, which orjson can write, or nested lists of strings."""
+def widened(tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The tensors, those that JSON carries as another type in that type."""
+    carried = {numpy_type(narrow): numpy_type(wide) for narrow, wide in _CARRIED_AS.items()}
+    if not any(tensor.dtype in carried for tensor in tensors.values()):
+        return tensors
+    return {name: tensor.astype(carried.get(tensor.dtype, tensor.dtype)) for name, tensor in tensors.items()}
+
+
+def end_of_list(rows: int | None) -> str:
+    """The end of an answer's list whose values stand on one line, as RapidJSON's PrettyWriter writes it there."""
+    return "\n    ]" if rows else "]"
+
+
+def _row_texts(name: str, tensor: Array, depth: int) -> list[str]:
+    """The JSON of each row of a tensor of rank 1 or more; `depth` is how deep the rows are in the answer."""
     if tensor.dtype.kind == "O":
-        return _strings(name, tensor.tolist())
-    if tensor.dtype.kind not in "fiub" or tensor.dtype == np.float16:
-        word = "half" if tensor.dtype == np.float16 else tensor.dtype.name
-        raise JsonError(f"Failed to write JSON value for tensor type: {word}")
-    if tensor.ndim:
-        return np.ascontiguousarray(tensor)
-    return tensor[()] if tensor.dtype.kind == "f" else tensor.item()
+        return json_decimals.nested(_string_texts(name, tensor, depth + tensor.ndim - 2), tensor.shape)
+    if tensor.dtype in (np.float32, np.float64):
+        return json_decimals.rows(tensor)
+    if tensor.dtype.kind not in "iub":
+        raise JsonError(f"Failed to write JSON value for tensor type: {tensor.dtype.name}")
+    values = tensor.ravel().tolist()
+    tokens = list(map(str, values)) if tensor.dtype.kind != "b" else ["true" if value else "false" for value in values]
+    return json_decimals.nested(tokens, tensor.shape)
 
 
-def _row_values(name: str, tensor: Array) -> Any:
-    """Something that gives row `i` at `[i]`, each as orjson can write it."""
-    if tensor.ndim == 1 and tensor.dtype.kind in "iub":
-        return tensor.tolist()  # orjson does not know every one of numpy's integer scalars
-    return _jsonable(name, tensor)
+def _string_texts(name: str, tensor: Array, depth: int) -> list[str]:
+    if not name.endswith("_bytes"):
+        return [_string(value.decode("utf-8", "replace")) for value in tensor.ravel().tolist()]
+    indent = "    " * depth
+    return [
+        f'{{\n{indent}    "b64": "{base64.b64encode(value).decode()}"\n{indent}}}' for value in tensor.ravel().tolist()
+    ]
 
 
-def _strings(name: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_strings(name, item) for item in value]
-    if name.endswith("_bytes"):
-        return {"b64": base64.b64encode(value).decode()}
-    return value.decode("utf-8", "replace")
-
-
-def _finite(outputs: Mapping[str, Array]) -> bool:
-    return all(tensor.dtype.kind != "f" or bool(np.isfinite(tensor).all()) for tensor in outputs.values())
+def _string(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The JSON of the REST API as text: parsing as TensorFlow Serving parses, values in messages, writing numbers.
+"""The JSON of the REST API as text: parsing as TensorFlow Serving parses, and values in messages.
 
 orjson does the normal case. What it refuses and TensorFlow Serving's RapidJSON accepts is read by Python's own parser.
 """
@@ -10,7 +10,6 @@ import math
 import re
 from typing import Any
 
-import numpy as np
 import orjson
 
 from bookserve.serving.wire import tensorflow_error_pb2
@@ -158,13 +157,13 @@ def to_bytes(value: str | dict[str, Any]) -> bytes:
 
 def quoted(value: Any) -> str:
     """How TensorFlow Serving's messages name a value."""
-    return f"JSON Value: {pretty(value)}"
+    return f"JSON Value: {shown(value)}"
 
 
-def pretty(value: Any) -> str:
-    """The JSON of a value as TensorFlow Serving prints it in messages, cut where it is long."""
+def shown(value: Any) -> str:
+    """The JSON of a value as messages print it: on one line, cut where it is long."""
     text = ""
-    for piece in _PRETTY.iterencode(value):
+    for piece in _ONE_LINE.iterencode(value):
         text += piece
         if len(text) > _MAX_QUOTED:
             text = text[:_MAX_QUOTED] + "..."
@@ -172,19 +171,4 @@ def pretty(value: Any) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-_PRETTY = json.JSONEncoder(indent=4, ensure_ascii=False)
-
-
-def dumps(value: Any, finite: bool) -> bytes:
-    """JSON of lists, objects, arrays and numpy's numbers; `finite` false says that some may be no numbers."""
-    if finite:
-        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    # orjson writes null for what is no number; TensorFlow Serving writes NaN, Infinity and -Infinity.
-    return json.dumps(value, default=_shortest).encode()
-
-
-def _shortest(array: Any) -> Any:
-    """Numbers for json.dumps; float32 as the double with the fewest digits that tell it: 0.1, not 0.10000000149."""
-    if array.dtype == np.float32:
-        return np.asarray(array).astype(np.str_).astype(np.float64).tolist()
-    return array.tolist()
+_ONE_LINE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)

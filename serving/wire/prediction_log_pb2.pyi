@@ -39,12 +39,14 @@ class MultiInferenceLog(_message.Message):
     def __init__(self, request: _Optional[_Union[_tensorflow_serving_pb2.MultiInferenceRequest, _Mapping]] = ..., response: _Optional[_Union[_tensorflow_serving_pb2.MultiInferenceResponse, _Mapping]] = ...) -> None: ...
 
 class LogMetadata(_message.Message):
-    __slots__ = ("model_spec", "timestamp_secs")
+    __slots__ = ("model_spec", "sampling_config", "timestamp_secs")
     MODEL_SPEC_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_CONFIG_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMP_SECS_FIELD_NUMBER: _ClassVar[int]
     model_spec: _tensorflow_serving_pb2.ModelSpec
+    sampling_config: _tensorflow_serving_pb2.SamplingConfig
     timestamp_secs: int
-    def __init__(self, model_spec: _Optional[_Union[_tensorflow_serving_pb2.ModelSpec, _Mapping]] = ..., timestamp_secs: _Optional[int] = ...) -> None: ...
+    def __init__(self, model_spec: _Optional[_Union[_tensorflow_serving_pb2.ModelSpec, _Mapping]] = ..., sampling_config: _Optional[_Union[_tensorflow_serving_pb2.SamplingConfig, _Mapping]] = ..., timestamp_secs: _Optional[int] = ...) -> None: ...
 
 class PredictionLog(_message.Message):
     __slots__ = ("log_metadata", "classify_log", "regress_log", "predict_log", "multi_inference_log")

@@ -1,15 +1,17 @@
 """TensorProto <-> numpy array, the one place where a tensor is checked before anything is allocated for it.
 
-The sizes that a message declares are never believed: the number of elements is compared with the bytes that the
-message really carries, so that 20 bytes cannot ask for 16 GiB.
+Also the one table of element types, with their names in every protocol and engine, and the one description of a
+tensor, TensorSpec. The sizes that a message declares are never believed: the number of elements is compared with the
+bytes that the message really carries, so that 20 bytes cannot ask for 16 GiB.
 """
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import cache
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -25,29 +27,87 @@ _MAX_EMPTY_ROW = 1 << 28
 # One value may stand for a whole tensor (`make_tensor_proto(0.0, shape=...)` writes that), up to this many bytes.
 MAX_FILLED_BYTES = 1 << 20
 
-# DataType -> (numpy type, the typed field that may carry the values instead of tensor_content)
-_TYPES: dict[DataType, tuple[np.dtype[Any], str]] = {
-    tensorflow_pb2.DT_FLOAT: (np.dtype(np.float32), "float_val"),
-    tensorflow_pb2.DT_DOUBLE: (np.dtype(np.float64), "double_val"),
-    tensorflow_pb2.DT_INT32: (np.dtype(np.int32), "int_val"),
-    tensorflow_pb2.DT_UINT8: (np.dtype(np.uint8), "int_val"),
-    tensorflow_pb2.DT_INT16: (np.dtype(np.int16), "int_val"),
-    tensorflow_pb2.DT_INT8: (np.dtype(np.int8), "int_val"),
-    tensorflow_pb2.DT_UINT16: (np.dtype(np.uint16), "int_val"),
-    tensorflow_pb2.DT_INT64: (np.dtype(np.int64), "int64_val"),
-    tensorflow_pb2.DT_BOOL: (np.dtype(np.bool_), "bool_val"),
-    tensorflow_pb2.DT_UINT32: (np.dtype(np.uint32), "uint32_val"),
-    tensorflow_pb2.DT_UINT64: (np.dtype(np.uint64), "uint64_val"),
-    tensorflow_pb2.DT_HALF: (np.dtype(np.float16), "half_val"),
-    tensorflow_pb2.DT_COMPLEX64: (np.dtype(np.complex64), "scomplex_val"),
-    tensorflow_pb2.DT_COMPLEX128: (np.dtype(np.complex128), "dcomplex_val"),
-    tensorflow_pb2.DT_STRING: (np.dtype(np.object_), "string_val"),
-}
-_NUMBERS: dict[np.dtype[Any], DataType] = {dtype: number for number, (dtype, _) in _TYPES.items()}
+
+class ElementType(NamedTuple):
+    """One type of a tensor's elements. "" where a protocol or an engine does not have it."""
+
+    number: DataType
+    dtype: np.dtype[Any]  # object, of bytes, for strings
+    field: str  # of TensorProto, which may carry the values instead of tensor_content
+    onnx: str  # ONNX Runtime's name
+    open_inference: str  # the Open Inference Protocol's name
+    contents: str  # the field of its InferTensorContents
+    packed: str  # as `struct` packs it
+
+
+def _element_types() -> tuple[ElementType, ...]:
+    p = tensorflow_pb2
+    rows = (
+        (p.DT_FLOAT, np.float32, "float_val", "float", "FP32", "fp32_contents", "f"),
+        (p.DT_DOUBLE, np.float64, "double_val", "double", "FP64", "fp64_contents", "d"),
+        (p.DT_HALF, np.float16, "half_val", "float16", "FP16", "", "e"),
+        (p.DT_BFLOAT16, ml_dtypes.bfloat16, "half_val", "bfloat16", "BF16", "", ""),
+        (p.DT_INT8, np.int8, "int_val", "int8", "INT8", "int_contents", "b"),
+        (p.DT_INT16, np.int16, "int_val", "int16", "INT16", "int_contents", "h"),
+        (p.DT_INT32, np.int32, "int_val", "int32", "INT32", "int_contents", "i"),
+        (p.DT_INT64, np.int64, "int64_val", "int64", "INT64", "int64_contents", "q"),
+        (p.DT_UINT8, np.uint8, "int_val", "uint8", "UINT8", "uint_contents", "B"),
+        (p.DT_UINT16, np.uint16, "int_val", "uint16", "UINT16", "uint_contents", "H"),
+        (p.DT_UINT32, np.uint32, "uint32_val", "uint32", "UINT32", "uint_contents", "I"),
+        (p.DT_UINT64, np.uint64, "uint64_val", "uint64", "UINT64", "uint64_contents", "Q"),
+        (p.DT_BOOL, np.bool_, "bool_val", "bool", "BOOL", "bool_contents", "?"),
+        (p.DT_STRING, np.object_, "string_val", "string", "BYTES", "bytes_contents", ""),
+        (p.DT_COMPLEX64, np.complex64, "scomplex_val", "", "", "", ""),
+        (p.DT_COMPLEX128, np.complex128, "dcomplex_val", "", "", "", ""),
+    )
+    return tuple(ElementType(number, np.dtype(kind), *names) for number, kind, *names in rows)
+
+
+ELEMENT_TYPES = _element_types()
+_BY_NUMBER = {element.number: element for element in ELEMENT_TYPES}
+_BY_DTYPE = {element.dtype: element for element in ELEMENT_TYPES}
 
 
 class TensorError(ValueError):
     """A TensorProto that is malformed, or an array that no TensorProto can carry."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a signature. `shape` has None for a free dimension, and is None for an unknown rank."""
+
+    name: str  # the alias that requests use
+    data_type: DataType
+    shape: tuple[int | None, ...] | None
+    tensor: str = ""  # its name in the graph, such as "x:0"
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy type of the values; object (of bytes) for strings. Raises TensorError where there is none."""
+        return numpy_type(self.data_type)
+
+    @property
+    def dtype_name(self) -> str:
+        """numpy's name of the type, such as "float32"; TensorFlow's where numpy has none."""
+        element = _BY_NUMBER.get(self.data_type)
+        return element.dtype.name if element is not None else type_name(self.data_type)
+
+
+def read_spec(name: str, info: tensorflow_pb2.TensorInfo) -> TensorSpec:
+    """The description of a tensor in a SignatureDef."""
+    shape = tuple(dim.size if dim.size >= 0 else None for dim in info.tensor_shape.dim)
+    return TensorSpec(name, info.dtype, None if info.tensor_shape.unknown_rank else shape, info.name)
+
+
+def write_spec(spec: TensorSpec) -> tensorflow_pb2.TensorInfo:
+    """The same as in a SignatureDef; a scalar has a shape without dimensions."""
+    info = tensorflow_pb2.TensorInfo(name=spec.tensor, dtype=spec.data_type)
+    info.tensor_shape.SetInParent()
+    if spec.shape is None:
+        info.tensor_shape.unknown_rank = True
+    for size in spec.shape or ():
+        info.tensor_shape.dim.add().size = -1 if size is None else size
+    return info
 
 
 def data_type(dtype: np.dtype[Any]) -> DataType:
@@ -57,20 +117,28 @@ def data_type(dtype: np.dtype[Any]) -> DataType:
     """
     if dtype.kind in "SU":
         return tensorflow_pb2.DT_STRING
-    if dtype.kind == "V" and dtype == _bfloat16():
-        return tensorflow_pb2.DT_BFLOAT16
-    number = _NUMBERS.get(dtype.newbyteorder("="))
-    if number is None:
+    return element_of(dtype).number
+
+
+def element_of(dtype: np.dtype[Any]) -> ElementType:
+    """The row of the table for a numpy type, in either byte order. Raises TensorError when there is none."""
+    element = _BY_DTYPE.get(dtype) or _BY_DTYPE.get(dtype.newbyteorder("="))
+    if element is None:
         raise TensorError(f"no TensorFlow type for numpy's {dtype}")
-    return number
+    return element
+
+
+def element_type(number: DataType) -> ElementType:
+    """The row of the table for a DataType. Raises TensorError for a type that no array can hold."""
+    element = _BY_NUMBER.get(number)
+    if element is None:
+        raise TensorError(f"tensors of type {type_name(number)} are not supported")
+    return element
 
 
 def numpy_type(number: DataType) -> np.dtype[Any]:
-    """The numpy type of a DataType number; object (of bytes) for DT_STRING, `ml_dtypes.bfloat16` for DT_BFLOAT16.
-
-    Raises TensorError for a type that has no numpy equivalent, or for bfloat16 where the package ml_dtypes is missing.
-    """
-    return _numpy_type_and_field(number)[0]
+    """The numpy type of a DataType; object (of bytes) for DT_STRING. Raises TensorError as element_type."""
+    return element_type(number).dtype
 
 
 def type_name(number: DataType) -> str:
@@ -95,7 +163,7 @@ def to_proto(array: Array, *, as_content: bool = True) -> TensorProto:
     Raises TensorError when TensorFlow has no such type.
     """
     number = data_type(array.dtype)
-    field = _numpy_type_and_field(number)[1]
+    field = element_type(number).field
     proto = TensorProto(dtype=number)
     dim = proto.tensor_shape.dim
     for size in array.shape:
@@ -123,7 +191,7 @@ def to_array(proto: TensorProto) -> Array:
     Raises TensorError for an unknown type, an unknown rank or a shape that element_count refuses, or a number of values
     other than the shape's.
     """
-    dtype, field = _numpy_type_and_field(proto.dtype)
+    _, dtype, field, *_ = element_type(proto.dtype)
     shape = tuple([dim.size for dim in proto.tensor_shape.dim])
     if proto.tensor_shape.unknown_rank:
         raise TensorError("tensor of unknown rank")
@@ -155,26 +223,6 @@ def element_count(shape: Sequence[int]) -> int:
     if not count and math.prod(filter(None, shape)) > _MAX_EMPTY_ROW:
         raise TensorError(f"tensor shape {list(shape)} is too large for a tensor without values")
     return count
-
-
-def _numpy_type_and_field(number: DataType) -> tuple[np.dtype[Any], str]:
-    if number == tensorflow_pb2.DT_BFLOAT16 and (bfloat16 := _bfloat16()) is not None:
-        return bfloat16, "half_val"
-    try:
-        return _TYPES[number]
-    except KeyError:
-        raise TensorError(f"tensors of type {type_name(number)} are not supported") from None
-
-
-@cache
-def _bfloat16() -> np.dtype[Any] | None:
-    """The type of the package that TensorFlow brings with it, and that alone; imported when it is first needed."""
-    with suppress(ImportError):
-        import ml_dtypes
-
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
-    return None
 
 
 def _typed_values(proto: TensorProto, dtype: np.dtype[Any], field: str) -> Array:

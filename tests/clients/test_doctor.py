@@ -169,6 +169,14 @@ def test_a_model_with_a_changed_file_is_named(tmp_path: Path) -> None:
     assert "has no manifest" in bare.text
 
 
+def test_models_that_a_stopped_training_has_left_out_are_named(tmp_path: Path) -> None:
+    for name in ("linear", "mnist"):
+        (tmp_path / name / "1").mkdir(parents=True)
+    found = list(doctor.models(Places(tmp_path, None, {})))
+    assert found[-1].text == "not trained yet: logistic tox21 ptb cifar10 tictactoe"
+    assert found[-1].advice == "'bookserve train-all logistic tox21 ptb cifar10 tictactoe' trains them"
+
+
 def test_a_healthy_server_may_have_its_port(tmp_path: Path, http_fake: Any) -> None:
     http_fake.answer("GET", "/healthz", {})
     port = int(http_fake.url.rpartition(":")[2])

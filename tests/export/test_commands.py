@@ -1,6 +1,10 @@
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,18 +47,21 @@ def test_labels_and_a_rollback_are_set_shown_and_taken_back(store: ModelStore) -
         lines = invoke("models", "list", *folder).output.splitlines()
         return [line[lines[0].index("SERVED AS") :] for line in lines[1:]]
 
-    assert invoke("models", "label", "mnist", "stable", "1", *folder).output == "mnist: 'stable' is version 1\n"
+    assert invoke("models", "label", "mnist", "stable", "1", *folder).output == (
+        "mnist: 'stable' is version 1\n"
+        "no server was asked: it takes effect when one starts, or reads models.config again (see --server, --wait)\n"
+    )
     invoke("models", "label", "mnist", "canary", "2", *folder)
     assert served() == ["stable", "default, canary"]
     assert "served as default, canary\n" in invoke("models", "show", "mnist", *folder).output
     back = invoke("models", "rollback", "mnist", *folder)
-    assert back.output.splitlines() == [
+    assert back.output.splitlines()[:2] == [
         "mnist: 'canary' is version 1",
-        "mnist: version 1 is served by default, until the next one is published",
+        "mnist: version 1 is the default, until the next one is published",
     ]
     assert served() == ["default, canary, stable", ""]
     assert "served as nothing" in invoke("models", "show", "mnist", "2", *folder).output
-    assert "is served by default\n" in invoke("models", "rollback", "mnist", "--to", "2", *folder).output
+    assert "is the default\n" in invoke("models", "rollback", "mnist", "--to", "2", *folder).output
     assert "is no label any more" in invoke("models", "unlabel", "mnist", "canary", *folder).output
     assert served() == ["stable", "default"]
 
@@ -76,6 +83,45 @@ def test_a_label_or_rollback_that_cannot_be_says_why(store: ModelStore, argument
     assert result.exit_code == 1
     assert message in result.output
     assert (store.root / "models.config").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["label", "mnist", "stable", "1"], ["unlabel", "mnist", "old"], ["rollback", "mnist"], ["config"]],
+)
+def test_a_store_that_cannot_be_written_to_says_so(
+    store: ModelStore, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.label("mnist", "old", 1)
+    before = {path: path.read_bytes() for path in store.root.rglob("*.*") if path.is_file()}
+
+    def refuse(*_: object, **__: object) -> tuple[int, str]:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))  # as root may write to any other folder
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    result = invoke("models", *arguments, "--models-dir", store.root)
+    assert result.exit_code == 1
+    assert result.output == f"Error: cannot write to {store.root}: Read-only file system\n"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_address_of_a_remote_store_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["models", "list"], ["export", "mnist"], ["serve"], ["doctor"], ["train-all"]):
+        result = invoke(*command, "--models-dir", "s3://bucket/models")
+        assert result.exit_code == 2
+        assert "is the address of a remote store: give a local folder, or mount it" in " ".join(result.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copied_store_is_told_of_and_mended(store: ModelStore, tmp_path: Path) -> None:
+    assert "warning" not in invoke("models", "list", "--models-dir", store.root).output
+    copy = tmp_path / "copy"
+    shutil.copytree(store.root, copy)
+    listed = invoke("models", "list", "--models-dir", copy).output
+    assert f"models.config has mnist in {store.root / 'mnist'}, not in this store: 'bookserve models config'" in listed
+    assert invoke("models", "config", "--models-dir", copy).output == f"{copy / 'models.config'} names mnist\n"
+    assert "warning" not in invoke("models", "list", "--models-dir", copy).output
 
 
 def test_list_warns_of_damaged_labels(store: ModelStore) -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from bookserve.export.errors import StoreError
+from bookserve.export.errors import ConfigError, StoreError
 from bookserve.export.manifest import Manifest
 from bookserve.export.store import ModelStore
 from bookserve.serving.server.models import config as model_config
@@ -250,6 +251,65 @@ def test_labels_set_and_versions_published_at_once_are_all_kept(tmp_path: Path, 
     assert loaded(store) == {1, 20, 21}
     assert (tmp_path / "models.config").read_text() == store.config_text()
     assert not [path.name for path in tmp_path.rglob(".*") if path.name != ".models.config.lock"]
+
+
+def test_a_full_disk_after_the_publish_is_told_as_what_it_is(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ModelStore(tmp_path)
+    publish(store, manifest)
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bookserve.export.store.replace_file", full)
+        with pytest.raises(ConfigError) as caught:
+            publish(store, manifest, "cifar10")
+    assert str(caught.value).startswith(f"cifar10 version 1 is published in {tmp_path / 'cifar10' / '1'}, but ")
+    assert "No space left on device" in str(caught.value)
+    assert store.versions("cifar10") == [1]
+    assert "cifar10" not in (tmp_path / "models.config").read_text()
+    store.write_config()
+    assert entry(store, "cifar10").base_path == str(tmp_path / "cifar10")
+
+
+def test_a_label_moves_in_two_steps(tmp_path: Path, manifest: Manifest) -> None:
+    """As TensorFlow Serving refuses a config that loads a version and moves a label to it."""
+    store = ModelStore(tmp_path)
+    for _ in range(4):
+        publish(store, manifest)
+    store.label("mnist", "stable", 4)
+    seen = []
+
+    def look(versions: list[int]) -> None:
+        seen.append((versions, loaded(store), dict(entry(store).version_labels)))
+
+    store.label("mnist", "stable", 2, look)  # 3 and 4 are loaded, too
+    assert seen.pop() == ([2, 3, 4], {2, 3, 4}, {"stable": 4})
+    assert (loaded(store), dict(entry(store).version_labels)) == ({2, 3, 4}, {"stable": 2})
+    store.label("mnist", "stable", 3, look)
+    assert seen.pop() == ([3, 4], {2, 3, 4}, {"stable": 2})
+    assert store.roll_back("mnist", 1, look) == (1, ["stable"])
+    assert seen.pop() == ([1], {1, 3, 4}, {"stable": 3})
+    assert (loaded(store), dict(entry(store).version_labels)) == ({1}, {"stable": 1})
+
+
+def test_where_a_version_is_not_loaded_nothing_changes(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(3):
+        publish(store, manifest)
+    store.label("mnist", "stable", 3)
+    before = (tmp_path / "models.config").read_text(), (tmp_path / "mnist" / "labels.json").read_text()
+
+    def fail(versions: list[int]) -> None:
+        raise StoreError("version 1 is END (it is broken)")
+
+    with pytest.raises(StoreError, match="it is broken"):
+        store.roll_back("mnist", 1, fail)
+    with pytest.raises(StoreError, match="it is broken"):
+        store.label("mnist", "other", 1, fail)
+    assert before == ((tmp_path / "models.config").read_text(), (tmp_path / "mnist" / "labels.json").read_text())
 
 
 def test_base_paths_are_absolute(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

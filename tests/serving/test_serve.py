@@ -1,6 +1,7 @@
 """`bookserve serve` as a process, over a store of one small model."""
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -61,7 +62,7 @@ def started(process: subprocess.Popen[str], log: Path) -> bool:
 def test_serves_until_sigterm_and_ends_cleanly(store: Path) -> None:
     ports = [free_port() for _ in range(3)]
     with serving(store, ports) as (process, log):
-        wait_until(lambda: started(process, log), "both servers are up")
+        wait_until(lambda: started(process, log), "both servers are up", seconds=90)
         assert answers(f"http://127.0.0.1:{ports[1]}/v1/models/scale")
         assert answers(f"http://127.0.0.1:{ports[2]}/")
         process.send_signal(signal.SIGTERM)
@@ -73,7 +74,7 @@ def test_serves_until_sigterm_and_ends_cleanly(store: Path) -> None:
 def test_it_shows_its_steps_and_its_addresses_and_no_line_a_request(store: Path) -> None:
     ports = [free_port() for _ in range(3)]
     with serving(store, ports) as (process, log):
-        wait_until(lambda: started(process, log), "both servers are up")
+        wait_until(lambda: started(process, log), "both servers are up", seconds=90)
         for _ in range(3):
             assert answers(f"http://127.0.0.1:{ports[2]}/")
         lines = [line for line in log.read_text().splitlines() if line]
@@ -92,10 +93,26 @@ def test_it_shows_its_steps_and_its_addresses_and_no_line_a_request(store: Path)
         )
 
 
+def test_it_names_the_models_that_a_stopped_training_has_left_out(store: Path) -> None:
+    for name in ("linear", "mnist"):
+        manifest = store / name / "1" / "assets.extra" / "manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text("{}")
+        shutil.copy2(store / "scale" / "1" / "model.onnx", manifest.parents[1])
+    ports = [free_port() for _ in range(3)]
+    with serving(store, ports) as (process, log):
+        wait_until(lambda: "not trained yet" in log.read_text(), "the missing models are named", seconds=90)
+        names = "logistic tox21 ptb tictactoe cifar10"
+        assert f"'bookserve train-all --models-dir={store} " in log.read_text()
+        assert set(names.split()) == set(re.findall(r"not trained yet: (.*) \(", log.read_text())[0].split())
+        process.terminate()
+        assert process.wait(60) == 0
+
+
 def test_verbose_shows_a_line_a_request(store: Path) -> None:
     ports = [free_port() for _ in range(3)]
     with serving(store, ports, "--verbose") as (process, log):
-        wait_until(lambda: started(process, log), "both servers are up")
+        wait_until(lambda: started(process, log), "both servers are up", seconds=90)
         assert answers(f"http://127.0.0.1:{ports[2]}/")
         wait_until(lambda: '"path": "/"' in log.read_text(), "the request is in the log")
         process.terminate()
@@ -105,7 +122,7 @@ def test_verbose_shows_a_line_a_request(store: Path) -> None:
 def test_a_killed_serve_leaves_no_server_behind(store: Path) -> None:
     ports = [free_port() for _ in range(3)]
     with serving(store, ports) as (process, log):
-        wait_until(lambda: started(process, log), "both servers are up")
+        wait_until(lambda: started(process, log), "both servers are up", seconds=90)
         process.kill()
         wait_until(lambda: not any(map(listens, ports)), "the servers have gone with it")
 

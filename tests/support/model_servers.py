@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+_OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
 _numbers = itertools.count(os.getpid() * 97)  # each process of tests begins somewhere else
 
 
@@ -57,7 +58,7 @@ def write_echo_model(base: Path, version: int, data_types: dict[str, TensorProto
 
 
 def write_graph(base: Path, version: int, graph: onnx.GraphProto) -> Path:
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=_OPSETS, ir_version=10)
     onnx.checker.check_model(model)
     scratch = base / f"{version}.tmp"
     scratch.mkdir(parents=True)
@@ -105,22 +106,26 @@ StartServer = Callable[..., Server]
 
 @contextmanager
 def server_starter(folder: Path) -> Iterator[StartServer]:
-    """A function that starts model servers with flags; all that still run at the end are killed."""
+    """A function that starts model servers with flags; all that still run at the end are killed.
+
+    A variable of `environment` that is None is not set.
+    """
     servers: list[Server] = []
 
-    def start(*flags: str, wait: bool = True, environment: Mapping[str, str] | None = None) -> Server:
+    def start(*flags: str, wait: bool = True, environment: Mapping[str, str | None] | None = None) -> Server:
         grpc_port, rest_port = free_port(), free_port()
         log = folder / f"server-{len(servers)}.log"
         arguments = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", "--bind_address=127.0.0.1", *flags]
         # This process may have turned TensorFlow's log off, which would be the server's, too.
-        variables = {"PYTHONWARNINGS": "error", "TF_CPP_MIN_LOG_LEVEL": "0", **(environment or {})}
+        chosen = {"PYTHONWARNINGS": "error", "TF_CPP_MIN_LOG_LEVEL": "0", **(environment or {})}
+        variables = {name: value for name, value in {**os.environ, **chosen}.items() if value is not None}
         with log.open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "bookserve.clients.command_line", "model-server", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=os.environ | variables,
+                env=variables,
             )
         server = Server(process, grpc_port, rest_port, log)
         servers.append(server)

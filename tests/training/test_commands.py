@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from bookserve.export import publish, run_format
 from bookserve.export.errors import ExportError
 from bookserve.training import run, run_writer
 from bookserve.training.datasets import files
+from bookserve.training.errors import TrainingError
 from bookserve.training.models import linear
 from bookserve.training.tuning.search_space import Search
 from bookserve.training.tuning.workers import Outcome, TrainingTask
@@ -85,6 +88,39 @@ def test_a_stopped_training_says_where_it_stopped(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     (unfinished,) = (tmp_path / "runs" / "mnist").iterdir()
     assert (unfinished / run_format.CHECKPOINT).exists() == (epoch > 0)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_stopped_train_all_names_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_model(name: str, *arguments: Any, **options: Any) -> None:
+        if name == "tox21":
+            signal.raise_signal(signal.SIGINT)
+        raise TrainingError("not here")
+
+    monkeypatch.setattr(run, "train_model", train_model)
+    result = invoke("train-all", "logistic", "tox21", "mnist", "--runs-dir", tmp_path, "--models-dir", tmp_path)
+    assert result.exit_code == 128 + signal.SIGINT
+    expected = "'bookserve train-all tox21 mnist', with the same options, leaves out what is done"
+    assert result.output.splitlines()[-1] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_training_prints_no_line_of_tensorflows(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    folders = [f"--runs-dir={tmp_path / 'runs'}", f"--models-dir={tmp_path / 'models'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bookserve.clients.command_line", "train-all", "linear", "--profile=smoke", *folders],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "linear: published as" in done.stdout
+    theirs = re.compile(r"^[IWEF]\d{4} |absl|cuda|oneDNN|cpu_feature|retrac|WARNING:tensorflow", re.IGNORECASE | re.M)
+    assert theirs.findall(done.stdout) == []
 
 
 @pytest.mark.usefixtures("tiny_mnist")

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from bookserve.serving.server.models import config as model_config
 from bookserve.serving.server.models.config import ModelSetting
-from bookserve.serving.server.models.manager import LoadFailure, ModelManager
+from bookserve.serving.server.models.manager import ModelManager, unavailable
 from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import ServingError, invalid_argument, not_found
-from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire import hosts, tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
@@ -28,8 +28,13 @@ _MAX_PATH = 4096
 class Access:
     """Who may change models: whoever knows the token; without a token only this machine."""
 
-    def __init__(self, token_file: str) -> None:
-        """Reads the token; an empty name means that there is none. Raises ServingError (INVALID_ARGUMENT)."""
+    def __init__(self, token_file: str, bind_address: str = "", allowed_hosts: str = "") -> None:
+        """Reads the token; an empty name means that there is none. Raises ServingError (INVALID_ARGUMENT).
+
+        Without a token REST requests must name loopback, `bind_address` or one of the `allowed_hosts` as their Host.
+        """
+        self._bound = bind_address
+        self._hosts = [host.strip() for host in allowed_hosts.split(",") if host.strip()]
         self._expected: bytes | None = None
         if token_file:
             try:
@@ -45,6 +50,9 @@ class Access:
         headers = exchange.headers
         browser = "origin" in headers or "sec-fetch-site" in headers
         self.check(exchange.peer, headers.get("authorization", "").encode(), browser=browser)
+        host = headers.get("host", "")
+        if self._expected is None and not hosts.is_expected(host, self._bound, self._hosts):
+            raise _denied(f"the Host {host[:255]!r} is not expected here: use localhost, or name it in --allowed_hosts")
 
     def check(self, peer: str, authorization: bytes, *, browser: bool = False) -> None:
         """Raises ServingError (PERMISSION_DENIED) for a caller who may not change models.
@@ -149,7 +157,7 @@ class ModelAdmin:
             )
         for model in config.model_config_list.config:
             self._check(model)
-        settings = model_config.from_message(config)
+        settings = model_config.from_message(config, self._manager.names)
         self._manager.check_labels(settings)
         await self._apply(settings)
 
@@ -157,7 +165,7 @@ class ModelAdmin:
         """See Admin.add_or_replace."""
         self._check(model)
         (setting,) = model_config.from_message(
-            messages.ModelServerConfig(model_config_list=messages.ModelConfigList(config=[model]))
+            messages.ModelServerConfig(model_config_list=messages.ModelConfigList(config=[model])), self._manager.names
         )
         self._manager.check_labels([setting])
         others = {other.name: other for other in self._manager.settings}
@@ -204,9 +212,9 @@ class ModelAdmin:
         failures = await self._manager.until_tried(dict.fromkeys((*new, *names)))
         await self._until_known()
         if failures:
-            text = "".join(f"{{{_id(failure)}}} due to error: {failure.error}}}, " for failure in failures)
             raise ServingError(
-                tensorflow_error_pb2.UNKNOWN, f"{len(failures)} model(s) did not become available: {{{text}}}"
+                tensorflow_error_pb2.UNKNOWN,
+                f"{len(failures)} model(s) did not become available: {unavailable(failures)}",
             )
 
     def _check(self, model: messages.ModelConfig) -> None:
@@ -239,11 +247,6 @@ def _check_name(name: str) -> None:
             f"model name {name[:255]!r} is not accepted: up to 255 letters, digits, '_', '-' and '.',"
             " the first a letter or digit"
         )
-
-
-def _id(failure: LoadFailure) -> str:
-    version = "" if failure.version is None else f" version: {failure.version}"
-    return f"name: {failure.model}{version}"
 
 
 def _denied(message: str) -> ServingError:

@@ -20,7 +20,7 @@ def handlers(admin: Admin, access: Access, metrics: Metrics) -> dict[bytes, Hand
         await admin.reload(request.config)
         response = messages.ReloadConfigResponse(status=messages.StatusProto(error_code=tensorflow_error_pb2.OK))
         for name, value in _first_points(request.metric_names, metrics).items():
-            response.metric.add(name=name, int64_value_increase=value - before.get(name, 0))
+            response.metric.add(name=name, int64_value_increase=value - before[name])
         return response
 
     async def add_or_replace(request: model_admin_pb2.AddOrReplaceModelRequest) -> Message:
@@ -48,9 +48,9 @@ def handlers(admin: Admin, access: Access, metrics: Metrics) -> dict[bytes, Hand
 
 
 def _first_points(names: Sequence[str], metrics: Metrics) -> dict[str, int]:
-    """The first series of each counter that is named, as in TensorFlow Serving; other names are left out."""
+    """The first series of each counter that is named, as in TensorFlow Serving; 0 for a name that is none of them."""
     if not names:
         return {}
     snapshot = metrics.snapshot()
-    found = {name: snapshot[name][0][1] for name in names if snapshot.get(name)}
-    return {name: int(values[0]) for name, values in found.items() if len(values) == 1}
+    first = {name: snapshot[name][0][1] if snapshot.get(name) else [] for name in names}
+    return {name: int(values[0]) if len(values) == 1 else 0 for name, values in first.items()}

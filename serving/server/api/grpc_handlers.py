@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError, Message
 
 from bookserve.serving.server.api.admin import Access
 from bookserve.serving.server.transport.grpc_call import GrpcCall, Handler
-from bookserve.serving.server.types.errors import ServingError, internal, invalid_argument
+from bookserve.serving.server.types.errors import ServingError, internal, invalid_argument, out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ def answer_with(call: GrpcCall, encode: Callable[[Any], bytes]) -> Callable[[Any
             answer = encode(result)
         except ServingError as error:
             fail(call, error)
+        except MemoryError:
+            fail(call, out_of_memory())
         except Exception:
             log.exception("fault while encoding an answer to %s", call.path.decode("utf-8", "replace"))
             fail(call, internal())

@@ -16,40 +16,31 @@ import numpy as np
 from bookserve.serving.server.inference.requests import Caller
 from bookserve.serving.server.models.catalog import Catalog, not_served
 from bookserve.serving.server.models.servable import Servable
-from bookserve.serving.server.observability.metrics import (
+from bookserve.serving.server.observability.metric_families import (
     INFERENCE_COUNT,
     INFERENCE_MICROS,
     INFERENCE_ROWS,
     INFERENCE_RUNS,
     LAST_INFERENCE,
     Family,
-    Snapshot,
 )
+from bookserve.serving.server.observability.metrics import Snapshot
 from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument
 from bookserve.serving.server.types.signatures import Signature, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.tensorflow_pb2 import DataType
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelVersionStatus
-from bookserve.serving.wire.tensors import Array, TensorError, element_count, type_name
+from bookserve.serving.wire.tensors import (
+    ELEMENT_TYPES,
+    Array,
+    TensorError,
+    element_count,
+    element_of,
+    element_type,
+    type_name,
+)
 
-# Datatype -> (DataType, the numpy type of its raw bytes; object, of bytes, for BYTES)
-_DATATYPES: dict[str, tuple[DataType, np.dtype[Any]]] = {
-    "BOOL": (tensorflow_pb2.DT_BOOL, np.dtype(np.bool_)),
-    "UINT8": (tensorflow_pb2.DT_UINT8, np.dtype("u1")),
-    "UINT16": (tensorflow_pb2.DT_UINT16, np.dtype("<u2")),
-    "UINT32": (tensorflow_pb2.DT_UINT32, np.dtype("<u4")),
-    "UINT64": (tensorflow_pb2.DT_UINT64, np.dtype("<u8")),
-    "INT8": (tensorflow_pb2.DT_INT8, np.dtype("i1")),
-    "INT16": (tensorflow_pb2.DT_INT16, np.dtype("<i2")),
-    "INT32": (tensorflow_pb2.DT_INT32, np.dtype("<i4")),
-    "INT64": (tensorflow_pb2.DT_INT64, np.dtype("<i8")),
-    "FP16": (tensorflow_pb2.DT_HALF, np.dtype("<f2")),
-    "FP32": (tensorflow_pb2.DT_FLOAT, np.dtype("<f4")),
-    "FP64": (tensorflow_pb2.DT_DOUBLE, np.dtype("<f8")),
-    "BYTES": (tensorflow_pb2.DT_STRING, np.dtype(np.object_)),
-}
-_NAMES: dict[DataType, str] = {number: name for name, (number, _) in _DATATYPES.items()}
-_NAMES_OF_ARRAYS: dict[np.dtype[Any], str] = {dtype: name for name, (_, dtype) in _DATATYPES.items()}
+_DATATYPES = {element.open_inference: element for element in ELEMENT_TYPES if element.open_inference}
 _LENGTH = struct.Struct("<I")  # before each element of BYTES
 _EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics")
 _MAX_VERSION_DIGITS = 18  # which fit 64 bits
@@ -248,7 +239,10 @@ def statistics(versions: Iterable[tuple[str, int]], counts: Snapshot) -> list[di
 
 def datatype_name(number: DataType) -> str:
     """The protocol's name of a type, such as "FP32"; TensorFlow's where the protocol has none."""
-    return _NAMES.get(number) or type_name(number)
+    try:
+        return element_type(number).open_inference or type_name(number)
+    except TensorError:
+        return type_name(number)
 
 
 def datatype_of(output: str, array: Array) -> str:
@@ -256,8 +250,8 @@ def datatype_of(output: str, array: Array) -> str:
 
     Raises ServingError (FAILED_PRECONDITION) where it has none.
     """
-    name = _NAMES_OF_ARRAYS.get(array.dtype)
-    if name is None:
+    name = element_of(array.dtype).open_inference
+    if not name:
         raise failed_precondition(
             f"output '{output}' is of type {array.dtype.name}, for which the Open Inference Protocol has no datatype:"
             " request the other outputs by name"
@@ -275,16 +269,15 @@ def input_type(signature: Signature, name: str, datatype: str) -> np.dtype[Any]:
         raise invalid_argument(f"the model has no input '{name}': its inputs are {', '.join(signature.inputs)}")
     known = _DATATYPES.get(datatype)
     if known is None:
-        reason = "is not supported" if datatype == "BF16" else "does not exist"
         raise invalid_argument(
-            f"input '{name}': datatype '{datatype[:80]}' {reason}; the model expects {datatype_name(spec.data_type)}"
+            f"input '{name}': datatype '{datatype[:80]}' does not exist; the model expects"
+            f" {datatype_name(spec.data_type)}"
         )
-    number, dtype = known
-    if number != spec.data_type:
+    if known.number != spec.data_type:
         raise invalid_argument(
             f"input '{name}' expects datatype {datatype_name(spec.data_type)}, the request has {datatype}"
         )
-    return dtype
+    return known.dtype
 
 
 def count_elements(name: str, shape: Sequence[int]) -> int:
@@ -306,10 +299,10 @@ def from_raw(name: str, dtype: np.dtype[Any], shape: Sequence[int], data: bytes 
         return _strings(name, count, data).reshape(shape)
     if len(data) != count * dtype.itemsize:
         raise invalid_argument(
-            f"input '{name}' of shape {list(shape)} and datatype {_NAMES_OF_ARRAYS[dtype]} needs"
+            f"input '{name}' of shape {list(shape)} and datatype {element_of(dtype).open_inference} needs"
             f" {count * dtype.itemsize} bytes, the request has {len(data)}"
         )
-    array: Array = np.frombuffer(data, np.uint8 if dtype.kind == "b" else dtype)
+    array: Array = np.frombuffer(data, np.uint8 if dtype.kind == "b" else dtype.newbyteorder("<"))
     if dtype.kind == "b":
         array = array != 0  # any byte may come, not every one is a boolean
     if not array.flags.aligned:

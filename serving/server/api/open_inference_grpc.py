@@ -1,7 +1,7 @@
 """The Open Inference Protocol's gRPC service, `inference.GRPCInferenceService`, over the inference core.
 
 As in Triton, a request carries its tensors as raw bytes or as typed contents, one of the two for all of them; it is
-answered in the form that it used, but FP16, which has no typed contents, turns an answer into raw bytes.
+answered in the form that it used, but FP16 and BF16, which have no typed contents, turn an answer into raw bytes.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,23 +22,7 @@ from bookserve.serving.server.transport.grpc_call import GrpcCall, Handler
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
 from bookserve.serving.server.types.signatures import find_signature
 from bookserve.serving.wire import open_inference_pb2 as messages
-from bookserve.serving.wire.tensors import MAX_RANK, Array
-
-# Datatype -> the field of InferTensorContents that carries its values
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
+from bookserve.serving.wire.tensors import MAX_RANK, Array, element_of
 
 
 def handlers(
@@ -158,8 +142,8 @@ def _from_contents(
     """The tensor in the typed contents. Raises ServingError (INVALID_ARGUMENT) when they do not fit type and shape."""
     name, datatype = tensor.name, tensor.datatype
     count = open_inference.count_elements(name, shape)
-    field = _CONTENTS.get(datatype)
-    if field is None:
+    field = element_of(dtype).contents
+    if not field:
         raise invalid_argument(f"input '{name}': {datatype} has no typed contents, send it in raw_input_contents")
     values = getattr(tensor.contents, field)
     if len(values) != count:
@@ -186,15 +170,15 @@ def _encode(prediction: Prediction, request_id: str, outputs: Sequence[str], raw
     response.model_name = prediction.model
     response.model_version = str(prediction.version)
     response.id = request_id
-    raw = raw or any(array.dtype == np.float16 for array in prediction.outputs.values())
+    raw = raw or not all(element_of(array.dtype).contents for array in prediction.outputs.values())
     for name in outputs or prediction.outputs:
         array = prediction.outputs[name]
         output = response.outputs.add()
         output.name = name
-        output.datatype = datatype = open_inference.datatype_of(name, array)
+        output.datatype = open_inference.datatype_of(name, array)
         output.shape.extend(array.shape)
         if raw:
             response.raw_output_contents.append(open_inference.to_raw(array))
         else:
-            getattr(output.contents, _CONTENTS[datatype]).extend(array.ravel().tolist())
+            getattr(output.contents, element_of(array.dtype).contents).extend(array.ravel().tolist())
     return response.SerializeToString()

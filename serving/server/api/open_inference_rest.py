@@ -19,7 +19,7 @@ from bookserve.serving.server.models.catalog import Catalog
 from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import failed_precondition, invalid_argument, not_found, unavailable
 from bookserve.serving.server.types.signatures import Signature, find_signature
-from bookserve.serving.wire.json_tensors import to_array
+from bookserve.serving.wire.json_tensors import to_array, widened
 from bookserve.serving.wire.json_text import JsonError, parse
 from bookserve.serving.wire.tensors import Array
 
@@ -182,9 +182,8 @@ def _from_json(name: str, dtype: np.dtype[Any], shape: list[int], tensor: dict[s
     count = open_inference.count_elements(name, shape)
     if "data" not in tensor:
         raise invalid_argument(f"input '{name}' has neither 'data' nor the parameter 'binary_data_size'")
-    wide = np.dtype(np.float32) if dtype == np.float16 else dtype  # as JSON has no FP16, it is read as FP32
     try:
-        array = to_array(tensor["data"], wide, f"input '{name}'", booleans)
+        array = to_array(tensor["data"], dtype, f"input '{name}'", booleans)
     except JsonError as error:
         raise invalid_argument(str(error)) from error
     if array.size != count:
@@ -194,15 +193,7 @@ def _from_json(name: str, dtype: np.dtype[Any], shape: list[int], tensor: dict[s
             f"input '{name}' has shape {shape}, its data is nested as {list(array.shape)}: nest it like the shape, or"
             " not at all"
         )
-    return _halves(name, array.reshape(shape)) if dtype == np.float16 else array.reshape(shape)
-
-
-def _halves(name: str, array: Array) -> Array:
-    try:
-        with np.errstate(over="raise"):
-            return array.astype(np.float16)
-    except FloatingPointError:
-        raise invalid_argument(f"input '{name}': a number is too large for FP16") from None
+    return array.reshape(shape)
 
 
 def _is_text(value: str) -> bool:
@@ -274,6 +265,7 @@ def _json_values(name: str, array: Array) -> Any:
             raise failed_precondition(
                 f"output '{name}' is no UTF-8, which JSON needs: request it with the parameter binary_data"
             ) from None
+    (array,) = widened({name: array}).values()
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise failed_precondition(
             f"output '{name}' has a value that is not finite, for which JSON has no number: request it with the"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from bookserve.serving.server.transport.http_exchange import HttpExchange
-from bookserve.serving.server.types.errors import HTTP_STATUS, ServingError, internal, invalid_argument
+from bookserve.serving.server.types.errors import HTTP_STATUS, ServingError, internal, invalid_argument, out_of_memory
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.json_text import JsonError
 
@@ -53,6 +53,8 @@ def answer_with(exchange: HttpExchange, encode: Callable[[Any], RestAnswer]) -> 
             fail(exchange, invalid_argument(str(error)))
         except ServingError as error:
             fail(exchange, error)
+        except MemoryError:
+            fail(exchange, out_of_memory())
         except Exception:
             log.exception("fault while encoding an answer to %s", exchange.path)
             fail(exchange, internal())

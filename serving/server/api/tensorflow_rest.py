@@ -15,7 +15,7 @@ from bookserve.serving.server.models.catalog import Catalog
 from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
 from bookserve.serving.server.types.examples import CLASSIFY, REGRESS, ExampleMethod
-from bookserve.serving.server.types.signatures import DEFAULT_SIGNATURE
+from bookserve.serving.server.types.signatures import DEFAULT_SIGNATURE, existing
 from bookserve.serving.wire import json_numbers, tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.json_examples import read_examples, write_classifications, write_regressions
@@ -45,12 +45,13 @@ class TensorFlowRest:
             signature = servable.engine.signatures.get(name or DEFAULT_SIGNATURE)
             if signature is None:
                 raise invalid_argument(
-                    f'Serving signature name: "{name or DEFAULT_SIGNATURE}" not found in signature def'
+                    f'Serving signature name: "{name or DEFAULT_SIGNATURE}" not found in signature def.'
+                    f" {existing(servable.engine.signatures)}"
                 )
             if not signature.inputs:
                 raise invalid_argument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
             types = {alias: tensor.data_type for alias, tensor in signature.inputs.items()}
-            inputs = read_tensors(body, types, _may_have_booleans(exchange.body))
+            inputs = read_tensors(body, types, _may_have_booleans(exchange.body), signature.may_be_omitted)
         except JsonError as error:
             raise ServingError(error.code, str(error)) from error
         write = write_rows if "instances" in body else write_columns

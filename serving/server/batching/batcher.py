@@ -24,13 +24,15 @@ import numpy as np
 
 from bookserve.serving.server.batching.brevity import Brevity
 from bookserve.serving.server.batching.policy import BatchPolicy
+from bookserve.serving.server.engines import refusals
 from bookserve.serving.server.engines.engine import Engine
+from bookserve.serving.server.settings import memory
 from bookserve.serving.server.types.errors import (
     ServingError,
     exhausted,
     failed_precondition,
-    internal,
     invalid_argument,
+    out_of_memory,
     unavailable,
 )
 from bookserve.serving.server.types.signatures import Signature
@@ -70,15 +72,16 @@ class Task:
     outputs: tuple[str, ...]
     owner: Owner
     done: Callable[[Outcome], None]  # called once, on the event loop
-    rows: int = 0  # the common first dimension of the inputs; 0 where they have none
+    rows: int = 0  # the common first dimension of the inputs; 0 where they have none, or an optional one is given
     shapes: tuple[tuple[int, ...], ...] = ()  # of one row, input by input in the signature's order
     queued: float = field(default_factory=time.perf_counter)
     run: BatchRun | None = None  # once it is over
 
     def __post_init__(self) -> None:
-        arrays = [self.inputs[name] for name in self.signature.inputs]
+        signature = self.signature
+        arrays = [self.inputs[name] for name in signature.required]
         rows = {array.shape[0] if array.ndim else 0 for array in arrays}
-        if len(rows) == 1:
+        if len(rows) == 1 and len(arrays) == len(self.inputs):
             self.rows = rows.pop()
             self.shapes = tuple([array.shape[1:] for array in arrays])
 
@@ -186,13 +189,14 @@ class Batcher:
         """
         self._on_run = on_run
         self._engine = engine
+        self._memory = memory.Memory()
         self._run_threads = run_threads
         self._loop = loop
         self._max_queued = max_queued
         self._policy = policy
         # Where requests share batches unasked: the ranks of one row, input by input.
         self._batchable = {
-            name: tuple([len(spec.shape or ()) - 1 for spec in engine.signatures[name].inputs.values()])
+            name: tuple([len(spec.shape or ()) - 1 for spec in engine.signatures[name].required.values()])
             for name in batchable
         }
         # All below is guarded by the lock. Tasks are added on the event loop and taken by the run threads.
@@ -243,6 +247,8 @@ class Batcher:
     def _check(self, task: Task, key: object) -> None:
         """TensorFlow Serving's rules of what may be queued."""
         policy = self._policy
+        if len(task.inputs) > len(task.signature.required):
+            return  # it runs alone
         if not task.inputs:
             raise invalid_argument("Batching Run() must have at least one input tensor")
         if any(array.ndim == 0 for array in task.inputs.values()):
@@ -321,7 +327,7 @@ class Batcher:
             batch.timer = self._loop.call_later(policy.wait_seconds, self._time_out, batch)
 
     def _may_share(self, task: Task) -> bool:
-        if not task.rows:
+        if not task.rows or any(0 in shape for shape in task.shapes):  # the proof holds for sizes of at least 1
             return False
         ranks = self._batchable.get(task.signature.name)
         return self._policy.strict or (ranks is not None and ranks == tuple([len(shape) for shape in task.shapes]))
@@ -451,15 +457,21 @@ class Batcher:
         try:
             if len(tasks) > 1 or run_rows > rows:
                 inputs = {name: self._merge([task.inputs[name] for task in tasks], run_rows - rows) for name in inputs}
+            if self._memory.is_full:
+                raise out_of_memory()
             arrays = self._engine.run(first.signature, inputs, first.outputs)
+            if not memory.leaves_room_for(sum([array.nbytes for array in arrays])):
+                raise out_of_memory()
         except ServingError as error:
             outcome = error
+        except MemoryError:
+            outcome = out_of_memory()
         except Exception:
             if len(tasks) == 1:
                 log.exception("the %s engine failed", self._engine.name)
-            outcome = internal("the model failed: see the server's log")
+            outcome = refusals.fault()
         else:
-            if len(tasks) == 1 and not self._policy.strict:
+            if len(tasks) == 1 and not (self._policy.strict and rows):
                 return [dict(zip(first.outputs, arrays, strict=True))]
             misfit = _misfit(arrays, run_rows)
             if misfit is None:

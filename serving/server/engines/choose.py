@@ -8,6 +8,16 @@ from pathlib import Path
 from bookserve.serving.server.engines.engine import Engine, EngineOptions
 from bookserve.serving.server.types.errors import failed_precondition
 
+# Formats that no engine runs, and that `bookserve models add` converts.
+_TO_BE_CONVERTED = (".keras", ".h5", ".hdf5", ".pt", ".pth", ".pt2", ".joblib", ".pkl", ".pickle", ".cbm", ".ubj")
+_MOST_NAMES = 8  # of files, in a message
+
+
+def runs_in_the_server(version_path: Path, options: EngineOptions) -> bool:
+    """Whether the engine of that version runs in the process that loads it, and could end it."""
+    graphs = ["assets.extra/model.onnx", "model.onnx"] + ["model.tflite"] * options.prefer_tflite
+    return any((version_path / graph).is_file() for graph in graphs)
+
 
 def load(version_path: Path, options: EngineOptions) -> Engine:
     """Loads the version in that folder with the engine that fits its files.
@@ -27,6 +37,26 @@ def load(version_path: Path, options: EngineOptions) -> Engine:
         from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
 
         return TensorFlowEngine(version_path, options)
-    raise failed_precondition(
-        f"{version_path} holds no model: expected assets.extra/model.onnx, model.onnx or saved_model.pb in it"
-    )
+    raise failed_precondition(f"{version_path} holds no model: {_found(version_path)}")
+
+
+def _found(version_path: Path) -> str:
+    """What is there instead, and what to do about it."""
+    names = sorted(path.name for path in version_path.iterdir())
+    if "model.tflite" in names:
+        return "it has a model.tflite, which is served with --prefer_tflite_model"
+    for name in names:
+        suffix = Path(name).suffix.lower()
+        if suffix == ".onnx":
+            return f"it has {name}: rename it to model.onnx"
+        if suffix == ".tflite":
+            return f"it has {name}: rename it to model.tflite and start with --prefer_tflite_model"
+        if suffix in _TO_BE_CONVERTED:
+            command = f"bookserve models add {version_path.parent.name} {version_path / name}"
+            return f"{name} has to be converted: `{command}` makes a version of it"
+        if (version_path / name / "saved_model.pb").is_file() or (version_path / name / "model.onnx").is_file():
+            return f"the model is one folder too deep: move what is in {version_path / name} to {version_path}"
+    if "saved_model.pbtxt" in names:
+        return "it has a saved_model.pbtxt: save the model anew, as saved_model.pb"
+    there = f"; it has {', '.join(names[:_MOST_NAMES])}" if names else "; it is empty"
+    return f"expected assets.extra/model.onnx, model.onnx or saved_model.pb in it{there}"

@@ -21,15 +21,19 @@ class EngineOptions:
     gpu_memory_fraction: float = 0.0  # of each GPU; 0 leaves it to TensorFlow
     bfloat16: bool = False  # lets TensorFlow compute in it where it thinks fit
     allow_unsafe_ops: bool = False
+    custom_op_libraries: tuple[str, ...] = ()  # of operations for ONNX graphs; they run as code of the server
     prefer_tflite: bool = False
     tflite_interpreters: int = 1  # a version; more runs than these wait
+    trial_seconds: float = 0.0  # that a version may take for each step of its trial; 0: it is not tried
 
 
 class Engine(Protocol):
     """One loaded version. `run` is called from run threads, maybe several at a time, and from the event loop."""
 
     name: str  # for logs and metrics, such as "onnx"
-    computes_alone: bool  # whether `run` computes in the thread that calls it and nowhere else
+    computes_alone: bool  # whether `run` computes in the thread that calls it alone, as long as the inputs' sizes say
+    keeps_state: bool  # whether a run may change what the next one answers
+    doubts: Mapping[str, str]  # signature -> why its rows are not proved to be independent; the proved are not in it
     signatures: Mapping[str, Signature]
     signature_defs: Mapping[str, tensorflow_pb2.SignatureDef]  # what GetModelMetadata answers
 

@@ -1,16 +1,21 @@
 """ONNX Runtime as the engine of a version that carries an ONNX graph."""
 
+import ctypes
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnxruntime
 
+from bookserve.serving.server.engines import onnx_signature, refusals, zero_sizes, zip_map
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.types.errors import failed_precondition, invalid_argument
+from bookserve.serving.server.engines.onnx_rows import walk
+from bookserve.serving.server.settings.memory import Memory
+from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument
 from bookserve.serving.server.types.signatures import (
     DEFAULT_SIGNATURE,
-    PREDICT_METHOD,
     Signature,
     copies,
     from_proto,
@@ -19,24 +24,14 @@ from bookserve.serving.server.types.signatures import (
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensors import Array
 
-# ONNX Runtime's names of the types that TensorFlow Serving's protocol can carry.
-_DATA_TYPES: dict[str, tensorflow_pb2.DataType] = {
-    "tensor(float)": tensorflow_pb2.DT_FLOAT,
-    "tensor(double)": tensorflow_pb2.DT_DOUBLE,
-    "tensor(float16)": tensorflow_pb2.DT_HALF,
-    "tensor(int8)": tensorflow_pb2.DT_INT8,
-    "tensor(int16)": tensorflow_pb2.DT_INT16,
-    "tensor(int32)": tensorflow_pb2.DT_INT32,
-    "tensor(int64)": tensorflow_pb2.DT_INT64,
-    "tensor(uint8)": tensorflow_pb2.DT_UINT8,
-    "tensor(uint16)": tensorflow_pb2.DT_UINT16,
-    "tensor(uint32)": tensorflow_pb2.DT_UINT32,
-    "tensor(uint64)": tensorflow_pb2.DT_UINT64,
-    "tensor(bool)": tensorflow_pb2.DT_BOOL,
-    "tensor(string)": tensorflow_pb2.DT_STRING,
-}
+log = logging.getLogger(__name__)
+
 _ERROR_LEVEL = 3
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+_UNKNOWN_OPERATION = ("is not a registered function/op", "No Op registered for", "No opset import for domain")
 _PROCESSOR = "CPUExecutionProvider"
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_ONNX_BFLOAT16 = 16  # TensorProto.DataType
 _REMOTE = "AzureExecutionProvider"  # of operations that ask a service that the graph names
 
 
@@ -44,12 +39,14 @@ class OnnxEngine:
     """A version run by ONNX Runtime, on the GPU when the installed package can use one."""
 
     name = "onnx"
+    keeps_state = False
 
     def __init__(self, graph: Path, saved_model: Path, options: EngineOptions) -> None:
         """Loads `graph`; `saved_model`, where it exists, tells the signature as TensorFlow Serving would show it.
 
         Raises ServingError (FAILED_PRECONDITION) when the graph does not load or the two disagree.
         """
+        self.labels: Mapping[str, tuple[str, ...]] = {}  # of an output's columns, where the graph tells them
         session_options = onnxruntime.SessionOptions()
         session_options.intra_op_num_threads = options.intra_op_threads
         session_options.inter_op_num_threads = 1
@@ -57,15 +54,31 @@ class OnnxEngine:
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session_options.log_severity_level = _ERROR_LEVEL
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(graph),
-                session_options,
-                providers=[name for name in onnxruntime.get_available_providers() if name != _REMOTE],
-            )
+            for library in options.custom_op_libraries:
+                session_options.register_custom_ops_library(library)
+            self._session = _session(str(graph), session_options)
+            if any(node.type.startswith("seq(map(") for node in self._session.get_outputs()):
+                content, self.labels = zip_map.with_tensors(graph)
+                session_options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
+                self._session = _session(content, session_options)
+            own, optional = onnx_signature.of_session(self._session, graph)
+        except ServingError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
-            raise failed_precondition(f"{graph} does not load: {error}") from error
-        self.computes_alone = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
-        own = self._signature_def(graph)
+            raise failed_precondition(f"{graph} does not load: {error}{_remedy(str(error))}") from error
+        for output, labels in self.labels.items():
+            log.info("%s: the columns of output '%s' are the classes %s", graph, output, ", ".join(labels))
+        reading = walk.read(graph)
+        on_one_thread = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
+        self.computes_alone = on_one_thread and not reading.open_ended
+        self.doubts: Mapping[str, str] = {DEFAULT_SIGNATURE: reading.doubt} if reading.doubt else {}
+        self._memory = Memory()
+        self._shrinking = onnxruntime.RunOptions()  # of a run that gives back what the session keeps for later runs
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._dimension_names = {
+            node.name: tuple([size if isinstance(size, str) else "" for size in node.shape])
+            for node in (*self._session.get_inputs(), *self._session.get_outputs())
+        }
         self.signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = {DEFAULT_SIGNATURE: own}
         if saved_model.is_file():
             self.signature_defs = copies(read_meta_graph(saved_model, options.saved_model_tags).signature_def)
@@ -76,39 +89,75 @@ class OnnxEngine:
                     " export the version again"
                 )
         self.signatures: Mapping[str, Signature] = {
-            DEFAULT_SIGNATURE: from_proto(DEFAULT_SIGNATURE, self.signature_defs[DEFAULT_SIGNATURE])
+            DEFAULT_SIGNATURE: from_proto(DEFAULT_SIGNATURE, self.signature_defs[DEFAULT_SIGNATURE], optional=optional)
         }
+        inputs, outputs = ({info.dtype for info in side.values()} for side in (own.inputs, own.outputs))
+        self._has_bfloat16 = tensorflow_pb2.DT_BFLOAT16 in inputs | outputs
+        if self._has_bfloat16 and tensorflow_pb2.DT_STRING in inputs:
+            raise failed_precondition(
+                f"{graph} takes text and has bfloat16, of which ONNX Runtime passes one alone: cast the bfloat16"
+                " tensors to float in the graph"
+            )
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run."""
+        empty = zero_sizes.answer(signature, inputs, outputs, self._dimension_names)
+        if empty is not None:
+            return empty
         strings = [alias for alias, array in inputs.items() if array.dtype.kind == "O"]
         if strings:
             inputs = {**inputs, **{alias: _to_text(inputs[alias], alias) for alias in strings}}
         try:
-            arrays: list[Array] = self._session.run(list(outputs), inputs)
-        except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument as error:
-            raise invalid_argument(str(error)) from error
+            options = self._shrinking if self._memory.is_scarce else None
+            arrays: list[Array]
+            if self._has_bfloat16:
+                arrays = self._run_values(inputs, outputs, options)
+            else:
+                arrays = self._session.run(list(outputs), inputs, options)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+            refusal = refusals.of_onnx(error)
+            if refusal is None:
+                raise
+            raise refusal from error
         return [_to_bytes(array) if array.dtype.kind == "O" else array for array in arrays]
 
     def close(self) -> None:
         """See Engine.close."""
         del self._session
 
-    def _signature_def(self, graph: Path) -> tensorflow_pb2.SignatureDef:
-        definition = tensorflow_pb2.SignatureDef(method_name=PREDICT_METHOD)
-        for nodes, infos in (
-            (self._session.get_inputs(), definition.inputs),
-            (self._session.get_outputs(), definition.outputs),
-        ):
-            for node in nodes:
-                if node.type not in _DATA_TYPES:
-                    raise failed_precondition(f"{graph}: '{node.name}' is a {node.type}, which cannot be served")
-                info = infos[node.name]
-                info.name = node.name
-                info.dtype = _DATA_TYPES[node.type]
-                for size in node.shape:
-                    info.tensor_shape.dim.add().size = size if isinstance(size, int) else -1
-        return definition
+    def _run_values(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], options: onnxruntime.RunOptions | None
+    ) -> list[Array]:
+        """A run with ONNX Runtime's own tensors: it has no numpy type for bfloat16."""
+        values = {name: _to_value(array) for name, array in inputs.items()}
+        return [_to_array(value) for value in self._session.run_with_ort_values(list(outputs), values, options)]
+
+
+def _session(graph: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    providers = [name for name in onnxruntime.get_available_providers() if name != _REMOTE]
+    return onnxruntime.InferenceSession(graph, options, providers=providers)
+
+
+def _remedy(reason: str) -> str:
+    """What to do about a graph that needs operations which ONNX Runtime does not have."""
+    if any(sign in reason for sign in _UNKNOWN_OPERATION):
+        return ". Operations of one's own come from the libraries of --custom_op_libraries"
+    return ""
+
+
+def _to_value(array: Array) -> onnxruntime.OrtValue:
+    if array.dtype == _BFLOAT16:
+        bits = np.ascontiguousarray(array).view(np.uint16)
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _to_array(value: onnxruntime.OrtValue) -> Array:
+    if value.data_type() != "tensor(bfloat16)":
+        array: Array = value.numpy()
+        return array
+    data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(data, _BFLOAT16).reshape(value.shape())
 
 
 def _agree(declared: tensorflow_pb2.SignatureDef, own: tensorflow_pb2.SignatureDef) -> bool:

@@ -17,21 +17,32 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bookserve.serving.server.engines import frames, saved_model_safety
 from bookserve.serving.server.engines.engine import EngineOptions
-from bookserve.serving.server.types.errors import ServingError, failed_precondition, internal, unavailable
-from bookserve.serving.server.types.signatures import Signature, copies, from_proto, read_meta_graph
-from bookserve.serving.wire import tensorflow_pb2
+from bookserve.serving.server.engines.question import made_up
+from bookserve.serving.server.types.errors import (
+    ServingError,
+    failed_precondition,
+    internal,
+    invalid_argument,
+    unavailable,
+)
+from bookserve.serving.server.types.signatures import ShapeRule, Signature, copies, from_proto, read_meta_graph
+from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
-from bookserve.serving.wire.tensors import Array, to_array, to_proto
+from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_proto
 
 log = logging.getLogger(__name__)
 
+_OPAQUE = frozenset((tensorflow_pb2.DT_VARIANT, tensorflow_pb2.DT_RESOURCE))
 _STABLE_SECONDS = 60.0  # a process that lived that long is replaced at once
 _MAX_PAUSE_SECONDS = 60.0
+# The process that has imported TensorFlow stays that long without a version: to start it takes many seconds.
+_TEMPLATE_SECONDS = 600.0
+_BYTES_A_SECOND = 16 << 20  # that a process loads at the least, beyond --trial_seconds
 _PROFILER_SECONDS = 30.0  # for a process to start its profiler and tell where it is
 
 
@@ -40,6 +51,7 @@ class TensorFlowEngine:
 
     name = "tensorflow"
     computes_alone = False
+    keeps_state = True  # variables and tables, which a signature may write
 
     def __init__(self, version_path: Path, options: EngineOptions) -> None:
         """Loads the graph with the options' tags of the SavedModel in `version_path`.
@@ -52,10 +64,13 @@ class TensorFlowEngine:
             saved_model_safety.check(graph, version_path)
         self.signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = copies(graph.signature_def)
         self.signatures: Mapping[str, Signature] = {
-            name: from_proto(name, definition, any_rank_of_ones=True)
+            name: from_proto(name, definition, shape_rule=ShapeRule.RANK_OF_ONES_IS_FREE)
             for name, definition in self.signature_defs.items()
             if name != saved_model_safety.INIT_SIGNATURE
         }
+        self.doubts: Mapping[str, str] = dict.fromkeys(
+            self.signatures, "a SavedModel without an ONNX graph is not proved"
+        )
         if not hasattr(os, "fork"):
             raise failed_precondition(f"{version_path} holds no ONNX graph, and TensorFlow is served on Unix alone")
         if importlib.util.find_spec("tensorflow") is None:
@@ -67,10 +82,33 @@ class TensorFlowEngine:
         self._options = options
         self._closing = threading.Event()
         self._child: _Child | None = _Child(version_path, options)
+        if options.trial_seconds:
+            try:
+                self._try(answers_from_state=saved_model_safety.answers_from_state(graph))
+            except ServingError:
+                self._child.close()
+                raise
         threading.Thread(target=self._supervise, name="tensorflow-supervisor", daemon=True).start()
+
+    def _try(self, *, answers_from_state: bool) -> None:
+        """Asks every signature once; a process of its own where that could change what clients are answered.
+
+        Raises ServingError (FAILED_PRECONDITION) when TensorFlow dies or hangs over a request.
+        """
+        assert self._child is not None
+        child = _Child(self._path, self._options) if answers_from_state else self._child
+        try:
+            for signature in self.signatures.values():
+                inputs = made_up(signature)
+                if inputs is not None:
+                    _ask(child, signature, inputs, self._options.trial_seconds, self._path)
+        finally:
+            if child is not self._child:
+                child.close()
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run. Raises ServingError (UNAVAILABLE) while the process is replaced."""
+        _check_dense(signature, inputs, outputs)
         return self._living().run(signature, inputs, outputs)
 
     def profiler_port(self) -> int:
@@ -113,10 +151,37 @@ class TensorFlowEngine:
                     break
                 except ServingError as error:
                     log.error("%s is not back: %s", self._path, error)
-            child.close()  # now, as the template lives as long as there are children
+            child.close()
             if self._closing.is_set():  # while it started
                 self._child.close()
                 return
+
+
+def _ask(
+    child: "_Child", signature: Signature, inputs: Mapping[str, Array], seconds: float, version_path: Path
+) -> None:
+    """Runs a made-up request, which may be refused. Raises ServingError when the process dies or hangs over it."""
+    hung = threading.Event()
+
+    def end() -> None:
+        hung.set()
+        child.close()
+
+    timer = threading.Timer(seconds, end)
+    timer.start()
+    try:
+        _check_dense(signature, inputs, signature.outputs)
+        child.run(signature, inputs, tuple(signature.outputs))
+    except ServingError as error:
+        if error.code == tensorflow_error_pb2.UNAVAILABLE:
+            how = f"hung: --trial_seconds allows {seconds:.0f} seconds" if hung.is_set() else "died: see the log"
+            raise failed_precondition(
+                f"{version_path} is refused: TensorFlow's process {how}, while it ran the signature '{signature.name}'"
+            ) from None
+    except (TensorError, ValueError) as error:
+        log.debug("the answer of %s cannot be read: %s", version_path, error)
+    finally:
+        timer.cancel()
 
 
 class _Child:
@@ -131,9 +196,18 @@ class _Child:
             self._idle.put(channel)
         self._lock = threading.Lock()
         self._closed = False
+        seconds = options.trial_seconds and options.trial_seconds + _bytes_of(version_path) / _BYTES_A_SECOND
+        self._life.settimeout(seconds or None)
+        began = time.monotonic()
         frame = frames.receive(self._life)
+        self._life.settimeout(None)
         try:
             if frame is None:
+                if seconds and time.monotonic() - began >= seconds:
+                    raise failed_precondition(
+                        f"{version_path} is refused: TensorFlow's process hung while it loaded it:"
+                        f" --trial_seconds allows {seconds:.0f} seconds"
+                    )
                 raise internal(
                     f"TensorFlow died while it loaded {version_path}: see the server's log",
                 )
@@ -159,7 +233,10 @@ class _Child:
         if frame is None:
             raise unavailable("TensorFlow died while it ran this request: see the server's log")
         response = messages.PredictResponse.FromString(_content(frame))
-        return [to_array(response.outputs[tensor]) for tensor in fetch]
+        try:
+            return [to_array(response.outputs[tensor]) for tensor in fetch]
+        except TensorError as error:  # such as [0, 2147483647], which a request may ask for
+            raise invalid_argument(f"an output of the model cannot be answered: {error}") from error
 
     def profiler_port(self) -> int:
         """See TensorFlowEngine.profiler_port."""
@@ -189,6 +266,23 @@ class _Child:
         _TEMPLATE.leave()
 
 
+def _check_dense(signature: Signature, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    """Raises ServingError (INVALID_ARGUMENT) for a tensor that the protocols cannot carry, such as a ragged one."""
+    for word, specs, aliases in (("input", signature.inputs, inputs), ("output", signature.outputs, outputs)):
+        for alias in aliases:
+            spec = specs[alias]
+            if not spec.tensor or spec.data_type in _OPAQUE:
+                mend = "ask for the others by name" if word == "output" else "it cannot be sent"
+                raise invalid_argument(
+                    f"{word} '{alias}' is not one dense tensor (it is sparse, ragged or a handle), and only dense"
+                    f" tensors can be served: {mend}, or export a signature with its parts as tensors"
+                )
+
+
+def _bytes_of(version_path: Path) -> int:
+    return sum(path.stat().st_size for path in version_path.rglob("*") if path.is_file())
+
+
 def _content(frame: tuple[int, bytes]) -> bytes:
     kind, data = frame
     if kind == frames.ERROR:
@@ -198,13 +292,17 @@ def _content(frame: tuple[int, bytes]) -> bytes:
 
 
 class _Template:
-    """The process that has imported TensorFlow, and forks; it lives as long as there are children."""
+    """The process that has imported TensorFlow, and forks; it lives as long as there are children, and a while longer.
+
+    So a model that is unloaded before its successor appears comes back as fast as beside another.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._children = 0
+        self._ending: threading.Timer | None = None  # while there are no children
 
     def fork(self, version_path: Path, options: EngineOptions) -> list[socket.socket]:
         """The sockets of a child that loads the version: for its life, its profiler, and one for each parallel run.
@@ -222,6 +320,7 @@ class _Template:
                 if not self._control.recv(1):
                     raise ConnectionError
                 self._children += 1
+                self._stay()
         except ConnectionError:
             for one in ours:
                 one.close()
@@ -232,18 +331,33 @@ class _Template:
         return list(ours)
 
     def leave(self) -> None:
-        """Ends the template after its last child."""
+        """Ends the template some time after its last child, unless there is another by then."""
         with self._lock:
             self._children -= 1
+            if not self._children:
+                self._stay()
+                self._ending = threading.Timer(_TEMPLATE_SECONDS, self.end)
+                self._ending.daemon = True
+                self._ending.start()
+
+    def end(self) -> None:
+        """Ends the template where it has no children."""
+        with self._lock:
+            self._stay()
             if self._children or self._process is None or self._control is None:
                 return
             self._control.close()
             self._process.wait()
             self._process = self._control = None
 
+    def _stay(self) -> None:
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+
     def _start(self) -> None:
         self._control, theirs = socket.socketpair()
-        environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "OPENBLAS_NUM_THREADS": "1"} | os.environ
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1"} | os.environ
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bookserve.serving.server.engines.tensorflow_process", str(theirs.fileno())],
@@ -255,3 +369,8 @@ class _Template:
 
 
 _TEMPLATE = _Template()
+
+
+def end() -> None:
+    """Ends what no engine needs any more, at once: at the end of the server."""
+    _TEMPLATE.end()

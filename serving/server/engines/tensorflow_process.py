@@ -19,18 +19,19 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bookserve.serving.server.engines import frames
+import numpy as np
+
+from bookserve.serving.server.engines import frames, refusals
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.types.errors import (
     ServingError,
     failed_precondition,
-    internal,
     invalid_argument,
     unavailable,
 )
@@ -41,6 +42,7 @@ from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_prot
 log = logging.getLogger(__name__)
 
 _MAX_SOCKETS = 253  # that Linux passes in one message
+_IMPORTED = b"\0imported"
 
 
 class Session:
@@ -77,11 +79,16 @@ class Session:
             options = self._call_options(feed=feed, fetch=fetch)
             call = self._calls[feed, fetch] = self._session._make_callable_from_options(options)  # noqa: SLF001 - no public name
         try:
-            return call(*(inputs[name] for name in feed))
+            answers = call(*(inputs[name] for name in feed))
         except self._op_error as error:
-            raise ServingError(error.error_code, error.message) from error
+            refusal = refusals.of_tensorflow(error.error_code, error.message)
+            if refusal is None:
+                raise
+            raise refusal from error
         except UnicodeDecodeError as error:  # TensorFlow's message quotes bytes of the request that are not UTF-8
             raise invalid_argument(error.object.decode("utf-8", "replace")) from error
+        # TensorFlow answers a scalar of a string as bytes, of a number as numpy's scalar.
+        return [np.asarray(array, np.object_) if isinstance(array, bytes) else np.asarray(array) for array in answers]
 
 
 def _session_config(tf: Any, options: EngineOptions) -> Any:
@@ -119,7 +126,7 @@ def _answer(session: Session, channel: socket.socket) -> None:
             frames.send_error(channel, ServingError(code, f"an output of the model cannot be answered: {error}"))
         except Exception:
             log.exception("fault while running a signature")
-            frames.send_error(channel, internal("the model failed: see the log"))
+            frames.send_error(channel, refusals.fault())
 
 
 def _tell_profiler_port(channel: socket.socket) -> None:
@@ -182,6 +189,35 @@ def _reap(number: int, frame: FrameType | None) -> None:
             log.error("TensorFlow's process %d died of %s", child, signal.Signals(os.WTERMSIG(status)).name)
 
 
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Around the import: what it writes to standard error is shown only if it fails, or ends the process.
+
+    TensorFlow's libraries write their first lines before any setting of theirs is read, and abort with a line that
+    tells why, such as a CPU without AVX. So a small process keeps the lines, and learns from the end of the pipe.
+    """
+    reading, writing = os.pipe()
+    keeper = os.fork()
+    if keeper == 0:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            lines = pipe.read()
+        if not lines.endswith(_IMPORTED):
+            os.write(2, lines)
+        os._exit(0)
+    os.close(reading)
+    stderr = os.dup(2)
+    os.dup2(writing, 2)
+    os.close(writing)
+    try:
+        yield
+        os.write(2, _IMPORTED)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.waitpid(keeper, 0)
+
+
 def main() -> None:
     """The life of the template."""
     logging.basicConfig(
@@ -190,11 +226,12 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     if sys.platform == "linux":  # a thread of the server that keeps to one core may have started this
         os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
-    import tensorflow as tf
+    with _quiet_stderr():
+        import tensorflow as tf
 
+        if importlib.util.find_spec("tensorflow_text") is not None:
+            importlib.import_module("tensorflow_text")  # which registers its operations
     tf.get_logger().setLevel("ERROR")  # the session API is deprecated for building models, not for running them
-    if importlib.util.find_spec("tensorflow_text") is not None:
-        importlib.import_module("tensorflow_text")  # which registers its operations
     gc.freeze()
     signal.signal(signal.SIGCHLD, _reap)
     while True:

@@ -63,7 +63,7 @@ class Catalog(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether every model serves, or has nothing left that is tried for the first time."""
+        """Whether every model serves a version; below --model_root: or has tried all that it has."""
         ...
 
 
@@ -72,6 +72,7 @@ class ModelState:
     """What one process tells another of a model; loaded versions are named by keys that both of them know."""
 
     setting: ModelSetting
+    labels: Mapping[str, int]  # as they are now
     latest: int | None
     available: Mapping[int, int]  # version -> key
     versions: bytes  # a GetModelStatusResponse, highest version first

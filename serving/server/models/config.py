@@ -1,7 +1,7 @@
 """Which models to serve: from flags, or from a text ModelServerConfig file as TensorFlow Serving reads it."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -70,6 +70,19 @@ def read_config_file(path: Path) -> list[ModelSetting]:
     return from_message(text_protos.read(path, messages.ModelServerConfig()))
 
 
+def copied_from(config: Path, settings: Iterable[ModelSetting]) -> dict[str, Path]:
+    """Model -> its base path, where the config file has a folder of that model beside it and names another.
+
+    So it is with a copied model store, whose config file still names the original.
+    """
+    beside = {setting.name: config.absolute().parent / setting.name for setting in settings}
+    return {
+        setting.name: setting.base_path
+        for setting in settings
+        if beside[setting.name].is_dir() and beside[setting.name].resolve() != setting.base_path.resolve()
+    }
+
+
 def discover(root: Path) -> list[ModelSetting]:
     """Every model under a root: each folder that holds version folders, with its entry of `root/models.config` if any.
 
@@ -115,8 +128,8 @@ def merged(
     return list((result | {name: setting for name, setting in new.items() if setting != old.get(name)}).values())
 
 
-def from_message(config: messages.ModelServerConfig) -> list[ModelSetting]:
-    """The models of a ModelServerConfig message.
+def from_message(config: messages.ModelServerConfig, configured: Collection[str] = ()) -> list[ModelSetting]:
+    """The models of a ModelServerConfig message; those `configured` now may not become another platform's.
 
     Raises ServingError (INVALID_ARGUMENT) for each rule that it breaks.
     """
@@ -126,11 +139,11 @@ def from_message(config: messages.ModelServerConfig) -> list[ModelSetting]:
     for model in config.model_config_list.config:
         if model.name in settings:
             raise invalid_argument(f"Illegal to list model {model.name} multiple times in config list")
-        settings[model.name] = _setting(model)
+        settings[model.name] = _setting(model, model.name in configured)
     return list(settings.values())
 
 
-def _setting(model: messages.ModelConfig) -> ModelSetting:
+def _setting(model: messages.ModelConfig, is_configured: bool) -> ModelSetting:
     if not model.name:
         raise invalid_argument("a model of the config has no name")
     if not model.base_path.startswith("/"):
@@ -149,7 +162,13 @@ def _setting(model: messages.ModelConfig) -> ModelSetting:
             f" model name is {model.name}"
         )
     if platform not in ("", "tensorflow") or model_type == messages.OTHER:
-        raise invalid_argument(f"Model {model.name} requests unsupported platform {platform or 'OTHER'}")
+        platform = platform or "OTHER"
+        if is_configured:
+            raise invalid_argument(
+                f"Illegal to change a model's platform. For model {model.name} platform was tensorflow"
+                f" and new platform requested is {platform}"
+            )
+        raise invalid_argument(f"Model {model.name} requests unsupported platform {platform}")
     policy = model.model_version_policy
     chosen: Policy = Latest()
     match policy.WhichOneof("policy_choice"):

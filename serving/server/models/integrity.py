@@ -10,6 +10,7 @@ checked: not a file's content, and not which file or folder bears a name.
 
 import hashlib
 import json
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -20,7 +21,10 @@ from bookserve.serving.server.batching.policy import PER_MODEL_FILE
 from bookserve.serving.server.models import warmup
 from bookserve.serving.server.types.errors import ServingError, failed_precondition
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "assets.extra/manifest.json"
+_CARD = "assets.extra/report/card.md"  # which a version of a model store has
 _GRAPHS = ("assets.extra/model.onnx", "model.onnx")
 _BY_HAND = (PER_MODEL_FILE, warmup.LOCATION)  # what may be put beside the files of the manifest
 _NOT_READ = ("variables/", "assets.extra/report/")  # where there is an ONNX graph
@@ -112,6 +116,8 @@ def _files(root: Path, folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 def _verify(root: Path, files: dict[str, os.stat_result], has_graph: bool) -> set[str]:
     """Compares the folder with its manifest, if any; returns the names of the files whose content is known good."""
     if MANIFEST not in files:
+        if _CARD in files or any(root.parent.glob(f"[1-9]*/{MANIFEST}")):
+            log.warning("%s has lost its manifest (%s): its files are loaded unchecked", root, MANIFEST)
         return set()
     listed = _listed(root, files[MANIFEST].st_size)
     if listed is None:

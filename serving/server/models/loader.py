@@ -24,8 +24,9 @@ from bookserve.serving.server.batching.policy import (
 )
 from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import Engine, EngineOptions
-from bookserve.serving.server.models import integrity, warmup
+from bookserve.serving.server.models import integrity, manifest, warmup
 from bookserve.serving.server.models.servable import Servable
+from bookserve.serving.server.models.trial import Trials
 from bookserve.serving.server.models.version_counts import VersionCounts
 from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
@@ -53,6 +54,7 @@ class LoadOptions:
     max_queued: int = 2000  # requests a model
     policy: BatchPolicy = field(default_factory=lambda: adaptive(1))
     per_model_policies: bool = False  # a version batches by the file in its folder, and adaptively without one
+    unasked_batching: bool = True  # where rows are proved or declared to be independent
     warm_up: bool = True
     warm_up_iterations: int = 1  # of every warm-up request
     check_method_names: bool = False  # of signatures, against the method that a request calls
@@ -87,8 +89,10 @@ class LoadEvents(Protocol):
 class InProcessLoader:
     """The `Loader` whose versions answer in this process."""
 
-    def __init__(self, options: LoadOptions, events: LoadEvents) -> None:
+    def __init__(self, options: LoadOptions, events: LoadEvents, trials: Trials | None = None) -> None:
+        """`trials` try each version first; without them it is loaded as it is."""
         self._options = options
+        self._trials = trials
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._run_threads = RunThreads(options.worker_threads, options.worker_cores)
@@ -102,7 +106,7 @@ class InProcessLoader:
         options = self._options
 
         def load() -> tuple[Engine, BatchPolicy, set[str]]:
-            loaded = _load(path, options, self._events)
+            loaded = _load(path, options, self._events, self._trials)
             if self._events.enabled and (uuid := _mlmd_uuid(path)):
                 self._events.identified(name, version, uuid)
             return loaded
@@ -145,6 +149,9 @@ class InProcessLoader:
         await self._loop.run_in_executor(None, self._run_threads.stop)
         for engine in self._engines:
             engine.close()
+        from bookserve.serving.server.engines import tensorflow_engine
+
+        await self._loop.run_in_executor(None, tensorflow_engine.end)
 
     def _free(self, held: list[tuple[Engine, Batcher]]) -> None:
         ((engine, _),) = held
@@ -179,11 +186,15 @@ class InProcessLoader:
         return await future
 
 
-def _load(path: Path, options: LoadOptions, events: LoadEvents) -> tuple[Engine, BatchPolicy, set[str]]:
+def _load(
+    path: Path, options: LoadOptions, events: LoadEvents, trials: Trials | None
+) -> tuple[Engine, BatchPolicy, set[str]]:
     """Answers also how the version's requests are batched, and the signatures whose rows are independent."""
     started = time.perf_counter()
     try:
         seen = integrity.check(path)
+        if trials is not None:
+            trials.check(path, seen, options.engine, warm_up=options.warm_up)
         policy = options.policy
         if options.per_model_policies:
             parameters = path / PER_MODEL_FILE
@@ -199,7 +210,10 @@ def _load(path: Path, options: LoadOptions, events: LoadEvents) -> tuple[Engine,
         integrity.check_unchanged(path, seen)
         if options.warm_up:
             _warm_up(engine, path, options.warm_up_iterations, events)
-        return engine, policy, set() if policy.strict else row_independence.independent(engine)
+        if policy.strict:
+            return engine, policy, set()
+        declared = manifest.rows_independent(path)
+        return engine, policy, row_independence.shared(engine, path, options.unasked_batching, declared)
     except BaseException:
         engine.close()
         raise

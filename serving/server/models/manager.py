@@ -1,7 +1,8 @@
 """The models: what should be loaded, and what a request finds. Loading itself is a `Loader`'s affair.
 
 A new version is loaded beside the old one, takes over when it is available, and the old one goes when its last request
-is answered; where the new one does not load, the old one stays. Everything here runs on the event loop, but for the
+is answered; where the new one does not load, or is not on disk, the old one stays. A label moves the same way: when the
+version that it shall name is available. Everything here runs on the event loop, but for the
 listing of folders. A missing or broken model never holds up another.
 
 With `lazy` a version is loaded by the first request for it; with `max_loaded` the version that was not asked for
@@ -11,7 +12,7 @@ longest makes room.
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,7 @@ class ManagerOptions:
     labels_for_unavailable: bool = False  # whether a new label may name a version that is not available
     lazy: bool = False  # load a version when it is first asked for
     max_loaded: int = 0  # versions at a time, with `lazy`; 0 means no limit
+    lenient: bool = False  # whether a model that has failed once, or has no version, leaves the server ready
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,11 @@ class _Model(Generic[Loaded]):
     versions: dict[int, _Version[Loaded]] = field(default_factory=dict)
     on_disk: dict[int, Path] = field(default_factory=dict)
     wanted: set[int] = field(default_factory=set)
+    missing: set[int] = field(default_factory=set)  # that the policy names and that are not on disk
+    labels: dict[str, int] = field(default_factory=dict)  # as they are now: on their way to those of the setting
     latest: Loaded | None = None  # of its own versions
     complaint: str = ""  # the last problem with the folder, so that it is logged once
+    former: dict[int, _Version[Loaded]] = field(default_factory=dict)  # of an older base path, for their states
     replaces: "_Model[Loaded] | None" = None  # as it was at its old base path, until a version is available here
 
     def available(self) -> list[_Version[Loaded]]:
@@ -118,7 +123,8 @@ class ModelManager(Generic[Loaded]):
         """
         self._loader = loader
         self._on_settings = on_settings
-        self._on_change = on_change
+        self._tell_change = on_change
+        self._change = asyncio.Event()  # set by every change
         self._options = options
         self._models: dict[str, _Model[Loaded]] = {}
         self._removed: dict[str, _Model[Loaded]] = {}
@@ -141,7 +147,7 @@ class ModelManager(Generic[Loaded]):
             raise nameless()
         model = self._models.get(name)
         if label is not None:
-            version = number_of(model.setting.labels if model is not None else {}, label)
+            version = number_of(model.labels if model is not None else {}, label)
         servable = None
         if model is not None:
             servable = _latest(model) if version is None else _available(model, version)
@@ -191,11 +197,14 @@ class ModelManager(Generic[Loaded]):
         Raises ServingError: INVALID_ARGUMENT without a name, NOT_FOUND for an unknown model or version.
         """
         model = self._models.get(name) or self._removed.get(name)
-        return statuses(name, model.versions if model is not None else {}, version, _status)
+        known: dict[int, ModelVersionStatus] = {}
+        if model is not None:
+            known = {status.version: status for status in _statuses(model)}
+        return statuses(name, known, version, lambda status: status)
 
     def overview(self) -> dict[str, tuple[Mapping[str, int], list[ModelVersionStatus]]]:
         """The labels and the versions, highest first, of every configured model, by its name."""
-        return {name: (model.setting.labels, _statuses(model)) for name, model in sorted(self._models.items())}
+        return {name: (model.labels, _statuses(model)) for name, model in sorted(self._models.items())}
 
     def state(self) -> State:
         """Everything that another process needs to answer as this one does."""
@@ -203,6 +212,7 @@ class ModelManager(Generic[Loaded]):
             {
                 name: ModelState(
                     model.setting,
+                    dict(model.labels),
                     latest.key if (latest := _latest(model)) is not None else None,
                     {number: servable.key for number, servable in _all_available(model).items()},
                     _packed(model),
@@ -253,20 +263,34 @@ class ModelManager(Generic[Loaded]):
 
     @property
     def ready(self) -> bool:
-        """Whether every model serves, or has nothing left that is tried for the first time."""
-        return all(
-            _latest(model) is not None
-            or all(version.state != _LOADING or version.tried.is_set() for version in model.versions.values())
-            for model in self._models.values()
-        )
+        """Whether every model serves a version; with `lazy`, could; with `lenient`, does or has failed to."""
+        return all(_latest(model) is not None or self._is_excused(model) for model in self._models.values())
+
+    def _is_excused(self, model: _Model[Loaded]) -> bool:
+        if self._options.lazy and model.wanted:
+            return True
+        tried = all(version.state != _LOADING or version.tried.is_set() for version in model.versions.values())
+        return self._options.lenient and tried
 
     # Configuration
 
-    def check_labels(self, settings: Iterable[ModelSetting]) -> None:
+    async def wanted(self, settings: Iterable[ModelSetting]) -> dict[str, set[int]]:
+        """The versions that these settings want loaded, of those on disk, by model."""
+        listed = list(settings)
+        folders = await asyncio.to_thread(_list_all, listed)
+        return {
+            setting.name: set() if isinstance(found, OSError) else version_policy.wanted(setting.policy, found)
+            for setting, found in zip(listed, folders, strict=True)
+        }
+
+    def check_labels(
+        self, settings: Iterable[ModelSetting], coming: Mapping[str, Collection[int]] | None = None
+    ) -> None:
         """TensorFlow Serving's rule for labels (model_servers/server_core.cc), before `apply`.
 
         Raises ServingError (FAILED_PRECONDITION) for a label whose version is not available now; with
-        `labels_for_unavailable` only where a label that exists would move to such a version.
+        `labels_for_unavailable` only where a label that exists would move to such a version. Versions that are
+        `coming`, by model, may have labels: they move when these are available.
         """
         for setting in settings:
             model = self._models.get(setting.name)
@@ -274,6 +298,8 @@ class ModelManager(Generic[Loaded]):
                 if model is not None and (
                     _available(model, number) is not None or (self._options.lazy and number in model.wanted)
                 ):
+                    continue
+                if number in (coming or {}).get(setting.name, ()):
                     continue
                 current = model.setting.labels.get(label) if model is not None else None
                 if self._options.labels_for_unavailable and current in (None, number):
@@ -298,7 +324,9 @@ class ModelManager(Generic[Loaded]):
                 model.setting = setting
             else:
                 log.info(" (Re-)adding model: %s", name)
-                old, model = model, _Model[Loaded](setting)
+                old, former = model, _former(model or self._removed.get(name))
+                labels = dict(model.labels) if model is not None else {}
+                model = _Model[Loaded](setting, labels=labels, former=former)
                 if old is not None and self._options.lazy:
                     self._retire(old)
                 elif old is not None:
@@ -309,6 +337,9 @@ class ModelManager(Generic[Loaded]):
         self._on_change()
         if self._options.poll_seconds >= 0:
             await self._look()
+        for model in models.values():  # also where the folder could not be listed
+            _move_labels(model, at_once=self._options.lazy)
+        self._on_change()
         return new
 
     async def until_tried(self, names: Iterable[str]) -> list[LoadFailure]:
@@ -331,6 +362,36 @@ class ModelManager(Generic[Loaded]):
                     failures.append(LoadFailure(name, number, version.error))
         return failures
 
+    async def until_available(self, names: Iterable[str]) -> list[LoadFailure]:
+        """Waits until each of these models has a version that is available, as long as that takes; with `lazy`, one
+        that could be loaded.
+
+        Answers the versions that failed for good of models that have nothing left to try, as soon as the only models
+        that still wait have no version on disk.
+        """
+        if self._options.poll_seconds < 0:
+            return []
+        told: set[str] = set()
+        while True:
+            self._change.clear()
+            models = [model for name in names if (model := self._models.get(name)) is not None]
+            without = [model for model in models if _latest(model) is None]
+            if self._options.lazy:
+                without = [model for model in without if not model.wanted]
+            failures = [failure for model in without for failure in _failures(model)]
+            absent = {model.setting.name for model in without if not model.wanted}
+            failed = {failure.model for failure in failures}
+            if len(failed) + len(absent) == len(without) and (failed or not absent):
+                return failures
+            if absent - told:
+                told = absent
+                log.warning("the ports stay closed until there is a version of: %s", ", ".join(sorted(absent)))
+            await self._change.wait()
+
+    def _on_change(self) -> None:
+        self._change.set()
+        self._tell_change()
+
     def _retire(self, model: _Model[Loaded]) -> None:
         """Unloads a model that is no longer configured, and remembers its end."""
         if model.replaces is not None:
@@ -341,7 +402,7 @@ class ModelManager(Generic[Loaded]):
         self._removed[name] = model
         if len(self._removed) > _REMOVED_MODELS:
             del self._removed[next(iter(self._removed))]
-        model.wanted = set()
+        model.wanted, model.missing = set(), set()
         self._reconcile(model)
 
     # Folders
@@ -388,6 +449,7 @@ class ModelManager(Generic[Loaded]):
         if isinstance(found, OSError):
             missing_path = isinstance(found, FileNotFoundError)
             reason = f"NOT_FOUND: {base_path} not found" if missing_path else f"{found.strerror}"
+            reason += version_policy.why_none(base_path)
             self._complain(
                 model,
                 "FileSystemStoragePathSource encountered a filesystem access error:"
@@ -397,15 +459,16 @@ class ModelManager(Generic[Loaded]):
             return
         model.on_disk = found
         model.wanted = version_policy.wanted(model.setting.policy, found)
-        missing = version_policy.missing(model.setting.policy, found)
-        if not model.wanted:
+        missing = model.missing = version_policy.missing(model.setting.policy, found)
+        if missing:
+            self._complain(model, _lost(model, min(missing)), logging.WARNING if model.wanted else logging.ERROR)
+        elif not model.wanted:
             self._complain(
                 model,
                 f"No versions of servable {name} found under base path {base_path}."
-                " Did you forget to name your leaf directory as a number (eg. '/1/')?",
+                " Did you forget to name your leaf directory as a number (eg. '/1/')?"
+                + version_policy.why_none(base_path),
             )
-        elif missing:
-            self._complain(model, f"Version {min(missing)} of servable {name}, which was requested, was not found")
         else:
             model.complaint = ""
         self._reconcile(model)
@@ -438,8 +501,11 @@ class ModelManager(Generic[Loaded]):
             elif version.state == _LOADING:
                 version.error = _CANCELLED
                 version.tried.set()
-        idle = sorted((v for v in unwanted if v.state == _AVAILABLE), key=lambda version: version.number)
-        if model.wanted and not any(version.number in model.wanted for version in model.available()):
+        _move_labels(model, at_once=self._options.lazy)
+        left = {number for label, number in model.labels.items() if number != model.setting.labels[label]}
+        idle = [v for v in unwanted if v.state == _AVAILABLE and v.number not in left]  # a label waits to leave those
+        idle.sort(key=lambda version: version.number)
+        if (model.wanted or model.missing) and not any(version.number in model.wanted for version in model.available()):
             idle = idle[:-1]  # serves until a wanted one does
         for version in idle:
             self._begin_unload(model, version)
@@ -544,6 +610,44 @@ class ModelManager(Generic[Loaded]):
                 self._room.notify_all()
 
 
+def _move_labels(model: _Model[Loaded], *, at_once: bool) -> None:
+    """Lets each label name its version: once that is available where the one that it named before still is."""
+    here = {version.number for version in model.available()}
+    serving = _all_available(model).keys()
+    labels = {}
+    for label, number in model.setting.labels.items():
+        before = model.labels.get(label, number)
+        waits = not at_once and number not in here and before in serving and number in model.wanted
+        labels[label] = before if waits else number
+    model.labels = labels
+
+
+def _failures(model: _Model[Loaded]) -> list[LoadFailure]:
+    """The versions that are wanted and have failed for good; none while another may still become available."""
+    versions = [model.versions[number] for number in sorted(model.wanted)]
+    if any(version.state != _END for version in versions):
+        return []
+    return [LoadFailure(model.setting.name, v.number, v.error) for v in versions if v.error is not None]
+
+
+def unavailable(failures: Iterable[LoadFailure]) -> str:
+    """The text that lists failures, as in TensorFlow Serving (core/load_servables_fast.cc)."""
+
+    def name(failure: LoadFailure) -> str:
+        version = "" if failure.version is None else f" version: {failure.version}"
+        return f"{{name: {failure.model}{version}}}"
+
+    return "{" + "".join(f"{name(failure)} due to error: {failure.error}}}, " for failure in failures) + "}"
+
+
+def _lost(model: _Model[Loaded], number: int) -> str:
+    there = ", ".join(map(str, sorted(model.on_disk))) or "none"
+    return (
+        f"Version {number} of servable {model.setting.name}, which its version policy names, is not below"
+        f" {model.setting.base_path} (there: {there})"
+    )
+
+
 def _latest(model: _Model[Loaded]) -> Loaded | None:
     if model.latest is None and model.replaces is not None:
         return _latest(model.replaces)
@@ -590,8 +694,29 @@ def _as_serving_error(fault: Exception, name: str, number: int) -> ServingError:
     return ServingError(tensorflow_error_pb2.UNKNOWN, f"{type(fault).__name__}: {fault}")
 
 
+def _known(model: _Model[Loaded]) -> dict[int, _Version[Loaded]]:
+    """The versions whose states are told: its own, and what is left of those at an older base path."""
+    former = {number: version for number, version in model.former.items() if version.state != _START}
+    return former | model.versions
+
+
+def _former(model: _Model[Loaded] | None) -> dict[int, _Version[Loaded]]:
+    """What is remembered of a model that another one of its name succeeds."""
+    if model is None:
+        return {}
+    known = _known(model)
+    ended = [number for number in sorted(known) if known[number].state == _END]
+    return {number: version for number, version in known.items() if number not in ended[:-_ENDED_VERSIONS]}
+
+
 def _statuses(model: _Model[Loaded]) -> list[ModelVersionStatus]:
-    return [_status(model.versions[number]) for number in sorted(model.versions, reverse=True)]
+    versions = {number: _status(version) for number, version in _known(model).items()}
+    for number in model.missing:
+        if number not in versions or versions[number].state == _END:
+            versions[number] = status = ModelVersionStatus(version=number, state=_END)
+            status.status.error_code = tensorflow_error_pb2.NOT_FOUND
+            status.status.error_message = _lost(model, number)
+    return [versions[number] for number in sorted(versions, reverse=True)]
 
 
 def _packed(model: _Model[Loaded]) -> bytes:

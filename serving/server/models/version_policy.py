@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,15 @@ def versions_on_disk(base_path: Path) -> dict[int, Path]:
             if number > _MAX_VERSION:
                 continue
             if number in versions:
-                log.warning("%s and %s are the same version: the second is used", versions[number], entry.path)
+                _tell_of_two(str(versions[number]), entry.path)
             versions[number] = Path(entry.path)
     return versions
+
+
+@lru_cache(maxsize=1024)
+def _tell_of_two(first: str, second: str) -> None:
+    """Logs it once: folders are listed every second."""
+    log.warning("%s and %s are the same version: the second is used", first, second)
 
 
 def find(policy: Policy, base_path: Path) -> dict[int, Path]:
@@ -78,3 +85,21 @@ def wanted(policy: Policy, available: Collection[int]) -> set[int]:
 def missing(policy: Policy, available: Collection[int]) -> set[int]:
     """The versions that the policy names and that are not on disk."""
     return set(policy.versions - set(available)) if isinstance(policy, Specific) else set()
+
+
+_OF_A_VERSION = ("saved_model.pb", "saved_model.pbtxt", "model.onnx", "assets.extra/model.onnx", "model.tflite")
+
+
+def why_none(base_path: Path) -> str:
+    """What to do about a base path that has no versions; "" where nothing there says it."""
+    name = base_path.name
+    if base_path.is_file():
+        return (
+            f" {base_path} is a file, and a base path is the folder of a model's versions:"
+            f" `bookserve models add NAME {base_path}` makes a version of it, or give the folder above the version's."
+        )
+    if any((base_path / file).is_file() for file in _OF_A_VERSION):
+        if name.isascii() and name.isdigit():
+            return f" {base_path} is a version itself: give the folder above it, {base_path.parent}."
+        return f" {base_path} holds a model itself: move its files to {base_path / '1'}."
+    return ""

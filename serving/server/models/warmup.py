@@ -2,7 +2,7 @@
 
 They come from `assets.extra/tf_serving_warmup_requests`, as in TensorFlow Serving
 (servables/tensorflow/saved_model_warmup_util.cc): a TFRecord file of PredictionLog. Where there is none, one row of
-zeros runs through each signature that it fits.
+zeros runs through each signature that it fits, unless the engine keeps state from run to run.
 """
 
 import logging
@@ -16,11 +16,11 @@ from google.protobuf.message import DecodeError
 from bookserve.serving.server.engines.engine import Engine
 from bookserve.serving.server.types.errors import ServingError, invalid_argument, unimplemented
 from bookserve.serving.server.types.examples import CLASSIFY, METHODS, REGRESS, ExampleMethod, read_examples
-from bookserve.serving.server.types.signatures import DEFAULT_SIGNATURE, TensorSpec, find_signature
+from bookserve.serving.server.types.signatures import DEFAULT_SIGNATURE, find_signature
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
-from bookserve.serving.wire.tensors import Array, TensorError, to_array
+from bookserve.serving.wire.tensors import Array, TensorError, TensorSpec, to_array
 from bookserve.serving.wire.tfrecord import FOOTER, HEADER, LENGTH, masked_crc
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,9 @@ def warm_up(engine: Engine, version_path: Path, iterations: int) -> int:
     """
     path = version_path / LOCATION
     if not path.is_file():
+        if engine.keeps_state:  # the first client is to find it as it was saved
+            log.info("No warmup data file found at %s", path)
+            return 0
         log.info("No warmup data file found at %s: running zeros", path)
         _run_zeros(engine, version_path)
         return 0
@@ -132,9 +135,9 @@ def _predict(engine: Engine, request: messages.PredictRequest) -> None:
 
 def _run_zeros(engine: Engine, version_path: Path) -> None:
     for signature in engine.signatures.values():
-        if all(_has_known_rows(spec) for spec in signature.inputs.values()):
+        if all(_has_known_rows(spec) for spec in signature.required.values()):
             try:
-                inputs = {name: _one_row(spec) for name, spec in signature.inputs.items()}
+                inputs = {name: _one_row(spec) for name, spec in signature.required.items()}
                 engine.run(signature, inputs, tuple(signature.outputs))
             except Exception as error:  # a model may well refuse zeros
                 log.info("the warm-up of %s with zeros was refused: %s", version_path, error)

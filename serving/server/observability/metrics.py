@@ -4,20 +4,52 @@ A request costs one look-up and some additions: the cells that its answers add t
 counting is done on the event loop, but for what the loading threads report, which takes a lock. A snapshot is plain
 data, and snapshots of several processes can be rendered as one page.
 
-Names, labels and buckets: tensorflow_serving/servables/tensorflow/util.cc and util/prometheus_exporter.cc, and
-tensorflow/core/framework/metrics.cc.
+The page is written here: prometheus_client's exposition would add `_total` to the names of TensorFlow's counters.
 """
 
 import re
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from bookserve.serving.server.batching.batcher import BatchRun
 from bookserve.serving.server.models.catalog import VersionSnapshot
 from bookserve.serving.server.models.version_counts import VersionCounts
+from bookserve.serving.server.observability.metric_families import (
+    EXAMPLE_COUNT_TOTAL,
+    EXAMPLE_COUNTS,
+    FAMILIES,
+    GRAPH_RUN_MICROS,
+    GRAPH_RUN_TIMES,
+    GRAPH_RUNS,
+    IN_FLIGHT,
+    INFERENCE_COUNT,
+    INFERENCE_MICROS,
+    INFERENCE_ROWS,
+    INFERENCE_RUNS,
+    INPUT_BATCH_SIZE,
+    LAST_INFERENCE,
+    LOAD_ATTEMPTS,
+    LOAD_LATENCY,
+    MLMD_MAP,
+    PADDING_SIZE,
+    PROCESSED_BATCH_SIZE,
+    QUEUE_LENGTH,
+    QUEUING_LATENCY,
+    REQUEST_COUNT,
+    REQUEST_LATENCY,
+    REQUEST_LOG_COUNT,
+    RESPONSE_BYTES,
+    RUN_COUNT,
+    RUNTIME_LATENCY,
+    SESSION_RUNS,
+    SIGNATURE_COUNT,
+    VERSION_STATE,
+    WARMUP_LATENCY,
+    WARMUP_RECORDS,
+    Family,
+)
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.types.errors import invalid_argument
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
@@ -30,81 +62,6 @@ _MAX_UNKNOWN_NAME = 128
 OTHER_MODELS = "(other)"
 # Series of versions, newest kept.
 _MAX_VERSIONS = 500
-
-
-def _exponential(scale: float, growth: float, count: int) -> tuple[float, ...]:
-    return tuple(scale * growth**power for power in range(count))
-
-
-_MICROS = _exponential(10, 1.8, 33)  # 10 us to 20 minutes
-_QUEUING_MICROS = _exponential(100, 1.2, 52)
-_GRAPH_MICROS = _exponential(1000, 2, 20)
-_POWERS_OF_TWO = _exponential(1, 2, 15)
-_BYTES = _exponential(64, 4, 11)  # 64 bytes to 64 MiB
-
-
-@dataclass(frozen=True)
-class Family:
-    """One metric: its name, what kind it is, and its labels."""
-
-    name: str  # with slashes, as TensorFlow names it
-    kind: str  # "counter", "gauge" or "histogram"
-    labels: tuple[str, ...] = ()
-    bounds: tuple[float, ...] = ()  # inclusive upper bounds of a histogram's buckets; one more takes the rest
-    newest: bool = False  # of several processes the largest value counts, not the sum
-
-
-REQUEST_COUNT = Family("/tensorflow/serving/request_count", "counter", ("model_name", "status"))
-REQUEST_LATENCY = Family(
-    "/tensorflow/serving/request_latency", "histogram", ("model_name", "API", "entrypoint"), _MICROS
-)
-RUNTIME_LATENCY = Family("/tensorflow/serving/runtime_latency", "histogram", ("model_name", "API", "runtime"), _MICROS)
-EXAMPLE_COUNTS = Family("/tensorflow/serving/request_example_counts", "histogram", ("model",), _POWERS_OF_TWO)
-EXAMPLE_COUNT_TOTAL = Family("/tensorflow/serving/request_example_count_total", "counter", ("model",))
-WARMUP_LATENCY = Family("/tensorflow/serving/model_warmup_latency", "histogram", ("model_path", "status"), _MICROS)
-WARMUP_RECORDS = Family("/tensorflow/serving/model_warmup_records_read", "counter", ("model_path", "status"))
-REQUEST_LOG_COUNT = Family("/tensorflow/serving/request_log_count", "counter", ("model_name", "status_code"))
-QUEUING_LATENCY = Family(
-    "/tensorflow/serving/batching_session/queuing_latency", "histogram", ("thread_pool_name",), _QUEUING_MICROS
-)
-RUN_COUNT = Family("/tensorflow/serving/batching_session/wrapped_run_count", "counter")
-INPUT_BATCH_SIZE = Family("/tensorflow/serving/batching_session/input_batch_size", "histogram", (), _POWERS_OF_TWO)
-PROCESSED_BATCH_SIZE = Family(
-    "/tensorflow/serving/batching_session/processed_batch_size", "histogram", (), _POWERS_OF_TWO
-)
-PADDING_SIZE = Family("/tensorflow/serving/batching_session/padding_size", "histogram", (), _POWERS_OF_TWO)
-LOAD_ATTEMPTS = Family("/tensorflow/cc/saved_model/load_attempt_count", "counter", ("model_path", "status"))
-LOAD_LATENCY = Family("/tensorflow/cc/saved_model/load_latency", "counter", ("model_path",))
-GRAPH_RUNS = Family("/tensorflow/core/graph_runs", "counter")
-GRAPH_RUN_MICROS = Family("/tensorflow/core/graph_run_time_usecs", "counter")
-GRAPH_RUN_TIMES = Family("/tensorflow/core/graph_run_time_usecs_histogram", "histogram", (), _GRAPH_MICROS)
-SESSION_RUNS = Family("/tensorflow/core/direct_session_runs", "counter")
-# There the value is the text, which Prometheus does not read; here it is a label, and the value 1.
-MLMD_MAP = Family("/tensorflow/serving/mlmd_map", "gauge", ("model_name", "version", "mlmd_uuid"), newest=True)
-# Our own.
-SIGNATURE_COUNT = Family(
-    "/bookserve/signature_request_count", "counter", ("model_name", "version", "signature_name", "status")
-)
-RESPONSE_BYTES = Family("/bookserve/response_bytes", "histogram", ("model_name", "entrypoint"), _BYTES)
-QUEUE_LENGTH = Family("/bookserve/queue_length", "gauge", ("model_name", "version"))
-IN_FLIGHT = Family("/bookserve/requests_in_flight", "gauge", ("model_name", "version"))
-VERSION_STATE = Family("/bookserve/model_version_state", "gauge", ("model_name", "version", "state"))
-CONNECTIONS = Family("/bookserve/connections", "gauge", ("worker", "api"))
-REFUSED = Family("/bookserve/refused_count", "counter", ("api", "reason"))
-INFERENCE_COUNT = Family("/bookserve/inference_count", "counter", ("model_name", "version", "outcome"))
-INFERENCE_MICROS = Family("/bookserve/inference_microseconds", "counter", ("model_name", "version", "phase"))
-INFERENCE_ROWS = Family("/bookserve/inference_row_count", "counter", ("model_name", "version"))
-INFERENCE_RUNS = Family("/bookserve/inference_run_count", "counter", ("model_name", "version"))
-LAST_INFERENCE = Family("/bookserve/last_inference_time_seconds", "gauge", ("model_name", "version"), newest=True)
-
-FAMILIES = (
-    *(REQUEST_COUNT, REQUEST_LATENCY, RUNTIME_LATENCY, EXAMPLE_COUNTS, EXAMPLE_COUNT_TOTAL, WARMUP_LATENCY),
-    *(WARMUP_RECORDS, REQUEST_LOG_COUNT, QUEUING_LATENCY, RUN_COUNT, INPUT_BATCH_SIZE, PROCESSED_BATCH_SIZE),
-    *(PADDING_SIZE, LOAD_ATTEMPTS, LOAD_LATENCY, GRAPH_RUNS, GRAPH_RUN_MICROS, GRAPH_RUN_TIMES, SESSION_RUNS),
-    *(MLMD_MAP, SIGNATURE_COUNT, RESPONSE_BYTES, QUEUE_LENGTH, IN_FLIGHT, VERSION_STATE, CONNECTIONS, REFUSED),
-    *(INFERENCE_COUNT, INFERENCE_MICROS, INFERENCE_ROWS, INFERENCE_RUNS, LAST_INFERENCE),
-)
-
 _RUNTIMES = {"tensorflow": "TF1", "onnx": "ONNX"}
 
 Labels = tuple[str, ...]
@@ -210,19 +167,19 @@ class Metrics:
         served.by_signature.value += 1
         served.examples_total.value += rows
         cell = served.latency
-        cell.counts[bisect_left(_MICROS, micros)] += 1
+        cell.counts[bisect_left(cell.bounds, micros)] += 1
         cell.total += micros
         cell = served.run
-        cell.counts[bisect_left(_MICROS, run_micros)] += 1
+        cell.counts[bisect_left(cell.bounds, run_micros)] += 1
         cell.total += run_micros
         cell = self._queuing
-        cell.counts[bisect_left(_QUEUING_MICROS, queued_micros)] += 1
+        cell.counts[bisect_left(cell.bounds, queued_micros)] += 1
         cell.total += queued_micros
         cell = served.bytes
-        cell.counts[bisect_left(_BYTES, nbytes)] += 1
+        cell.counts[bisect_left(cell.bounds, nbytes)] += 1
         cell.total += nbytes
         cell = served.examples
-        cell.counts[bisect_left(_POWERS_OF_TWO, rows)] += 1
+        cell.counts[bisect_left(cell.bounds, rows)] += 1
         cell.total += rows
 
     def failed(self, model: str, status: str, version: int, signature: str) -> None:
@@ -406,7 +363,7 @@ def render(snapshots: Iterable[Snapshot]) -> bytes:
     lines: list[str] = []
     for family in sorted(FAMILIES, key=lambda family: family.name):
         name = re.sub("[^A-Za-z0-9_]", ":", family.name)
-        lines.append(f"# TYPE {name} {family.kind}")
+        lines += [f"# HELP {name} {family.help}", f"# TYPE {name} {family.kind}"]
         for labels, values in sorted(whole[family.name]):
             pairs = ",".join(f'{label}="{_escaped(value)}"' for label, value in zip(family.labels, labels, strict=True))
             if family.kind == "histogram":

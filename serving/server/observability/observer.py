@@ -192,7 +192,7 @@ class Observer:
             return
         if setting.format == TFRECORD and (code != _OK or record.api not in LOGGED or record.task is None):
             return  # as in TensorFlow Serving, answers alone
-        fields = _fields(record, code, message, micros)
+        fields = _fields(record, code, message, micros) | {"sampling_rate": setting.rate}
         inputs = record.task.inputs if record.task is not None else {}
         taken = self._logs[setting.prefix, setting.format].put(fields, inputs, record.outputs)
         self.metrics.logged(record.model, "OK" if taken else "RESOURCE_EXHAUSTED")

@@ -24,6 +24,7 @@ import orjson
 
 from bookserve.serving.server.models.config import JSON_LINES
 from bookserve.serving.server.observability import request_log_tfrecord
+from bookserve.serving.wire.json_tensors import widened
 from bookserve.serving.wire.tensors import Array
 
 log = logging.getLogger(__name__)
@@ -254,7 +255,8 @@ def _jsonable(tensors: Mapping[str, Array | Omitted]) -> dict[str, Any]:
         elif tensor.dtype.kind == "c":
             values[name] = _pairs(tensor)
         else:
-            values[name] = np.ascontiguousarray(tensor) if tensor.ndim else tensor.item()
+            (carried,) = widened({name: tensor}).values()
+            values[name] = np.ascontiguousarray(carried) if carried.ndim else carried.item()
     return values
 
 

@@ -28,6 +28,7 @@ def encode(
     spec.version.value = fields["version"]
     log = PredictionLog()
     log.log_metadata.model_spec.CopyFrom(spec)
+    log.log_metadata.sampling_config.sampling_rate = fields["sampling_rate"]
     log.log_metadata.timestamp_secs = int(seconds)
     api = fields["api"]
     if api in _PREDICTS:

@@ -31,6 +31,10 @@ class Flags:
     )
     workers: int = _flag(1, "processes that answer requests behind the same ports; 0: one per core")
     worker_timeout_seconds: float = _flag(30.0, "a worker that does not answer for so long is replaced; 0: never")
+    max_memory_bytes: int = _flag(
+        0,
+        "that a process may hold; 0: 80 % of what there is, at least 4 GiB, -1: no limit",
+    )
     model_name: str = _flag("default", "name of the one model (without --model_config_file)")
     model_base_path: str = _flag("", "folder of the version folders of the one model")
     model_config_file: str = _flag("", "text ModelServerConfig file with the models to serve")
@@ -41,6 +45,10 @@ class Flags:
     )
     admin_token_file: str = _flag(
         "", "file with the token that changes of models need; without it only this machine may change them"
+    )
+    allowed_hosts: str = _flag(
+        "",
+        "without a token: Host names of REST calls that change models, beside loopback's and --bind_address",
     )
     allow_version_labels_for_unavailable_models: bool = _flag(
         False, "let a new label name a version that is not available (with --model_root labels always may)"
@@ -66,13 +74,22 @@ class Flags:
     mixed_precision: str = _flag("", "bfloat16: TensorFlow computes in it where it thinks fit; ONNX graphs stay as is")
     saved_model_tags: str = _flag("serve", "comma-separated tags of the graph to load from a SavedModel")
     allow_unsafe_ops: bool = _flag(False, "run SavedModels that hold Python code or touch files, such as ReadFile")
+    custom_op_libraries: str = _flag(
+        "", "comma-separated shared libraries with operations for ONNX graphs; their code runs in the server"
+    )
+    trial_seconds: float = _flag(
+        60.0, "for each step of the trial of a version in a child process, more for large files; 0: no trial"
+    )
     prefer_tflite_model: bool = _flag(False, "serve model.tflite where a version has one")
     num_tflite_pools: int = _flag(0, "TFLite interpreters of a version, with batching parameters; 0: one a CPU")
     num_tflite_interpreters_per_pool: int = _flag(1, "multiplies them; never more than there are batch threads")
-    enable_batching: bool = _flag(False, "batch by parameters; without it a batch is what queued during the last one")
+    enable_batching: bool = _flag(False, "batch by parameters; without it see --unasked_batching")
     batching_parameters_file: str = _flag("", "text BatchingParameters file; without it TensorFlow Serving's defaults")
     enable_per_model_batching_parameters: bool = _flag(
         False, "with --enable_batching: by batching_params.pbtxt in the version's folder, adaptively without one"
+    )
+    unasked_batching: bool = _flag(
+        True, "without --enable_batching: requests share runs where the graph proves that rows are independent"
     )
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC answers as tensor_content, not typed fields")
     enable_signature_method_name_check: bool = _flag(

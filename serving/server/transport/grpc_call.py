@@ -48,6 +48,11 @@ class Ended(Protocol):
         ...
 
 
+# With one of these a request comes from a proxy, and its connection's address is not the client's.
+PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+PROXIED = "proxied"  # no address
+
+
 class GrpcCall:
     """One call, as its handler sees it.
 
@@ -90,7 +95,9 @@ class GrpcCall:
 
     @property
     def peer(self) -> str:
-        """The client's address; "" on a UNIX socket."""
+        """The client's address; "" on a UNIX socket, PROXIED where a proxy hides it."""
+        if any(name.decode("latin-1") in PROXY_HEADERS for name, _ in self.scope["headers"]):
+            return PROXIED
         client = self.scope.get("client")
         if client:
             return str(client[0])

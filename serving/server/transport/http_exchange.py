@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
 from bookserve.serving.server.transport import compression
+from bookserve.serving.server.transport.grpc_call import PROXIED, PROXY_HEADERS
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes
 from bookserve.serving.server.types.errors import code_of_http
 from bookserve.serving.wire import tensorflow_error_pb2
@@ -119,7 +120,9 @@ class HttpExchange:
 
     @property
     def peer(self) -> str:
-        """The client's address."""
+        """The client's address; PROXIED where a proxy hides it."""
+        if any(name in self.headers for name in PROXY_HEADERS):
+            return PROXIED
         return self.scope.client.rpartition(":")[0].strip("[]")
 
     def respond(
@@ -203,7 +206,7 @@ class RestApplication:
             exchange.received = self._loop.time()
             self.started += 1
             self._waiting.add(exchange)
-            self._handler(exchange)
+            self._handle(exchange)
             await exchange.until_ended()
         except _Refused as refused:
             self.refused[refused.reason] += 1
@@ -215,8 +218,7 @@ class RestApplication:
         except ConnectionError:
             exchange.drop()
         except Exception:
-            log.exception("fault while answering a request")
-            exchange.respond(500, self._error_body("internal error"))
+            self._fault(exchange)
         finally:
             self._waiting.discard(exchange)
             if exchange.watched is not None:
@@ -228,6 +230,16 @@ class RestApplication:
             if scope.method == "HEAD":  # of an empty body, the library does not tell the length
                 headers.append(("content-length", str(len(body))))
             channel.response_bytes(status, headers, body)
+
+    def _handle(self, exchange: HttpExchange) -> None:
+        try:
+            self._handler(exchange)
+        except Exception:  # also a ConnectionError, which is another connection's here, not the client's
+            self._fault(exchange)
+
+    def _fault(self, exchange: HttpExchange) -> None:
+        log.exception("fault while answering a request")
+        exchange.respond(500, self._error_body("internal error"))
 
     def _check_head(self, scope: Scope) -> None:
         headers = scope.headers

@@ -73,6 +73,11 @@ def exhausted(message: str) -> ServingError:
     return ServingError(tensorflow_error_pb2.RESOURCE_EXHAUSTED, message)
 
 
+def out_of_memory() -> ServingError:
+    """An allocation for the request failed."""
+    return exhausted("the request needs more memory than the server may hold (--max_memory_bytes): ask for less")
+
+
 def unimplemented(message: str) -> ServingError:
     """The server knows what is asked and cannot do it."""
     return ServingError(tensorflow_error_pb2.UNIMPLEMENTED, message)

@@ -12,10 +12,10 @@ import numpy as np
 from google.protobuf import text_format
 
 from bookserve.serving.server.types.errors import invalid_argument
-from bookserve.serving.server.types.signatures import CLASSIFY_METHOD, REGRESS_METHOD, Signature, TensorSpec
+from bookserve.serving.server.types.signatures import CLASSIFY_METHOD, REGRESS_METHOD, Signature
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
-from bookserve.serving.wire.tensors import Array, TensorError, data_type, type_name, type_word
+from bookserve.serving.wire.tensors import Array, TensorSpec, data_type, type_name, type_word
 
 Result = messages.ClassificationResult | messages.RegressionResult
 Response = messages.ClassificationResponse | messages.RegressionResponse
@@ -167,10 +167,7 @@ def _text(signature: Signature) -> str:
 
 
 def _type(array: Array) -> str:
-    try:
-        return type_name(data_type(array.dtype))
-    except TensorError:  # bfloat16 and its like, which numpy knows only through TensorFlow
-        return f"DT_{array.dtype.name.upper()}"
+    return type_name(data_type(array.dtype))
 
 
 def _shape(array: Array) -> str:

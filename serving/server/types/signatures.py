@@ -4,14 +4,13 @@ Read from `saved_model.pb` without TensorFlow where there is one, so that metada
 from the graph itself otherwise. A request's tensors are checked here before they reach an engine.
 """
 
+import enum
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from bookserve.serving.server.types.errors import (
@@ -21,7 +20,7 @@ from bookserve.serving.server.types.errors import (
     not_found,
 )
 from bookserve.serving.wire import tensorflow_pb2
-from bookserve.serving.wire.tensors import Array, TensorError, data_type, numpy_type, to_array, type_word
+from bookserve.serving.wire.tensors import Array, TensorError, TensorSpec, data_type, read_spec, to_array, type_word
 
 log = logging.getLogger(__name__)
 
@@ -31,56 +30,38 @@ CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a signature. `shape` has None for a free dimension, and is None for an unknown rank.
+class ShapeRule(enum.Enum):
+    """How far the shapes of a signature's inputs bind a request."""
 
-    With `any_rank_of_ones` a shape whose fixed sizes are all 1 is no more than a hint: [?, 1] takes [3].
-    """
-
-    name: str  # the alias that requests use
-    data_type: tensorflow_pb2.DataType
-    shape: tuple[int | None, ...] | None
-    tensor: str = ""  # its name in the graph, such as "x:0"
-    any_rank_of_ones: bool = False
-
-    @cached_property
-    def dtype(self) -> np.dtype[Any]:
-        """The numpy type of the values; object (of bytes) for strings. Raises TensorError for bfloat16 and its like."""
-        return numpy_type(self.data_type)
-
-    def check(self, array: Array, place: int) -> None:
-        """Raises ServingError (INVALID_ARGUMENT) when the array has another type or does not fit the shape.
-
-        `place` is the input's number among those of its signature, which TensorFlow's message gives.
-        """
-        try:
-            fits = array.dtype == self.dtype
-        except TensorError:
-            fits = False
-        if not fits:
-            expected, given = type_word(self.data_type), type_word(data_type(array.dtype))
-            raise invalid_argument(
-                f"Expects arg[{place}] to be {expected} but {given} is provided: input '{self.name}'"
-            )
-        shape = self.shape
-        if shape is None or (self.any_rank_of_ones and len(shape) != array.ndim and set(shape) <= {None, 1}):
-            return
-        if not _takes(shape, array.shape):
-            raise invalid_argument(
-                f"input '{self.name}' expects shape {shape_text(shape)}, the request has {list(array.shape)}"
-            )
+    DECLARED = enum.auto()
+    RANK_OF_ONES_IS_FREE = enum.auto()  # where all fixed sizes are 1, the rank is a hint: [?, 1] takes [3]
+    SIZES_ARE_HINTS = enum.auto()  # the engine resizes its inputs to what comes
 
 
 @dataclass(frozen=True, eq=False)
 class Signature:
-    """The inputs and outputs of one way to call a model, by alias, and the inputs' defaults where there are any."""
+    """The inputs and outputs of one way to call a model, by alias, and the inputs' defaults where there are any.
+
+    `optional` names inputs that may be left out because the engine itself has a value for them.
+    """
 
     name: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     defaults: Mapping[str, Array] = field(default_factory=dict)
     definition: tensorflow_pb2.SignatureDef = field(default_factory=tensorflow_pb2.SignatureDef)
+    optional: frozenset[str] = frozenset()
+    shape_rule: ShapeRule = ShapeRule.DECLARED
+
+    @cached_property
+    def required(self) -> Mapping[str, TensorSpec]:
+        """The inputs of every run, in the order of `inputs`: those that are not optional."""
+        return {alias: spec for alias, spec in self.inputs.items() if alias not in self.optional}
+
+    @cached_property
+    def may_be_omitted(self) -> frozenset[str]:
+        """The inputs that a request may leave out."""
+        return self.optional | self.defaults.keys()
 
     def complete(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """The inputs to run: those of a request, checked, and the defaults of those that it leaves out.
@@ -90,11 +71,34 @@ class Signature:
         if inputs.keys() != self.inputs.keys():
             inputs = self._with_defaults(inputs)
         for place, (alias, spec) in enumerate(self.inputs.items()):
-            spec.check(inputs[alias], place)
+            if alias in inputs:
+                self._check(spec, inputs[alias], place)
         return inputs
 
+    def _check(self, spec: TensorSpec, array: Array, place: int) -> None:
+        """`place` is the input's number among those of the signature, which TensorFlow's message gives."""
+        try:
+            fits = array.dtype == spec.dtype
+        except TensorError:
+            fits = False
+        if not fits:
+            expected, given = type_word(spec.data_type), type_word(data_type(array.dtype))
+            raise invalid_argument(
+                f"Expects arg[{place}] to be {expected} but {given} is provided: input '{spec.name}'"
+            )
+        shape, rule = spec.shape, self.shape_rule
+        if shape is None or (rule is ShapeRule.SIZES_ARE_HINTS and len(shape) == array.ndim):
+            return
+        if rule is ShapeRule.RANK_OF_ONES_IS_FREE and len(shape) != array.ndim and set(shape) <= {None, 1}:
+            return
+        if not _takes(shape, array.shape):
+            raise invalid_argument(
+                f"input '{spec.name}' expects shape {shape_text(shape)}, the request has {list(array.shape)}"
+            )
+
     def _with_defaults(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        given, expected, defaults = set(inputs), set(self.inputs), self.defaults
+        given, expected = set(inputs), set(self.inputs)
+        defaults = self.may_be_omitted
         if len(given) > len(expected) or (len(given) < len(expected) and not defaults):
             raise invalid_argument(
                 f"input size does not match signature: {len(given)}!={len(expected)}"
@@ -114,7 +118,11 @@ class Signature:
                 f"Inputs contains invalid name. Used request inputs: {','.join(sorted(given & expected))},"
                 f" request input: {','.join(sorted(given))}"
             )
-        return {alias: inputs[alias] if alias in inputs else defaults[alias] for alias in self.inputs}
+        return {
+            alias: inputs[alias] if alias in inputs else self.defaults[alias]
+            for alias in self.inputs
+            if alias in inputs or alias not in self.optional
+        }
 
     def choose_outputs(self, output_filter: list[str]) -> tuple[str, ...]:
         """The outputs to answer: those of the filter, or all.
@@ -151,18 +159,36 @@ class Signature:
 def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
     """The signature of that name; the empty name means `serving_default`.
 
-    Raises ServingError (FAILED_PRECONDITION) when the model has none of that name.
+    Raises ServingError (FAILED_PRECONDITION) when the model has none of that name, with those that it has.
     """
     signature = signatures.get(name or DEFAULT_SIGNATURE)
     if signature is None:
-        raise failed_precondition(f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found.')
+        raise failed_precondition(
+            f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found. {existing(signatures)}'
+        )
     return signature
 
 
-def from_proto(name: str, proto: tensorflow_pb2.SignatureDef, *, any_rank_of_ones: bool = False) -> Signature:
-    """Reads a SignatureDef; `any_rank_of_ones` as in TensorSpec."""
-    inputs, outputs = (_specs(infos, any_rank_of_ones) for infos in (proto.inputs, proto.outputs))
-    return Signature(name, inputs, outputs, _defaults(name, proto), proto)
+def existing(signatures: Collection[str]) -> str:
+    """What a message about a missing signature says of those that there are."""
+    if not signatures:
+        return "The model has no signature."
+    return f"The model has: {', '.join(sorted(signatures))}. Choose one with signature_name."
+
+
+def from_proto(
+    name: str,
+    proto: tensorflow_pb2.SignatureDef,
+    *,
+    optional: Collection[str] = (),
+    shape_rule: ShapeRule = ShapeRule.DECLARED,
+) -> Signature:
+    """Reads a SignatureDef. `optional` and `shape_rule` as in Signature."""
+    inputs, outputs = (
+        {alias: read_spec(alias, infos[alias]) for alias in sorted(infos)} for infos in (proto.inputs, proto.outputs)
+    )
+    defaults = {alias: array for alias, array in _defaults(name, proto).items() if alias not in optional}
+    return Signature(name, inputs, outputs, defaults, proto, frozenset(optional), shape_rule)
 
 
 def read_meta_graph(path: Path, tags: Collection[str]) -> tensorflow_pb2.MetaGraphDef:
@@ -190,17 +216,6 @@ def copies(definitions: Mapping[str, tensorflow_pb2.SignatureDef]) -> dict[str, 
         name: tensorflow_pb2.SignatureDef.FromString(definition.SerializeToString())
         for name, definition in definitions.items()
     }
-
-
-def _specs(infos: Mapping[str, tensorflow_pb2.TensorInfo], any_rank_of_ones: bool) -> dict[str, TensorSpec]:
-    specs = {}
-    for alias in sorted(infos):
-        info = infos[alias]
-        shape = info.tensor_shape
-        sizes = tuple(dim.size if dim.size >= 0 else None for dim in shape.dim)
-        declared = None if shape.unknown_rank else sizes
-        specs[alias] = TensorSpec(alias, info.dtype, declared, info.name, any_rank_of_ones)
-    return specs
 
 
 def _defaults(name: str, proto: tensorflow_pb2.SignatureDef) -> dict[str, Array]:

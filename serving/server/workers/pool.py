@@ -5,12 +5,14 @@ answers no request, so nothing that a client sends can end it. The workers (`wor
 to, and accept by themselves, each from sockets of its own on the same ports: what waits there when one dies is for its
 successor. A version is available when all workers have loaded it, and every
 worker knows that a version has been succeeded before it is told to unload it. A worker that dies is replaced by
-another, and one that does not answer for too long is killed first.
+another, and one that does not answer for too long is killed first. To have imported everything takes a new process
+seconds on a busy machine, so one that has waits as a spare for the next that dies.
 """
 
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import socket
 import subprocess
@@ -57,18 +59,30 @@ class _Worker:
     metrics: Snapshot = field(default_factory=dict)  # those that it told last
 
 
+@dataclass(eq=False)
+class _Spare:
+    process: "subprocess.Popen[bytes]"
+    waiting: socket.socket  # on which it is told which worker it is; closing it ends the process
+
+
 class Pool:
     """All workers; the `Loader` whose versions answer in each of them."""
 
-    def __init__(self, flags: Flags, count: int, listeners: Listeners) -> None:
+    def __init__(
+        self, flags: Flags, count: int, listeners: Listeners, try_version: Callable[[Path], None] = lambda path: None
+    ) -> None:
+        """`try_version`, which blocks, raises for a version that is not to be loaded anywhere."""
+        self._try_version = try_version
         self._flags = flags
         self._count = count
         self._listeners = listeners
+        self._trying = asyncio.Semaphore(max(1, flags.num_load_threads))
         self._loop = asyncio.get_running_loop()
         self._answers: Mapping[str, Callable[..., Any]] = {}
         self._state: Callable[[], State]
         self._state_due = False
         self._workers: list[_Worker] = []
+        self._spare: _Spare | None = None
         self._versions: dict[int, tuple[str, int, Path]] = {}  # that are loaded or loading, by key
         self._keys = itertools.count(1)
         self._keeping: list[asyncio.Task[None]] = []
@@ -101,19 +115,17 @@ class Pool:
     # One worker
 
     async def _spawn(self, number: int) -> _Worker:
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.process.poll() is not None:
+            spare.waiting.close()
+            spare = None
+        spare = spare or self._start_process()
+        endpoints = self._listeners.of_process[number]
+        task = json.dumps([number, [api.value for api, _ in endpoints]]).encode()
         ours, theirs = socket.socketpair()
-        endpoints = [(api, endpoint.fileno()) for api, endpoint in self._listeners.of_process[number]]
-        descriptors = ",".join(f"{api.value}:{descriptor}" for api, descriptor in endpoints)
-        with theirs:
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", _PROGRAM, str(number), str(theirs.fileno()), descriptors),
-                    *flag_parser.arguments(self._flags),
-                ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), *(descriptor for _, descriptor in endpoints)),
-                start_new_session=True,  # so that a terminal's Ctrl-C reaches the main process alone
-            )
+        with theirs, spare.waiting:
+            socket.send_fds(spare.waiting, [task], [theirs.fileno(), *(endpoint.fileno() for _, endpoint in endpoints)])
+        process = spare.process
         channel = Channel(self._answers)
         worker = _Worker(number, process, channel)
         await self._loop.create_unix_connection(lambda: channel, sock=ours)
@@ -121,6 +133,17 @@ class Pool:
         channel.tell("state", self._state())
         worker.catching_up = [channel.ask("load", key, *version) for key, version in self._versions.items()]
         return worker
+
+    def _start_process(self) -> _Spare:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", _PROGRAM, str(theirs.fileno()), *flag_parser.arguments(self._flags)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # so that a terminal's Ctrl-C reaches the main process alone
+            )
+        return _Spare(process, ours)
 
     async def _keep(self, number: int, worker: _Worker | None, tried: asyncio.Event) -> None:
         """Follows the life of a worker, and of those that replace it."""
@@ -181,6 +204,8 @@ class Pool:
         await worker.channel.ask("serve")
         worker.serves = not self._stopping
         log.info("worker %d serves (process %d)", worker.number, worker.process.pid)
+        if self._spare is None and worker.serves and sum(other.serves for other in self._workers) == self._count:
+            self._spare = self._start_process()
 
     async def _clear_away(self, worker: _Worker) -> None:
         """Ends what is left of a worker. Its connections are gone; what it has counted stays counted."""
@@ -195,6 +220,8 @@ class Pool:
 
     async def load(self, name: str, version: int, path: Path) -> LoadedVersion:
         """See Loader.load."""
+        async with self._trying:
+            await asyncio.to_thread(self._try_version, path)
         key = next(self._keys)
         self._versions[key] = (name, version, path)
         try:
@@ -210,6 +237,7 @@ class Pool:
 
     async def close(self) -> None:
         """Has the workers end, which then have no connections any more; kills those that do not."""
+        self._end_spare()
         for worker in self._workers:
             worker.channel.tell("exit")
         await self._loop.run_in_executor(None, self._wait)
@@ -302,10 +330,18 @@ class Pool:
         """Ends the workers at once, where the server does not start."""
         for task in self._keeping:
             task.cancel()
+        self._end_spare()
         for worker in self._workers:
             worker.process.kill()
             worker.process.wait()
         await self._close_channels()
+
+    def _end_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.waiting.close()
+            self._spare.process.kill()
+            self._spare.process.wait()
+            self._spare = None
 
     async def _close_channels(self) -> None:
         for worker in self._workers:

@@ -63,7 +63,7 @@ class WorkerCatalog:
             raise nameless()
         model = self._state.models.get(name)
         if label is not None:
-            version = number_of(model.setting.labels if model is not None else {}, label)
+            version = number_of(model.labels if model is not None else {}, label)
         key = None
         if model is not None:
             key = model.latest if version is None else model.available.get(version)
@@ -79,7 +79,7 @@ class WorkerCatalog:
     def overview(self) -> dict[str, tuple[Mapping[str, int], list[ModelVersionStatus]]]:
         """See Catalog.overview."""
         return {
-            name: (model.setting.labels, list(self._versions[name].values()))
+            name: (model.labels, list(self._versions[name].values()))
             for name, model in sorted(self._state.models.items())
         }
 

@@ -1,6 +1,7 @@
 """Classify, Regress and MultiInference on SavedModels that parse tf.Example, by the official stubs and over REST."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -137,7 +138,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "}"
     )
     with server_starter(folder) as start:
-        yield start(f"--model_config_file={config}", "--allow_version_labels_for_unavailable_models")
+        yield start(
+            f"--model_config_file={config}",
+            "--allow_version_labels_for_unavailable_models",
+            environment={"TF_CPP_MIN_LOG_LEVEL": None},
+        )
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +342,14 @@ def test_signatures_and_outputs_of_another_form(stub: Any, request_: Any, detail
         call(request_, timeout=30)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details().startswith(details)
+
+
+def test_the_servers_log_holds_no_line_of_tensorflows(stub: Any, server: Server) -> None:
+    assert stub.Regress(regress("regress", 4.0), timeout=30).result.regressions[0].value == 4.0
+    ours = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ [IWE] bookserve\.")
+    lines = server.log.read_text().splitlines()
+    assert lines
+    assert [line for line in lines if not ours.match(line)] == []
 
 
 def test_bytes_that_are_no_example_are_the_graphs_complaint(stub: Any, server: Server) -> None:

@@ -1,8 +1,11 @@
 """The model server as a process, asked by the official TensorFlow Serving stubs and over REST."""
 
+import errno
 import http.client
 import importlib.metadata
 import json
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -172,7 +175,7 @@ ROW = [[1.0, 2.0, 3.0]]
         (
             with_signature(request_of(ROW), "x"),
             grpc.StatusCode.FAILED_PRECONDITION,
-            'Serving signature key "x" not found.',
+            'Serving signature key "x" not found. The model has: serving_default. Choose one with signature_name.',
         ),
         (
             with_input(request_of(ROW), "z", 1.0),
@@ -292,7 +295,7 @@ def test_rest_writes_what_is_no_number_as_tensorflow_serving_does(server: Server
         server.url + "/v1/models/scale:predict", data=b'{"instances": [[NaN, -Infinity, 1.5]]}'
     )
     with urllib.request.urlopen(request, timeout=10) as response:
-        assert response.read() == b'{\n    "predictions": [[NaN, -Infinity, 3.0]]\n}'
+        assert response.read() == b'{\n    "predictions": [[NaN, -Infinity, 3.0]\n    ]\n}'
 
 
 @pytest.mark.parametrize(
@@ -326,13 +329,12 @@ def test_rest_writes_what_is_no_number_as_tensorflow_serving_does(server: Server
         ),
         ("/v1/models/scale:regress", b'{"examples": [{"x": %b}]}' % DEEP, 400, "unexpected JSON type: Array"),
         ("/v1/models/scale:regress", b'{"context": NaN, "examples": ' + b"[" * 100_000, 400, "JSON Parse error: "),
-        ("/v1/models/scale:predict", [1], 400, "JSON Value: [\n    1\n] Is not object"),
+        ("/v1/models/scale:predict", [1], 400, "JSON Value: [1] Is not object"),
         (
             "/v1/models/foo:predict",
             {"signature_name": 5},
             400,
-            'JSON Value: {\n    "signature_name": 5\n} not formatted correctly.'
-            " 'signature_name' key must be a string value.",
+            "JSON Value: {\"signature_name\":5} not formatted correctly. 'signature_name' key must be a string value.",
         ),
         ("/v1/models/scale:PREDICT", {}, 400, "Malformed request: POST /v1/models/scale:PREDICT"),
         ("/v1/models/scale:predict/", {}, 400, "Malformed request: POST /v1/models/scale:predict/"),
@@ -604,7 +606,10 @@ def test_config_file_policies_labels_and_changes(start_server: StartServer, tmp_
     wait_until(lambda: get(server, "/v1/models")[1] == {"models": []}, "no model is served any more")
 
 
-def test_a_missing_model_holds_up_nobody(start_server: StartServer, tmp_path: Path, scale: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_ports_open_when_the_last_model_has_a_version(
+    start_server: StartServer, tmp_path: Path, scale: Path, workers: int
+) -> None:
     late = tmp_path / "models" / "late"
     config = tmp_path / "models.config"
     config.write_text(
@@ -612,12 +617,42 @@ def test_a_missing_model_holds_up_nobody(start_server: StartServer, tmp_path: Pa
         f'config {{ name: "late" base_path: "{late}" model_platform: "tensorflow" }}'
         f'config {{ name: "scale" base_path: "{scale}" model_platform: "tensorflow" }} }}'
     )
-    server = start_server(f"--model_config_file={config}")
-    body = {"instances": [[1, 1, 1]]}
-    assert post(server, "/v1/models/scale:predict", body)[0] == 200
-    assert post(server, "/v1/models/late:predict", body)[0] == 404
+    server = start_server(f"--model_config_file={config}", f"--workers={workers}", wait=False)
+    wait_until(lambda: "ports stay closed until there is a version of: late" in server.log.read_text(), "it waits", 60)
+    wait_until(lambda: "loaded servable version {name: scale" in server.log.read_text(), "the other is loaded", 60)
+    for port in (server.grpc_port, server.rest_port):
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
     write_scale_model(late, 1, 3.0)
-    wait_until(lambda: post(server, "/v1/models/late:predict", body)[0] == 200, "the late model is served")
+    body = {"instances": [[1, 1, 1]]}
+    wait_until(lambda: answers(f"{server.url}/readyz"), "the ports open", 60)
+    for name, factor in (("scale", 2), ("late", 3)):
+        assert post(server, f"/v1/models/{name}:predict", body) == (200, {"predictions": [[factor] * 3]})
+    shutil.rmtree(late / "1")
+    wait_until(lambda: not answers(f"{server.url}/readyz"), "a model has no version any more")
+    assert post(server, "/v1/models/scale:predict", body)[0] == 200
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_model_that_fails_for_good_ends_the_start(
+    start_server: StartServer, tmp_path: Path, scale: Path, workers: int
+) -> None:
+    broken = tmp_path / "models" / "broken" / "3"
+    broken.mkdir(parents=True)
+    (broken / "model.onnx").write_bytes(b"no graph")
+    config = tmp_path / "models.config"
+    config.write_text(
+        "model_config_list {"
+        f'config {{ name: "broken" base_path: "{broken.parent}" model_platform: "tensorflow" }}'
+        f'config {{ name: "scale" base_path: "{scale}" model_platform: "tensorflow" }} }}'
+    )
+    retries = ("--max_num_load_retries=1", "--load_retry_interval_micros=1000")
+    server = start_server(f"--model_config_file={config}", *retries, f"--workers={workers}", wait=False)
+    assert server.process.wait(120) == 255
+    log = server.log.read_text()
+    assert "Retrying of Loading servable: {name: broken version: 3} retry: 1" in log
+    beginning = "Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: {{name: broken"
+    assert f"{beginning} version: 3}} due to error: FAILED_PRECONDITION: " in log
 
 
 def test_a_model_that_mixes_its_rows_is_not_batched(start_server: StartServer, tmp_path: Path) -> None:

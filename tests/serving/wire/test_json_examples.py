@@ -98,11 +98,11 @@ def test_results() -> None:
     first.classes.add(label="a", score=0.1)
     first.classes.add(label="b", score=0.9)
     result.classifications.add()
-    assert write_classifications(result) == b'{\n    "results": [[["a",0.1],["b",0.9]],[]]\n}'
+    assert write_classifications(result) == b'{\n    "results": [[["a", 0.1], ["b", 0.9]], []\n    ]\n}'
     regressions = messages.RegressionResult()
     for value in np.float32([0.1, 2]):
         regressions.regressions.add(value=value)
-    assert write_regressions(regressions) == b'{\n    "results": [0.1,2.0]\n}'
+    assert write_regressions(regressions) == b'{\n    "results": [0.1, 2.0]\n}'
     regressions.regressions.add(value=float("nan"))
     assert b"[0.1, 2.0, NaN]" in write_regressions(regressions)
     assert len(json.loads(write_regressions(regressions))["results"]) == 3

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bookserve.serving.wire import tensorflow_pb2
+from bookserve.serving.wire import json_numbers, tensorflow_pb2
 from bookserve.serving.wire.json_tensors import (
     UnsupportedTypeError,
     _read_at_once,
@@ -22,7 +22,7 @@ from bookserve.serving.wire.json_tensors import (
 )
 from bookserve.serving.wire.json_text import JsonError, parse
 from bookserve.serving.wire.tensorflow_pb2 import DataType
-from bookserve.serving.wire.tensors import data_type, numpy_type
+from bookserve.serving.wire.tensors import data_type, numpy_type, type_word
 
 NUMBERS = ["float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
 arrays = st.sampled_from(NUMBERS).flatmap(
@@ -47,12 +47,32 @@ def test_what_is_written_is_the_array(array: np.ndarray) -> None:
         np.testing.assert_array_equal(np.array(written, dtype=array.dtype), array)
 
 
-def test_numbers_keep_their_shortest_form_and_what_is_none_its_name() -> None:
+def test_answers_are_laid_out_as_rapidjson_does_it() -> None:
+    values = np.float32([[0.1, 2], [1e6, math.nan]])
+    assert write_rows({"y": values[:, 0]}) == b'{\n    "predictions": [0.1, 1e+06\n    ]\n}'
+    assert write_rows({"y": values}) == b'{\n    "predictions": [[0.1, 2.0], [1e+06, NaN]\n    ]\n}'
+    raw = np.array([b"a", b"b"], dtype=object)
+    assert write_rows({"raw_bytes": raw[:1]}) == (
+        b'{\n    "predictions": [{\n            "b64": "YQ=="\n        }\n    ]\n}'
+    )
+    assert write_rows({"y": values, "n": np.int8([1, -2]), "ok": np.array([[True], [False]]), "text": raw}) == (
+        b'{\n    "predictions": [\n'
+        b'        {\n            "y": [0.1, 2.0],\n            "n": 1,\n            "ok": [true],\n'
+        b'            "text": "a"\n        },\n'
+        b'        {\n            "y": [1e+06, NaN],\n            "n": -2,\n            "ok": [false],\n'
+        b'            "text": "b"\n        }\n    ]\n}'
+    )
+    assert write_columns({"y": values[0], "n": np.int64(7)}) == (
+        b'{\n    "outputs": {\n        "y": [0.1, 2.0],\n        "n": 7\n    }\n}'
+    )
+
+
+def test_numbers_have_the_originals_form_and_what_is_none_its_name() -> None:
     values = np.float32([0.1, math.nan, math.inf, -math.inf])
     assert write_columns({"y": values[:1]}) == b'{\n    "outputs": [0.1]\n}'
     assert b"[0.1, NaN, Infinity, -Infinity]" in write_columns({"y": values})
     assert write_columns({"y": values[0]}) == b'{\n    "outputs": 0.1\n}'
-    assert b'"y": NaN, "n": 1}' in write_rows({"y": values[1:2], "n": np.int8([1])})
+    assert b'"y": NaN,\n            "n": 1\n' in write_rows({"y": values[1:2], "n": np.int8([1])})
 
 
 def test_strings_and_bytes() -> None:
@@ -78,7 +98,7 @@ ROW = "Failed to process element: %s of 'instances' list. Error: INVALID_ARGUMEN
         (
             [{"b64": "YQ=="}],
             {"x": FLOAT},
-            ROW % 0 + 'JSON Value: {\n    "b64": "YQ=="\n} Type: Object is not of expected type: float',
+            ROW % 0 + 'JSON Value: {"b64":"YQ=="} Type: Object is not of expected type: float',
         ),
         ([1.0], {"x": INT}, ROW % 0 + "JSON Value: 1.0 Type: Number is not of expected type: int32"),
         ([1e39], {"x": FLOAT}, ROW % 0 + "JSON Value: 1e+39 is too large a number for type: float"),
@@ -116,8 +136,7 @@ ROW = "Failed to process element: %s of 'instances' list. Error: INVALID_ARGUMEN
         (
             [{"x": 1}],
             {"y": FLOAT, "x": FLOAT},
-            "Failed to process element: 0 of 'instances' list."
-            ' JSON object: {\n    "x": 1\n} keys must be equal to: x,y',
+            "Failed to process element: 0 of 'instances' list. JSON object: {\"x\":1} keys must be equal to: x,y",
         ),
         (
             [1],
@@ -131,18 +150,18 @@ ROW = "Failed to process element: %s of 'instances' list. Error: INVALID_ARGUMEN
         (
             [[{"b64": 1}]],
             {"x": STRING},
-            ROW % 0 + 'JSON Value: {\n    "b64": 1\n} not formatted correctly for base64 data',
+            ROW % 0 + 'JSON Value: {"b64":1} not formatted correctly for base64 data',
         ),
         ([1], {"x": STRING}, ROW % 0 + "JSON Value: 1 Type: Number is not of expected type: string"),
         ([["a"], ["b", "c"]], {"x": STRING}, ROW % 1 + "Expecting tensor size: 1 but got: 2"),
         (
             [1],
-            {"x": tensorflow_pb2.DT_HALF},
+            {"x": tensorflow_pb2.DT_COMPLEX64},
             "Failed to process element: 0 of 'instances' list."
-            " Error: UNIMPLEMENTED: Conversion of JSON Value: 1 to type: half",
+            " Error: UNIMPLEMENTED: Conversion of JSON Value: 1 to type: complex64",
         ),
-        ({}, {"x": FLOAT}, "JSON Value: {\n    \"instances\": {}\n} Expecting 'instances' to be an list/array"),
-        ([], {"x": FLOAT}, "JSON Value: {\n    \"instances\": []\n} No values in 'instances' array"),
+        ({}, {"x": FLOAT}, "JSON Value: {\"instances\":{}} Expecting 'instances' to be an list/array"),
+        ([], {"x": FLOAT}, "JSON Value: {\"instances\":[]} No values in 'instances' array"),
     ],
 )
 def test_rows_that_are_no_tensor(instances: object, types: dict[str, DataType], message: str) -> None:
@@ -180,7 +199,7 @@ def test_columns_that_are_no_tensor(inputs: object, types: dict[str, DataType], 
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("number", [tensorflow_pb2.DT_HALF, tensorflow_pb2.DT_BFLOAT16, tensorflow_pb2.DT_COMPLEX64])
+@pytest.mark.parametrize("number", [tensorflow_pb2.DT_QINT8, tensorflow_pb2.DT_COMPLEX64])
 @pytest.mark.parametrize("value", [1, [1.5], []])
 def test_types_that_json_cannot_carry(value: object, number: DataType) -> None:
     with pytest.raises(UnsupportedTypeError, match="Conversion of JSON Value: "):
@@ -223,11 +242,49 @@ def test_outputs_that_are_no_rows() -> None:
         write_rows({})
 
 
-@pytest.mark.parametrize(("dtype", "word"), [("float16", "half"), ("complex64", "complex64")])
-def test_outputs_that_json_cannot_carry(dtype: str, word: str) -> None:
+def test_outputs_that_json_cannot_carry() -> None:
     for write in (write_rows, write_columns):
-        with pytest.raises(JsonError, match=f"Failed to write JSON value for tensor type: {word}"):
-            write({"y": np.zeros(1, dtype)})
+        with pytest.raises(JsonError, match="Failed to write JSON value for tensor type: complex64"):
+            write({"y": np.zeros(1, np.complex64)})
+
+
+@pytest.mark.parametrize("number", [tensorflow_pb2.DT_HALF, tensorflow_pb2.DT_BFLOAT16])
+def test_narrow_floats_come_and_go_as_numbers(number: DataType) -> None:
+    for body in ({"inputs": [[0.1, -3], [1e9 if number == tensorflow_pb2.DT_BFLOAT16 else 6e4, 0]]},):
+        array = read_tensors(body, {"x": number})["x"]
+        assert array.dtype == numpy_type(number)
+        expected = np.array(body["inputs"], np.float32).astype(array.dtype)
+        np.testing.assert_array_equal(array, expected)
+        rows = read_tensors({"instances": [{"x": row} for row in body["inputs"]]}, {"x": number})["x"]
+        np.testing.assert_array_equal(rows, expected)
+        numbers = json_numbers.read(json.dumps(body).encode())
+        assert numbers is not None
+        np.testing.assert_array_equal(read_tensors(numbers, {"x": number})["x"], expected)
+        for write, key in ((write_rows, "predictions"), (write_columns, "outputs")):
+            np.testing.assert_array_equal(np.float32(json.loads(write({"y": array}))[key]), expected.astype("f4"))
+            assert json.loads(write({"y": array, "z": array[:, 0]}))[key]
+    with pytest.raises(JsonError, match=f"too large a number for type: {type_word(number)}"):
+        read_tensors({"inputs": [1, 3.4e38 if number == tensorflow_pb2.DT_BFLOAT16 else 65520]}, {"x": number})
+
+
+def test_inputs_that_may_be_left_out() -> None:
+    types, optional = {"k": INT, "x": FLOAT}, {"k"}
+    for body, expected in (
+        ({"inputs": [1, 2]}, {"x": [1, 2]}),
+        ({"inputs": {"x": [1, 2]}}, {"x": [1, 2]}),
+        ({"inputs": {"x": [1, 2], "k": 3}}, {"x": [1, 2], "k": 3}),
+        ({"instances": [1, 2]}, {"x": [1, 2]}),
+        ({"instances": [{"x": 1}, {"x": 2}]}, {"x": [1, 2]}),
+        ({"instances": [{"x": 1, "k": 3}, {"x": 2, "k": 4}]}, {"x": [1, 2], "k": [3, 4]}),
+        (json_numbers.read(b'{"instances": [1, 2]}'), {"x": [1, 2]}),
+    ):
+        assert body is not None
+        tensors = read_tensors(body, types, optional=optional)
+        assert {name: array.tolist() for name, array in tensors.items()} == expected
+    with pytest.raises(JsonError, match="keys must be equal to: k,x"):
+        read_tensors({"instances": [{"x": 1, "k": 3}, {"x": 2}]}, types, optional=optional)
+    with pytest.raises(JsonError, match="Missing named input: x"):
+        read_tensors({"inputs": {"k": 3}}, types, optional=optional)
 
 
 json_values = st.recursive(

@@ -102,7 +102,7 @@ def test_a_body_is_an_object() -> None:
     assert parse_object(b"{}") == {}
     with pytest.raises(JsonError) as caught:
         parse_object(b"[1]")
-    assert str(caught.value) == "JSON Value: [\n    1\n] Is not object"
+    assert str(caught.value) == "JSON Value: [1] Is not object"
 
 
 def test_a_long_value_is_quoted_in_part() -> None:

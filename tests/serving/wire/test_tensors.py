@@ -1,8 +1,5 @@
 """The tensor codec against TensorFlow's own make_tensor_proto and make_ndarray."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -78,21 +75,6 @@ def test_bfloat16_is_read_and_written_as_by_tensorflow(as_content: bool) -> None
     read = to_array(TensorProto.FromString(tf.make_tensor_proto(values).SerializeToString()))
     assert read.dtype == values.numpy().dtype
     np.testing.assert_array_equal(read, values.numpy())
-
-
-def test_bfloat16_without_the_package_for_it_is_not_supported() -> None:
-    code = """if True:
-        import sys
-        sys.modules["ml_dtypes"] = None
-        from bookserve.serving.wire.tensors import TensorError, to_array
-        from bookserve.serving.wire.tensorflow_pb2 import DT_BFLOAT16, TensorProto
-        try:
-            to_array(TensorProto(dtype=DT_BFLOAT16, half_val=[1]))
-        except TensorError as error:
-            print(error)
-    """
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said == "tensors of type DT_BFLOAT16 are not supported\n"
 
 
 def _proto(shape: list[int], number: int = tensorflow_pb2.DT_FLOAT, **fields: object) -> TensorProto:

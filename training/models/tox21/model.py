@@ -21,8 +21,8 @@ import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
 from optuna.distributions import FloatDistribution
-from sklearn.ensemble import RandomForestClassifier  # type: ignore[import-untyped]
-from sklearn.metrics import (  # type: ignore[import-untyped]
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     precision_recall_curve,

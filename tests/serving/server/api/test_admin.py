@@ -28,6 +28,8 @@ from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.wire import model_admin_pb2, tensorflow_serving_pb2
 from model_servers import Server, StartServer, server_starter, wait_until, write_scale_model
 
+LOADS = "/tensorflow/cc/saved_model/load_attempt_count"
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -125,14 +127,16 @@ def test_a_reload_replaces_the_models_and_waits_for_the_new_ones(server: Server,
 
 def test_a_reload_tells_the_increase_of_counters(server: Server, models: Path) -> None:
     request = model_management_pb2.ReloadConfigRequest(
-        metric_names=["/tensorflow/cc/saved_model/load_attempt_count", "/unknown", "/bookserve/response_bytes"]
+        metric_names=[LOADS, "/unknown", "/bookserve/response_bytes", LOADS]
     )
     text_format.Parse(config(models, "a"), request.config.model_config_list)
     with grpc.insecure_channel(server.target) as channel:
         stub = model_service_pb2_grpc.ModelServiceStub(channel)
-        (metric,) = stub.HandleReloadConfigRequest(request, timeout=30).metric
         # The first series is that of the first path which was loaded: model a's.
-        assert (metric.name, metric.int64_value_increase) == ("/tensorflow/cc/saved_model/load_attempt_count", 0)
+        metrics = stub.HandleReloadConfigRequest(request, timeout=30).metric
+        expected = {LOADS: 0, "/unknown": 0, "/bookserve/response_bytes": 0}
+        assert {metric.name: metric.int64_value_increase for metric in metrics} == expected
+        assert len(metrics) == 3
         stub.HandleReloadConfigRequest(
             model_management_pb2.ReloadConfigRequest(
                 config=model_server_config_pb2.ModelServerConfig(
@@ -141,8 +145,25 @@ def test_a_reload_tells_the_increase_of_counters(server: Server, models: Path) -
             ),
             timeout=30,
         )
-        (metric,) = stub.HandleReloadConfigRequest(request, timeout=30).metric
-        assert metric.int64_value_increase == 1
+        metrics = stub.HandleReloadConfigRequest(request, timeout=30).metric
+        assert {metric.name: metric.int64_value_increase for metric in metrics} == expected | {LOADS: 1}
+
+
+@pytest.mark.parametrize("name", ["Forwarded", "X-Forwarded-For", "Via"])
+def test_what_a_proxy_passes_on_is_not_of_this_machine(server: Server, models: Path, name: str) -> None:
+    status, answer_ = rest(server, "GET", "/v1/config", headers={name: "127.0.0.1"})
+    assert (status, "callers on this machine only" in answer_["error"]) == (403, True)
+    with pytest.raises(grpc.RpcError) as caught:
+        reload(server, config(models, "b"), metadata=[(name.lower(), "127.0.0.1")])
+    assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    assert served(server) == ["a"]
+
+
+def test_a_name_that_was_pointed_here_is_refused(server: Server) -> None:
+    status, answer_ = rest(server, "DELETE", "/v1/models/a", headers={"Host": "evil.example"})
+    assert (status, "--allowed_hosts" in answer_["error"]) == (403, True)
+    assert rest(server, "GET", "/v1/config", headers={"Host": "localhost:1"})[0] == 200
+    assert served(server) == ["a"]
 
 
 def test_a_removed_model_shows_its_end(server: Server, models: Path) -> None:
@@ -195,6 +216,12 @@ def test_policies_come_and_go_with_a_reload(server: Server, models: Path) -> Non
             'config { name: "m" base_path: "/MODELS/b" model_platform: "caffe" }',
             grpc.StatusCode.INVALID_ARGUMENT,
             "Model m requests unsupported platform caffe",
+        ),
+        (
+            'config { name: "a" base_path: "/MODELS/a" model_platform: "caffe" }',
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "Illegal to change a model's platform. For model a platform was tensorflow and new platform requested is"
+            " caffe",
         ),
         (
             'config { name: "b" base_path: "/MODELS/b" model_platform: "tensorflow" }'

@@ -35,7 +35,10 @@ def stub(server: Transport) -> Iterator[health_pb2_grpc.HealthStub]:
         yield health_pb2_grpc.HealthStub(channel)
 
 
-@pytest.mark.parametrize("service", ["", "ModelService", "PredictionService"])
+@pytest.mark.parametrize(
+    "service",
+    ["", "ModelService", "PredictionService", "tensorflow.serving.PredictionService", "inference.GRPCInferenceService"],
+)
 def test_check_and_watch_follow_the_drain(
     server: Transport, health: Health, stub: health_pb2_grpc.HealthStub, service: str
 ) -> None:
@@ -49,6 +52,22 @@ def test_check_and_watch_follow_the_drain(
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     assert stub.Check(of(service), timeout=20).status == NOT_SERVING
     assert next(stub.Watch(of(service), timeout=20)).status == NOT_SERVING
+
+
+def test_the_list_names_every_service_and_follows_the_drain(
+    server: Transport, health: Health, stub: health_pb2_grpc.HealthStub
+) -> None:
+    def listed() -> dict[str, int]:
+        statuses = stub.List(health_pb2.HealthListRequest(), timeout=20).statuses
+        return {service: status.status for service, status in statuses.items()}
+
+    services = listed()
+    assert set(services.values()) == {SERVING}
+    assert {"", "ModelService", "tensorflow.serving.ModelService"} < services.keys()
+    for service in services:
+        assert stub.Check(of(service), timeout=20).status == SERVING
+    server.on_loop(health.drain)
+    assert listed() == dict.fromkeys(services, NOT_SERVING)
 
 
 def test_unknown_services(stub: health_pb2_grpc.HealthStub) -> None:

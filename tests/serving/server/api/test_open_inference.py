@@ -93,7 +93,7 @@ SIGNATURE = from_proto("s", tensorflow_pb2.SignatureDef(inputs={"x": {"dtype": t
     [
         ("z", "FP32", "the model has no input 'z': its inputs are x"),
         ("x", "INT32", "input 'x' expects datatype FP32, the request has INT32"),
-        ("x", "BF16", "input 'x': datatype 'BF16' is not supported; the model expects FP32"),
+        ("x", "BF16", "input 'x' expects datatype FP32, the request has BF16"),
         ("x", "float", "input 'x': datatype 'float' does not exist; the model expects FP32"),
         ("x", "", "input 'x': datatype '' does not exist"),
     ],

@@ -182,7 +182,10 @@ def error_of(stub: Any, request: service_pb2.ModelInferRequest) -> tuple[grpc.St
             "input 'x' expects shape [?, 3], the request has [3]",
         ),
         ({"inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 3]}]}, "expects datatype FP32, the request has"),
-        ({"inputs": [{"name": "x", "datatype": "BF16", "shape": [1, 3]}]}, "datatype 'BF16' is not supported"),
+        (
+            {"inputs": [{"name": "x", "datatype": "BF16", "shape": [1, 3]}]},
+            "expects datatype FP32, the request has BF16",
+        ),
         ({"inputs": [{"name": "z", "datatype": "FP32", "shape": [1, 3]}]}, "the model has no input 'z'"),
         ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]}, "has a negative size"),
         ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2**40, 2**40]}]}, "the request has 12"),
@@ -221,7 +224,10 @@ def test_what_is_not_there(stub: Any) -> None:
     )
     assert error_of(stub, request_of(model_version="9"))[0] == grpc.StatusCode.NOT_FOUND
     code, details = error_of(stub, request_of(parameters={"signature_name": {"string_param": "s"}}))
-    assert (code, details) == (grpc.StatusCode.FAILED_PRECONDITION, 'Serving signature key "s" not found.')
+    assert (code, details) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        'Serving signature key "s" not found. The model has: serving_default. Choose one with signature_name.',
+    )
     with pytest.raises(grpc.RpcError) as caught:
         stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="nobody"), timeout=10)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND

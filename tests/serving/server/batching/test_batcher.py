@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from bookserve.serving.server.batching.batcher import Batcher, Outcome, RunThreads, Task
 from bookserve.serving.server.batching.policy import BatchPolicy, adaptive, from_parameters
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
-from bookserve.serving.server.types.signatures import Signature, TensorSpec
+from bookserve.serving.server.types.signatures import Signature
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
-from bookserve.serving.wire.tensors import Array
+from bookserve.serving.wire.tensors import Array, TensorSpec
 from model_servers import wait_until
 
 SIGNATURE = Signature(
@@ -36,6 +36,8 @@ class Doubler:
     """`y = 2 x`; refuses what is negative. `runs` holds what it was given; nothing ends before `gate` opens."""
 
     computes_alone = False
+    keeps_state = False
+    doubts: Mapping[str, str] = field(default_factory=dict)
     name: str = "stand-in"
     signatures: Mapping[str, Signature] = field(default_factory=lambda: {"serving_default": SIGNATURE})
     signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = field(default_factory=dict)

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.onnx_engine import OnnxEngine
@@ -26,3 +27,18 @@ def test_strings_are_bytes_outside_and_text_inside(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="input 'in_a': a string of an ONNX model has to be UTF-8") as caught:
         engine.run(signature, {"in_a": words, "in_b": numbers}, ["out_a"])
     assert caught.value.code == tensorflow_error_pb2.INVALID_ARGUMENT
+
+
+def test_no_operation_asks_a_service_on_the_network(tmp_path: Path) -> None:
+    """ONNX Runtime's wheel has a provider for operations that send their inputs to an address in the graph."""
+    attributes = {"model_uri": "http://127.0.0.1:9/score", "model_name": "m", "verbose": "0"}
+    node = helper.make_node("AzureTritonInvoker", ["auth", "x"], ["y"], domain="com.microsoft.extensions", **attributes)
+    text = [helper.make_tensor_value_info(name, TensorProto.STRING, [1]) for name in ("auth", "x", "y")]
+    graph = helper.make_graph([node], "remote", text[:2], text[2:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft.extensions", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "model.onnx")
+    with pytest.raises(ServingError, match="AzureTritonInvoker"):
+        OnnxEngine(tmp_path / "model.onnx", tmp_path / "saved_model.pb", EngineOptions())
+    echo = write_echo_model(tmp_path / "echo", 1, {"a": TensorProto.FLOAT})
+    engine = OnnxEngine(echo / "model.onnx", tmp_path / "saved_model.pb", EngineOptions())
+    assert "AzureExecutionProvider" not in engine._session.get_providers()

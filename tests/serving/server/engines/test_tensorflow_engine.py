@@ -26,6 +26,18 @@ class Half(tf.Module):
     def upper(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"upper": tf.strings.upper(text), "length": tf.strings.length(text)}
 
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="text")])
+    def scalar(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"same": tf.identity(text), "length": tf.strings.length(text)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+    def split(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"words": tf.strings.split(text), "length": tf.strings.length(text)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32), tf.TensorSpec([2], tf.int32)])
+    def shaped(self, x: tf.Tensor, shape: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": tf.reshape(x, shape)}
+
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
     def positive(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.control_dependencies([tf.debugging.assert_non_negative(x, message="x must not be negative")]):
@@ -46,6 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("tensorflow")
     half = Half()
     signatures = {"serving_default": half.half_plus_two, "upper": half.upper, "positive": half.positive}
+    signatures |= {"scalar": half.scalar, "split": half.split, "shaped": half.shaped}
     tf.saved_model.save(half, str(folder / "models/half/1"), signatures=signatures)
     write_tensorflow_1(folder / "models/old/7")
     with server_starter(folder) as start:
@@ -74,6 +87,26 @@ def test_a_feed_of_another_rank_is_served_as_tensorflow_serving_serves_it(server
 def test_strings_and_several_outputs(server: Server) -> None:
     assert ask(server, "half", "upper", text=[b"ab", b"c"]) == {"upper": [b"AB", b"C"], "length": [2, 1]}
     assert ask(server, "half", "upper", outputs=("length",), text=[b"ab", b"c"]) == {"length": [2, 1]}
+
+
+def test_scalars_are_answered(server: Server) -> None:
+    assert ask(server, "half", "scalar", text=b"a\0b") == {"same": b"a\0b", "length": 3}
+
+
+def test_a_ragged_output_is_refused_and_the_others_are_answered(server: Server) -> None:
+    assert ask(server, "half", "split", outputs=("length",), text=[b"a b", b"c"]) == {"length": [3, 1]}
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(server, "half", "split", text=[b"a b", b"c"])
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "output 'words' is not one dense tensor" in caught.value.details()
+
+
+def test_a_shape_that_does_not_fit_is_the_requests_fault(server: Server) -> None:
+    for x, shape in ((np.float32([[1, 2, 3]]), [2, 2]), (np.empty((0, 3), np.float32), [0, 2**31 - 1])):
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(server, "half", "shaped", x=x, shape=np.int32(shape))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "{{node" not in caught.value.details()
 
 
 def test_a_tensorflow_1_model(server: Server) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from bookserve.serving.server.batching.policy import MAX_THREADS
 from bookserve.serving.server.engines import tensorflow_engine
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
+from bookserve.serving.server.models import warmup
 from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.server.types.signatures import Signature
 from model_servers import wait_until
@@ -82,8 +84,10 @@ def test_several_signatures_strings_and_several_outputs(engine: TensorFlowEngine
     assert loud["lengths"].tolist() == [1, 2, 2]
 
 
-def test_only_signatures_with_independent_rows_are_batched(engine: TensorFlowEngine) -> None:
-    assert row_independence.independent(engine) == {"serving_default", "shout"}
+def test_signatures_are_batched_only_where_the_manifest_says_so(engine: TensorFlowEngine, folder: Path) -> None:
+    assert row_independence.shared(engine, folder, unasked=True, declared=None) == set()
+    declared = row_independence.shared(engine, folder, unasked=True, declared=True)
+    assert {"serving_default", "shout"} <= declared
 
 
 def test_types_and_shapes_are_checked_before_a_kernel_runs(engine: TensorFlowEngine) -> None:
@@ -186,9 +190,29 @@ def test_tensorflow_1_takes_a_vector_for_a_column(tmp_path: Path) -> None:
     with load(tmp_path / "1") as engine:
         assert run(engine, {"x": np.array([1, 2, 5], np.float32)})["y"].tolist() == [2.5, 3.0, 4.5]
         assert run(engine, {"x": np.array([[1], [2]], np.float32)})["y"].tolist() == [[2.5], [3.0]]
-        assert row_independence.independent(engine) == {"serving_default"}
         with pytest.raises(ServingError, match=r"expects shape \[\?, 1\]"):
             run(engine, {"x": np.ones((2, 2), np.float32)})
+
+
+class Counter(tf.Module):
+    """Counts its calls in a variable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = tf.Variable(0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    def __call__(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": x, "calls": self.calls.assign_add(1)}
+
+
+def test_loading_changes_nothing(tmp_path: Path) -> None:
+    counter = Counter()
+    tf.saved_model.save(counter, str(tmp_path / "1"), signatures={"serving_default": counter.__call__})
+    with load(tmp_path / "1") as engine:
+        assert warmup.warm_up(engine, tmp_path / "1", 1) == 0
+        assert row_independence.shared(engine, tmp_path / "1", unasked=True, declared=None) == set()
+        assert run(engine, {"x": np.array([0.5], np.float32)})["calls"] == 1
 
 
 def test_large_tensors_and_types_survive_the_way_to_the_process(engine: TensorFlowEngine) -> None:
@@ -207,6 +231,22 @@ def test_each_process_starts_a_profiler_of_its_own_once(engine: TensorFlowEngine
         assert [each.profiler_port() for each in (engine, other)] == ports
         for port in ports:
             socket.create_connection(("127.0.0.1", port), timeout=20).close()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "shown"), [("pass", ""), ("raise SystemExit(1)", "no AVX"), ("os.abort()", "no AVX")]
+)
+def test_what_an_import_writes_is_shown_when_it_fails_or_ends_the_process(outcome: str, shown: str) -> None:
+    program = (
+        "import os\n"
+        "from bookserve.serving.server.engines import tensorflow_process\n"
+        "with tensorflow_process._quiet_stderr():\n"
+        "    os.write(2, b'no AVX')\n"
+        f"    {outcome}\n"
+        "os.write(2, b'|later')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.stderr == (shown or "|later")
 
 
 def descendants(pid: int) -> set[int]:
@@ -263,6 +303,24 @@ def test_a_process_that_does_not_answer_is_not_waited_for_when_profiled(
                 return False
 
         wait_until(told, "the port is told", seconds=120)
+
+
+def test_tensorflow_stays_a_while_without_a_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a model that is unloaded before its successor is there does not wait for TensorFlow to start again."""
+    template = tensorflow_engine._Template()
+    monkeypatch.setattr(tensorflow_engine, "_TEMPLATE", template)
+    with load(folder):
+        assert template._process is not None
+        first = template._process
+    assert first.poll() is None
+    monkeypatch.setattr(tensorflow_engine, "_TEMPLATE_SECONDS", 0.0)
+    with load(folder) as engine:
+        assert template._process is first
+        assert run(engine, {"x": np.ones((1, 3), np.float32)})["y"].tolist() == [[2, 2, 2]]
+        tensorflow_engine.end()  # for versions that are gone: this one is not
+        assert first.poll() is None
+    wait_until(lambda: template._process is None, "it ends, some time after its last version", 60)
+    assert first.returncode == 0
 
 
 def _leaves() -> set[int]:

@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from flatbuffers import flexbuffers
 
 from bookserve.serving.server.batching import row_independence
 from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.types.errors import ServingError
+from bookserve.serving.wire.tensorflow_pb2 import SignatureDef
 from model_servers import write_scale_model
 
 OPTIONS = EngineOptions(prefer_tflite=True)
@@ -55,7 +59,8 @@ def test_signatures_and_any_number_of_rows(tmp_path: Path, flatbuffer: bytes) ->
         y, total = engine.run(signature, {"x": x}, ["y", "total"])
         np.testing.assert_allclose(y, 2 * x, rtol=1e-6)
         np.testing.assert_allclose(total, x.sum(axis=1), rtol=1e-5)
-    assert row_independence.independent(engine) == {"serving_default"}
+    assert row_independence.shared(engine, tmp_path, unasked=True, declared=None) == set()
+    assert row_independence.shared(engine, tmp_path, unasked=True, declared=True) == {"serving_default"}
 
 
 def test_a_model_without_signatures_is_served_by_its_tensor_names(tmp_path: Path, bare: bytes) -> None:
@@ -74,3 +79,156 @@ def test_the_file_is_taken_only_when_asked_for(tmp_path: Path, flatbuffer: bytes
         choose.load(folder, OPTIONS)
     (folder / "model.tflite").unlink()
     assert choose.load(folder, OPTIONS).name == "onnx"
+
+
+class Counter(tf.Module):
+    """Counts its calls in a variable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = tf.Variable(0.0)
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 3], tf.float32)])
+    def __call__(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        self.calls.assign_add(1.0)
+        return {"y": x + self.calls}
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("counter") / "saved"
+    counter = Counter()
+    tf.saved_model.save(counter, str(folder), signatures={"serving_default": counter.__call__})
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
+    converter.experimental_enable_resource_variables = True
+    data: bytes = converter.convert()
+    return data
+
+
+@pytest.fixture(scope="module")
+def remembering() -> bytes:
+    """A layer whose memory is a variable tensor, as in streaming keyword spotters (SVDF)."""
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    def tensor(name: str, shape: list[int], buffer: int, variable: bool = False) -> object:
+        made = schema.TensorT()
+        made.name, made.shape, made.buffer, made.isVariable = name.encode(), shape, buffer, variable
+        made.type = schema.TensorType.FLOAT32
+        return made
+
+    def buffer(values: list[float]) -> object:
+        made = schema.BufferT()
+        made.data = np.frombuffer(np.array(values, np.float32).tobytes(), np.uint8) if values else None
+        return made
+
+    options = schema.SVDFOptionsT()
+    options.rank = 1
+    operator = schema.OperatorT()
+    operator.inputs, operator.outputs, operator.opcodeIndex = [0, 1, 2, -1, 3], [4], 0
+    operator.builtinOptionsType, operator.builtinOptions = schema.BuiltinOptions.SVDFOptions, options
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.SVDF
+    code.version = 1
+    graph = schema.SubGraphT()
+    graph.tensors = [
+        tensor("x", [1, 3], 0),
+        tensor("features", [2, 3], 1),
+        tensor("times", [2, 4], 2),
+        tensor("memory", [1, 8], 0, variable=True),
+        tensor("y", [1, 2], 0),
+    ]
+    graph.inputs, graph.outputs, graph.operators = [0], [4], [operator]
+    model = schema.ModelT()
+    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
+    model.buffers = [buffer([]), buffer([1, 2, 3, 0.5, -1, 2]), buffer([0.25, 0.5, 0.75, 1, 1, 2, 3, 4])]
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def with_metadata(data: bytes, definitions: dict[str, SignatureDef]) -> bytes:
+    """The file with SignatureDefs in its metadata, as TensorFlow's signature_def_util writes them."""
+    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    content = flexbuffers.Builder()
+    with content.Map():
+        for key, definition in definitions.items():
+            content.Key(key)
+            content.String(definition.SerializeToString().decode("latin-1"))
+    entry, buffer = schema.MetadataT(), schema.BufferT()
+    entry.name, entry.buffer, buffer.data = "signature_defs_metadata", len(model.buffers), list(content.Finish())
+    model.metadata = [*(model.metadata or []), entry]
+    model.buffers.append(buffer)
+    model.signatureDefs = []
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+@pytest.mark.parametrize("which", ["counting", "remembering"])
+def test_no_state_outlives_a_request(tmp_path: Path, which: str, request: pytest.FixtureRequest) -> None:
+    engine = choose.load(version(tmp_path / which, request.getfixturevalue(which)), OPTIONS)
+    signature = engine.signatures["serving_default"]
+    ((name, _),) = signature.inputs.items()
+    x = np.array([[0.5, -1.5, 2.0]], np.float32)
+    first, *others = (engine.run(signature, {name: x}, list(signature.outputs))[0] for _ in range(3))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+    if which == "counting":
+        np.testing.assert_array_equal(first, x + 1)
+
+
+def test_the_signatures_of_the_metadata_come_first(tmp_path: Path, bare: bytes) -> None:
+    plain = choose.load(version(tmp_path / "plain", bare), OPTIONS).signatures["serving_default"]
+    (x,), (y,) = plain.inputs.values(), plain.outputs.values()
+    definition = SignatureDef(method_name="tensorflow/serving/predict")
+    definition.inputs["pixels"].name = f"{x.tensor.partition(':')[0]}:0"
+    definition.outputs["score"].name = y.tensor
+    engine = choose.load(version(tmp_path / "named", with_metadata(bare, {"rate": definition})), OPTIONS)
+    assert list(engine.signatures) == ["rate"]
+    signature = engine.signatures["rate"]
+    for rows in (1, 3, 2):
+        pixels = np.random.default_rng(rows).random((rows, 3), np.float32)
+        (score,) = engine.run(signature, signature.complete({"pixels": pixels}), ["score"])
+        np.testing.assert_allclose(score, pixels + 1)
+    definition.outputs["score"].name = "elsewhere:0"
+    with pytest.raises(ServingError, match=r"'score' of its metadata .* is the tensor 'elsewhere:0'"):
+        choose.load(version(tmp_path / "wrong", with_metadata(bare, {"rate": definition})), OPTIONS)
+
+
+def test_a_fixed_batch_is_resized_and_what_does_not_fit_leaves_no_trace(tmp_path: Path, bare: bytes) -> None:
+    engine = choose.load(version(tmp_path / "bare", bare), OPTIONS)
+    signature = engine.signatures["serving_default"]
+    (x,), (y,) = signature.inputs, signature.outputs
+    assert ":" not in x + y
+    assert signature.inputs[x].shape == (1, 3)
+    for shape in ((1, 3), (5, 3), (2, 4), (1, 3)):
+        given = np.random.default_rng(1).random(shape, np.float32)
+        np.testing.assert_allclose(engine.run(signature, signature.complete({x: given}), [y])[0], given + 1)
+    with pytest.raises(ServingError, match=r"expects shape \[1, 3\], the request has \[3\]"):
+        signature.complete({x: np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["model.tflite"], "--prefer_tflite_model"),
+        (["digits.onnx"], r"digits\.onnx: rename it to model\.onnx"),
+        (["net.keras"], r"`bookserve models add digits .*net\.keras`"),
+        (["net.h5"], "models add digits"),
+        (["net.pt"], "models add digits"),
+        (["net.joblib"], "models add digits"),
+        (["exported/saved_model.pb"], "one folder too deep"),
+        (["notes.txt"], r"expected assets\.extra/model\.onnx, .*; it has notes\.txt"),
+        ([], "it is empty"),
+    ],
+)
+def test_a_folder_without_a_model_says_what_is_there(tmp_path: Path, names: list[str], message: str) -> None:
+    folder = tmp_path / "digits/1"
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    with pytest.raises(ServingError, match=message):
+        choose.load(folder, EngineOptions())

@@ -35,6 +35,21 @@ def version(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("card", [True, False])
+def test_a_manifest_that_was_deleted_is_missed(version: Path, card: bool, caplog: pytest.LogCaptureFixture) -> None:
+    integrity.check(write_scale_model(version.parent.parent / "foreign", 1, 2.0))
+    assert caplog.text == ""
+    if card:
+        (version / "assets.extra" / "manifest.json").unlink()
+        integrity.check(version)
+    else:
+        version = write_scale_model(version.parent, 2, 2.0)  # beside one that has a manifest
+        integrity.check(version)
+    assert (
+        f"{version} has lost its manifest (assets.extra/manifest.json): its files are loaded unchecked" in caplog.text
+    )
+
+
 def write_manifest(path: Path) -> None:
     manifest = path / "assets.extra" / "manifest.json"
     manifest.unlink(missing_ok=True)

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from bookserve.serving.server.models.config import ModelSetting
-from bookserve.serving.server.models.manager import LoadPending, ManagerOptions, ModelManager
+from bookserve.serving.server.models.manager import LoadPending, ManagerOptions, ModelManager, unavailable
 from bookserve.serving.server.models.servable import Servable
-from bookserve.serving.server.models.version_policy import All, Latest, Policy, Specific
+from bookserve.serving.server.models.version_policy import All, Latest, Policy, Specific, versions_on_disk
 from bookserve.serving.server.types.errors import ServingError, failed_precondition
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelVersionStatus
 
@@ -249,7 +249,7 @@ def test_a_folder_that_is_emptied_ends_the_model(tmp_path: Path) -> None:
         manager, _ = await serve(loader, folder(tmp_path, 1))
         (tmp_path / "1").rmdir()
         await until(lambda: states(manager) == {1: "END"}, "1 has ended")
-        assert manager.ready
+        assert not manager.ready
         await manager.close()
 
     run(body)
@@ -273,6 +273,31 @@ def test_a_new_base_path_serves_the_old_one_until_it_has_something(tmp_path: Pat
         await manager.close()
 
     run(body)
+
+
+def test_versions_of_an_older_base_path_are_shown_as_ended(tmp_path: Path) -> None:
+    folder(tmp_path / "old", 1, 2)
+    folder(tmp_path / "new", 7)
+
+    async def body(loader: FakeLoader) -> None:
+        manager, _ = await serve(loader, tmp_path / "old", policy=All())
+        assert states(manager) == {1: "AVAILABLE", 2: "AVAILABLE"}
+        await manager.apply([ModelSetting("m", tmp_path / "new")])
+        await until(lambda: states(manager) == {7: "AVAILABLE", 2: "END", 1: "END"}, "the old versions ended")
+        await manager.apply([])
+        await manager.apply([ModelSetting("m", tmp_path / "old")])
+        await until(lambda: states(manager) == {7: "END", 2: "AVAILABLE", 1: "END"}, "they are remembered")
+        await manager.close()
+
+    run(body)
+
+
+def test_two_folders_of_one_version_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("1", "01"):
+        (tmp_path / name).mkdir()
+    for _ in range(3):
+        assert versions_on_disk(tmp_path) == {1: tmp_path / "1"}
+    assert caplog.text.count("are the same version") == 1
 
 
 def test_the_old_base_path_goes_on_swapping_until_the_new_one_has_something(tmp_path: Path) -> None:
@@ -328,7 +353,91 @@ def test_polling_once_and_never(tmp_path: Path, seconds: float, first: list[int]
         folder(tmp_path, 2)
         await asyncio.sleep(0.05)
         assert [version for _, version in loader.attempts] == later
+        assert manager.ready == bool(later)
+        await manager.close()
+
+    run(body)
+
+
+def test_a_pinned_version_whose_folder_is_deleted_serves_on_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body(loader: FakeLoader) -> None:
+        pinned = Specific(frozenset({2}))
+        manager, _ = await serve(loader, folder(tmp_path, 1, 2, 3), policy=pinned)
+        (tmp_path / "2").rmdir()
+        text = f"Version 2 of servable m, which its version policy names, is not below {tmp_path} (there: 1, 3)"
+        await until(lambda: text in caplog.text, "the loss is told")
+        assert [record.levelname for record in caplog.records if record.getMessage() == text] == ["ERROR"]
+        assert states(manager) == {2: "AVAILABLE"}
+        assert manager.find("m").version == 2
         assert manager.ready
+        await manager.apply([ModelSetting("m", tmp_path, Specific(frozenset({3})))])
+        await until(lambda: states(manager) == {3: "AVAILABLE", 2: "END"}, "the next choice takes over")
+        await manager.close()
+        later = ModelManager(loader, ManagerOptions(poll_seconds=0))  # where it was never loaded
+        await later.apply([ModelSetting("m", tmp_path, pinned)])
+        assert states(later) == {2: "END"}
+        assert message(later, 2) == text
+        assert not later.ready
+
+    run(body)
+
+
+def test_the_start_waits_for_a_version_and_names_what_has_failed_for_good(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body(loader: FakeLoader) -> None:
+        manager = ModelManager(loader, ManagerOptions(poll_seconds=0.001, retry_seconds=0.0, max_retries=2))
+        names = await manager.apply(
+            [ModelSetting(name, tmp_path / name) for name in ("late", "m")]
+            + [ModelSetting("some", folder(tmp_path / "some", 7, 8), All())]
+        )
+        manager.start_polling()
+        loader.broken |= {7, 9}
+        starting = asyncio.create_task(manager.until_available(names))
+        await until(lambda: "ports stay closed until there is a version of: late, m" in caplog.text, "it waits")
+        folder(tmp_path / "m", 1)
+        await until(lambda: ("m", 1) in loader.loaded, "one is there")
+        assert not starting.done()
+        folder(tmp_path / "late", 9)
+        (failure,) = await asyncio.wait_for(starting, 20)  # 8 of `some` is available, so 7 is no failure
+        assert unavailable([failure]) == "{{name: late version: 9} due to error: FAILED_PRECONDITION: 9 is broken}, }"
+        assert loader.attempts.count(("late", 9)) == 3
+        loader.broken.clear()
+        folder(tmp_path / "late", 10)
+        await until(lambda: ("late", 10) in loader.loaded, "the next one is available")
+        assert await asyncio.wait_for(manager.until_available(names), 20) == []
+        await manager.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_label_moves_once_its_version_is_loaded(tmp_path: Path, broken: bool) -> None:
+    async def body(loader: FakeLoader) -> None:
+        def setting(version: int) -> ModelSetting:
+            return ModelSetting("m", tmp_path, Specific(frozenset({version})), {"stable": version})
+
+        folder(tmp_path, 1, 2)
+        manager = ModelManager(loader, ManagerOptions(poll_seconds=0, max_retries=0))
+        await manager.until_tried(await manager.apply([setting(2)]))
+        loader.held[1] = asyncio.Event()
+        back = [setting(1)]
+        with pytest.raises(ServingError, match="label to version 1"):
+            manager.check_labels(back)
+        manager.check_labels(back, await manager.wanted(back))
+        await manager.apply(back)
+        assert states(manager) == {2: "AVAILABLE", 1: "LOADING"}
+        assert manager.find("m", label="stable").version == 2
+        assert dict(manager.state().models["m"].labels) == dict(manager.overview()["m"][0]) == {"stable": 2}
+        if broken:
+            loader.broken.add(1)
+        loader.held[1].set()
+        await until(lambda: states(manager)[2 if not broken else 1] == "END", "tried")
+        assert manager.find("m", label="stable").version == manager.find("m").version == (2 if broken else 1)
+        await manager.apply([])
+        await until(lambda: loader.loaded == set(), "a model that is removed keeps nothing for its labels")
         await manager.close()
 
     run(body)

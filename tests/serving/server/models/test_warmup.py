@@ -9,9 +9,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 from bookserve.export import warmup as written
 from bookserve.serving.server.models import warmup
 from bookserve.serving.server.types.errors import ServingError
-from bookserve.serving.server.types.signatures import Signature, TensorSpec
+from bookserve.serving.server.types.signatures import Signature
 from bookserve.serving.wire import tensorflow_pb2
-from bookserve.serving.wire.tensors import Array
+from bookserve.serving.wire.tensors import Array, TensorSpec
 from model_servers import StartServer, write_scale_model
 
 SCALE = Signature(
@@ -25,6 +25,8 @@ class CountingEngine:
     """Notes the inputs of each run."""
 
     computes_alone = False
+    keeps_state = False
+    doubts: Mapping[str, str] = {}
     name = "counting"
     signatures: Mapping[str, Signature] = {"serving_default": SCALE}
     signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = {}
@@ -183,7 +185,8 @@ def test_a_version_whose_warm_up_fails_is_not_served(start_server: StartServer, 
     base = tmp_path / "scale"
     write(write_scale_model(base, 1, 2.0), predict_record(width=4))
     flags = (f"--model_base_path={base}", "--max_num_load_retries=0")
-    server = start_server(*flags)
+    server = start_server(*flags, wait=False)
+    assert server.process.wait(60) == 255
     assert "input 'x' expects shape [?, 3], the request has [1, 4]" in server.log.read_text()
     assert "Successfully loaded" not in server.log.read_text()
     server = start_server(*flags, "--enable_model_warmup=false")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,10 +17,10 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from bookserve.serving.server.batching.batcher import BatchRun
+from bookserve.serving.server.observability.metric_families import QUEUE_LENGTH
 from bookserve.serving.server.observability.metrics import (
     DEFAULT_PATH,
     MAX_UNKNOWN_MODELS,
-    QUEUE_LENGTH,
     Histogram,
     Key,
     Metrics,
@@ -63,13 +65,27 @@ def series(page: str) -> dict[str, float]:
 # The format
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of the package prometheus")
+def test_promtool_finds_nothing_but_the_names_of_tensorflow() -> None:
+    metrics = Metrics()
+    for number in range(100):
+        metrics.predicted((f"m{number}", *KEY[1:]), 10, 20, 1, 3, 4)
+        metrics.counts(f"m{number}", 1)
+    page = render([metrics.snapshot([(QUEUE_LENGTH, ("m", "1"), 1)])])
+    checked = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True)
+    complaints = (checked.stdout + checked.stderr).decode().splitlines()
+    of_names = ("contain ':'", '"_total" suffix', '"_count" suffix', "include type 'histogram'", "use base unit")
+    assert [line for line in complaints if not any(part in line for part in of_names)] == []
+
+
 def test_an_empty_page_names_every_metric_and_its_type() -> None:
     page = render([Metrics().snapshot()]).decode()
     assert page.endswith("\n")
     types = dict(line.split()[2:] for line in page.splitlines() if line.startswith("# TYPE"))
     assert {name: types.get(name) for name in ORIGINAL} == {name: kind for name, (kind, _) in ORIGINAL.items()}
     assert list(types) == sorted(types)
-    assert "# HELP" not in page
+    helps = [line.split(None, 3)[2:] for line in page.splitlines() if line.startswith("# HELP")]
+    assert [name for name, text in helps if text.strip()] == list(types)
     assert ":tensorflow:serving:batching_session:wrapped_run_count{} 0\n" in page
 
 
@@ -265,7 +281,7 @@ class Increase:
 def test_the_page_is_plain_text_for_any_method(server: Server) -> None:
     status, content_type, page = fetch(server)
     assert (status, content_type) == (200, "text/plain")
-    assert page.startswith("# TYPE ")
+    assert page.startswith("# HELP ")
     assert fetch(server, method="PUT")[0] == 200
     assert fetch(server, DEFAULT_PATH)[0] == 404
 

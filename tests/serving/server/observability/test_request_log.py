@@ -253,6 +253,7 @@ def test_a_record_holds_the_request_and_its_answer(server: Server, folder: Path)
         "signature": "serving_default",
         "status": "OK",
         "error": "",
+        "sampling_rate": 1.0,
         "inputs": {"x": [[1.0, 2.0, 3.0]]},
         "outputs": {"y": [[2.0, 4.0, 6.0]]},
     }

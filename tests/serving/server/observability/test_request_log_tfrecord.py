@@ -123,6 +123,7 @@ def test_predict_over_all_protocols(server: Server, folder: Path) -> None:
         for spec in (record.log_metadata.model_spec, log.request.model_spec, log.response.model_spec):
             assert (spec.name, spec.version.value, spec.signature_name) == ("scale", 1, "serving_default")
         assert record.log_metadata.timestamp_secs > 1_700_000_000
+        assert record.log_metadata.sampling_config.sampling_rate == 1
         np.testing.assert_array_equal(tf.make_ndarray(log.request.inputs["x"]), x)
         np.testing.assert_array_equal(tf.make_ndarray(log.response.outputs["y"]), 2 * x)
 

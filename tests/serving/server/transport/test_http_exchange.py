@@ -34,6 +34,8 @@ def echo(exchange: HttpExchange) -> None:
 
 
 def break_down(exchange: HttpExchange) -> None:
+    if exchange.path == "/connection":
+        raise ConnectionRefusedError("secret address")
     raise RuntimeError("secret detail")
 
 
@@ -249,8 +251,8 @@ def _has_ipv6() -> bool:
 
 def test_a_fault_of_the_handler_keeps_its_detail(caplog: pytest.LogCaptureFixture) -> None:
     with serving_rest(break_down) as server:
-        for _ in range(2):
-            assert ask(server) == (500, b"internal error")
+        for path in ("/", "/connection"):
+            assert ask(server, path=path) == (500, b"internal error")
     assert "fault while answering a request" in caplog.text
 
 

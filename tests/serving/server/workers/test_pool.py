@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +357,47 @@ def test_a_process_that_dies_is_replaced_and_none_outlives_the_main_process(
         wait_until(lambda: not any(runs(pid) for pid in workers(server)), "no process is left")
 
 
+def children(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def test_a_spare_process_takes_the_place_of_one_that_dies(start_server: StartServer, flags: list[str]) -> None:
+    """Under load, again and again: it has imported everything before, so it answers within a second or two."""
+    server = start_server(*flags)
+
+    def spare() -> int | None:
+        (idle,) = children(server.process.pid) - set(workers(server)) or {0}
+        return idle or None
+
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            with suppress(http.client.HTTPException, OSError), connections(server, 1) as (rest,):
+                while not stop.is_set():
+                    assert rest.predict()[0] == 200
+
+    with ThreadPoolExecutor() as pool:
+        asking = [pool.submit(keep_asking) for _ in range(2)]
+        try:
+            for number in (0, 1):
+                wait_until(lambda: spare() is not None, "there is a spare process", 30)
+                ready, count = spare(), len(workers(server))
+                os.kill(worker(server, number), signal.SIGKILL)
+                wait_until(lambda count=count: len(workers(server)) > count, "another serves", 60)  # type: ignore[misc]
+                assert worker(server, number) == ready
+            wait_until(lambda: spare() is not None, "there is a spare process", 30)
+            left = {*workers(server), spare() or 0}
+        finally:
+            stop.set()
+        for asked in asking:
+            asked.result()
+    with connections(server) as rest:
+        assert {connection.predict()[0] for connection in rest} == {200}
+    assert server.stop(timeout=60) == 0
+    assert not any(runs(pid) for pid in left)
+
+
 def test_a_process_that_hangs_is_killed_and_replaced(start_server: StartServer, flags: list[str]) -> None:
     server = start_server(*flags, "--worker_timeout_seconds=3", "--enable_metrics")
     first = worker(server, 1)
@@ -463,8 +504,8 @@ def test_rates_and_memory(start_server: StartServer, tmp_path: Path) -> None:
         request.inputs["x"].CopyFrom(tf.make_tensor_proto(array))
         message = request.SerializeToString()
         (tmp_path / name).write_bytes(struct.pack(">BL", 0, len(message)) + message)
-    for workers in (1, 2, 1, 2):
-        server = start_server(f"--model_root={tmp_path / 'models'}", f"--workers={workers}")
+    for count in (1, 2, 1, 2):
+        server = start_server(f"--model_root={tmp_path / 'models'}", f"--workers={count}")
         pids = [server.process.pid, *workers(server)]
         rates = []
         for name in inputs:
@@ -477,7 +518,7 @@ def test_rates_and_memory(start_server: StartServer, tmp_path: Path) -> None:
             rate = re.findall(r"([\d.]+) req/s", output)[0]
             micros = (processor_seconds(pids) - used) / 60_000 * 1e6
             rates.append(f"{name} {float(rate):.0f} calls/s at {micros:.0f} us of a core each")
-        print(f"workers {workers}: {', '.join(rates)}, {memory_mib(pids):.0f} MiB")  # noqa: T201
+        print(f"workers {count}: {', '.join(rates)}, {memory_mib(pids):.0f} MiB")  # noqa: T201
         assert server.stop() == 0
 
 

@@ -1,0 +1,96 @@
+"""The most memory that a process may take, so that a request that asks for terabytes fails alone.
+
+Without it Linux grants more than there is and ends the whole process when the memory is used. The limit is of the data
+that a process holds (RLIMIT_DATA); the processes of TensorFlow inherit it, each for itself.
+"""
+
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+# What a container may take, by the second and by the first version of Linux's control groups.
+_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_SMALL = 16 << 20  # bytes of a result that nobody asks about
+_COPIES = 8  # of a result's values: numbers as Python's objects, and as text
+_FULL, _SCARCE = 0.85, 0.5  # shares of the limit: what is above the first is kept for code that encodes and sends
+_LOOK_SECONDS = 0.02  # between two looks
+# By default: a share of the machine's or the container's, and no less than libraries may reserve and never use.
+_SHARE, _LEAST = 0.8, 4 << 30
+
+
+def limit(max_bytes: int) -> int:
+    """Has allocations beyond `max_bytes` fail from now on; 0 means 80 % of the machine's or the container's memory,
+    at least 4 GiB.
+
+    Answers the limit that holds, 0 where there is none: below zero, and on other systems than Linux.
+    """
+    if max_bytes < 0 or not sys.platform.startswith("linux"):
+        return 0
+    import resource
+
+    wanted = max_bytes or max(_LEAST, int(_SHARE * _available()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    for other in (soft, hard):
+        if other != resource.RLIM_INFINITY:
+            wanted = min(wanted, other)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+    return wanted
+
+
+class Memory:
+    """What this process holds of what it may hold, looked at not too often."""
+
+    def __init__(self) -> None:
+        self._looked = 0.0
+        self._held = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing that takes memory may begin."""
+        return self._share() > _FULL
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether engines should give back what they keep for later."""
+        return self._share() > _SCARCE
+
+    def _share(self) -> float:
+        now = time.monotonic()
+        if now - self._looked > _LOOK_SECONDS:
+            limit_now, held = _limit_and_held()
+            self._looked, self._held = now, held / limit_now if limit_now else 0.0
+        return self._held
+
+
+def leaves_room_for(result_bytes: int) -> bool:
+    """Whether a result of that size can be encoded and sent, which takes several copies of it.
+
+    Asked of large results alone: code that encodes and sends may not survive an allocation that fails.
+    """
+    if result_bytes < _SMALL:
+        return True
+    limit_now, held = _limit_and_held()
+    return not limit_now or held + _COPIES * result_bytes <= limit_now
+
+
+def _limit_and_held() -> tuple[int, int]:
+    """In bytes; 0 and 0 without a limit."""
+    if not sys.platform.startswith("linux"):
+        return 0, 0
+    import resource
+
+    limit_now, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit_now == resource.RLIM_INFINITY:
+        return 0, 0
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+    return limit_now, held
+
+
+def _available() -> int:
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in _CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # there is none, or it is "max"
+            sizes.append(int(path.read_text()))
+    return min(sizes)

@@ -1,0 +1,136 @@
+"""Labels and rollbacks of a store take effect on the servers that serve it, under load."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from bookserve.clients.command_line import main
+from bookserve.export.store import ModelStore
+from bookserve.serving.wire import store_servers
+from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+from bookserve.serving.wire.tensors import to_proto
+from model_servers import Server, StartServer, server_starter, wait_until, write_scale_model
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartServer]:
+    with server_starter(tmp_path) as starter:
+        yield starter
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    """Three versions; 3 has the label `stable`."""
+    store = ModelStore(tmp_path / "models")
+    for version in (1, 2, 3):
+        write_scale_model(store.root / "scale", version, float(version))
+    store.label("scale", "stable", 3)
+    return store
+
+
+def flags_of(store: ModelStore, way: str) -> list[str]:
+    if way == "root":
+        return [f"--model_root={store.root}", "--file_system_poll_wait_seconds=0.05"]
+    poll = ("--model_config_file_poll_wait_seconds=1", "--allow_version_labels_for_unavailable_models")
+    return [f"--model_config_file={store.root / 'models.config'}", *poll]
+
+
+def models(store: ModelStore, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["models", *arguments, "--models-dir", str(store.root)])
+
+
+class Asker:
+    """Asks for the label, or for the default, over and over; notes every answer that is wrong."""
+
+    def __init__(self, server: Server) -> None:
+        self.settled: dict[str, int] = {}  # label -> version that a command has said to be served
+        self.wrong: list[str] = []
+        self.answers = 0
+        self.stop = threading.Event()
+        self._target = server.target
+
+    def ask(self, label: str) -> None:
+        request = messages.PredictRequest()
+        request.model_spec.name = "scale"
+        if label:
+            request.model_spec.version_label = label
+        request.inputs["x"].CopyFrom(to_proto(np.array([[1, 2, 3]], np.float32)))
+        with grpc.insecure_channel(self._target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            call = channel.unary_unary(
+                "/tensorflow.serving.PredictionService/Predict",
+                messages.PredictRequest.SerializeToString,
+                messages.PredictResponse.FromString,
+            )
+            while not self.stop.is_set():
+                before = self.settled.get(label)
+                try:
+                    version = call(request, timeout=30).model_spec.version.value
+                except grpc.RpcError as error:
+                    self.wrong.append(f"{label}: {error}")
+                    continue
+                if before is not None and before == self.settled.get(label) != version:
+                    self.wrong.append(f"{label}: {version}, not {before}")
+                self.answers += 1
+
+
+@pytest.mark.parametrize(
+    ("way", "workers"), [("file", 1), ("root", 1), pytest.param("root", 2, marks=pytest.mark.slow)]
+)
+def test_rollbacks_and_label_moves_under_load(start: StartServer, store: ModelStore, way: str, workers: int) -> None:
+    server = start(*flags_of(store, way), f"--workers={workers}")
+    assert store_servers.servers(store.root) == [server.target]
+    asker = Asker(server)
+    with ThreadPoolExecutor() as pool:
+        asking = [pool.submit(asker.ask, label) for label in ("stable", "stable", "", "")]
+        try:
+            for target in (2, 1, 3, 1, 2):
+                asker.settled.clear()
+                result = models(store, "rollback", "scale", "--to", str(target))
+                assert result.exit_code == 0, result.output
+                assert result.output.endswith(f"served by {server.target}\n")
+                asker.settled[""] = target
+                asked = asker.answers
+                wait_until(lambda asked=asked: asker.answers > asked + 20, "more is asked", 60)  # type: ignore[misc]
+                asker.settled.pop("stable", None)
+                result = models(store, "label", "scale", "stable", str(target))
+                assert result.exit_code == 0, result.output
+                asker.settled["stable"] = target
+                asked = asker.answers
+                wait_until(lambda asked=asked: asker.answers > asked + 20, "more is asked", 60)  # type: ignore[misc]
+        finally:
+            asker.stop.set()
+        for one in asking:
+            one.result()
+    assert asker.wrong == []
+    assert server.stop() == 0
+    assert store_servers.servers(store.root) == []
+    assert not list(store.root.glob(".server-*"))
+
+
+def test_a_version_that_no_server_loads_changes_nothing(start: StartServer, store: ModelStore) -> None:
+    server = start(*flags_of(store, "root"), "--max_num_load_retries=0")
+    (store.root / "scale" / "1" / "model.onnx").write_bytes(b"no graph")
+    before = (store.root / "models.config").read_text()
+    result = models(store, "rollback", "scale", "--to", "1", "--wait", "2")
+    assert result.exit_code == 1
+    assert f"after 2 s, {server.target} says: version 1 is END (" in result.output
+    assert "does not load" in result.output
+    assert (store.root / "models.config").read_text() == before
+    assert "'stable' is version 2" in models(store, "label", "scale", "stable", "2").output
+    server.process.kill()
+    server.process.wait()
+    assert list(store.root.glob(".server-*"))  # which nobody removed
+    assert "no server was asked" in models(store, "label", "scale", "stable", "3").output
+    assert not list(store.root.glob(".server-*"))
+
+
+def test_a_server_that_is_named_must_answer(store: ModelStore) -> None:
+    result = models(store, "rollback", "scale", "--server", "127.0.0.1:1", "--wait", "0.2")
+    assert result.exit_code == 1
+    assert "after 0.2 s, 127.0.0.1:1 says: UNAVAILABLE" in result.output

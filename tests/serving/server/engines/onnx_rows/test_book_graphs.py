@@ -1,0 +1,27 @@
+"""The graphs of the book's seven models, with untrained networks: their rows are proved to be independent."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from bookserve.export import onnx_graph
+from bookserve.export.book_contracts import CONTRACTS
+from bookserve.export.savedmodel import ServingModule
+from bookserve.serving.server.engines.onnx_rows import walk
+from bookserve.training.models import MODELS
+
+_QUICK = ("linear", "logistic", "mnist", "ptb")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "model", [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
+def test_the_graphs_of_the_book_are_proved(tmp_path: Path, model: str) -> None:
+    module = importlib.import_module(MODELS[model])
+    for configuration, profiles in module.CONFIGS.items():
+        network = module.serving_model(module.build_model(profiles["smoke"]))
+        path = tmp_path / f"{configuration}.onnx"
+        onnx_graph.convert(ServingModule(network, CONTRACTS[model], ()), CONTRACTS[model], path)
+        assert walk.read(path).doubt == "", configuration

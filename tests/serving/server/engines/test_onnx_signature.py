@@ -1,0 +1,139 @@
+"""What an ONNX graph says of its inputs and outputs: defaults, scalars, ZipMap, bfloat16, what cannot be served."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from bookserve.serving.server.engines.engine import EngineOptions
+from bookserve.serving.server.engines.onnx_engine import OnnxEngine
+from bookserve.serving.server.types.errors import ServingError
+from bookserve.serving.server.types.signatures import Signature
+from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire.tensors import to_array
+
+FLOAT, BFLOAT16, TEXT, INT = TensorProto.FLOAT, TensorProto.BFLOAT16, TensorProto.STRING, TensorProto.INT64
+
+
+def load(folder: Path, model: ModelProto) -> tuple[OnnxEngine, Signature]:
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    engine = OnnxEngine(folder / "model.onnx", folder / "saved_model.pb", EngineOptions())
+    return engine, engine.signatures["serving_default"]
+
+
+def graph(
+    nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], initializers: Sequence[Any] = ()
+) -> ModelProto:
+    infos = [
+        [helper.make_tensor_value_info(*info) if isinstance(info, tuple) else info for info in side]
+        for side in (inputs, outputs)
+    ]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", 3)]
+    return helper.make_model(
+        helper.make_graph(nodes, "g", *infos, list(initializers)), opset_imports=opsets, ir_version=10
+    )
+
+
+def scaled(factor: np.ndarray) -> ModelProto:
+    """y = x * k, where k has a default."""
+    return graph(
+        [helper.make_node("Mul", ["x", "k"], ["y"])],
+        [("x", FLOAT, ["N"]), ("k", FLOAT, [None] if factor.ndim else [])],
+        [("y", FLOAT, ["N"])],
+        [numpy_helper.from_array(factor, "k")],
+    )
+
+
+def test_an_input_with_a_default_may_be_left_out(tmp_path: Path) -> None:
+    engine, signature = load(tmp_path, scaled(np.float32([2.5])))
+    assert signature.may_be_omitted == {"k"}
+    assert to_array(signature.definition.defaults["k"]).tolist() == [2.5]
+    x = np.float32([1, 2])
+    assert engine.run(signature, signature.complete({"x": x}), ["y"])[0].tolist() == [2.5, 5]
+    assert engine.run(signature, signature.complete({"x": x, "k": np.float32([5])}), ["y"])[0].tolist() == [5, 10]
+    with pytest.raises(ServingError, match="input alias: x"):
+        signature.complete({"k": x})
+    with pytest.raises(ServingError, match=r"Expects arg\[0\] to be float but int64 is provided: input 'k'"):
+        signature.complete({"x": x, "k": np.int64([1])})
+
+
+def test_weights_that_an_old_exporter_lists_as_inputs_are_none(tmp_path: Path) -> None:
+    _, signature = load(tmp_path, scaled(np.ones(20_000, np.float32)))
+    assert list(signature.inputs) == ["x"]
+
+
+def test_scalars_have_a_shape_and_unknown_ranks_have_none(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["u"], ["v"])]
+    _, signature = load(
+        tmp_path, graph(nodes, [("x", FLOAT, []), ("u", FLOAT, None)], [("y", FLOAT, []), ("v", FLOAT, None)])
+    )
+    for infos, scalar, free in (
+        (signature.definition.inputs, "x", "u"),
+        (signature.definition.outputs, "y", "v"),
+    ):
+        assert infos[scalar].HasField("tensor_shape")
+        assert not infos[scalar].tensor_shape.unknown_rank
+        assert infos[free].tensor_shape.unknown_rank
+    assert (signature.inputs["x"].shape, signature.inputs["u"].shape) == ((), None)
+
+
+@pytest.mark.parametrize("labels", [{"classlabels_int64s": [3, 7]}, {"classlabels_strings": ["chat", "été"]}])
+def test_the_dictionaries_of_a_zip_map_are_a_tensor(tmp_path: Path, labels: dict[str, list[Any]]) -> None:
+    kind = INT if "classlabels_int64s" in labels else TEXT
+    dictionaries = helper.make_value_info(
+        "probabilities",
+        helper.make_sequence_type_proto(helper.make_map_type_proto(kind, helper.make_tensor_type_proto(FLOAT, None))),
+    )
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["p"], axis=1),
+        helper.make_node("ZipMap", ["p"], ["probabilities"], domain="ai.onnx.ml", **labels),
+    ]
+    engine, signature = load(tmp_path, graph(nodes, [("x", FLOAT, ["N", 2])], [dictionaries]))
+    assert engine.labels == {"probabilities": tuple(map(str, *labels.values()))}
+    assert signature.outputs["probabilities"].shape == (None, 2)
+    (answer,) = engine.run(signature, {"x": np.log(np.float32([[1, 3], [1, 1]]))}, ["probabilities"])
+    np.testing.assert_allclose(answer, [[0.25, 0.75], [0.5, 0.5]], rtol=1e-6)
+
+
+def test_bfloat16_goes_in_and_comes_out_beside_other_types(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=FLOAT),
+        helper.make_node("Add", ["wide", "bias"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["y"], to=BFLOAT16),
+        helper.make_node("Cast", ["sum"], ["text"], to=TEXT),
+    ]
+    model = graph(
+        nodes,
+        [("x", BFLOAT16, ["N", 2]), ("bias", FLOAT, [2])],
+        [("y", BFLOAT16, ["N", 2]), ("sum", FLOAT, ["N", 2]), ("text", TEXT, ["N", 2])],
+    )
+    engine, signature = load(tmp_path, model)
+    x = np.array([[1.5, -2], [3.140625, 0]], ml_dtypes.bfloat16)
+    y, total, text = engine.run(signature, {"x": x, "bias": np.float32([1, 0.5])}, ["y", "sum", "text"])
+    expected = x.astype(np.float32) + np.float32([1, 0.5])
+    np.testing.assert_array_equal(total, expected)
+    np.testing.assert_array_equal(y, expected.astype(ml_dtypes.bfloat16))
+    assert y.dtype == ml_dtypes.bfloat16
+    assert text[0].tolist() == [b"2.5", b"-1.5"]
+
+
+def test_what_is_no_tensor_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    sequence = helper.make_tensor_sequence_value_info("y", FLOAT, None)
+    model = graph([helper.make_node("SequenceConstruct", ["x"], ["y"])], [("x", FLOAT, ["N"])], [sequence])
+    with pytest.raises(
+        ServingError, match=r"'y' is a seq\(tensor\(float\)\).*Export the graph with a tensor"
+    ) as caught:
+        load(tmp_path, model)
+    assert caught.value.code == tensorflow_error_pb2.FAILED_PRECONDITION
+
+
+def test_operations_of_ones_own_are_missed_with_the_flag_that_brings_them(tmp_path: Path) -> None:
+    node = helper.make_node("Shout", ["x"], ["y"], domain="my.company")
+    model = graph([node], [("x", FLOAT, ["N"])], [("y", FLOAT, ["N"])])
+    model.opset_import.append(helper.make_opsetid("my.company", 1))
+    with pytest.raises(ServingError, match="--custom_op_libraries"):
+        load(tmp_path, model)

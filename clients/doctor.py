@@ -158,7 +158,7 @@ def data(places: Places) -> Iterator[Finding]:
 def models(places: Places) -> Iterator[Finding]:
     """The newest version of every model, each of its files checked against the manifest."""
     from bookserve.export import manifest as manifests
-    from bookserve.export.contracts import CONTRACTS
+    from bookserve.export.book_contracts import CONTRACTS
     from bookserve.export.errors import StoreError
     from bookserve.export.store import ModelStore
 

@@ -11,7 +11,8 @@ import numpy as np
 from bookserve.clients.answers import Array, Prediction
 from bookserve.clients.inputs import boards
 from bookserve.clients.inputs.words import Tokens, Vocabulary
-from bookserve.export.contracts import LINEAR, LOGISTIC, PTB, TICTACTOE, TOX21, Contract
+from bookserve.export.book_contracts import LINEAR, LOGISTIC, PTB, TICTACTOE, TOX21
+from bookserve.export.contracts import Contract
 
 
 def linear(prediction: Prediction) -> dict[str, Any]:

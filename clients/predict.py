@@ -12,14 +12,16 @@ from typing import Any
 import click
 import numpy as np
 
-from bookserve.clients import gateway_client, grpc_client, outputs, rest_client
+from bookserve.clients import gateway_client, grpc_client, outputs, own_model, rest_client
 from bookserve.clients.answers import Array, Prediction
 from bookserve.clients.errors import BadAnswer, PredictError, Unavailable
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.inputs import boards, molecules, pictures, points, words
 from bookserve.clients.rest_client import RestClient
-from bookserve.export.contracts import CIFAR10, LINEAR, LOGISTIC, MNIST, PTB, TICTACTOE, TOX21, Contract
+from bookserve.export.book_contracts import CIFAR10, LINEAR, LOGISTIC, MNIST, PTB, TICTACTOE, TOX21
+from bookserve.export.contracts import Contract
+from bookserve.export.errors import ExportError
 
 _BAR = 40  # characters
 _INPUT_ERRORS = (
@@ -129,6 +131,22 @@ def _tictactoe(server: _Server, source: str, wanted: _Wanted) -> dict[str, Any]:
     return outputs.tictactoe(_predict(server, TICTACTOE, boards.planes(board)[None], wanted), [board])
 
 
+def _own(name: str) -> _Question:
+    """The question to a model that has no form of its own here."""
+
+    def through_gateway(client: GatewayClient, source: str, wanted: _Wanted) -> dict[str, Any]:
+        raise click.UsageError(
+            f"the gateway has no form for '{name}' (it has: {', '.join(QUESTIONS)}): ask the model server, --grpc or "
+            "--rest after INPUT"
+        )
+
+    def direct(server: _Server, source: str, wanted: _Wanted) -> dict[str, Any]:
+        choice = own_model.Choice(wanted.version, wanted.label, wanted.models_dir)
+        return own_model.ask(server, name, source, choice)
+
+    return _Question(through_gateway, direct)
+
+
 QUESTIONS = {
     "linear": _Question(_ask_linear, _linear),
     "logistic": _Question(_ask_logistic, _logistic),
@@ -142,7 +160,7 @@ QUESTIONS = {
 
 # An INPUT such as -0.2,0.8 is no option.
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("name", type=click.Choice(list(QUESTIONS)))
+@click.argument("name")
 @click.argument("source", metavar="INPUT")
 @click.option("--gateway", metavar="URL", help=f"Ask this gateway.  [default: {gateway_client.DEFAULT_URL}]")
 @click.option(
@@ -166,7 +184,7 @@ QUESTIONS = {
 @click.option(
     "--models-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The model store, whose vocabulary ptb needs with --grpc and --rest.",
+    help="The model store: vocabularies and labels, with --grpc and --rest.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def main(
@@ -180,7 +198,10 @@ def main(
     models_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Ask the model NAME for one prediction. INPUT by model:
+    """Ask the model NAME for one prediction.
+
+    INPUT of a model of your own, with --grpc or --rest, is a file (.json in the REST form, .npz, .csv, a picture) or
+    JSON such as '[[1.0, 2.0]]'. INPUT of the book's models:
 
     \b
     linear     a number                          1.5
@@ -199,11 +220,11 @@ def main(
         raise click.UsageError("give one of --version and --label")
     wanted = _Wanted(version, label, models_dir)
     try:
-        answer = _ask(QUESTIONS[name], source, wanted, gateway, grpc_target, rest_url)
+        answer = _ask(QUESTIONS.get(name) or _own(name), source, wanted, gateway, grpc_target, rest_url)
     except Unavailable as error:
         mend = ": start it with 'make serve'" if "nothing answers" in str(error) else ""
         raise click.ClickException(f"{error}{mend}") from error
-    except (PredictError, *_INPUT_ERRORS) as error:
+    except (PredictError, ExportError, *_INPUT_ERRORS) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"cannot read {source}: {error.strerror or error}") from error
@@ -238,15 +259,19 @@ def _chart(answer: dict[str, Any]) -> str:
                     lines += _bars(list(value.items()))
                 case [{"word": _}, *_]:
                     lines += _bars([(entry["word"], entry["probability"]) for entry in value])
-                case [float() | int(), *_]:  # of the squares of a board
+                case [float() | int(), *_] if len(value) == boards.SQUARES and name == "probabilities":
                     lines += ["  " + "  ".join(f"{share:7.2%}" for share in value[row : row + 3]) for row in (0, 3, 6)]
                 case []:
                     continue
                 case [*items]:
-                    lines.append(f"{name} {', '.join(items)}")
+                    lines.append(f"{name} {', '.join(_short(item) for item in items)}")
                 case _:
                     lines.append(f"{name} {value}")
     return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _bars(rows: list[tuple[str, float]]) -> list[str]:

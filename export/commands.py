@@ -1,12 +1,15 @@
 """The commands `bookserve export` and `bookserve models`. They only parse, call and print."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from bookserve.export import add as adding
+from bookserve.export import description, run_reader
 from bookserve.export import manifest as manifests
-from bookserve.export import run_reader
-from bookserve.export.contracts import CONTRACTS
+from bookserve.export.confined import Limits, call
+from bookserve.export.contracts import TASKS, from_json
 from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.manifest import Manifest
 from bookserve.export.options import models_dir_option, runs_dir_option
@@ -15,9 +18,12 @@ from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import CONFIG, ModelStore, UntilLoaded
 from bookserve.serving.wire import store_servers
 
+_READ = Limits(seconds=60.0, memory_bytes=2 << 30)  # for the reading of a graph
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 
 @click.command()
-@click.argument("name", type=click.Choice(list(CONTRACTS)))
+@click.argument("name")
 @click.option(
     "--run",
     "run_folder",
@@ -73,7 +79,70 @@ _NOBODY = "no server was asked: it takes effect when one starts, or reads models
 
 @click.group()
 def models() -> None:
-    """List, show, label and roll back what the model store holds."""
+    """Add, list, show, label and roll back what the model store holds."""
+
+
+@models.command("add")
+@click.argument("name")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default=None,
+    help="What the model is for, if the file is silent.",
+)
+@click.option("--labels", type=_FILE, default=None, help="The names of the classes, one a line, in the outputs' order.")
+@click.option(
+    "--example",
+    type=_FILE,
+    default=None,
+    help="Inputs to try it with: .npz, .json in the REST form, .csv or a picture. Without it they are drawn at random.",
+)
+@click.option(
+    "--trust", is_flag=True, help="Load a file that is a program, such as a pickle: its code runs with your rights."
+)
+@click.option(
+    "--max-seconds", type=click.FloatRange(min=1), default=600.0, show_default=True, help="The model's trial may take."
+)
+@click.option(
+    "--max-memory", type=click.IntRange(min=64), default=8192, show_default=True, help="MiB that the trial may use."
+)
+@models_dir_option
+def add_model(
+    name: str,
+    path: Path,
+    task: str | None,
+    labels: Path | None,
+    example: Path | None,
+    trust: bool,
+    max_seconds: float,
+    max_memory: int,
+    models_dir: Path,
+) -> None:
+    """Make the next version of NAME from the model at PATH, made by anybody.
+
+    \b
+    PATH is one of
+      a SavedModel folder (TensorFlow 1 and 2, Keras, Estimator, TFX)
+      .onnx   .tflite   .keras   .h5   .pt2 (torch.export)
+      .pkl, .joblib (scikit-learn, XGBoost, LightGBM)
+      .json, .ubj (XGBoost)   .txt (LightGBM)
+      a folder of MLflow, or one with config.json and model.onnx
+
+    It is converted and tried in a process of its own. A version is published only if its graphs answer as the source
+    does.
+    """
+    store = ModelStore(models_dir)
+    limits = Limits(max_seconds, max_memory << 20)
+    try:
+        published = adding.add(store, name, path, adding.Wishes(task, labels, example, trust), limits, click.echo)
+    except ExportError as error:
+        raise click.ClickException(str(error)) from error
+    for line in adding.missing(published.contract):
+        click.echo(f"{name}: {line}")
+    click.echo("Serve it and ask it:")
+    for line in adding.how_to_use(store, published):
+        click.echo(f"  {line}")
 
 
 @models.command("list")
@@ -96,8 +165,8 @@ def list_models(models_dir: Path) -> None:
                 rows.append((model, str(version), "?", "?", "?", "?", "?", names))
                 click.echo(f"warning: {error}", err=True)
                 continue
-            numbers = (found.configuration, found.profile)
-            rows.append((model, str(version), *numbers, found.data.source, _figures(found), found.created, names))
+            made = (found.configuration or "-", found.profile or "-", _data(found))
+            rows.append((model, str(version), *made, _figures(found) or "-", found.created, names))
     for model, base_path in store.moved_from().items():
         text = f"warning: {CONFIG} has {model} in {base_path}, not in this store: 'bookserve models config' mends that"
         click.echo(text, err=True)
@@ -113,24 +182,38 @@ def list_models(models_dir: Path) -> None:
 @click.argument("version", type=click.IntRange(min=1), required=False)
 @models_dir_option
 def show(name: str, version: int | None, models_dir: Path) -> None:
-    """Everything known of one version, by default the newest; fails when a file of it is missing or changed."""
+    """Everything known of one version, by default the newest; fails when a file of it is missing or changed.
+
+    A version without a manifest, made by hand or by TensorFlow, is read from its graph.
+    """
     store = ModelStore(models_dir)
     try:
         folder = store.path(name, version)
-        found = store.manifest(name, version)
+        found = store.manifest(name, version) if (folder / manifests.LOCATION).exists() else None
         served = _served(store, name).get(int(folder.name), [])
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{name} version {found.version}, contract {found.contract}, in {folder}")
+    contract = None if found is None else found.contract
+    unread = ""
+    if contract is None or not contract.whole:
+        try:
+            told = from_json(
+                call("bookserve.export.graph_contract:read", {"folder": str(folder), "model": name}, _READ)
+            )
+            contract = told if contract is None else replace(told, model=contract.model, version=contract.version)
+        except ExportError as error:
+            unread = str(error)
+    known = "no manifest" if found is None else f"contract {found.contract.id}"
+    click.echo(f"{name} version {folder.name}, {known}, in {folder}")
     click.echo(f"served as {', '.join(served) or 'nothing: ask for it by its number, where it is loaded'}")
-    click.echo(
-        f"created   {found.created}, configuration {found.configuration}, profile {found.profile}, seed {found.seed}"
-    )
-    click.echo(f"data      {found.data.source}: {found.data.name}, SHA-256 {found.data.sha256}")
-    for split, figures in found.metrics.items():
-        click.echo(f"{split:<9} " + "  ".join(f"{figure} {value:.6g}" for figure, value in figures.items()))
-    click.echo("parity    " + "  ".join(f"{output} {value:.2g}" for output, value in found.parity.items()))
-    click.echo("made with " + "  ".join(f"{library} {number}" for library, number in found.made_with.items()))
+    for line in description.lines(contract) if contract is not None else ():
+        click.echo(line)
+    if unread:
+        click.echo(f"warning: its tensors are not known: {unread}", err=True)
+    if found is None:
+        return
+    for line in description.origin(found):
+        click.echo(line)
     changed = manifests.changed_files(folder, found)
     if changed:
         raise click.ClickException(f"{len(changed)} files are missing or changed: {', '.join(changed)}")
@@ -245,6 +328,13 @@ def _served(store: ModelStore, model: str) -> dict[int, list[str]]:
     for name, version in store.release(model).labels.items():
         names.setdefault(version, []).append(name)
     return names
+
+
+def _data(found: Manifest) -> str:
+    """Where a version came from, in a word: "real" or "sample" data, or the format of a model made elsewhere."""
+    if found.data is not None:
+        return found.data.source
+    return "-" if found.source is None else found.source.format
 
 
 def _figures(found: Manifest) -> str:

@@ -1,8 +1,12 @@
-"""What can go wrong between a run folder and the model store."""
+"""What can go wrong between a run folder, or a model made elsewhere, and the model store."""
 
 
 class ExportError(Exception):
-    """A run cannot be published; the message says what is wrong with it and what to do."""
+    """A run or a model cannot be published; the message says what is wrong with it and what to do."""
+
+
+class ConfinedError(ExportError):
+    """A file could not be tried in its child process; the message goes on from the file's name."""
 
 
 class StoreError(Exception):

@@ -1,7 +1,8 @@
-"""The manifest of a version: what was trained, on what data, how good it is and which files belong to it.
+"""The manifest of a version: its contract, where it came from, how good it is and which files belong to it.
 
-It lies in `assets.extra/manifest.json` of every version. The gateway reads the contract from it, `bookserve models` the
-figures.
+It lies in `assets.extra/manifest.json` of every version; `manifest.schema.json` beside this module describes it. The
+gateway and the clients read the contract from it, `bookserve models` the figures, the model server the sums of the
+files.
 """
 
 import dataclasses
@@ -9,10 +10,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
+from bookserve.export.contracts import Contract, ContractError, from_json, to_json
 from bookserve.export.errors import StoreError
 
+SCHEMA = 2  # of what is written here; 1, without the field, had only the contract's name
 LOCATION = "assets.extra/manifest.json"  # inside the version folder
 Metrics = dict[str, dict[str, float]]  # split -> figure -> value
 
@@ -27,30 +31,50 @@ class DataOrigin:
 
 
 @dataclass(frozen=True)
+class Source:
+    """The file or folder that a version was made from: `format` such as "onnx" or "scikit-learn".
+
+    `sha256` covers the file, or the names and contents of a folder's files.
+    """
+
+    format: str
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One version's manifest.
 
-    `created` is the time of publishing in ISO 8601 with its zone. `configuration` and `profile` name the numbers of the
-    training. `parity` holds each output's largest difference between SavedModel and ONNX graph. `files` maps each file
-    of the version, but the manifest itself, to its SHA-256.
+    `created` is the time of publishing in ISO 8601 with its zone. `parity` holds each output's largest difference
+    between the source and the graphs of the version. `files` maps each file of the version, but the manifest itself, to
+    its SHA-256. `rows_independent` is True where it is proved or declared that no row of a request changes another
+    row's outputs, and None where nobody said. `configuration`, `profile`, `seed` and `data` tell of a training,
+    `source` of a model that was made elsewhere.
     """
 
     model: str
     version: int
     created: str
-    contract: str
-    data: DataOrigin
-    profile: str
-    seed: int
-    metrics: Metrics
+    contract: Contract
     parity: dict[str, float]
     files: dict[str, str]
     made_with: dict[str, str]
+    metrics: Metrics = dataclasses.field(default_factory=dict)
+    data: DataOrigin | None = None
+    profile: str = ""
+    seed: int | None = None
     configuration: str = "standard"  # manifests from before there were others name none
+    rows_independent: bool | None = None
+    precision: str = "float32"
+    source: Source | None = None
+    schema: int = SCHEMA
 
     def to_json(self) -> str:
-        """Indented JSON with a newline at its end."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        """Indented JSON with a newline at its end; what is not known is left out."""
+        content = {"schema": self.schema, **dataclasses.asdict(self), "contract": to_json(self.contract)}
+        known = {name: value for name, value in content.items() if value is not None}
+        return json.dumps(known, indent=2, allow_nan=False) + "\n"
 
 
 def read(folder: Path) -> Manifest:
@@ -66,8 +90,19 @@ def read(folder: Path) -> Manifest:
         raise StoreError(f"{folder} has no manifest ({LOCATION})") from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise StoreError(f"{path}: Manifest is no JSON object")
+    schema = content.setdefault("schema", 1)
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise StoreError(f"{path} has the schema {schema!r}; this bookserve reads 1 to {SCHEMA}: update it")
     values = _fields(content, Manifest, path)
-    values["data"] = DataOrigin(**_fields(values["data"], DataOrigin, path))
+    for name, kind in (("data", DataOrigin), ("source", Source)):
+        if name in values:
+            values[name] = kind(**_fields(values[name], kind, path))
+    try:
+        values["contract"] = from_json(values["contract"])
+    except ContractError as error:
+        raise StoreError(f"{path}: {error}") from error
     return Manifest(**values)
 
 
@@ -97,14 +132,27 @@ def _fields(content: Any, kind: type[Any], path: Path) -> dict[str, Any]:
     values = {}
     for field in dataclasses.fields(kind):
         if field.name not in content:
-            if field.default is not dataclasses.MISSING:
+            if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
                 continue
             raise StoreError(f"{path}: the field '{field.name}' is missing")
         value = content[field.name]
-        expected = dict if dataclasses.is_dataclass(field.type) else get_origin(field.type) or field.type
-        if type(value) is not expected:
-            raise StoreError(f"{path}: the field '{field.name}' is {json.dumps(value)[:60]}, not of type {expected}")
+        expected = _json_types(field.type)
+        if type(value) not in expected:
+            names = " or ".join(item.__name__ for item in expected)
+            raise StoreError(f"{path}: the field '{field.name}' is {json.dumps(value)[:60]}, not of type {names}")
         if get_args(field.type) == (str, str) and not all(isinstance(item, str) for item in value.values()):
             raise StoreError(f"{path}: the field '{field.name}' holds a value that is no text")
         values[field.name] = value
     return values
+
+
+def _json_types(declared: Any) -> tuple[type, ...]:
+    """The types that JSON may have for a field; a contract may be its name alone."""
+    if declared is Contract:
+        return dict, str
+    options = get_args(declared) if isinstance(declared, UnionType) else (declared,)
+    return tuple(
+        dict if dataclasses.is_dataclass(option) else get_origin(option) or option
+        for option in options
+        if option is not NoneType
+    )

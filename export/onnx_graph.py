@@ -2,25 +2,35 @@
 
 import logging
 from pathlib import Path
+from typing import Any, Protocol
 
 import onnx
 import tf2onnx
 
+from bookserve.export import parity
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
-from bookserve.export.savedmodel import ServingModule
 
-LOCATION = "assets.extra/model.onnx"  # inside the version folder
+LOCATION = parity.LOCATION
 OPSET = 18
 
 
-def convert(servable: ServingModule, contract: Contract, path: Path) -> None:
+class Servable(Protocol):
+    """A function under the contract: `serve` takes `specs` in order and gives the contract's outputs by name."""
+
+    serve: Any
+    specs: Any
+
+
+def convert(servable: Servable, contract: Contract, path: Path, quiet: bool = True) -> None:
     """Write the ONNX graph: inputs and outputs named, typed and ordered as in the contract, free dimensions free.
+
+    `quiet` keeps what tf2onnx says of operations that it does not know from its log.
 
     Raises:
         ExportError: an operation of the network has no ONNX form, or the result does not keep the contract.
     """
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL if quiet else logging.ERROR)
     try:
         graph, _ = tf2onnx.convert.from_function(servable.serve, input_signature=servable.specs, opset=OPSET)
     except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -54,6 +64,8 @@ def _name_free_dimensions(graph: onnx.ModelProto, contract: Contract) -> None:
     values = [*graph.graph.input, *graph.graph.output]
     for value, tensor in zip(values, [*contract.inputs, *contract.outputs], strict=True):
         dimensions = value.type.tensor_type.shape.dim
+        if len(dimensions) != len(tensor.shape):
+            continue  # of unknown rank
         for number, (dimension, size) in enumerate(zip(dimensions, tensor.shape, strict=True)):
             if size is not None:
                 dimension.dim_value = size

@@ -1,4 +1,4 @@
-"""The proof that both graphs of a version compute the same: SavedModel against ONNX graph on real rows."""
+"""The proof that the graphs of a version compute the same: SavedModel against ONNX graph, or a source against both."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
-import tensorflow as tf
 
-from bookserve.export import onnx_graph
-from bookserve.export.contracts import SIGNATURE, Contract, Tensor
+from bookserve.export import engines
+from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
 
+LOCATION = "assets.extra/model.onnx"  # inside the version folder
 TOLERANCE = 1e-4  # largest accepted difference of a float output
 Rows = Mapping[str, npt.NDArray[Any]]
+_ENGINES = ("the SavedModel", "the ONNX graph")
 
 
 def check(folder: Path, contract: Contract, rows: Rows) -> dict[str, float]:
@@ -27,20 +27,14 @@ def check(folder: Path, contract: Contract, rows: Rows) -> dict[str, float]:
     Raises:
         ExportError: a difference is above TOLERANCE, or the engines give other shapes or types.
     """
-    signature = tf.saved_model.load(str(folder)).signatures[SIGNATURE]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(folder / onnx_graph.LOCATION), options, providers=["CPUExecutionProvider"]
-    )
+    run_saved_model = engines.saved_model(folder, contract.signature)
+    run_onnx = engines.onnx_graph(folder / LOCATION)
     differences = dict.fromkeys((tensor.name for tensor in contract.outputs), 0.0)
     for batch in _batches(contract, rows):
-        expected = {k: v.numpy() for k, v in signature(**{k: tf.constant(v) for k, v in batch.items()}).items()}
-        names = [tensor.name for tensor in contract.outputs]
-        actual = dict(zip(names, session.run(names, dict(batch)), strict=True))
+        expected, actual = run_saved_model(batch), run_onnx(batch)
         for tensor in contract.outputs:
-            difference = _difference(tensor, expected, actual)
-            differences[tensor.name] = max(differences[tensor.name], difference)
+            worst = difference(tensor, expected, actual)
+            differences[tensor.name] = max(differences[tensor.name], worst)
     return differences
 
 
@@ -61,33 +55,65 @@ def _cut(array: npt.NDArray[Any], tensor: Tensor, fraction: float) -> npt.NDArra
     return array
 
 
-def _difference(tensor: Tensor, expected: Rows, actual: Rows) -> float:
-    """The difference of one output as `check` defines it."""
+def difference(tensor: Tensor, expected: Rows, actual: Rows, engines: tuple[str, str] = _ENGINES) -> float:
+    """The difference of one output as `check` defines it; `engines` name who gave `expected` and `actual`.
+
+    A float output may differ by TOLERANCE, or by TOLERANCE of its value where that is above 1; numbers that are none
+    (NaN, infinity) must be the same in both.
+
+    Raises:
+        ExportError: types, shapes or values disagree; the message has the worst value.
+    """
     left, right = expected[tensor.name], actual[tensor.name]
-    for engine, array in (("SavedModel", left), ("ONNX graph", right)):
-        if array.dtype.name != tensor.dtype:
-            raise ExportError(f"'{tensor.name}' of the {engine} is {array.dtype.name}, not {tensor.dtype}")
+    for engine, array in zip(engines, (left, right), strict=True):
+        if _type_name(array) != tensor.dtype:
+            raise ExportError(f"'{tensor.name}' of {engine} is {_type_name(array)}, not {tensor.dtype}")
     if left.shape != right.shape:
-        raise ExportError(f"'{tensor.name}' is {left.shape} from the SavedModel, {right.shape} from the ONNX graph")
-    if np.issubdtype(left.dtype, np.floating):
-        difference = float(np.max(np.abs(left.astype(np.float64) - right), initial=0.0))
-        if not difference <= TOLERANCE:
-            raise ExportError(
-                f"SavedModel and ONNX graph differ in '{tensor.name}' by {difference:g}, more than {TOLERANCE:g}: the "
-                "version is not published"
-            )
-        return difference
-    differs = left != right
+        raise ExportError(f"'{tensor.name}' is {left.shape} from {engines[0]}, {right.shape} from {engines[1]}")
+    if left.dtype.kind in "fc":
+        return _float_difference(tensor.name, left, right, engines)
+    differs = _as_bytes(left) != _as_bytes(right)
     if not differs.any():
         return 0.0
     if tensor.ranks:
         gaps = np.abs(_values_at(expected[tensor.ranks], left) - _values_at(expected[tensor.ranks], right))
         if gaps.max() <= TOLERANCE:
             return float(differs.mean())
+    place = tuple(int(axis) for axis in np.argwhere(differs)[0])
     raise ExportError(
-        f"SavedModel and ONNX graph differ in '{tensor.name}' for {int(differs.sum())} of {differs.size} values: the "
-        "version is not published"
+        f"{engines[0]} and {engines[1]} differ in '{tensor.name}' for {int(differs.sum())} of {differs.size} values, "
+        f"first {left[place]} and {right[place]} at {list(place)}: the version is not published"
     )
+
+
+def _float_difference(name: str, left: npt.NDArray[Any], right: npt.NDArray[Any], engines: tuple[str, str]) -> float:
+    wide = np.complex128 if left.dtype.kind == "c" else np.float64
+    a, b = left.astype(wide), right.astype(wide)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        gaps = np.where(same, 0.0, np.abs(a - b))
+    allowed = TOLERANCE * np.maximum(1.0, np.abs(a, where=np.isfinite(a), out=np.zeros(a.shape)))
+    if not bool((gaps <= allowed).all()):
+        excess = np.where(np.isnan(gaps), np.inf, gaps / allowed)
+        place = tuple(int(axis) for axis in np.unravel_index(int(np.argmax(excess)), gaps.shape))
+        raise ExportError(
+            f"{engines[0]} and {engines[1]} differ in '{name}' by {float(gaps[place]):g}, more than "
+            f"{float(allowed[place]):g}: {left[place]:.9g} and {right[place]:.9g} at {list(place)}; the version is not "
+            "published"
+        )
+    return float(np.max(gaps, initial=0.0))
+
+
+def _type_name(array: npt.NDArray[Any]) -> str:
+    return "object" if array.dtype.kind in "SUO" else array.dtype.name
+
+
+def _as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Strings as bytes, whoever gave them; other arrays as they are."""
+    if array.dtype.kind not in "SUO":
+        return array
+    flat = [value if isinstance(value, bytes) else str(value).encode() for value in array.ravel().tolist()]
+    return np.array(flat, dtype=object).reshape(array.shape)
 
 
 def _values_at(scores: npt.NDArray[Any], numbers: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

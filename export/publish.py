@@ -47,7 +47,7 @@ def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None]) -> 
                     model=contract.model,
                     version=number,
                     created=datetime.now(UTC).isoformat(timespec="seconds"),
-                    contract=contract.id,
+                    contract=contract,
                     data=run.data,
                     configuration=run.configuration,
                     profile=run.profile,

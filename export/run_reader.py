@@ -12,14 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from bookserve.export import run_format
-from bookserve.export.contracts import CONTRACTS, Contract
+from bookserve.export.contracts import Contract, from_json
 from bookserve.export.errors import ExportError
 from bookserve.export.manifest import DataOrigin, Metrics
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One complete run. `made_with` names the libraries and the devices; `config` the numbers of the training."""
+    """One complete run.
+
+    `made_with` names the libraries and the devices; `config` the numbers of the training; `purpose` and `limits` are
+    words for the model card.
+    """
 
     folder: Path
     contract: Contract
@@ -30,6 +34,8 @@ class TrainingRun:
     data: DataOrigin
     metrics: Metrics
     made_with: dict[str, str]
+    purpose: str = ""
+    limits: str = ""
 
     @property
     def network(self) -> Path:
@@ -83,7 +89,11 @@ def latest(runs_dir: Path, model: str) -> Path:
     folder = runs_dir / model
     names = sorted(path.name for path in folder.iterdir() if _is_complete(path)) if folder.is_dir() else []
     if not names:
-        raise ExportError(f"{folder} holds no complete run: train one with 'bookserve train {model}'")
+        known = sorted(path.name for path in runs_dir.iterdir() if path.is_dir()) if runs_dir.is_dir() else []
+        raise ExportError(
+            f"{folder} holds no complete run: train one with 'bookserve train {model}' (runs of: "
+            f"{', '.join(known) or 'nothing'})"
+        )
     return folder / names[-1]
 
 
@@ -100,11 +110,11 @@ def read(folder: Path, model: str) -> TrainingRun:
     try:
         config = json.loads((folder / run_format.CONFIG).read_text(encoding="utf-8"))
         metrics = json.loads((folder / run_format.METRICS).read_text(encoding="utf-8"))
-        contract = CONTRACTS[model]
+        contract = from_json(config["contract"])
         if config["model"] != model:
             raise ExportError(f"{folder} is a run of {config['model']}, not of {model}")
-        if config["contract"] != contract.id:
-            raise ExportError(f"{folder} was made for {config['contract']}, this is {contract.id}: train again")
+        if not contract.whole:
+            raise ExportError(f"{folder} is from before runs had their whole contract: train again")
         return TrainingRun(
             folder=folder,
             contract=contract,
@@ -115,6 +125,8 @@ def read(folder: Path, model: str) -> TrainingRun:
             data=DataOrigin(**config["data"]),
             metrics=metrics,
             made_with={**config["made_with"], "devices": config["devices"]},
+            purpose=config.get("purpose", ""),
+            limits=config.get("limits", ""),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{folder} is damaged: {error!r}. Train again.") from error

@@ -8,29 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import tensorflow as tf
 
 from bookserve.export.contracts import SIGNATURE
 from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
 from bookserve.serving.wire.tensors import to_proto
+from bookserve.serving.wire.tfrecord import framed
 
 LOCATION = "assets.extra/tf_serving_warmup_requests"  # inside the version folder
 BATCHES = (1, 8, 32)  # rows of the requests: the first call of each size is the slow one
 
 
-def write(path: Path, model: str, rows: Mapping[str, npt.NDArray[Any]]) -> None:
-    """One Predict request for each size in BATCHES, made of the first rows of `rows` (input -> array)."""
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for size in BATCHES:
-            writer.write(prediction_log(model, {name: array[:size] for name, array in rows.items()}))
+def write(path: Path, model: str, rows: Mapping[str, npt.NDArray[Any]], signature: str = SIGNATURE) -> None:
+    """One Predict request for each size in BATCHES, made of the first rows of `rows` (input -> array).
+
+    A size that `rows` do not have is left out, but for the smallest; inputs without a batch go as they are.
+    """
+    rowless = any(array.ndim == 0 for array in rows.values())
+    most = 1 if rowless else min(len(array) for array in rows.values())
+    with path.open("wb") as stream:
+        for size in [size for size in BATCHES if size == BATCHES[0] or size <= most]:
+            inputs = rows if rowless or most <= size else {name: array[:size] for name, array in rows.items()}
+            stream.write(framed(prediction_log(model, inputs, signature)))
 
 
-def prediction_log(model: str, inputs: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """A serialised PredictionLog with one PredictRequest for the signature `serving_default`."""
+def prediction_log(model: str, inputs: Mapping[str, npt.NDArray[Any]], signature: str = SIGNATURE) -> bytes:
+    """A serialised PredictionLog with one PredictRequest for a signature."""
     log = PredictionLog()
     request = log.predict_log.request
     request.model_spec.name = model
-    request.model_spec.signature_name = SIGNATURE
+    request.model_spec.signature_name = signature
     for name, array in inputs.items():
         request.inputs[name].CopyFrom(to_proto(array, as_content=True))
     return log.SerializeToString()

@@ -17,7 +17,7 @@ from signal import SIGINT, SIGTERM, signal
 
 import click
 
-from bookserve.export.contracts import CONTRACTS
+from bookserve.export.book_contracts import CONTRACTS
 from bookserve.export.options import local_folder
 
 _HOST = "127.0.0.1"

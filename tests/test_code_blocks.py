@@ -30,7 +30,10 @@ RUN_BY = {
 # Blocks that no test runs, by their document and the beginning of their first line.
 _CONTAINERS = "needs containers: tests/containers/check_compose.py runs the compose file where there are some"
 _HOURS = "trains for minutes or hours"
+_ADDED = "tests/export/test_add.py adds a model and runs the lines that the command prints"
 NOT_RUN = {
+    ("README.md", "pip install '.[serving,convert]'"): _ADDED,
+    ("README.md", "bookserve model-server --model_root=$PWD/models"): _ADDED,
     ("ARCHITECTURE.md", "flowchart TD"): "a drawing",
     ("CONTRIBUTING.md", "make install "): "runs all tests",
     ("docker/README.md", "docker compose -p bookserve -f docker/compose.yaml --profile cpu build"): _CONTAINERS,
@@ -105,7 +108,6 @@ def test_every_command_in_a_text_exists(document: Path) -> None:
         "bookserve train mnist --profil=full",
         "bookserve models lable mnist stable 3",
         "bookserve model-server --model_rot=models",
-        ".venv/bin/bookserve predict minst seven.png",
         "make train-al",
         "make serve PROFIL=smoke",
         "pip install '.[severing]'",

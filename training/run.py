@@ -24,7 +24,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from bookserve.export import run_format
-from bookserve.export.contracts import Contract
+from bookserve.export.contracts import Contract, to_json
 from bookserve.training import plots, run_writer
 from bookserve.training.datasets.files import DataError, DataRequest, Origin
 from bookserve.training.devices import devices, hosts
@@ -32,6 +32,7 @@ from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.loop.callbacks import ProgressBar, StopOnNan
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.models import MODELS, PROFILES, STANDARD, KeyMetric
+from bookserve.training.models.purpose import PURPOSE
 
 EXAMPLE_ROWS = 512
 
@@ -155,7 +156,9 @@ def train_model(
     data = _load(model_module, config, request, seed)
     head = {
         "model": name,
-        "contract": model_module.CONTRACT.id,
+        "contract": to_json(model_module.CONTRACT),
+        "purpose": PURPOSE[name][0],
+        "limits": PURPOSE[name][1],
         "configuration": configuration,
         "profile": profile,
         "seed": seed,

@@ -14,7 +14,7 @@ import structlog
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from bookserve.export.contracts import CONTRACTS
+from bookserve.export.book_contracts import CONTRACTS
 from bookserve.serving.gateway import (
     cifar10,
     linear,

@@ -6,7 +6,7 @@ from flask import Blueprint, Response, request
 
 from bookserve.clients import outputs
 from bookserve.clients.inputs import pictures
-from bookserve.export.contracts import CIFAR10
+from bookserve.export.book_contracts import CIFAR10
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from bookserve.clients import outputs
-from bookserve.export.contracts import LOGISTIC
+from bookserve.export.book_contracts import LOGISTIC
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits

@@ -13,7 +13,8 @@ import numpy as np
 
 from bookserve.clients import errors
 from bookserve.clients.answers import Array, ModelMetadata, Prediction, TensorInfo, VersionStatus, shape_text
-from bookserve.export.contracts import CONTRACTS, SIGNATURE, Contract, Tensor
+from bookserve.export.book_contracts import CONTRACTS
+from bookserve.export.contracts import SIGNATURE, Contract, Tensor
 from bookserve.serving.gateway.problems import Problem, from_model_server
 from bookserve.serving.gateway.request_parsing import Choice
 

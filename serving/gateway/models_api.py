@@ -5,7 +5,8 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from bookserve.export.contracts import CONTRACTS, Contract, Tensor
+from bookserve.export.book_contracts import CONTRACTS
+from bookserve.export.contracts import Contract, Tensor
 from bookserve.serving.gateway.model_backend import ModelBackend
 from bookserve.serving.gateway.problems import Problem
 from bookserve.serving.gateway.responses import json_response

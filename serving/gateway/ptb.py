@@ -13,7 +13,7 @@ from flask import Blueprint, Response, request
 
 from bookserve.clients import outputs
 from bookserve.clients.inputs import points, words
-from bookserve.export.contracts import PTB
+from bookserve.export.book_contracts import PTB
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits

@@ -7,7 +7,7 @@ from flask import Blueprint, Response, request
 
 from bookserve.clients import outputs
 from bookserve.clients.inputs import boards
-from bookserve.export.contracts import TICTACTOE
+from bookserve.export.book_contracts import TICTACTOE
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits

@@ -12,7 +12,7 @@ from flask import Blueprint, Response, request
 
 from bookserve.clients import outputs
 from bookserve.clients.inputs import molecules
-from bookserve.export.contracts import TOX21
+from bookserve.export.book_contracts import TOX21
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bookserve.export.contracts import CONTRACTS
+from bookserve.export.book_contracts import CONTRACTS
 from stand_in_models import WORDS, FakeServer, serve
 
 ROOT = Path(__file__).resolve().parents[2]

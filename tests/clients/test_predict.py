@@ -7,8 +7,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bookserve.clients import predict
-from bookserve.export.contracts import CONTRACTS
+from bookserve.clients import own_model, predict
+from bookserve.clients.grpc_client import GrpcClient
+from bookserve.export.book_contracts import CONTRACTS
+from bookserve.export.errors import ExportError
 from stand_in_models import WORDS, FakeServer, serve
 
 ANSWER = {"model": "mnist", "version": 3, "predictions": [{"class": "7", "probabilities": {"6": 0.25, "7": 0.75}}]}
@@ -107,10 +109,20 @@ def test_unusable_inputs_are_explained(tmp_path) -> None:
     assert "PNG, JPEG, WEBP, BMP" in result.output
 
 
-def test_an_unknown_model_is_refused() -> None:
+def test_a_model_of_ones_own_is_asked_at_the_model_server() -> None:
     result = _run("nope", "x")
     assert result.exit_code == 2
-    assert "mnist" in result.output
+    assert "the gateway has no form for 'nope'" in result.output
+    assert "--rest" in result.output
+
+
+def test_any_model_is_asked_by_its_signature(fake, tmp_path) -> None:
+    body = tmp_path / "example.json"
+    body.write_text(json.dumps({"inputs": np.full((1, 28, 28), 14).tolist()}))
+    answer = own_model.ask(GrpcClient(fake.target), "mnist", str(body), own_model.Choice(None, None, None))
+    assert (answer["version"], answer["predictions"][0]["classes"]) == (3, 4)
+    with pytest.raises(ExportError, match=r"'images' is \[1, 2\]; the model takes \[any, 28, 28\]"):
+        own_model.ask(GrpcClient(fake.target), "mnist", "[[1, 2]]", own_model.Choice(None, None, None))
 
 
 def test_nothing_of_tensorflow_is_imported() -> None:

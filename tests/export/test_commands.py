@@ -176,8 +176,8 @@ def test_show_of_something_else_lists_what_there_is(store: ModelStore, arguments
 
 def test_export_of_an_unknown_model_lists_the_known() -> None:
     result = invoke("export", "mnits")
-    assert result.exit_code == 2
-    assert "'mnist'" in result.output
+    assert result.exit_code == 1
+    assert "bookserve train mnits" in result.output
 
 
 def test_export_without_a_run_says_how_to_make_one(tmp_path: Path) -> None:

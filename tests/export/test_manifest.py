@@ -4,10 +4,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from bookserve.export import manifest as manifests
+from bookserve.export.book_contracts import CONTRACTS
+from bookserve.export.contracts import Contract, Example, from_json
 from bookserve.export.errors import StoreError
 from bookserve.export.manifest import Manifest
+
+SCHEMA = Draft202012Validator(json.loads((Path(manifests.__file__).parent / "manifest.schema.json").read_text()))
+# As bookserve 0.1.0 wrote it.
+OLD = {
+    "model": "mnist",
+    "version": 4,
+    "created": "2026-11-26T10:00:00+00:00",
+    "contract": "mnist/1",
+    "data": {"source": "real", "name": "mnist", "sha256": "0" * 64},
+    "profile": "default",
+    "seed": 0,
+    "metrics": {"test": {"accuracy": 0.9944, "loss": 0.02, "rows": 10000.0}},
+    "parity": {"probabilities": 2e-7, "classes": 0.0},
+    "files": {"saved_model.pb": "0" * 64},
+    "made_with": {"tensorflow": "2.21.0"},
+    "configuration": "standard",
+}
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -19,6 +39,31 @@ def write(folder: Path, content: Any) -> Path:
 
 def test_a_manifest_survives_the_disk(tmp_path: Path, manifest: Manifest) -> None:
     assert manifests.read(write(tmp_path, manifest.to_json())) == manifest
+
+
+@pytest.mark.parametrize("contract", CONTRACTS.values(), ids=CONTRACTS)
+def test_what_is_written_keeps_the_schema(manifest: Manifest, contract: Contract) -> None:
+    example = Example({"x": [[1.0]]}, {"y": [2.0]})
+    whole = replace(manifest, contract=replace(contract, example=example), rows_independent=True)
+    content = json.loads(whole.to_json())
+    assert list(SCHEMA.iter_errors(content)) == []
+    assert from_json(content["contract"]) == whole.contract
+    assert (content["rows_independent"], content["contract"]["task"]) == (True, contract.task)
+    content["contract"]["outputs"][0]["shape"] = ["batch"]
+    assert list(SCHEMA.iter_errors(content))
+
+
+def test_a_manifest_with_only_the_name_of_its_contract_is_read(tmp_path: Path) -> None:
+    assert list(SCHEMA.iter_errors(OLD)) == []
+    found = manifests.read(write(tmp_path, OLD))
+    assert (found.contract.id, found.contract.whole, found.schema) == ("mnist/1", False, 1)
+    assert found.metrics["test"]["accuracy"] == 0.9944
+
+
+def test_a_manifest_of_a_later_schema_says_so(tmp_path: Path, manifest: Manifest) -> None:
+    content = json.loads(manifest.to_json()) | {"schema": 3}
+    with pytest.raises(StoreError, match="reads 1 to 2: update it"):
+        manifests.read(write(tmp_path, content))
 
 
 def test_unknown_fields_are_left_to_newer_versions(tmp_path: Path, manifest: Manifest) -> None:

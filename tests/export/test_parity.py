@@ -16,22 +16,22 @@ def outputs(scores: list[list[float]], classes: list[int]) -> dict[str, np.ndarr
 
 def test_the_largest_difference_is_reported() -> None:
     left, right = outputs([[0.1, 0.2, 0.7]], [2]), outputs([[0.1, 0.20004, 0.7]], [2])
-    assert parity._difference(SCORES, left, right) == pytest.approx(4e-5, rel=1e-2)
-    assert parity._difference(CLASSES, left, right) == 0
+    assert parity.difference(SCORES, left, right) == pytest.approx(4e-5, rel=1e-2)
+    assert parity.difference(CLASSES, left, right) == 0
 
 
 @pytest.mark.parametrize("value", [0.2002, float("nan")])
 def test_a_larger_one_is_refused(value: float) -> None:
     with pytest.raises(ExportError, match="differ in 'scores' by"):
-        parity._difference(SCORES, outputs([[0.1, 0.2, 0.7]], [2]), outputs([[0.1, value, 0.7]], [2]))
+        parity.difference(SCORES, outputs([[0.1, 0.2, 0.7]], [2]), outputs([[0.1, value, 0.7]], [2]))
 
 
 def test_classes_may_differ_only_where_their_scores_are_tied() -> None:
     tied, clear = [0.45, 0.45, 0.1], [0.6, 0.3, 0.1]
-    share = parity._difference(CLASSES, outputs([tied, clear], [0, 0]), outputs([tied, clear], [1, 0]))
+    share = parity.difference(CLASSES, outputs([tied, clear], [0, 0]), outputs([tied, clear], [1, 0]))
     assert share == 0.5
     with pytest.raises(ExportError, match="differ in 'classes' for 1 of 2 values"):
-        parity._difference(CLASSES, outputs([tied, clear], [0, 0]), outputs([tied, clear], [0, 1]))
+        parity.difference(CLASSES, outputs([tied, clear], [0, 0]), outputs([tied, clear], [0, 1]))
 
 
 def test_ranked_lists_may_swap_tied_places() -> None:
@@ -43,7 +43,7 @@ def test_ranked_lists_may_swap_tied_places() -> None:
             "top": np.array([[1, 0]], np.int32),
         },
     )
-    assert parity._difference(TOP, left, right) == 1.0
+    assert parity.difference(TOP, left, right) == 1.0
 
 
 def test_a_yes_or_no_class_is_tied_at_one_half() -> None:
@@ -52,16 +52,16 @@ def test_a_yes_or_no_class_is_tied_at_one_half() -> None:
         left = {"probability": np.array([probability], np.float32), "class": np.array([1])}
         right = {"probability": np.array([probability], np.float32), "class": np.array([0])}
         if accepted:
-            assert parity._difference(ranked, left, right) == 1.0
+            assert parity.difference(ranked, left, right) == 1.0
         else:
             with pytest.raises(ExportError, match="differ in 'class'"):
-                parity._difference(ranked, left, right)
+                parity.difference(ranked, left, right)
 
 
 def test_whole_numbers_that_rank_nothing_must_agree() -> None:
     counts = Tensor("counts", "int64", (None,))
     with pytest.raises(ExportError, match="differ in 'counts'"):
-        parity._difference(counts, {"counts": np.array([1])}, {"counts": np.array([2])})
+        parity.difference(counts, {"counts": np.array([1])}, {"counts": np.array([2])})
 
 
 @pytest.mark.parametrize(
@@ -74,4 +74,4 @@ def test_whole_numbers_that_rank_nothing_must_agree() -> None:
 )
 def test_types_and_shapes_must_agree(left: np.ndarray, right: np.ndarray, message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        parity._difference(SCORES, {"scores": left}, {"scores": right})
+        parity.difference(SCORES, {"scores": left}, {"scores": right})

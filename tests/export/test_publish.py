@@ -12,7 +12,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from bookserve.export import manifest as manifests
 from bookserve.export import onnx_graph, publish, run_reader, savedmodel
-from bookserve.export.contracts import MNIST, Contract, Tensor
+from bookserve.export.book_contracts import MNIST
+from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
 from bookserve.export.run_reader import TrainingRun
 from bookserve.export.store import ModelStore
@@ -46,7 +47,7 @@ def test_a_version_has_the_layout_of_the_store(published: Path) -> None:
 
 def test_the_manifest_describes_the_version(published: Path, run: TrainingRun) -> None:
     manifest = manifests.read(published)
-    assert (manifest.model, manifest.version, manifest.contract) == ("mnist", 1, "mnist/1")
+    assert (manifest.model, manifest.version, manifest.contract) == ("mnist", 1, MNIST)
     assert manifest.data.source == "sample"
     assert manifest.metrics == run.metrics
     assert set(manifest.parity) == {"probabilities", "classes"}
@@ -106,7 +107,7 @@ def test_the_card_says_that_it_is_a_sample_and_how_good_it_is(published: Path, r
     assert "not the real data set" in card
     assert f"| test | {run.metrics['test']['accuracy']:.6g} |" in card
     assert "![confusion](confusion.png)" in card
-    assert "| in `images` | uint8 | [n, 28, 28] |" in card
+    assert "| in `images` | uint8 | [batch, 28, 28] |" in card
 
 
 def test_a_broken_onnx_graph_is_refused_and_nothing_is_published(

@@ -51,7 +51,7 @@ def test_an_unfinished_run_is_refused(copy: Path) -> None:
     ("fields", "message"),
     [
         ({"model": "cifar10"}, "a run of cifar10, not of mnist"),
-        ({"contract": "mnist/0"}, "was made for mnist/0, this is mnist/1"),
+        ({"contract": "mnist/1"}, "from before runs had their whole contract: train again"),
         ({"data": {"source": "real"}}, "is damaged"),
     ],
 )

@@ -45,7 +45,12 @@ def test_a_run_leaves_everything_that_export_needs(tmp_path: Path, console: Cons
         "tensorboard",
     }
     config = json.loads((result.folder / "config.json").read_text())
-    assert (config["model"], config["contract"], config["profile"], config["seed"]) == ("mnist", "mnist/1", "smoke", 3)
+    assert (config["model"], config["contract"]["id"], config["profile"], config["seed"]) == (
+        "mnist",
+        "mnist/1",
+        "smoke",
+        3,
+    )
     assert config["config"]["epochs"] == 2
     assert config["data"]["source"] == "sample"
     assert len(config["data"]["sha256"]) == 64

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from bookserve.export.contracts import LINEAR
+from bookserve.export.book_contracts import LINEAR
 from bookserve.training import plots
 from bookserve.training.datasets import toy
 from bookserve.training.datasets.files import DataRequest

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from bookserve.export.contracts import LOGISTIC
+from bookserve.export.book_contracts import LOGISTIC
 from bookserve.training import plots
 from bookserve.training.datasets import toy
 from bookserve.training.datasets.files import DataRequest

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bookserve.export.contracts import MNIST
+from bookserve.export.book_contracts import MNIST
 from bookserve.training import plots
 from bookserve.training.datasets import mnist
 from bookserve.training.datasets.files import DataRequest

@@ -8,7 +8,7 @@ import pytest
 
 from bookserve.clients import errors
 from bookserve.clients.answers import ModelMetadata, Prediction, Signature, VersionStatus
-from bookserve.export.contracts import CONTRACTS
+from bookserve.export.book_contracts import CONTRACTS
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.molecule_pool import MoleculePool

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bookserve.clients import errors
-from bookserve.export.contracts import CONTRACTS
+from bookserve.export.book_contracts import CONTRACTS
 from bookserve.serving import gateway
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig, Limits

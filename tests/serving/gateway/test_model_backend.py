@@ -5,7 +5,7 @@ import pytest
 
 from bookserve.clients import errors
 from bookserve.clients.answers import ModelMetadata, Signature, TensorInfo
-from bookserve.export.contracts import MNIST, PTB
+from bookserve.export.book_contracts import MNIST, PTB
 from bookserve.serving.gateway.model_backend import ModelBackend, contract_mismatch
 from bookserve.serving.gateway.problems import Problem
 from bookserve.serving.gateway.request_parsing import Choice

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from bookserve.export.contracts import CONTRACTS
+from bookserve.export.book_contracts import CONTRACTS
 from stand_in_models import WORDS, FakeServer, serve
 
 CHROMIUM = next((path for path in ("/usr/bin/chromium", shutil.which("chromium")) if path and Path(path).exists()), "")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bookserve.clients.inputs import molecules
-from bookserve.export.contracts import TOX21
+from bookserve.export.book_contracts import TOX21
 from http_calls import problem_of
 
 PATH = "/api/v1/tox21"

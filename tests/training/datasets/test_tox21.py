@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bookserve.export.contracts import TOX21
+from bookserve.export.book_contracts import TOX21
 from bookserve.training.datasets import tox21
 from bookserve.training.datasets.files import DataError, DataRequest
 

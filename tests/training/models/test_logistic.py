@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bookserve.export.contracts import LOGISTIC
+from bookserve.export.book_contracts import LOGISTIC
 from bookserve.training import run
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.models import STANDARD, logistic

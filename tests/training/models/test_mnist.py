@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from bookserve.export.contracts import MNIST
+from bookserve.export.book_contracts import MNIST
 from bookserve.training import run
 from bookserve.training.datasets import digit_sample
 from bookserve.training.datasets.files import DataRequest, Origin

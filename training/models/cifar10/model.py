@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bookserve.export.contracts import CIFAR10
+from bookserve.export.book_contracts import CIFAR10
 from bookserve.training import plots
 from bookserve.training.datasets import cifar10
 from bookserve.training.datasets.files import DataRequest

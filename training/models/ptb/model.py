@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from bookserve.export.contracts import PTB
+from bookserve.export.book_contracts import PTB
 from bookserve.training import plots
 from bookserve.training.datasets import ptb
 from bookserve.training.datasets.files import DataRequest

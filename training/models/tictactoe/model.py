@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from bookserve.export.contracts import TICTACTOE
+from bookserve.export.book_contracts import TICTACTOE
 from bookserve.training import plots
 from bookserve.training.datasets.files import DataRequest, Origin, sha256_of_arrays
 from bookserve.training.errors import DivergedError

@@ -21,8 +21,8 @@ import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
 from optuna.distributions import FloatDistribution
-from sklearn.ensemble import RandomForestClassifier  # type: ignore[import-untyped]
-from sklearn.metrics import (  # type: ignore[import-untyped]
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     precision_recall_curve,
@@ -30,7 +30,7 @@ from sklearn.metrics import (  # type: ignore[import-untyped]
     roc_curve,
 )
 
-from bookserve.export.contracts import TOX21
+from bookserve.export.book_contracts import TOX21
 from bookserve.training import plots
 from bookserve.training.datasets import tox21
 from bookserve.training.datasets.files import DataRequest

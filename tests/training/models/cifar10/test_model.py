@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from bookserve.export import publish, run_reader
-from bookserve.export.contracts import CIFAR10
+from bookserve.export.book_contracts import CIFAR10
 from bookserve.export.manifest import Manifest
 from bookserve.export.store import ModelStore
 from bookserve.training import run

@@ -12,7 +12,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from bookserve.export import publish, run_reader
-from bookserve.export.contracts import PTB
+from bookserve.export.book_contracts import PTB
 from bookserve.export.store import ModelStore
 from bookserve.training import run
 from bookserve.training.datasets import ptb as ptb_data

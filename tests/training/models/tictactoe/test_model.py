@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from bookserve.export import onnx_graph, publish, run_reader
-from bookserve.export.contracts import TICTACTOE
+from bookserve.export.book_contracts import TICTACTOE
 from bookserve.export.store import ModelStore
 from bookserve.training import run
 from bookserve.training.datasets.files import DataRequest

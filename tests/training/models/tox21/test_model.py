@@ -9,7 +9,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from bookserve.export import onnx_graph, parity, savedmodel
-from bookserve.export.contracts import TOX21
+from bookserve.export.book_contracts import TOX21
 from bookserve.training import run
 from bookserve.training.datasets import tox21 as tox21_data
 from bookserve.training.datasets.files import DataRequest, Origin

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bookserve.export import onnx_graph
-from bookserve.export.contracts import CONTRACTS
+from bookserve.export.book_contracts import CONTRACTS
 from bookserve.export.savedmodel import ServingModule
 from bookserve.serving.server.engines.onnx_rows import walk
 from bookserve.training.models import MODELS

@@ -1,0 +1,134 @@
+"""`bookserve models add`: from anybody's model to the next version in the model store.
+
+The model is converted and tried in a child process (`converters/trial.py`). What is published appears whole or not at
+all.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bookserve.export import confined, contracts, manifest
+from bookserve.export.contracts import Contract
+from bookserve.export.errors import ConfinedError, ExportError, StoreError
+from bookserve.export.manifest import Manifest, Source
+from bookserve.export.store import ModelStore
+
+_TRIAL = "bookserve.export.converters.trial:run"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user said of the model; see `bookserve models add --help`."""
+
+    task: str | None = None
+    labels: Path | None = None
+    example: Path | None = None
+    trust: bool = False
+
+
+def add(
+    store: ModelStore, model: str, path: Path, wishes: Wishes, limits: confined.Limits, say: Callable[[str], None]
+) -> Manifest:
+    """Make the next version of `model` from the file or folder at `path`; `say` takes a line a step.
+
+    Raises:
+        ExportError: the model cannot be converted, or a graph does not compute what the source computes; or the store
+            cannot be written. Nothing is published.
+    """
+    if not path.exists():
+        raise ExportError(f"there is no {path}")
+    source = path.resolve()
+    try:
+        with store.staging(model) as folder:
+            job = {
+                "path": str(source),
+                "folder": str(folder),
+                "model": model,
+                "task": wishes.task,
+                "labels": None if wishes.labels is None else _labels(wishes.labels),
+                "example": None if wishes.example is None else str(wishes.example.resolve()),
+                "trust": wishes.trust,
+            }
+            say(f"{model}: {path} is converted and tried")
+            try:
+                made = confined.call(_TRIAL, job, limits)
+            except ConfinedError as error:
+                raise ExportError(f"{path}: {error}".replace(f"{path}: {source}", str(path))) from error
+            contract = contracts.from_json(made["contract"])
+            for note in made["notes"]:
+                say(f"{model}: {note}")
+            worst = max(made["parity"].values(), default=0.0)
+            graphs = " and ".join(made["graphs"])
+            say(f"{model}: {graphs} answers as the source does within {worst:.1g}, on {made['rows']} rows")
+            origin = Source(made["format"], path.name, _sha256(source))
+            files = manifest.digests(folder)
+
+            def describe(number: int) -> Manifest:
+                return Manifest(
+                    model=model,
+                    version=number,
+                    created=datetime.now(UTC).isoformat(timespec="seconds"),
+                    contract=contract,
+                    parity=made["parity"],
+                    files=files,
+                    made_with=made["made_with"],
+                    configuration="",
+                    source=origin,
+                )
+
+            published = store.publish(model, folder, describe)
+    except StoreError as error:
+        raise ExportError(str(error)) from error
+    except OSError as error:
+        raise ExportError(f"cannot write to {store.root}: {error.strerror or error}") from error
+    say(f"{model}: published as {store.path(model, published.version)}")
+    return published
+
+
+def how_to_use(store: ModelStore, published: Manifest) -> list[str]:
+    """The lines that serve the version and ask it."""
+    folder = store.path(published.model, published.version)
+    flags = "--bind_address=127.0.0.1"
+    if (folder / "model.tflite").is_file():
+        flags += " --prefer_tflite_model"
+    example = folder / "assets.extra" / "example.json"
+    return [
+        f"bookserve model-server --model_root={store.root} --port=8500 --rest_api_port=8501 {flags}",
+        f"bookserve predict {published.model} {example} --rest",
+        f"curl -d @{example} http://127.0.0.1:8501/v1/models/{published.model}:predict",
+    ]
+
+
+def missing(contract: Contract) -> list[str]:
+    """What the user could still say of a model: lines with the option that says it."""
+    lines = []
+    if contract.task == "tensors":
+        lines.append(f"--task says what it is for ({', '.join(contracts.TASKS[1:])})")
+    if not contract.labels and contract.task in ("image-classification", "tabular"):
+        lines.append("--labels names its classes, one a line")
+    return lines
+
+
+def _labels(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error
+    labels = [line.strip() for line in lines if line.strip()]
+    if not labels:
+        raise ExportError(f"{path} has no labels: one a line")
+    return labels
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; of a folder, over the names and sums of its files."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for name, digest in manifest.digests(path).items():
+        whole.update(f"{digest}  {name}\n".encode())
+    return whole.hexdigest()

@@ -1,0 +1,102 @@
+"""Keras models: `.keras` of Keras 3, and `.h5` of any Keras. They become a SavedModel and an ONNX graph."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from bookserve.export.contracts import SIGNATURE, Contract, Tensor
+from bookserve.export.converters.source import ONNX, SAVED_MODEL, Converted, Rows, Wishes
+from bookserve.export.errors import ExportError
+
+FORMAT = "Keras"
+EXTRA = "convert,training"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+def recognises(path: Path) -> bool:
+    """A file that is named .keras, or an HDF5 file named .h5 or .hdf5."""
+    if not path.is_file():
+        return False
+    if path.suffix.lower() == ".keras":
+        return True
+    with path.open("rb") as stream:
+        return path.suffix.lower() in (".h5", ".hdf5") and stream.read(8) == _HDF5
+
+
+def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
+    """See `Converter.convert`. A Lambda layer is code: it is loaded only where the file is trusted."""
+    if path.suffix.lower() == ".keras" and not zipfile.is_zipfile(path):
+        raise ExportError(f"{path} is no Keras file: it is no zip archive")
+    import keras
+    import tensorflow as tf
+
+    from bookserve.export import engines
+    from bookserve.export.converters import tensorflow_graphs
+
+    try:
+        network = keras.models.load_model(path, compile=False, safe_mode=not wishes.trust)
+    except Exception as error:  # what layers raise while they are built
+        raise ExportError(_reason(path, error)) from error
+    contract, call = _contract(network, wishes.model)
+    servable = tensorflow_graphs.Servable(contract, call)
+    module = tf.Module(name=contract.model)
+    module.kept, module.serve = list(network.variables), servable.serve
+    tf.saved_model.save(module, str(folder), signatures={SIGNATURE: servable.serve})
+    graphs = {SAVED_MODEL: engines.saved_model(folder, SIGNATURE)}
+    notes: tuple[str, ...] = ()
+    tables: dict[str, int] = {}
+    made = tensorflow_graphs.to_onnx(servable, contract, folder)
+    if isinstance(made, str):
+        notes = (f"kept as a SavedModel alone, which TensorFlow serves ('bookserve[tensorflow]'): {made}",)
+    else:
+        graphs, tables = {ONNX: made[0], **graphs}, made[1]
+    names = [tensor.name for tensor in contract.inputs]
+
+    def reference(rows: Rows) -> dict[str, Any]:
+        answers = call(*(tf.constant(rows[name]) for name in names))
+        return {name: value.numpy() for name, value in answers.items()}
+
+    return Converted(contract, reference, graphs, tables=tables, notes=notes, made_with=tensorflow_graphs.versions())
+
+
+def _contract(network: Any, model: str) -> tuple[Contract, Any]:
+    """The contract of a network, and its function from input tensors in order to outputs by name."""
+    if not getattr(network, "inputs", None) or not getattr(network, "outputs", None):
+        raise ExportError("the network has no fixed inputs: build it by a call, or save it as a SavedModel")
+    inputs = tuple(
+        Tensor(_name(tensor.name), tensor.dtype if tensor.dtype != "string" else "object", tuple(tensor.shape))
+        for tensor in network.inputs
+    )
+    if len(network.outputs) == 1:
+        names = [_name(network.output_names[0])]
+    else:
+        names = [_name(name) for name in network.output_names]
+    if len(set(names)) < len(names):
+        names = [f"output_{number}" for number in range(len(names))]
+    outputs = tuple(
+        Tensor(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in zip(names, network.outputs, strict=True)
+    )
+
+    def call(*tensors: Any) -> dict[str, Any]:
+        import keras
+
+        structure = getattr(network, "input", None) if len(network.inputs) > 1 else None
+        arguments = tensors[0] if structure is None else keras.tree.pack_sequence_as(structure, list(tensors))
+        answer = network(arguments, training=False)
+        return dict(zip(names, keras.tree.flatten(answer), strict=True))
+
+    return Contract(model, 1, inputs, outputs), call
+
+
+def _name(name: str) -> str:
+    return name.partition(":")[0].replace("/", "_")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    text = str(error)
+    if "Lambda" in text and ("safe_mode" in text or "unsafe" in text or "enable_unsafe" in text):
+        return (
+            f"{path} holds a Lambda layer, which is Python code of whoever made the file. --trust loads it: the code "
+            "then runs with your rights, on this machine"
+        )
+    return f"Keras does not load {path}: {text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__}"

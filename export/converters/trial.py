@@ -1,0 +1,184 @@
+"""The trial of a model in the child: convert it, run the source and every graph on the same inputs, compare them.
+
+What is left in the version folder is complete but for the manifest and the card.
+"""
+
+import json
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bookserve.export import contracts, example_inputs, parity, warmup
+from bookserve.export.contracts import Contract, Example, Preprocessing, Tensor
+from bookserve.export.converters import choose
+from bookserve.export.converters.source import Converted, Rows, Run, Wishes
+from bookserve.export.errors import ExportError
+
+EXAMPLE = "assets.extra/example.json"  # inside the version folder: the body of a REST request
+_INLINE = 20_000  # values of an example that the manifest holds; a larger one is in EXAMPLE alone
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Make the version of `job` in its folder; returns what the manifest needs.
+
+    `job` has "path", "folder", "model", "task", "labels", "example", "trust".
+
+    Raises:
+        ExportError: the model cannot be converted, a library is missing, or a graph does not compute what the source
+            computes.
+    """
+    path, folder = Path(job["path"]), Path(job["folder"])
+    example = Path(job["example"]) if job["example"] else None
+    converter = choose.converter(path)
+    (folder / "assets.extra").mkdir(exist_ok=True)
+    try:
+        converted = converter.convert(path, folder, Wishes(job["model"], job["trust"], example))
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f"a {converter.FORMAT} model needs the package '{error.name}': pip install 'bookserve[{converter.EXTRA}]'"
+        ) from error
+    rows, expected = _ask_source(converted, example)
+    contract = _observed(converted.contract, expected)
+    contract = _meaning(contract, job["task"], job["labels"])
+    differences = _compare(contract, converted, rows, expected)
+    one = _first_row(contract, rows)
+    answer = _run(next(iter(converted.graphs.values())), one, "the version's graph")
+    contract = replace(contract, example=_example(contract, one, answer))
+    body = {
+        "signature_name": contract.signature,
+        "inputs": {name: example_inputs.to_rest(v) for name, v in one.items()},
+    }
+    (folder / EXAMPLE).write_text(json.dumps(body) + "\n", encoding="utf-8")
+    warmup.write(folder / warmup.LOCATION, contract.model, rows, contract.signature)
+    return {
+        "format": converter.FORMAT,
+        "contract": contracts.to_json(contract),
+        "parity": differences,
+        "notes": list(converted.notes),
+        "graphs": list(converted.graphs),
+        "rows": "the example's" if example or converted.example else "random",
+        "made_with": _versions(("bookserve", "numpy", *converted.made_with)),
+    }
+
+
+def _ask_source(converted: Converted, example: Path | None) -> tuple[Rows, dict[str, npt.NDArray[Any]]]:
+    """The inputs, and what the source answers to them: an example's, or the first random ones that it takes."""
+    contract = converted.contract
+    if example is not None:
+        rows: Rows = example_inputs.read(example, contract)
+        return rows, _run(converted.reference, rows, "the source")
+    if converted.example is not None:
+        rows = example_inputs.fit(converted.example, contract, "the model's own example")
+        return rows, _run(converted.reference, rows, "the source")
+    first: ExportError | None = None
+    for rows in example_inputs.draw(contract, converted.tables):
+        try:
+            return rows, _run(converted.reference, rows, "the source")
+        except ExportError as error:
+            first = first or error
+    raise ExportError(f"{first}; random inputs do not do for this model: give --example FILE (.npz, .json, .csv)")
+
+
+def _run(run: Run, rows: Rows, what: str) -> dict[str, npt.NDArray[Any]]:
+    try:
+        return run(rows)
+    except Exception as error:  # whatever the engine raises on inputs that it does not take
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(f"{what} refuses the inputs: {lines[0][:300]}") from error
+
+
+def _observed(contract: Contract, answers: dict[str, npt.NDArray[Any]]) -> Contract:
+    """The contract with the types and ranks that the source's outputs have, where it says others or none."""
+    outputs = []
+    for tensor in contract.outputs:
+        array = np.asarray(answers[tensor.name])
+        shape: tuple[int | None, ...] = tensor.shape
+        if len(shape) != array.ndim:
+            shape = (None,) * array.ndim
+        outputs.append(replace(tensor, shape=shape, dtype="object" if array.dtype.kind in "SUO" else array.dtype.name))
+    return replace(contract, outputs=tuple(outputs))
+
+
+def _meaning(contract: Contract, task: str | None, labels: list[str] | None) -> Contract:
+    """The contract with the user's task and labels, checked against its tensors."""
+    if labels:
+        if not any(tensor.shape and tensor.shape[-1] in (None, len(labels)) for tensor in contract.outputs):
+            sizes = ", ".join(contracts.shape_text(tensor) for tensor in contract.outputs)
+            raise ExportError(f"--labels has {len(labels)} labels, which no output fits: {sizes}")
+        contract = replace(contract, labels=tuple(labels))
+    if task is None:
+        return contract
+    contract = replace(contract, task=task)
+    if task == "image-classification" and contract.preprocessing is None:
+        contract = replace(contract, preprocessing=_pixels(contract.inputs))
+    return contract
+
+
+def _pixels(inputs: tuple[Tensor, ...]) -> Preprocessing:
+    if len(inputs) == 1:
+        sizes = inputs[0].shape[1:]
+        layout = ""
+        if len(sizes) == 3 and sizes[0] in (1, 3) and None not in sizes:
+            layout, sizes = "channels-first", (*sizes[1:], sizes[0])
+        channels = sizes[2] if len(sizes) == 3 else 1
+        height, width = (*sizes, None, None)[:2]
+        if len(sizes) in (2, 3) and height and width and channels in (1, 3):
+            scale = 1 / 255 if np.dtype(inputs[0].dtype).kind == "f" else 1.0
+            colour = "rgb" if channels == 3 else "grey"
+            return Preprocessing(inputs[0].name, (height, width), colour, "crop", layout=layout, scale=scale)
+    shapes = ", ".join(contracts.shape_text(tensor) for tensor in inputs)
+    raise ExportError(
+        f"--task image-classification needs one input of a fixed height and width; the model has {shapes}"
+    )
+
+
+def _compare(
+    contract: Contract, converted: Converted, rows: Rows, expected: dict[str, npt.NDArray[Any]]
+) -> dict[str, float]:
+    """Output -> the largest difference over all graphs, on all rows and on the first alone."""
+    differences = dict.fromkeys((tensor.name for tensor in contract.outputs), 0.0)
+    batches = [(rows, expected)]
+    if all(tensor.shape[:1] == (None,) for tensor in contract.inputs):
+        one = _first_row(contract, rows)
+        batches.append((one, _run(converted.reference, one, "the source")))
+    for name, run in converted.graphs.items():
+        for batch, wanted in batches:
+            found = _run(run, batch, name)
+            for tensor in contract.outputs:
+                difference = parity.difference(tensor, wanted, found, ("the source", name))
+                differences[tensor.name] = max(differences[tensor.name], difference)
+    return differences
+
+
+def _first_row(contract: Contract, rows: Rows) -> Rows:
+    free = {tensor.name for tensor in contract.inputs if tensor.shape[:1] == (None,)}
+    return {name: array[:1] if name in free else array for name, array in rows.items()}
+
+
+def _example(contract: Contract, rows: Rows, answer: dict[str, npt.NDArray[Any]]) -> Example | None:
+    """The example for the manifest; None where it is too large or holds what JSON has not."""
+    outputs = {tensor.name: np.asarray(answer[tensor.name]) for tensor in contract.outputs}
+    arrays = [*rows.values(), *outputs.values()]
+    if sum(array.size for array in arrays) > _INLINE:
+        return None
+    if any(array.dtype.kind == "c" or (array.dtype.kind == "f" and not np.isfinite(array).all()) for array in arrays):
+        return None
+    return Example(
+        {name: example_inputs.to_rest(array) for name, array in rows.items()},
+        {name: example_inputs.to_rest(array) for name, array in outputs.items()},
+    )
+
+
+def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in libraries:
+        try:
+            found[name] = installed_version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,85 @@
+"""XGBoost's own model files: `.json` and `.ubj`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bookserve.export import engines
+from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.converters.source import ONNX, Converted, Rows, Wishes
+from bookserve.export.errors import ExportError
+
+FORMAT = "XGBoost"
+EXTRA = "convert"
+_HEAD = 4096  # bytes that are looked at
+_CLASSES = ("binary:logistic", "multi:softprob")
+_VALUES = ("reg:squarederror", "reg:linear", "reg:absoluteerror", "reg:pseudohubererror")
+
+
+def recognises(path: Path) -> bool:
+    """A .json or .ubj file that begins with a learner."""
+    if not path.is_file() or path.suffix.lower() not in (".json", ".ubj", ".xgb", ".model"):
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    return head.lstrip()[:1] == b"{" and b"learner" in head
+
+
+def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
+    """See `Converter.convert`."""
+    import json
+
+    import xgboost
+    from onnxmltools import convert_xgboost
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    booster = xgboost.Booster()
+    try:
+        booster.load_model(str(path))
+    except xgboost.core.XGBoostError as error:
+        raise ExportError(f"XGBoost does not load {path}: {str(error).splitlines()[-1]}") from error
+    learner = json.loads(booster.save_config())["learner"]
+    objective = learner["objective"]["name"]
+    if objective not in (*_CLASSES, *_VALUES):
+        raise ExportError(f"the objective {objective} is not converted; {', '.join((*_CLASSES, *_VALUES))} are")
+    width, columns = booster.num_features(), tuple(booster.feature_names or ())
+    booster.feature_names = None  # the converter wants f0, f1, …
+    try:
+        graph = convert_xgboost(booster, initial_types=[("x", FloatTensorType([None, width]))], target_opset=15)
+    except Exception as error:  # the converter raises many kinds for what it cannot convert
+        raise ExportError(f"{path} has no ONNX form: {str(error).strip().splitlines()[0]}") from error
+    classes = max(2, int(learner["learner_model_param"].get("num_class", "0"))) if objective in _CLASSES else 0
+    target = folder / ONNX
+    target.write_bytes(graph.SerializeToString())
+    names = [output.name for output in graph.graph.output]
+
+    def reference(rows: Rows) -> dict[str, Any]:
+        answer = np.asarray(booster.predict(xgboost.DMatrix(rows["x"])), np.float32)
+        if not classes:
+            return {names[0]: answer.reshape(len(answer), -1)}
+        scores = answer if answer.ndim == 2 else np.stack([1 - answer, answer], axis=1)
+        return {names[0]: scores.argmax(axis=1).astype(np.int64), names[1]: scores}
+
+    outputs = (
+        (
+            Tensor(names[0], "int64", (None,), ranks=names[1]),
+            Tensor(names[1], "float32", (None, classes), unit="probability"),
+        )
+        if classes
+        else (Tensor(names[0], "float32", (None, 1)),)
+    )
+    return Converted(
+        contract=Contract(
+            wishes.model,
+            1,
+            (Tensor("x", "float32", (None, width)),),
+            outputs,
+            labels=tuple(str(number) for number in range(classes)),
+            task="tabular" if classes else "regression",
+            columns=columns,
+        ),
+        reference=reference,
+        graphs={ONNX: engines.onnx_graph(target)},
+        made_with=("xgboost", "xgboost-cpu", "onnxmltools", "onnx", "onnxruntime"),
+    )

@@ -1,0 +1,53 @@
+"""A version in words, for `bookserve models show`."""
+
+from collections.abc import Iterator
+
+from bookserve.export.contracts import Contract, Tensor, shape_text
+from bookserve.export.manifest import Manifest
+
+_LABELS = 12  # that are shown
+
+
+def lines(contract: Contract) -> Iterator[str]:
+    """What the version takes and gives: a line a tensor, then the task, the labels and the preprocessing."""
+    yield f"task      {contract.task}, signature {contract.signature}"
+    for direction, tensors in (("in", contract.inputs), ("out", contract.outputs)):
+        for tensor in tensors:
+            yield f"{direction:<9} {tensor.name}: {_tensor(tensor)}"
+    if contract.columns:
+        yield f"columns   {', '.join(contract.columns)}"
+    if contract.labels:
+        more = f" and {len(contract.labels) - _LABELS} more" if len(contract.labels) > _LABELS else ""
+        yield f"labels    {', '.join(contract.labels[:_LABELS])}{more}"
+    if contract.assets:
+        yield f"assets    {', '.join(contract.assets)}"
+    if contract.preprocessing is not None:
+        parts = contract.preprocessing
+        told = [f"{parts.size[0]} x {parts.size[1]} pixels"] if parts.size else []
+        told += [text for text in (parts.colour, parts.resize, parts.vocabulary, parts.layout) if text]
+        if parts.fingerprint is not None:
+            told.append(f"{parts.fingerprint.kind} of radius {parts.fingerprint.radius}, {parts.fingerprint.bits} bits")
+        yield f"before    {parts.input}: {', '.join(told)}"
+    if contract.example is not None:
+        yield "example   in the manifest, with its outputs"
+
+
+def origin(found: Manifest) -> Iterator[str]:
+    """Where the version came from and how good it is."""
+    numbers = f", configuration {found.configuration}, profile {found.profile}, seed {found.seed}"
+    yield f"created   {found.created}{numbers if found.profile else ''}"
+    if found.data is not None:
+        yield f"data      {found.data.source}: {found.data.name}, SHA-256 {found.data.sha256}"
+    if found.source is not None:
+        yield f"source    {found.source.format}: {found.source.name}, SHA-256 {found.source.sha256}"
+    for split, figures in found.metrics.items():
+        yield f"{split:<9} " + "  ".join(f"{figure} {value:.6g}" for figure, value in figures.items())
+    if found.parity:
+        yield "parity    " + "  ".join(f"{output} {value:.2g}" for output, value in found.parity.items())
+    if found.rows_independent:
+        yield "rows      independent: requests may share a batch"
+    yield "made with " + "  ".join(f"{library} {number}" for library, number in found.made_with.items())
+
+
+def _tensor(tensor: Tensor) -> str:
+    return shape_text(tensor) + (f", {tensor.unit}" if tensor.unit else "")

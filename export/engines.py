@@ -1,0 +1,89 @@
+"""The graphs of a version as functions from tensors to tensors, each run by its own engine.
+
+For the parity of a version with its source. Every library is imported when a graph of its kind is loaded.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bookserve.export.errors import ExportError
+
+Rows = Mapping[str, npt.NDArray[Any]]
+Run = Callable[[Rows], dict[str, npt.NDArray[Any]]]
+
+
+def onnx_graph(path: Path) -> Run:
+    """An ONNX graph, by ONNX Runtime on the CPU.
+
+    Raises:
+        ExportError: ONNX Runtime does not load it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class below this one
+        raise ExportError(f"ONNX Runtime does not load it: {_first_line(error)}") from error
+    names = [value.name for value in session.get_outputs()]
+
+    def run(rows: Rows) -> dict[str, npt.NDArray[Any]]:
+        return dict(zip(names, (np.asarray(value) for value in session.run(names, dict(rows))), strict=True))
+
+    return run
+
+
+def saved_model(folder: Path, signature: str) -> Run:
+    """A signature of a SavedModel, by TensorFlow."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(folder))  # held, or its variables go
+    function = loaded.signatures[signature]
+
+    def run(rows: Rows) -> dict[str, npt.NDArray[Any]]:
+        tensors = {name: tf.constant(array, dtype=_dtype(function, name)) for name, array in rows.items()}
+        return {name: np.asarray(value) for name, value in function(**tensors).items() if loaded is not None}
+
+    return run
+
+
+def _dtype(function: Any, name: str) -> Any:
+    return function.structured_input_signature[1][name].dtype
+
+
+def tflite(path: Path, signature: str) -> Run:
+    """A LiteRT file: its signature of that name, or its tensors where it has no signatures."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path))
+    if signature in interpreter.get_signature_list():
+        runner = interpreter.get_signature_runner(signature)
+
+        def run(rows: Rows) -> dict[str, npt.NDArray[Any]]:
+            answers = runner(**{name: np.ascontiguousarray(array) for name, array in rows.items()})
+            return {name: np.array(value) for name, value in answers.items()}
+
+        return run
+
+    def run_by_index(rows: Rows) -> dict[str, npt.NDArray[Any]]:
+        places = {entry["name"]: entry["index"] for entry in interpreter.get_input_details()}
+        for name, array in rows.items():
+            interpreter.resize_tensor_input(places[name], array.shape)
+        interpreter.allocate_tensors()
+        for name, array in rows.items():
+            interpreter.set_tensor(places[name], np.ascontiguousarray(array))
+        interpreter.invoke()
+        details = interpreter.get_output_details()
+        return {entry["name"]: np.array(interpreter.get_tensor(entry["index"])) for entry in details}
+
+    return run_by_index
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:400] if lines else type(error).__name__

@@ -1,0 +1,234 @@
+"""Inputs for a model: read from the user's example file, or drawn at random where there is none."""
+
+import base64
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.errors import ExportError
+
+Rows = dict[str, npt.NDArray[Any]]
+ROWS = 8
+SIZES = (8, 32, 1, 64, 224)  # tried in turn for free dimensions beside the batch
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_WORDS = (b"the", b"stock", b"market", b"rose", b"", b"Zoe said", b"na\xc3\xafve", b"42")
+
+
+def read(path: Path, contract: Contract) -> Rows:
+    """The rows in a file as the contract's inputs: `.npz`, `.json` in the REST form, `.csv`, or a picture.
+
+    A picture fills an input (rows, height, width) or (rows, height, width, channels): it is scaled to that size.
+
+    Raises:
+        ExportError: the file cannot be read, or does not fit the contract; the message names the input.
+    """
+    try:
+        match path.suffix.lower():
+            case ".npz":
+                with np.load(path, allow_pickle=False) as content:
+                    given: Mapping[str, Any] = {name: content[name] for name in content.files}
+            case ".npy":
+                given = {_only(contract, path).name: np.load(path, allow_pickle=False)}
+            case ".json":
+                given = _rest_form(json.loads(path.read_text(encoding="utf-8")), contract, path)
+            case ".csv":
+                given = _table(path, contract)
+            case suffix if suffix in _PICTURES:
+                given = {_only(contract, path).name: _picture(path, _only(contract, path))}
+            case _:
+                raise ExportError(f"{path} is no example: give .npz, .npy, .json, .csv or a picture")
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ExportError(f"{path} cannot be read as an example: {error}") from error
+    return fit(given, contract, path)
+
+
+def fit(given: Mapping[str, Any], contract: Contract, origin: object) -> Rows:
+    """The arrays with the contract's names, types and shapes.
+
+    Raises:
+        ExportError: one is missing, of another shape, or holds what its type cannot.
+    """
+    names = [tensor.name for tensor in contract.inputs]
+    if set(given) != set(names):
+        if len(given) == len(names) == 1:
+            given = {names[0]: next(iter(given.values()))}
+        else:
+            raise ExportError(f"{origin} has {', '.join(sorted(given))}; the model takes {', '.join(names)}")
+    rows = {}
+    for tensor in contract.inputs:
+        try:
+            array = as_array(given[tensor.name], tensor.dtype)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ExportError(f"{origin}: '{tensor.name}' is no {tensor.dtype}: {error}") from error
+        given_shape = list(array.shape)
+        if array.ndim == len(tensor.shape) - 1:
+            array = array[None]  # one row
+        fits = array.ndim == len(tensor.shape) and all(
+            wanted in (None, size) for wanted, size in zip(tensor.shape, array.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if size is None else str(size) for size in tensor.shape)
+            raise ExportError(f"{origin}: '{tensor.name}' is {given_shape}; the model takes [{wanted}]")
+        rows[tensor.name] = array
+    return rows
+
+
+def draw(contract: Contract, tables: Mapping[str, int], seed: int = 0) -> Iterator[Rows]:
+    """Random inputs, with another size for the free dimensions each time: floats around 0, whole numbers below the
+    size of the table that they index, bytes from 0 to 255, words.
+    """
+    chance = np.random.default_rng(seed)
+    inner = any(size is None for tensor in contract.inputs for size in tensor.shape[1:])
+    for size in SIZES if inner else SIZES[:1]:
+        for limit in (100, 2):
+            yield {
+                tensor.name: _random(
+                    chance,
+                    tensor.dtype,
+                    [_size(place, wanted, size) for place, wanted in enumerate(tensor.shape)],
+                    tables.get(tensor.name, limit),
+                )
+                for tensor in contract.inputs
+            }
+
+
+def as_array(value: Any, dtype: str) -> npt.NDArray[Any]:
+    """An array of a value of the REST form, or of an array.
+
+    Raises:
+        ValueError: it does not fit the type.
+    """
+    if dtype == "object":
+        return np.array(_bytes(value.tolist() if isinstance(value, np.ndarray) else value), dtype=object)
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise ValueError("its rows are of different lengths")
+    wanted = np.dtype(dtype)
+    if not np.can_cast(array.dtype, wanted, "same_kind") and not (
+        array.dtype.kind in "iu" and wanted.kind in "iuf" and _holds(wanted, array)
+    ):
+        raise ValueError(f"it holds {array.dtype}")
+    return np.ascontiguousarray(array.astype(wanted))
+
+
+def to_rest(array: npt.NDArray[Any]) -> Any:
+    """An array as a value of the REST form: lists; bytes as {"b64": …} where they are no text."""
+    return _rest_value(array.tolist())
+
+
+def _rest_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rest_value(item) for item in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"b64": base64.b64encode(value).decode()}
+    return value
+
+
+def _holds(wanted: np.dtype[Any], array: npt.NDArray[Any]) -> bool:
+    if wanted.kind == "f" or not array.size:
+        return True
+    limits = np.iinfo(wanted)
+    return bool(limits.min <= array.min() and array.max() <= limits.max)
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bytes(item) for item in value]
+    if isinstance(value, dict):
+        return base64.b64decode(value["b64"])
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _only(contract: Contract, path: Path) -> Tensor:
+    if len(contract.inputs) != 1:
+        names = ", ".join(tensor.name for tensor in contract.inputs)
+        raise ExportError(f"{path} holds one input, the model takes {names}: give .npz or .json")
+    return contract.inputs[0]
+
+
+def _rest_form(content: Any, contract: Contract, path: Path) -> Mapping[str, Any]:
+    if isinstance(content, dict) and "inputs" in content:
+        inputs = content["inputs"]
+        return inputs if isinstance(inputs, dict) and "b64" not in inputs else {_only(contract, path).name: inputs}
+    if isinstance(content, dict) and isinstance(content.get("instances"), list):
+        instances = content["instances"]
+        if isinstance(instances[0], dict) and "b64" not in instances[0]:
+            return {name: [row[name] for row in instances] for name in instances[0]}
+        return {_only(contract, path).name: instances}
+    raise ExportError(f'{path} is no request in the REST form: {{"instances": […]}} or {{"inputs": …}}')
+
+
+def _table(path: Path, contract: Contract) -> Mapping[str, Any]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        lines = [line for line in csv.reader(stream) if line]
+    if not lines:
+        raise ExportError(f"{path} is empty")
+    head = lines[0] if any(not _is_number(cell) for cell in lines[0]) else None
+    names = [tensor.name for tensor in contract.inputs]
+    body = lines[1:] if head else lines
+    if len(names) > 1:  # a column an input
+        missing = [name for name in names if name not in (head or ())]
+        if missing:
+            raise ExportError(f"{path} has no column '{missing[0]}'")
+        return {
+            tensor.name: _column([line[(head or names).index(tensor.name)] for line in body], tensor)
+            for tensor in contract.inputs
+        }
+    if contract.columns and head and set(contract.columns) <= set(head):
+        body = [[line[head.index(name)] for name in contract.columns] for line in body]
+    return {names[0]: np.array(body) if contract.inputs[0].dtype == "object" else np.array(body, dtype=np.float64)}
+
+
+def _column(cells: list[str], tensor: Tensor) -> npt.NDArray[Any]:
+    values = np.array(cells) if tensor.dtype == "object" else np.array(cells, dtype=np.float64).astype(tensor.dtype)
+    return values.reshape(len(cells), *(1 for _ in tensor.shape[1:]))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _picture(path: Path, tensor: Tensor) -> npt.NDArray[Any]:
+    from PIL import Image
+
+    sizes = tensor.shape[1:]
+    if len(sizes) not in (2, 3) or None in sizes[:2] or (len(sizes) == 3 and sizes[2] not in (1, 3)):
+        raise ExportError(f"{path} is a picture; '{tensor.name}' is none (rows, height, width, channels): give .npz")
+    height, width = sizes[0] or 1, sizes[1] or 1
+    mode = "RGB" if len(sizes) == 3 and sizes[2] == 3 else "L"
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        pixels = np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BOX))
+    pixels = pixels.reshape(1, *(size or 1 for size in sizes))
+    return pixels / np.float32(255) if np.dtype(tensor.dtype).kind == "f" else pixels
+
+
+def _size(place: int, wanted: int | None, size: int) -> int:
+    return wanted if wanted is not None else ROWS if place == 0 else size
+
+
+def _random(chance: np.random.Generator, dtype: str, shape: list[int], limit: int) -> npt.NDArray[Any]:
+    if dtype == "object":
+        return chance.choice(np.array(_WORDS, dtype=object), shape)
+    kind = np.dtype(dtype)
+    if kind == np.uint8 and limit == 100:
+        return chance.integers(0, 256, shape, dtype=np.uint8)
+    if kind.kind == "b":
+        return chance.integers(0, 2, shape).astype(bool)
+    if kind.kind in "iu":
+        return chance.integers(0, max(1, min(limit, np.iinfo(kind).max)), shape).astype(kind)
+    return chance.standard_normal(shape).astype(kind)

@@ -1,0 +1,53 @@
+"""The contract of a version that has no manifest, or one without it: read from the graph that would be served.
+
+`read` runs in a child process (`confined.py`), because the libraries that read foreign graphs may crash on them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from bookserve.export import contracts, saved_model_contract
+from bookserve.export.errors import ExportError
+
+_ONNX = ("assets.extra/model.onnx", "model.onnx")
+
+
+def read(job: dict[str, str]) -> dict[str, Any]:
+    """The contract, as JSON, of the version folder `job["folder"]` of the model `job["model"]`.
+
+    Raises:
+        ExportError: the folder holds no graph, the graph cannot be read, or the library that reads it is missing.
+    """
+    folder, model = Path(job["folder"]), job["model"]
+    for name in _ONNX:
+        if (folder / name).is_file():
+            return contracts.to_json(_of_onnx(folder / name, model))
+    if (folder / saved_model_contract.LOCATION).is_file():
+        return contracts.to_json(saved_model_contract.read(folder, model))
+    if (folder / "model.tflite").is_file():
+        return contracts.to_json(_of_tflite(folder / "model.tflite", model))
+    raise ExportError(f"{folder} holds no model.onnx, saved_model.pb or model.tflite")
+
+
+def _of_onnx(path: Path, model: str) -> contracts.Contract:
+    try:
+        import onnx
+
+        from bookserve.export import onnx_contract
+    except ModuleNotFoundError as error:
+        raise ExportError(f"an ONNX graph is read with '{error.name}': pip install 'bookserve[convert]'") from error
+    try:
+        return onnx_contract.read(onnx.load(path, load_external_data=False), model)
+    except Exception as error:  # protobuf's errors and onnx's own share no base class
+        raise ExportError(f"{path} cannot be read: {str(error).splitlines()[0][:200]}") from error
+
+
+def _of_tflite(path: Path, model: str) -> contracts.Contract:
+    from bookserve.export.converters import tflite_file
+
+    try:
+        return tflite_file.read(path, model)
+    except ModuleNotFoundError as error:
+        raise ExportError(f"a LiteRT file is read with '{error.name}': pip install 'bookserve[tflite]'") from error
+    except (ValueError, RuntimeError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,74 @@
+"""What an ONNX graph says of its own contract: inputs, outputs, and the tables that inputs of whole numbers index."""
+
+import re
+from typing import Any
+
+import onnx
+
+from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.errors import ExportError
+
+_MEANING = re.compile(r"[A-Za-z][A-Za-z0-9_ +*-]{0,40}")
+_BATCHES = ("n", "b", "bs", "batch", "batch_size", "batchsize", "bsz")
+_PASSING = frozenset(("Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Transpose", "Flatten", "Slice"))
+
+
+def read(graph: onnx.ModelProto, model: str) -> Contract:
+    """The contract of a graph: its inputs without initializers, and its outputs; () is the shape of an unknown rank.
+
+    Raises:
+        ExportError: an input or output is no tensor of a type that numpy has.
+    """
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    return Contract(
+        model,
+        1,
+        tuple(_tensor(value) for value in graph.graph.input if value.name not in constants),
+        tuple(_tensor(value) for value in graph.graph.output),
+    )
+
+
+def table_sizes(graph: onnx.ModelProto) -> dict[str, int]:
+    """Input -> the smallest size of a constant table that it indexes (Gather) or is spread over (OneHot)."""
+    constants = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    origin = {value.name: value.name for value in graph.graph.input if value.name not in constants}
+    sizes: dict[str, int] = {}
+    for node in graph.graph.node:
+        if node.op_type in _PASSING and node.input and node.input[0] in origin:
+            origin[node.output[0]] = origin[node.input[0]]
+        if node.op_type == "Gather" and node.input[0] in constants and node.input[1] in origin:
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+            name, size = origin[node.input[1]], constants[node.input[0]][axis]
+            sizes[name] = min(size, sizes.get(name, size))
+    return sizes
+
+
+def operations(graph: onnx.ModelProto) -> set[str]:
+    """The operations of the graph that ONNX itself does not have."""
+    return {node.op_type for node in graph.graph.node if node.domain not in ("", "ai.onnx", "ai.onnx.ml")}
+
+
+def _tensor(value: Any) -> Tensor:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise ExportError(f"'{value.name}' is no tensor but a {(kind or 'value without a type').removesuffix('_type')}")
+    tensor = value.type.tensor_type
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"'{value.name}' is of the type {tensor.elem_type}, which numpy has not") from error
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        dtype = "object"
+    shape, free = [], []
+    for place, dimension in enumerate(tensor.shape.dim):
+        fixed = dimension.HasField("dim_value")
+        shape.append(dimension.dim_value if fixed else None)
+        if not fixed:
+            free.append(_meaning(dimension.dim_param, place))
+    return Tensor(value.name, dtype, tuple(shape), free=tuple(free))
+
+
+def _meaning(name: str, place: int) -> str:
+    if name.startswith("unk_") or not _MEANING.fullmatch(name):
+        return ""
+    return "" if place == 0 and name.lower() in _BATCHES else name

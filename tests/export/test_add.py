@@ -1,0 +1,160 @@
+"""`bookserve models add`, `show`, `model-server` and `predict` as their user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from jsonschema import Draft202012Validator
+from onnx import TensorProto, helper, numpy_helper
+
+from bookserve.clients.command_line import main
+from bookserve.export import confined
+from bookserve.export.errors import ConfinedError
+
+SCHEMA = json.loads((Path(confined.__file__).parent / "manifest.schema.json").read_text())
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def graph(folder: Path, outside: bool = False) -> Path:
+    """The path of an ONNX file: y = x w + b of 3 features to 2 scores."""
+    weights = np.array([[0.5, -1.0], [2.0, 0.25], [-0.75, 1.5]], np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "b"], ["scores"])]
+    made = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 3])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["rows", 2])],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.array([0.1, -0.2], np.float32), "b")],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    path = folder / "model.onnx"
+    onnx.save(model, path, save_as_external_data=outside, location="weights.bin", size_threshold=0)
+    return path
+
+
+@pytest.fixture
+def added(tmp_path: Path) -> tuple[Path, Result]:
+    (tmp_path / "labels.txt").write_text("no\nyes\n")
+    (tmp_path / "rows.csv").write_text("a,b,c\n1,2,3\n-0.5,0.25,4\n")
+    result = invoke(
+        *("models", "add", "score", graph(tmp_path, outside=True), "--models-dir", tmp_path / "store"),
+        *("--labels", tmp_path / "labels.txt", "--example", tmp_path / "rows.csv", "--task", "tabular"),
+    )
+    assert result.exit_code == 0, result.output
+    return tmp_path / "store", result
+
+
+def test_a_version_of_an_onnx_file_has_the_whole_contract(added: tuple[Path, Result]) -> None:
+    store, result = added
+    manifest = json.loads((store / "score/1/assets.extra/manifest.json").read_text())
+    assert list(Draft202012Validator(SCHEMA).iter_errors(manifest)) == []
+    contract = manifest["contract"]
+    assert contract["inputs"] == [{"name": "x", "dtype": "float32", "shape": [None, 3], "free": ["rows"]}]
+    assert (contract["task"], contract["labels"], manifest["source"]["format"]) == ("tabular", ["no", "yes"], "ONNX")
+    assert contract["example"]["inputs"] == {"x": [[1.0, 2.0, 3.0]]}
+    np.testing.assert_allclose(contract["example"]["outputs"]["scores"], [[2.35, 3.8]], atol=1e-5)
+    assert not (store / "score/1/assets.extra/weights.bin").exists()
+    shown = invoke("models", "show", "score", "--models-dir", store).output
+    assert "in        x: float32 [rows, 3]" in shown
+    assert "labels    no, yes" in shown
+    assert "files     3, all as published" in shown
+    assert "bookserve predict score" in result.output
+
+
+def test_the_lines_at_the_end_work(added: tuple[Path, Result]) -> None:
+    store, result = added
+    lines = [line.strip() for line in result.output.splitlines()[-3:]]
+    port, rest = _ports(2)
+    command = lines[0].replace("8500", str(port)).replace("8501", str(rest)).split()
+    server = subprocess.Popen([sys.executable, "-m", "bookserve.clients.command_line", *command[1:]])
+    try:
+        curl = lines[2].replace("8501", str(rest)).replace("curl", "curl -s --fail", 1)
+        deadline = time.monotonic() + 60
+        while (answer := subprocess.run(curl.split(), capture_output=True, text=True)).returncode:
+            assert time.monotonic() < deadline, answer.stderr
+            time.sleep(0.05)
+        np.testing.assert_allclose(json.loads(answer.stdout)["outputs"], [[2.35, 3.8]], atol=1e-5)
+        for way in (f"--rest=http://127.0.0.1:{rest}", f"--grpc=127.0.0.1:{port}"):
+            words = lines[1].split()[1:-1]
+            predicted = invoke(*words, way, "--models-dir", store, "--json")
+            assert predicted.exit_code == 0, predicted.output
+            scores = json.loads(predicted.output)["predictions"][0]["scores"]
+            assert scores == {"no": pytest.approx(2.35), "yes": pytest.approx(3.8)}
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_show_reads_the_graph_of_a_version_without_a_manifest(tmp_path: Path) -> None:
+    (tmp_path / "store/score/7").mkdir(parents=True)
+    graph(tmp_path / "store/score/7")
+    result = invoke("models", "show", "score", "--models-dir", tmp_path / "store")
+    assert result.exit_code == 0, result.output
+    assert "score version 7, no manifest" in result.output
+    assert "out       scores: float32 [rows, 2]" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.onnx", b"\xff" * 200, "is no ONNX file that can be read"),
+        ("model.tflite", b"\0\0\0\0TFL3" + b"\xff" * 100, "model.tflite"),
+        ("model.keras", b"PK", "it is no zip archive"),
+        ("model.pkl", b"cos\nsystem\n(S'touch INFECTED'\ntR.", "--trust"),
+        ("model.json", b'{"learner": 7}', "XGBoost does not load"),
+        ("model.bin", b"nothing", "is of no known format; known are: SavedModel"),
+    ],
+)
+def test_a_file_that_is_no_model_is_one_line_and_nothing_is_published(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    result = invoke("models", "add", "score", tmp_path / name, "--models-dir", tmp_path / "store")
+    assert result.exit_code == 1
+    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert list((tmp_path / "store/score").iterdir()) == []
+    assert not Path("INFECTED").exists()
+
+
+def test_a_child_that_dies_hangs_or_takes_all_memory_is_one_line() -> None:
+    for limits, kind, message in (
+        (confined.Limits(60), "dies", "SIGSEGV"),
+        (confined.Limits(2), "hangs", "not done after 2 s"),
+        (confined.Limits(60, 512 << 20), "grows", "more memory than 512 MiB"),
+    ):
+        with pytest.raises(ConfinedError, match=message):
+            confined.call(f"{__name__}:{kind}" if __name__ != "__main__" else kind, {}, limits)
+
+
+def dies(_: object) -> None:
+    os.kill(os.getpid(), 11)
+
+
+def hangs(_: object) -> None:
+    time.sleep(600)
+
+
+def grows(_: object) -> None:
+    np.ones(1 << 30)
+
+
+def _ports(count: int) -> list[int]:
+    import socket
+
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [held.getsockname()[1] for held in sockets]
+    for held in sockets:
+        held.close()
+    return ports

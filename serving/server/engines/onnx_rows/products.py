@@ -113,7 +113,7 @@ def _only(rows: Rows | None, found: Rows | None, here: bool, axis: int) -> Rows 
     return found.on(axis)
 
 
-def linear(node: Node, inputs: Inputs) -> list[Value]:
+def gemm(node: Node, inputs: Inputs) -> list[Value]:
     """Gemm."""
     one, other, *others = values.as_data(inputs)
     if one.rows is None and other.rows is None and (one.shape is None or other.shape is None):

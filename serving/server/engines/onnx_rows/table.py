@@ -144,7 +144,7 @@ STANDARD: dict[str, Rule] = {
     # Products.
     "Attention": products.attention,
     "Einsum": products.einsum,
-    "Gemm": products.linear,
+    "Gemm": products.gemm,
     "MatMul": products.matrix_product,
     "MatMulInteger": products.integer_product,
     "QLinearMatMul": products.quantised_product((0, 3), (1, 2, 6, 7)),
@@ -212,7 +212,7 @@ RUNTIME: dict[str, Rule] = {  # com.microsoft
     "EmbedLayerNormalization": layers.embedded_words,
     "FastGelu": places.each_place,
     "FusedConv": layers.convolution(),
-    "FusedGemm": products.linear,
+    "FusedGemm": products.gemm,
     "FusedMatMul": products.fused_product,
     "Gelu": places.each_place,
     "MatMulIntegerToFloat": products.integer_product,

@@ -287,6 +287,14 @@ async def _serve(flags: Flags, trials: Trials | None) -> int:
     return 0
 
 
+async def _try_and_serve(flags: Flags, trials: Trials | None) -> int:
+    try:
+        return await _serve(flags, trials)
+    finally:
+        if trials is not None:
+            trials.close()
+
+
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
     add_help_option=False,
@@ -312,7 +320,7 @@ def main(arguments: tuple[str, ...]) -> None:
         click.echo(f"TensorFlow Library: {_tensorflow_version()}")
         click.echo(f"ONNX Runtime: {onnxruntime.__version__}")
         return
-    run(_serve(flags, trial.start() if flags.trial_seconds > 0 else None))
+    run(_try_and_serve(flags, trial.start() if flags.trial_seconds > 0 else None))
 
 
 def _tensorflow_version() -> str:

@@ -187,7 +187,7 @@ class InProcessLoader:
 
 
 def _load(
-    path: Path, options: LoadOptions, events: LoadEvents, trials: Trials | None
+    path: Path, options: LoadOptions, events: LoadEvents, trials: Trials | None = None
 ) -> tuple[Engine, BatchPolicy, set[str]]:
     """Answers also how the version's requests are batched, and the signatures whose rows are independent."""
     started = time.perf_counter()

@@ -123,10 +123,11 @@ class Trials:
             self._idle.append(child)
 
     def close(self) -> None:
-        """Ends the template and its children."""
-        self._control.close()
-        for child in self._idle:
-            child.close()
+        """Ends the template and the children that wait."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+            self._control.close()
 
     def _take(self) -> _Child:
         with self._lock:

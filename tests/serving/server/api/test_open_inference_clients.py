@@ -129,19 +129,19 @@ def test_errors(api: Api) -> None:
             client.infer(*arguments, **options)
 
 
-# Text alone: ONNX Runtime's strings are text, whatever a server's protocol can carry.
-tensors = st.fixed_dictionaries(
-    {
-        name: hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=3).flatmap(
-            lambda shape, dtype=dtype: hnp.arrays(  # type: ignore[misc]
-                dtype,
-                shape,
-                elements=st.text(max_size=4).map(str.encode) if dtype is np.object_ else None,
-            )
-        )
-        for name, (_, dtype) in DATATYPES.items()
-    }
-)
+def tensors_of(shape: tuple[int, ...]) -> st.SearchStrategy[dict[str, np.ndarray]]:
+    """One tensor of every type; text alone: ONNX Runtime's strings are text, whatever a server's protocol can carry."""
+    text = st.text(max_size=4).map(str.encode)
+    return st.fixed_dictionaries(
+        {
+            name: hnp.arrays(dtype, shape, elements=text if dtype is np.object_ else None)
+            for name, (_, dtype) in DATATYPES.items()
+        }
+    )
+
+
+# All of one shape: what the outputs of a request without values are follows from the names of dimensions.
+tensors = hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=3).flatmap(tensors_of)
 
 
 @settings(deadline=None, max_examples=20)

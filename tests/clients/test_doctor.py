@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from bookserve.clients import doctor
 from bookserve.clients.doctor import Places
+from bookserve.export.book_contracts import CONTRACTS
 from bookserve.export.manifest import DataOrigin, Manifest, digests
 from bookserve.export.store import ModelStore
 
@@ -36,7 +37,7 @@ def publish(root: Path) -> Manifest:
             model="linear",
             version=version,
             created="2026-01-02T03:04:05+00:00",
-            contract="linear/1",
+            contract=CONTRACTS["linear"],
             data=DataOrigin("sample", "drawn points", "0" * 64),
             profile="smoke",
             seed=0,

@@ -158,14 +158,14 @@ def test_a_gpu_that_tensorflow_cannot_use(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_model_with_a_changed_file_is_named(tmp_path: Path) -> None:
     store = tmp_path / "models"
     publish(store)
-    (good,) = doctor.models(places(tmp_path))
+    good, _missing = doctor.models(places(tmp_path))
     assert (good.status, good.text) == ("ok", "linear: version 1, profile smoke")
     (store / "linear/1/saved_model.pb").write_text("another graph")
-    (changed,) = doctor.models(places(tmp_path))
+    changed, _missing = doctor.models(places(tmp_path))
     assert changed.status == "bad"
     assert changed.text == "linear: version 1, profile smoke: missing or changed: saved_model.pb"
     (store / "linear/1/assets.extra/manifest.json").unlink()
-    (bare,) = doctor.models(places(tmp_path))
+    bare, _missing = doctor.models(places(tmp_path))
     assert bare.status == "bad"
     assert "has no manifest" in bare.text
 

@@ -193,9 +193,19 @@ def _bound(family: int, kind: int, protocol: int, address: Any, *, shared: bool 
     return endpoint
 
 
+# A packet filter (Linux's filter.h): what asks for a connection is dropped. Everything else passes, and must: a
+# handshake that is half done when this comes is a connection already on the client's side.
+_DROP_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of TCP's flags
+    (0x45, 0, 1, 0x02),  # is SYN set?
+    (0x06, 0, 0, 0),  # then keep nothing
+    (0x06, 0, 0, 0xFFFFFFFF),  # else all
+)
+
+
 def _drop_new_handshakes(endpoint: socket.socket) -> None:
-    """Attaches a packet filter that drops everything to a listening socket."""
-    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one instruction: return 0 bytes
-    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(drop_all))
+    """Attaches the packet filter to a listening socket; the connections that come of it inherit it."""
+    instructions = ctypes.create_string_buffer(b"".join([struct.pack("HBBI", *step) for step in _DROP_SYN]))
+    program = struct.pack("HxxxxxxP", len(_DROP_SYN), ctypes.addressof(instructions))
     with suppress(OSError):
         endpoint.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

@@ -164,8 +164,13 @@ def workers(server: Server) -> list[int]:
 
 
 def worker(server: Server, number: int) -> int:
-    """The one of that number that came last."""
-    return int(re.findall(rf"worker {number} serves \(process (\d+)\)", server.log.read_text())[-1])
+    """The one of that number that came last; the first answer may come from another, before it is there."""
+
+    def found() -> list[str]:
+        return re.findall(rf"worker {number} serves \(process (\d+)\)", server.log.read_text())
+
+    wait_until(lambda: bool(found()), f"worker {number} serves", 60)
+    return int(found()[-1])
 
 
 def runs(pid: int) -> bool:

@@ -188,6 +188,7 @@ def test_calls_of_a_model_that_is_not_there_are_counted_as_failed(tmp_path: Path
 
 
 @needs_generators
+@pytest.mark.slow
 def test_the_command_measures_both_checkouts_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = load_command()
     model = benchmark_models.Model("multiplication", "small", (1, 3), benchmark_models.write_multiplication, (1,), 0)

@@ -54,6 +54,7 @@ def test_rows_take_turns_and_a_rate_is_the_median_of_its_pieces(monkeypatch: pyt
     assert calls == ["slow", "fast"] * 4
 
 
+@pytest.mark.slow
 def test_ptb_prints_words_a_second_and_how_many_times_those_of_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = replace(ptb.BOOK, batch=2, steps=2, units=4, layers=1, bfloat16=False)
     monkeypatch.setattr(ptb, "BOOK", tiny)
@@ -87,6 +88,7 @@ def test_every_part_of_a_training_counts_the_same_examples() -> None:
         assert int(model.optimizer.iterations) - before == (0 if name == "input" else bench.STEPS)
 
 
+@pytest.mark.slow
 def test_the_moves_of_every_number_of_workers_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "WORKERS", (1, 2))
     monkeypatch.setattr(bench, "BOARDS", (3,))
@@ -98,6 +100,7 @@ def test_the_moves_of_every_number_of_workers_are_listed(monkeypatch: pytest.Mon
     assert all(int(rate.replace(",", "")) > 0 for _, rate in rows)
 
 
+@pytest.mark.slow
 def test_the_input_of_every_model_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     origin = Origin("sample", "made up", "0" * 64)

@@ -180,6 +180,7 @@ def test_every_model_answers_the_command_line_and_curl(project: Project, served:
             assert answer.get("version") == 1 or answer["model_version_status"][0]["state"] == "AVAILABLE", command
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_second_train_all_is_swapped_in_without_a_failed_request(
     project: Project, served: subprocess.Popen[str]

@@ -113,7 +113,7 @@ def fill(disk: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny_mnist")
-@pytest.mark.parametrize(("moment", "complete"), [("checkpoint", 1), ("end", 2)])
+@pytest.mark.parametrize(("moment", "complete"), [("checkpoint", 1), pytest.param("end", 2, marks=pytest.mark.slow)])
 def test_after_a_full_disk_the_training_goes_on(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, moment: str, complete: int
 ) -> None:
@@ -175,6 +175,7 @@ print(result.metrics)
 """
 
 
+@pytest.mark.slow
 def test_a_training_killed_in_mid_epoch_ends_with_the_same_figures(tmp_path: Path) -> None:
     def train(folder: str, mode: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path / folder), mode]

@@ -33,6 +33,7 @@ def no_deepchem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_deepchem")
 def test_deepchem_s_fingerprints_are_rdkit_s_which_the_gateway_sends(folder: Path) -> None:
     bits, readable = module.fingerprints(SMILES, folder)

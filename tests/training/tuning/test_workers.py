@@ -1,5 +1,7 @@
 import multiprocessing
 
+import pytest
+
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.models import linear
 from bookserve.training.tuning.workers import TrainingTask, WorkerPool
@@ -7,6 +9,7 @@ from bookserve.training.tuning.workers import TrainingTask, WorkerPool
 TASK = TrainingTask(0, "linear", linear.Config(epochs=2, steps=3), DataRequest("sample"), seed=0, figure="val_loss")
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_costs_its_task_and_no_more() -> None:
     with WorkerPool(1) as pool:
         assert pool.free

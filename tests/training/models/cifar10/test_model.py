@@ -48,6 +48,7 @@ def test_the_modern_network_learns_reports_and_is_published_with_both_graphs_ali
     assert made.parity["probabilities"] < 1e-5
 
 
+@pytest.mark.slow
 def test_of_the_book_s_network_the_averages_are_validated_kept_and_published(
     pictures: ImageSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ class StopInSecondEpoch(keras.callbacks.Callback):  # type: ignore[misc]
             raise StoppedError
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_ends_with_the_same_weights(pictures: ImageSplits, tmp_path: Path) -> None:
     config = modern.Config(epochs=2, batch=160, widths=(4, 8, 8))
 

@@ -94,6 +94,7 @@ class Killer(keras.callbacks.Callback):
             raise Killed
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_ends_as_if_it_had_run_through(
     trained: Trained, text: ptb_data.Text, tmp_path: Path
 ) -> None:
@@ -211,7 +212,7 @@ def test_a_continuation_keeps_the_row_and_has_no_unknown_word(trained: Trained, 
     np.testing.assert_array_equal(made, ptb.continue_rows(trained[0], rows, 5, seed=1))
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_version_carries_the_vocabulary_and_takes_rows_of_any_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: ptb_data.Text, tied: bool
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_worker_that_begins_late_has_the_parameters_of_the_others(monkeypatch:
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves_is_all_that_the_next_one_needs() -> None:
     def learner() -> tuple[keras.Model, a3c.A3C]:
         model = network()

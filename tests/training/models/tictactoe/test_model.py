@@ -202,6 +202,7 @@ class KillIn(keras.callbacks.Callback):  # type: ignore[misc]
             raise Killed
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_with_the_same_figures(tmp_path: Path) -> None:
     config = replace(TINY, epochs=4)
     data = tictactoe.load_data(config, DataRequest(), 0)

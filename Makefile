@@ -16,6 +16,9 @@ DONE := .venv/.installed
 MOVED := $(shell grep -qs '^command = ' .venv/pyvenv.cfg && ! grep -qsF -- '-m venv $(CURDIR)/.venv' .venv/pyvenv.cfg && echo moved)
 TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
 
+# Without bytecode in .venv every process that imports TensorFlow compiles it first, which takes 20 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .PHONY: help install moved train-all serve test test-slow test-containers lint typecheck bench bench-training screenshots wheel lock protos operations reference clean
 

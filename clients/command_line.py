@@ -42,6 +42,9 @@ class _LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            _explain(ctx.invoked_subcommand, error)
+            raise
         except KeyboardInterrupt as stop:
             name = ctx.invoked_subcommand or "bookserve"
             line = f"{name}: stopped; {_GOES_ON.get(name, 'the same command starts anew')}"
@@ -58,19 +61,24 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        target, extra, _ = COMMANDS[cmd_name]
+        target, _, _ = COMMANDS[cmd_name]
         module_name, attribute = target.split(":")
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.startswith("bookserve"):
-                raise
-            raise click.ClickException(
-                f"'bookserve {cmd_name}' needs the package '{error.name}': pip install 'bookserve[{extra}]'"
-            ) from error
+            _explain(cmd_name, error)
+            raise
         command = getattr(module, attribute)
         assert isinstance(command, click.Command)
         return command
+
+
+def _explain(command: str | None, error: ModuleNotFoundError) -> None:
+    """Raises ClickException for a package that an extra brings; a module that is not there is another's fault."""
+    if command in COMMANDS and error.name and not error.name.startswith("bookserve"):
+        raise click.ClickException(
+            f"'bookserve {command}' needs the package '{error.name}': pip install 'bookserve[{COMMANDS[command][1]}]'"
+        ) from error
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

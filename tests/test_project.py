@@ -22,6 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SERVER = "bookserve.serving.server"
 SERVER_FLOORS = (
     ("main", "worker_main"),
+    ("model_server", "supervisor"),
     ("assembly",),
     ("workers",),
     ("api",),

@@ -205,7 +205,7 @@ def worker_count(flags: Flags) -> int:
     """How many processes answer requests. Raises ServingError (INVALID_ARGUMENT) where they cannot be."""
     if flags.workers < 0:
         raise invalid_argument(f"--workers={flags.workers}: give the number of processes, or 0 for one per core")
-    count = flags.workers or os.cpu_count() or 1
+    count = flags.processes
     if count > 1 and flags.lazy_loading:
         raise invalid_argument(
             f"--workers={flags.workers} and --lazy_loading exclude each other: all processes load the same versions,"

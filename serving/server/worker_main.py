@@ -7,7 +7,6 @@ gone.
 """
 
 import asyncio
-import ctypes
 import gc
 import importlib
 import json
@@ -23,6 +22,7 @@ from bookserve.serving.server.observability.metrics import Snapshot
 from bookserve.serving.server.settings import flags as flag_parser
 from bookserve.serving.server.settings import server_log
 from bookserve.serving.server.settings.flags import Flags
+from bookserve.serving.server.supervisor import end_with
 from bookserve.serving.server.transport.listeners import Api
 from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.server.workers.channel import Channel
@@ -32,7 +32,6 @@ from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 log = logging.getLogger(__name__)
 
 _MAX_SOCKETS = 253  # that Linux passes in one message
-_PR_SET_PDEATHSIG = 1  # Linux's prctl(2); Python has no name for it
 
 
 class MainProcessAdmin:
@@ -116,12 +115,6 @@ class Worker:
         return snapshots
 
 
-def _die_with_main() -> None:
-    """Has the kernel kill this process when the main process dies, were it too busy to notice (Linux)."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _wait_for_task(descriptor: int) -> tuple[int, socket.socket, list[tuple[Api, socket.socket]]]:
     """The number of this worker, the socket to the main process and the listening sockets."""
     with socket.socket(fileno=descriptor) as waiting:
@@ -150,7 +143,7 @@ async def _run(flags: Flags, number: int, control: socket.socket, sockets: list[
 
 def main() -> None:
     """Runs the process."""
-    _die_with_main()
+    end_with(os.getppid())  # were it too busy to notice that the main process is gone
     flags, _ = flag_parser.parse(sys.argv[2:])
     importlib.import_module("bookserve.serving.server.engines.onnx_engine")  # which most versions need
     number, control, sockets = _wait_for_task(int(sys.argv[1]))

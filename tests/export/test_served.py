@@ -123,8 +123,7 @@ def test_a_version_that_no_server_loads_changes_nothing(start: StartServer, stor
     assert "does not load" in result.output
     assert (store.root / "models.config").read_text() == before
     assert "'stable' is version 2" in models(store, "label", "scale", "stable", "2").output
-    server.process.kill()
-    server.process.wait()
+    server.kill()
     assert list(store.root.glob(".server-*"))  # which nobody removed
     assert "no server was asked" in models(store, "label", "scale", "stable", "3").output
     assert not list(store.root.glob(".server-*"))

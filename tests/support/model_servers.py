@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import socket
 import ssl
@@ -19,6 +20,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 _OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+CRASH = re.compile(r"the server \(process \d+\) died of")  # as its supervisor tells
 _numbers = itertools.count(os.getpid() * 97)  # each process of tests begins somewhere else
 
 
@@ -72,6 +74,20 @@ class Server:
     grpc_port: int
     rest_port: int
     log: Path
+    supervised: bool = False
+    may_crash: bool = False  # else a crash, after which the server answers again, fails the test in the end
+
+    @property
+    def pid(self) -> int:
+        """The process that answers, or leads its workers: of a supervised server the child."""
+        started = self.process.pid
+        children = Path(f"/proc/{started}/task/{started}/children").read_text() if self.supervised else ""
+        return int(children or started)
+
+    @property
+    def crashes(self) -> list[str]:
+        """The lines of the log that tell of one."""
+        return [line for line in self.log.read_text().splitlines() if CRASH.search(line)]
 
     @property
     def target(self) -> str:
@@ -84,6 +100,22 @@ class Server:
     def stop(self, number: int = signal.SIGTERM, timeout: float = 20.0) -> int:
         self.process.send_signal(number)
         return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        """Ends it at once; nothing of it runs any more."""
+        pid = self.pid
+        self.process.kill()
+        self.process.wait()
+        wait_until(lambda: not runs(pid), "the process that answers is gone")
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process, and a thread of it has not ended."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return state != "Z" or int(rest[16]) > 1
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
@@ -127,7 +159,10 @@ def server_starter(folder: Path) -> Iterator[StartServer]:
                 text=True,
                 env=variables,
             )
-        server = Server(process, grpc_port, rest_port, log)
+        supervised = sys.platform == "linux" and not any(
+            flag.startswith(("--workers", "--supervise")) for flag in flags
+        )
+        server = Server(process, grpc_port, rest_port, log, supervised)
         servers.append(server)
         if wait:
 
@@ -143,5 +178,5 @@ def server_starter(folder: Path) -> Iterator[StartServer]:
     finally:
         for server in servers:
             if server.process.poll() is None:
-                server.process.kill()
-                server.process.wait()
+                server.kill()
+            assert server.may_crash or not server.crashes, server.log.read_text()

@@ -4,6 +4,7 @@ Only `--name=value` is understood, and `--name` alone for a boolean, as there. F
 are accepted, checked for their type, and reported.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -31,6 +32,7 @@ class Flags:
     )
     workers: int = _flag(1, "processes that answer requests behind the same ports; 0: one per core")
     worker_timeout_seconds: float = _flag(30.0, "a worker that does not answer for so long is replaced; 0: never")
+    supervise: bool = _flag(True, "start the server again when it crashes, on Linux; workers are replaced anyway")
     max_memory_bytes: int = _flag(
         0,
         "that a process may hold; 0: 80 % of what there is, at least 4 GiB, -1: no limit",
@@ -121,6 +123,11 @@ class Flags:
     drain_quiet_seconds: float = _flag(0.5, "after SIGTERM or SIGINT: how long without a new request ends the drain")
     version: bool = _flag(False, "print the versions and exit")
     help: bool = _flag(False, "print this and exit")
+
+    @property
+    def processes(self) -> int:
+        """How many processes are to answer requests."""
+        return self.workers or os.cpu_count() or 1
 
 
 # Flags of tensorflow_model_server that change nothing here, with their type.

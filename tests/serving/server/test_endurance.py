@@ -54,7 +54,7 @@ def _many_files() -> Iterator[None]:
 
 
 def resident_kib(server: Server) -> int:
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    status = Path(f"/proc/{server.pid}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0])
 
 
@@ -264,7 +264,7 @@ def test_disconnecting_clients_leave_nothing_behind(start_server: StartServer, f
     server = start_server(*flags)
 
     def files() -> int:
-        return len(os.listdir(f"/proc/{server.process.pid}/fd"))  # noqa: PTH208
+        return len(os.listdir(f"/proc/{server.pid}/fd"))  # noqa: PTH208
 
     probe(server)
     before = files()

@@ -680,11 +680,11 @@ def test_a_model_that_mixes_its_rows_is_not_batched(start_server: StartServer, t
 def test_the_server_never_imports_tensorflow(scale: Path) -> None:
     code = (
         "import sys, threading, os, signal\n"
-        "from bookserve.serving.server import main\n"
+        "from bookserve.serving.server import model_server\n"
         "from bookserve.serving.server.settings import flags\n"
         "import asyncio\n"
         "async def run():\n"
-        f"    server = main.ModelServer(flags.parse(['--port={free_port()}', '--bind_address=127.0.0.1',"
+        f"    server = model_server.ModelServer(flags.parse(['--port={free_port()}', '--bind_address=127.0.0.1',"
         f" '--model_base_path={scale}', '--drain_quiet_seconds=0.01'])[0])\n"
         "    await server.start()\n"
         "    await server.drain()\n"

@@ -131,7 +131,7 @@ def profile_long(channel: grpc.Channel, folder: Path) -> grpc.Future:
 def profilers(server: Server) -> list[int]:
     """The versions' processes that listen, which only TensorFlow's profiler makes them do."""
     found = []
-    for template in children(server.process.pid):
+    for template in children(server.pid):
         for pid in children(template):
             sockets = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
             rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp6").read_text().splitlines()[1:]]

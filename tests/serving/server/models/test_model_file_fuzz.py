@@ -143,7 +143,7 @@ def fuzz(scratch: Path, seed: int, seconds: float, limit: int) -> Counter[str]:
 
 
 def memory(server: Server) -> str:
-    lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
     return next((" ".join(line.split()) for line in lines if line.startswith("VmRSS")), "")
 
 

@@ -70,7 +70,7 @@ def bomb() -> bytes:
 
 
 def most_resident_kib(server: Server) -> int:
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    status = Path(f"/proc/{server.pid}/status").read_text()
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
 
 

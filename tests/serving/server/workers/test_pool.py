@@ -38,7 +38,7 @@ from bookserve.serving.server.types.errors import ServingError, failed_precondit
 from bookserve.serving.server.workers.pool import Pool, _Worker
 from certificates import Authority
 from load import REST_BODY, under_load
-from model_servers import Server, StartServer, server_starter, wait_until, write_graph, write_scale_model
+from model_servers import Server, StartServer, runs, server_starter, wait_until, write_graph, write_scale_model
 
 METRICS = "/monitoring/prometheus/metrics"
 AVAILABLE, END = 30, 50
@@ -171,13 +171,6 @@ def worker(server: Server, number: int) -> int:
 
     wait_until(lambda: bool(found()), f"worker {number} serves", 60)
     return int(found()[-1])
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_connections_are_spread_over_both_protocols(server: Server, folder: Path) -> None:

@@ -4,14 +4,17 @@ import ctypes
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 import onnxruntime
 
-from bookserve.serving.server.engines import onnx_signature, refusals, zero_sizes, zip_map
+from bookserve.serving.server.engines import onnx_guards, onnx_signature, refusals, zero_sizes, zip_map
 from bookserve.serving.server.engines.engine import EngineOptions
+from bookserve.serving.server.engines.onnx_rows import graph as graph_file
 from bookserve.serving.server.engines.onnx_rows import walk
+from bookserve.serving.server.engines.onnx_rows.values import Mixed
 from bookserve.serving.server.settings.memory import Memory
 from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument
 from bookserve.serving.server.types.signatures import (
@@ -46,21 +49,19 @@ class OnnxEngine:
 
         Raises ServingError (FAILED_PRECONDITION) when the graph does not load or the two disagree.
         """
-        self.labels: Mapping[str, tuple[str, ...]] = {}  # of an output's columns, where the graph tells them
         session_options = onnxruntime.SessionOptions()
         session_options.intra_op_num_threads = options.intra_op_threads
         session_options.inter_op_num_threads = 1
         # Measured on 2 cores: threads that spin for work cost half as much again and end hardly sooner.
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session_options.log_severity_level = _ERROR_LEVEL
+        content, reading, self.labels, self._companions = _prepare(graph)
+        if isinstance(content, bytes):
+            session_options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
         try:
             for library in options.custom_op_libraries:
                 session_options.register_custom_ops_library(library)
-            self._session = _session(str(graph), session_options)
-            if any(node.type.startswith("seq(map(") for node in self._session.get_outputs()):
-                content, self.labels = zip_map.with_tensors(graph)
-                session_options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
-                self._session = _session(content, session_options)
+            self._session = _session(content, session_options)
             own, optional = onnx_signature.of_session(self._session, graph)
         except ServingError:
             raise
@@ -68,7 +69,6 @@ class OnnxEngine:
             raise failed_precondition(f"{graph} does not load: {error}{_remedy(str(error))}") from error
         for output, labels in self.labels.items():
             log.info("%s: the columns of output '%s' are the classes %s", graph, output, ", ".join(labels))
-        reading = walk.read(graph)
         on_one_thread = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
         self.computes_alone = on_one_thread and not reading.open_ended
         self.doubts: Mapping[str, str] = {DEFAULT_SIGNATURE: reading.doubt} if reading.doubt else {}
@@ -101,7 +101,7 @@ class OnnxEngine:
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run."""
-        empty = zero_sizes.answer(signature, inputs, outputs, self._dimension_names)
+        empty = zero_sizes.answer(signature, inputs, outputs, self._dimension_names, self._companions)
         if empty is not None:
             return empty
         strings = [alias for alias, array in inputs.items() if array.dtype.kind == "O"]
@@ -131,6 +131,30 @@ class OnnxEngine:
         """A run with ONNX Runtime's own tensors: it has no numpy type for bfloat16."""
         values = {name: _to_value(array) for name, array in inputs.items()}
         return [_to_array(value) for value in self._session.run_with_ort_values(list(outputs), values, options)]
+
+
+class _Prepared(NamedTuple):
+    """An ONNX file that was read, and made fit to be run."""
+
+    content: str | bytes  # what ONNX Runtime is to load: the file's path where the file can stay as it is
+    reading: walk.Reading
+    labels: Mapping[str, tuple[str, ...]]  # of an output's columns, where the graph tells them
+    companions: zero_sizes.Companions
+
+
+def _prepare(path: Path) -> _Prepared:
+    try:
+        model = graph_file.read(path)
+    except Mixed as doubt:
+        return _Prepared(str(path), walk.Reading(str(doubt), open_ended=True), {}, {})  # ONNX Runtime says why
+    reading = walk.read(model)
+    try:
+        companions, labels = zero_sizes.companions(model), zip_map.replace(model)
+        changed = onnx_guards.put(model) or bool(labels)
+        return _Prepared(model.SerializeToString() if changed else str(path), reading, labels, companions)
+    except (IndexError, ValueError, RecursionError) as fault:  # of a node without its inputs, which is refused next
+        log.debug("%s: %s", path, fault)
+        return _Prepared(str(path), reading, {}, {})
 
 
 def _session(graph: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

@@ -65,7 +65,7 @@ class TfliteEngine:
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run. The interpreter's inputs take the shapes of the request's."""
-        empty = zero_sizes.answer(signature, inputs, outputs, {})
+        empty = zero_sizes.answer(signature, inputs, outputs, {}, {})
         if empty is not None:
             return empty
         own = self._signatures[signature.name]

@@ -1,7 +1,8 @@
 """Requests with a tensor that has no values: answered or refused here, before a native engine sees them.
 
 ONNX Runtime ends its process over an LSTM or GRU without rows, and no engine promises anything for a size of 0. Where
-the outputs' shapes follow from the inputs', and are empty too, there is nothing to compute.
+the outputs' shapes follow from the inputs', and are empty too, there is nothing to compute. An ONNX graph that does
+nothing with an input but lay it beside others, such as features that may be left out, may see it empty.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +11,22 @@ import numpy as np
 
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
 from bookserve.serving.server.types.signatures import Signature, shape_text
+from bookserve.serving.wire.onnx_graph_pb2 import ModelProto
 from bookserve.serving.wire.tensors import Array, TensorSpec
 
 # The names of a tensor's dimensions, tensor by tensor: "" for a size that is fixed or has no name.
 DimensionNames = Mapping[str, Sequence[str]]
+# Of an input that is only concatenated: beside what, Concat by Concat; "" is a value that is computed.
+Companions = Mapping[str, Sequence[frozenset[str]]]
+_UNCHANGED = frozenset(("Cast", "Identity", "Squeeze", "Transpose", "Unsqueeze"))
 
 
 def answer(
-    signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str], names: DimensionNames
+    signature: Signature,
+    inputs: Mapping[str, Array],
+    outputs: Sequence[str],
+    names: DimensionNames,
+    companions: Companions,
 ) -> list[Array] | None:
     """The outputs of a request with a size of 0, all of them empty; None for a request that the engine may see.
 
@@ -25,9 +34,13 @@ def answer(
     all tensors is the rows.
     Raises ServingError (INVALID_ARGUMENT) where an output's shape does not follow so, or has values to compute.
     """
-    empty = next((name for name, array in inputs.items() if not array.size), None)
-    if empty is None:
+    all_empty = [name for name, array in inputs.items() if not array.size]
+    if not all_empty:
         return None
+    filled = {"", *inputs}.difference(all_empty)
+    if all(name in companions and all(filled & beside for beside in companions[name]) for name in all_empty):
+        return None
+    empty = all_empty[0]
     sizes = _named_sizes(inputs, names)
     without_rows = all(
         array.shape[0] == 0 and not _name(names, name, 0)
@@ -42,6 +55,28 @@ def answer(
             raise _refusal(empty, inputs[empty], spec)
         answers.append(np.empty(shape, spec.dtype))
     return answers
+
+
+def companions(model: ModelProto) -> Companions:
+    """The inputs of an ONNX model that are concatenated to other values, each time, and for nothing else."""
+    inputs = {info.name for info in model.graph.input}
+    origins = {name: name for name in inputs}  # value -> the input that it is, but for its type and form
+    found: dict[str, list[frozenset[str]]] = {}
+    otherwise = {info.name for info in model.graph.output}
+    for node in model.graph.node:
+        if any(entry.HasField("g") for entry in node.attribute):
+            return {}  # the graphs inside may use any value
+        standard = node.domain in ("", "ai.onnx")
+        if standard and node.op_type in _UNCHANGED and node.input[0] in origins:
+            origins[node.output[0]] = origins[node.input[0]]
+        elif standard and node.op_type == "Concat":
+            sources = [origins.get(name, "") for name in node.input]
+            for source in filter(None, sources):
+                found.setdefault(source, []).append(frozenset(sources) - {source})
+        else:
+            otherwise |= set(node.input)
+    used_otherwise = {origins[name] for name in otherwise if name in origins}
+    return {name: beside for name, beside in found.items() if name not in used_otherwise}
 
 
 def _named_sizes(inputs: Mapping[str, Array], names: DimensionNames) -> dict[str, int]:

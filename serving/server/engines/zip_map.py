@@ -4,20 +4,14 @@ Behind it there is a tensor of floats, [rows, classes], which every protocol can
 tensor in the place of the dictionaries, under the same name.
 """
 
-from pathlib import Path
-
 from bookserve.serving.wire.onnx_graph_pb2 import ModelProto, NodeProto
 
 _FLOAT = 1  # TensorProto.DataType
 _OPSET = 13  # of Identity, for a graph that has no operation of its domain
 
 
-def with_tensors(path: Path) -> tuple[bytes, dict[str, tuple[str, ...]]]:
-    """The graph of an ONNX file without the ZipMaps that give its outputs, and the labels of their classes by output.
-
-    Raises DecodeError and OSError for a file that cannot be read.
-    """
-    model = ModelProto.FromString(path.read_bytes())
+def replace(model: ModelProto) -> dict[str, tuple[str, ...]]:
+    """Takes the ZipMaps that give outputs out of a model; answers the labels of their classes by output."""
     makers = {name: node for node in model.graph.node if node.op_type == "ZipMap" for name in node.output}
     labels = {}
     for output in model.graph.output:
@@ -34,7 +28,7 @@ def with_tensors(path: Path) -> tuple[bytes, dict[str, tuple[str, ...]]]:
         rows_and_classes.dim.add().dim_value = len(labels[output.name])
     if labels and all(entry.domain not in ("", "ai.onnx") for entry in model.opset_import):
         model.opset_import.add(domain="", version=_OPSET)
-    return model.SerializeToString(), labels
+    return labels
 
 
 def _labels(node: NodeProto) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ it has no rule for, or is in doubt about, it refuses.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bookserve.serving.server.engines.onnx_rows import graph, sizes, values
@@ -36,12 +35,8 @@ class Reading:
     open_ended: bool  # whether how long a run takes may depend on values
 
 
-def read(path: Path) -> Reading:
-    """Reads the ONNX file; runs nothing, and does not raise for a file that it cannot read."""
-    try:
-        model = graph.read(path)
-    except Mixed as doubt:
-        return Reading(str(doubt), True)
+def read(model: ModelProto) -> Reading:
+    """Reads the graph; runs nothing."""
     return Reading(refusal(model), _open_ended(model))
 
 

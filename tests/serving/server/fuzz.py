@@ -1,11 +1,12 @@
 """Requests of every shape, type and value to models of every engine: none may end a process, hang or be INTERNAL.
 
 `python tests/serving/server/fuzz.py --seconds 1800 --store models --out /tmp/fuzz.log` runs for half an hour, also over
-the models of a store; `test_fuzz.py` runs it for seconds. The same seed asks the same requests.
+the models of a store, and ends with the figures: inputs, deaths, hangs, memory. The same seed asks the same requests.
 """
 
 import argparse
 import base64
+import faulthandler
 import http.client
 import json
 import random
@@ -38,6 +39,7 @@ MEMORY_BYTES = 3 << 30  # --max_memory_bytes of the server
 _HUGE = (2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 2**40, 10**9)
 _SMALL = (0, 1, -1, 2, 3, 5)
 _MAX_ELEMENTS = 20_000
+_MAX_TEXT = 4 << 20  # bytes of strings in one request, most of which are repeated row by row
 _DOCUMENTED = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -63,13 +65,19 @@ class Figures:
     compared: int = 0
     answers: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    hangs: list[str] = field(default_factory=list)
+    crashes: list[str] = field(default_factory=list)  # of the server
+    first_bytes: int = 0
+    last_bytes: int = 0
     most_bytes: int = 0
 
     def __str__(self) -> str:
         answers = ", ".join(f"{name} {count}" for name, count in self.answers.most_common())
+        memory = " / ".join(str(nbytes >> 20) for nbytes in (self.first_bytes, self.last_bytes, self.most_bytes))
         return (
-            f"{self.requests} requests, {self.compared} compared with the engine, {len(self.faults)} faults, at most"
-            f" {self.most_bytes >> 20} MiB; {answers}"
+            f"{self.requests} inputs, {self.compared} compared with the engine, {len(self.crashes)} deaths,"
+            f" {len(self.hangs)} hangs, {len(self.faults)} faults; memory at first / now / at most: {memory} MiB\n"
+            f"  {answers}"
         )
 
 
@@ -167,11 +175,14 @@ class Client:
         self._predict = self._channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         self._infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         self._http: http.client.HTTPConnection | None = None
+        self.asking: tuple[float, str] | None = None  # since when, and what
 
     def ask(self, model: Model, inputs: dict[str, Array], chance: random.Random) -> None:
         """Sends the request, counts the answer and notes it where it may not be."""
         form = chance.choice(("typed", "content", "rows", "columns", "v2 json", "v2 binary", "v2 typed", "v2 raw"))
         began = time.monotonic()
+        asked = f"{model.name} {form} { ({alias: _shown(array) for alias, array in inputs.items()}) }"
+        self.asking = began, asked
         answer: bytes | None = None
         code: Any
         details = ""
@@ -195,9 +206,7 @@ class Client:
             self._http = None
             right, name, details = False, type(error).__name__, str(error)
         seconds = time.monotonic() - began
-        leak = next(
-            (word for word in ("onnxruntime_src", ".cc:", "/tmp/", "site-packages", "{{node") if word in details), ""
-        )
+        leak = any(word in details for word in _PATHS)
         compared = right and answer is not None and _compare(model, inputs, answer)
         with self._lock:
             figures = self._figures
@@ -205,10 +214,8 @@ class Client:
             figures.answers[name] += 1
             figures.compared += bool(compared)
             if not right or leak or seconds > DEADLINE_SECONDS / 2 or compared == "differs":
-                shapes = {alias: (str(array.dtype), array.shape) for alias, array in inputs.items()}
-                figures.faults.append(
-                    f"{model.name} {form} {shapes}: {name} {details[:300]} {seconds:.1f} s {compared}"
-                )
+                figures.faults.append(f"{asked}: {name} {details[:300]} {seconds:.1f} s {compared}")
+        self.asking = None
 
     def _post(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
         if self._http is None:
@@ -223,6 +230,12 @@ class Client:
         self._channel.close()
         if self._http is not None:
             self._http.close()
+
+
+def _shown(array: Array) -> str:
+    """A tensor in a few words."""
+    values = np.array2string(array.ravel()[:3], separator=", ", threshold=3, max_line_width=1000) if array.size else ""
+    return f"{array.dtype}{list(array.shape)} {values[:60]}"
 
 
 def _predict_message(model: str, inputs: dict[str, Array], content: bool, chance: random.Random) -> bytes:
@@ -263,6 +276,8 @@ def _rest_request(
 ) -> tuple[str, bytes, dict[str, str]]:
     if form == "rows":
         rows = max([len(array) for array in inputs.values() if array.ndim] or [1])
+        texts = [value for array in inputs.values() if array.dtype.kind == "O" for value in array.ravel()[:64]]
+        rows = min(rows, max(1, _MAX_TEXT // (sum(map(len, texts)) + 1)))
         body: Any = [
             {
                 name: _jsonable(array[place % len(array)] if array.ndim and len(array) else array)
@@ -352,20 +367,25 @@ def _resident_bytes(pid: int) -> int:
     """Of a process and its descendants."""
     try:
         own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        threads = Path(f"/proc/{pid}/task").iterdir()
+        children = [child for thread in threads for child in (thread / "children").read_text().split()]
     except OSError:
         return 0
     return own + sum(_resident_bytes(int(child)) for child in children)
 
 
 def run(server: Server, roots: list[Path], seconds: float, seed: int, threads: int, out: TextIO) -> Figures:
-    """Asks for that long; the figures go to `out` every half minute."""
-    figures, lock, end = Figures(), threading.Lock(), time.monotonic() + seconds
-    models = _models(server, roots)
+    """Asks for that long, and waits for no answer longer than its deadline; the figures go to `out` every half minute.
 
-    def work(number: int) -> None:
-        chance = random.Random(f"{seed} {number}")
-        client = Client(server, figures, lock)
+    The server may crash, which its supervisor mends: every death is counted.
+    """
+    figures, lock, end = Figures(), threading.Lock(), time.monotonic() + seconds
+    server.may_crash = True
+    models = _models(server, roots)
+    figures.first_bytes = _resident_bytes(server.process.pid)
+    clients = [Client(server, figures, lock) for _ in range(threads)]
+
+    def work(client: Client, chance: random.Random) -> None:
         try:
             while time.monotonic() < end and server.process.poll() is None:
                 model = chance.choice(models)
@@ -377,25 +397,32 @@ def run(server: Server, roots: list[Path], seconds: float, seed: int, threads: i
         finally:
             client.close()
 
-    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    # Daemons: one that hangs is told of, and does not keep the program.
+    workers = [
+        threading.Thread(target=work, args=(client, random.Random(f"{seed} {number}")), daemon=True)
+        for number, client in enumerate(clients)
+    ]
     for worker in workers:
         worker.start()
     told, shown = time.monotonic(), 0
-    while any(worker.is_alive() for worker in workers):
+    while any(worker.is_alive() for worker in workers) and time.monotonic() < end + 2 * DEADLINE_SECONDS:
         time.sleep(0.2)
-        figures.most_bytes = max(figures.most_bytes, _resident_bytes(server.process.pid))
+        _look(server, figures)
         if time.monotonic() - told > 30:
             told = time.monotonic()
+            figures.crashes = server.crashes
             with lock:
-                print(
-                    time.strftime("%H:%M:%S"),
-                    figures,
-                    *figures.faults[shown : shown + 20],
-                    sep="\n  ",
-                    file=out,
-                    flush=True,
-                )
+                faults = figures.faults[shown : shown + 20]
+                print(time.strftime("%H:%M:%S"), figures, *faults, sep="\n  ", file=out, flush=True)
                 shown = len(figures.faults)
+    for client in clients:
+        if client.asking is not None:
+            since, what = client.asking
+            figures.hangs.append(f"for {time.monotonic() - since:.0f} s: {what}")
+    if figures.hangs:
+        faulthandler.dump_traceback(out, all_threads=True)
+    _look(server, figures)
+    figures.crashes = server.crashes
     status = server.process.poll()
     if status is not None:
         figures.faults.append(f"the server ended with {status}")
@@ -404,6 +431,12 @@ def run(server: Server, roots: list[Path], seconds: float, seed: int, threads: i
             if response.status != 200:
                 figures.faults.append(f"/healthz answers {response.status}")
     return figures
+
+
+def _look(server: Server, figures: Figures) -> None:
+    """Notes the memory of the server and its processes."""
+    figures.last_bytes = _resident_bytes(server.process.pid)
+    figures.most_bytes = max(figures.most_bytes, figures.last_bytes)
 
 
 def main() -> None:
@@ -432,15 +465,15 @@ def main() -> None:
             )
             figures = run(server, roots, arguments.seconds, arguments.seed, arguments.threads, out)
             log = server.log.read_text()
-        print("the end", figures, *figures.faults, sep="\n  ", file=out)
-        deaths = [line for line in log.splitlines() if "died" in line]
-        print(f"TensorFlow's processes that died: {len(deaths)}", *deaths[:5], sep="\n  ", file=out)
+        tensorflow = [line for line in log.splitlines() if "TensorFlow's process" in line and " died of " in line]
+        print("the end", figures, *figures.crashes, *figures.hangs, *figures.faults, sep="\n  ", file=out)
+        print(f"TensorFlow's processes that died: {len(tensorflow)}", *tensorflow[:5], sep="\n  ", file=out)
         print(*[line for line in log.splitlines() if " E " in line][:20], sep="\n  ", file=out)
         _, fatal, stacks = log.partition("Fatal Python error")
         print(fatal + stacks[:5000], file=out)
         for trace in log.split("Traceback (most recent call last)")[1:4]:
             print(trace[-2000:], file=out)
-    sys.exit(bool(figures.faults))
+    sys.exit(bool(figures.faults or figures.hangs or figures.crashes))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A server that crashes is started again; for everybody else the command is the one process that it was before."""
 
-import os
+import http.client
 import shutil
 import signal
 import subprocess
@@ -9,13 +9,16 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from model_servers import Server, answers, runs, server_starter, wait_until, write_scale_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a supervisor")
 
-BODY = b'{"instances": [[1.5, -2.0, 3.25]]}'
+NUMBERS = b'{"instances": [[1.5, -2.0, 3.25]]}'
+LEAST_BY_MINUS_ONE = b'{"inputs": {"a": [-9223372036854775808], "b": [-1]}}'
 # A program under the supervisor, in place of the server: it appends its number to a file and goes on by `then`.
 PROGRAM = """
 import os, signal, sys, time
@@ -55,33 +58,49 @@ class Supervised:
         return self.process.returncode, log.splitlines()
 
 
+def write_crashing_model(base: Path) -> None:
+    """`y = a / b` in a function, where no types are written, so that the division has no guard (`onnx_guards.py`)."""
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    division = helper.make_node("Div", ["p", "q"], ["r"])
+    infos = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n"]) for name in "aby"]
+    graph = helper.make_graph(
+        [helper.make_node("Quotient", ["a", "b"], ["y"], domain="own")], "g", infos[:2], infos[2:]
+    )
+    function = helper.make_function("own", "Quotient", ["p", "q"], ["r"], [division], opsets[:1])
+    (base / "1").mkdir(parents=True)
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
+    onnx.save(model, base / "1" / "model.onnx")
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("supervised")
-    write_scale_model(folder / "scale", 1, 2.0)
-    with server_starter(folder) as start:
-        server = start("--model_name=scale", f"--model_base_path={folder / 'scale'}", "--enable_grpc_reflection")
+    root = tmp_path_factory.mktemp("models")
+    write_scale_model(root / "scale", 1, 2.0)
+    write_crashing_model(root / "quotient")
+    with server_starter(tmp_path_factory.mktemp("supervised")) as start:
+        server = start(f"--model_root={root}")
         server.may_crash = True
         yield server
         assert server.stop() == 0
 
 
-def predict(server: Server) -> bytes:
-    request = urllib.request.Request(f"{server.url}/v1/models/scale:predict", BODY)
+def predict(server: Server, model: str, body: bytes) -> bytes:
+    request = urllib.request.Request(f"{server.url}/v1/models/{model}:predict", body)
     with urllib.request.urlopen(request, timeout=30) as response:
         return bytes(response.read())
 
 
-def test_a_server_that_crashes_answers_again_and_the_log_says_why(server: Server) -> None:
+def test_a_server_that_a_request_crashes_answers_again_and_the_log_says_why(server: Server) -> None:
     before = server.pid
-    answer = predict(server)
-    os.kill(before, signal.SIGFPE)
+    answer = predict(server, "scale", NUMBERS)
+    with pytest.raises((OSError, http.client.HTTPException)):
+        predict(server, "quotient", LEAST_BY_MINUS_ONE)
     wait_until(lambda: bool(server.crashes), "the log tells")
     line = f"E bookserve.serving.server.supervisor: the server (process {before}) died of SIGFPE: it is started again"
     assert line in server.crashes[0]
     wait_until(lambda: answers(f"{server.url}/readyz"), "it is ready again", 60)
     assert server.pid != before
-    assert predict(server) == answer
+    assert predict(server, "scale", NUMBERS) == answer
 
 
 def test_the_supervisor_has_imported_nothing_large(server: Server) -> None:

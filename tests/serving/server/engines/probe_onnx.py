@@ -145,7 +145,7 @@ def main() -> None:
         while bent:
             written, death = letters(graph, names, [variant for _, variant in bent])
             counts.update(written)
-            if written == "L":
+            if written == "L" or not (written or death):
                 break
             if death:
                 counts[death] += 1

@@ -457,13 +457,13 @@ class Batcher:
         try:
             if len(tasks) > 1 or run_rows > rows:
                 inputs = {name: self._merge([task.inputs[name] for task in tasks], run_rows - rows) for name in inputs}
-            if self._memory.is_full:
+            if not self._memory.has_room():
                 raise out_of_memory()
             arrays = self._engine.run(first.signature, inputs, first.outputs)
             if not memory.leaves_room_for(sum([array.nbytes for array in arrays])):
                 raise out_of_memory()
         except ServingError as error:
-            outcome = error
+            outcome = _without_frames(error)
         except MemoryError:
             outcome = out_of_memory()
         except Exception:
@@ -536,6 +536,12 @@ def _same_sizes(arrays: list[Array]) -> list[Array]:
             array = larger
         padded.append(array)
     return padded
+
+
+def _without_frames(error: ServingError) -> ServingError:
+    """The error alone. The frames where it was raised refer to it, and would keep their tensors as a cycle does."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _misfit(arrays: Sequence[Array], rows: int) -> str | None:

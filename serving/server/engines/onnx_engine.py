@@ -3,6 +3,7 @@
 import ctypes
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.onnx_rows import graph as graph_file
 from bookserve.serving.server.engines.onnx_rows import walk
 from bookserve.serving.server.engines.onnx_rows.values import Mixed
-from bookserve.serving.server.settings.memory import Memory
+from bookserve.serving.server.engines.question import made_up
+from bookserve.serving.server.settings import memory
 from bookserve.serving.server.types.errors import ServingError, failed_precondition, invalid_argument
 from bookserve.serving.server.types.signatures import (
     DEFAULT_SIGNATURE,
@@ -72,7 +74,7 @@ class OnnxEngine:
         on_one_thread = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
         self.computes_alone = on_one_thread and not reading.open_ended
         self.doubts: Mapping[str, str] = {DEFAULT_SIGNATURE: reading.doubt} if reading.doubt else {}
-        self._memory = Memory()
+        self._memory = memory.Memory()
         self._shrinking = onnxruntime.RunOptions()  # of a run that gives back what the session keeps for later runs
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._dimension_names = {
@@ -98,17 +100,34 @@ class OnnxEngine:
                 f"{graph} takes text and has bfloat16, of which ONNX Runtime passes one alone: cast the bfloat16"
                 " tensors to float in the graph"
             )
+        memory.add_keeper(self)
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See Engine.run."""
         empty = zero_sizes.answer(signature, inputs, outputs, self._dimension_names, self._companions)
         if empty is not None:
             return empty
+        return self._run(inputs, outputs, self._shrinking if self._memory.is_scarce else None)
+
+    def give_back(self) -> None:
+        """See memory.Keeper: a short run, after which the session keeps nothing, whether it succeeds or not."""
+        for signature in self.signatures.values():
+            inputs = made_up(signature)
+            if inputs is not None:
+                with suppress(Exception):  # also where the session is closed meanwhile
+                    self._run(inputs, tuple(signature.outputs), self._shrinking)
+
+    def close(self) -> None:
+        """See Engine.close."""
+        del self._session
+
+    def _run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], options: onnxruntime.RunOptions | None
+    ) -> list[Array]:
         strings = [alias for alias, array in inputs.items() if array.dtype.kind == "O"]
         if strings:
             inputs = {**inputs, **{alias: _to_text(inputs[alias], alias) for alias in strings}}
         try:
-            options = self._shrinking if self._memory.is_scarce else None
             arrays: list[Array]
             if self._has_bfloat16:
                 arrays = self._run_values(inputs, outputs, options)
@@ -120,10 +139,6 @@ class OnnxEngine:
                 raise
             raise refusal from error
         return [_to_bytes(array) if array.dtype.kind == "O" else array for array in arrays]
-
-    def close(self) -> None:
-        """See Engine.close."""
-        del self._session
 
     def _run_values(
         self, inputs: Mapping[str, Array], outputs: Sequence[str], options: onnxruntime.RunOptions | None

@@ -6,9 +6,12 @@ that a process holds (RLIMIT_DATA); the processes of TensorFlow inherit it, each
 
 import os
 import sys
+import threading
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 # What a container may take, by the second and by the first version of Linux's control groups.
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -16,6 +19,7 @@ _SMALL = 16 << 20  # bytes of a result that nobody asks about
 _COPIES = 8  # of a result's values: numbers as Python's objects, and as text
 _FULL, _SCARCE = 0.85, 0.5  # shares of the limit: what is above the first is kept for code that encodes and sends
 _LOOK_SECONDS = 0.02  # between two looks
+_RECLAIM_SECONDS = 0.1  # between two attempts to get back what is kept
 # By default: a share of the machine's or the container's, and no less than libraries may reserve and never use.
 _SHARE, _LEAST = 0.8, 4 << 30
 
@@ -39,6 +43,42 @@ def limit(max_bytes: int) -> int:
     return wanted
 
 
+class Keeper(Protocol):
+    """What keeps memory for later, such as the session of an engine."""
+
+    def give_back(self) -> None:
+        """Frees it; does not raise."""
+        ...
+
+
+_KEEPERS: "weakref.WeakSet[Keeper]" = weakref.WeakSet()
+
+
+def add_keeper(keeper: Keeper) -> None:
+    """Lets it be asked, as long as it lives, when memory is full."""
+    _KEEPERS.add(keeper)
+
+
+class _Reclaim:
+    """Asks all keepers, one thread at a time and not too often."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._last > _RECLAIM_SECONDS and self._lock.acquire(blocking=False):
+            try:
+                for keeper in list(_KEEPERS):
+                    keeper.give_back()
+            finally:
+                self._last = time.monotonic()
+                self._lock.release()
+
+
+_reclaim = _Reclaim()
+
+
 class Memory:
     """What this process holds of what it may hold, looked at not too often."""
 
@@ -46,10 +86,16 @@ class Memory:
         self._looked = 0.0
         self._held = 0.0
 
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing that takes memory may begin."""
-        return self._share() > _FULL
+    def has_room(self) -> bool:
+        """Whether something that takes memory may begin; where not, what is kept for later is asked back first.
+
+        Without that one large request could be the last: what its engine keeps would refuse all that follow.
+        """
+        if self._share() <= _FULL:
+            return True
+        _reclaim()
+        self._looked = 0.0
+        return self._share() <= _FULL
 
     @property
     def is_scarce(self) -> bool:

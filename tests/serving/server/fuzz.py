@@ -39,7 +39,7 @@ MEMORY_BYTES = 3 << 30  # --max_memory_bytes of the server
 _HUGE = (2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 2**40, 10**9)
 _SMALL = (0, 1, -1, 2, 3, 5)
 _MAX_ELEMENTS = 20_000
-_MAX_TEXT = 4 << 20  # bytes of strings in one request, most of which are repeated row by row
+_MAX_TEXT = 16 << 20  # about that many bytes of JSON; row by row, what has one row is repeated
 _DOCUMENTED = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -276,8 +276,8 @@ def _rest_request(
 ) -> tuple[str, bytes, dict[str, str]]:
     if form == "rows":
         rows = max([len(array) for array in inputs.values() if array.ndim] or [1])
-        texts = [value for array in inputs.values() if array.dtype.kind == "O" for value in array.ravel()[:64]]
-        rows = min(rows, max(1, _MAX_TEXT // (sum(map(len, texts)) + 1)))
+        each = sum(_text_bytes(array) / (len(array) if array.ndim and len(array) else 1) for array in inputs.values())
+        rows = min(rows, max(1, int(_MAX_TEXT / (each + 1))))
         body: Any = [
             {
                 name: _jsonable(array[place % len(array)] if array.ndim and len(array) else array)
@@ -302,6 +302,11 @@ def _rest_request(
     head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": form == "v2 binary"}}).encode()
     headers = {"inference-header-content-length": str(len(head))} if form == "v2 binary" else {}
     return f"/v2/models/{model}/infer", b"".join((head, *tail)), headers
+
+
+def _text_bytes(array: Array) -> int:
+    """About how long it is as JSON."""
+    return 24 * array.size + (2 * sum(map(len, array.ravel())) if array.dtype.kind == "O" else 0)
 
 
 def _jsonable(array: Array) -> Any:

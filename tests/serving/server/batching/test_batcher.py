@@ -1,10 +1,12 @@
 """Batches in process: a stand-in engine that says which rows it was given together."""
 
 import asyncio
+import gc
 import os
 import queue
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -368,3 +370,27 @@ def test_threads_that_run_side_by_side_keep_to_their_cores_behind_the_event_loop
         workers.stop()
     assert os.sched_getaffinity(0) == everywhere
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+
+def test_a_refused_request_keeps_none_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the garbage collector, which the server lets come seldom: a refusal must be no cycle with its frames."""
+    made: list[weakref.ref[Array]] = []
+
+    def run(signature: Signature, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        result = 2 * inputs["x"]
+        made.append(weakref.ref(result))
+        try:
+            raise ValueError(f"{result.shape} does not fit")
+        except ValueError as error:
+            refusal = invalid_argument(str(error))
+            raise refusal from error
+
+    engine = Doubler()
+    monkeypatch.setattr(engine, "run", run)
+    gc.disable()
+    try:
+        (outcome,) = ask(engine, ADAPTIVE, [rows(1.5, -2.0)], busy=False)
+        assert isinstance(outcome, ServingError)
+        assert [reference() for reference in made] == [None]
+    finally:
+        gc.enable()

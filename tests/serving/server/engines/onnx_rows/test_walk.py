@@ -46,8 +46,8 @@ PROVED = {
         >(all, m)""",
     "a function of its own": "y = own.twice(x)",
     "a linear classifier of skl2onnx": """a = Constant<value_ints=[1]>() m = ReduceMax<keepdims=0>(x, a)
-        l, p = ai.onnx.ml.LinearClassifier<classlabels_ints=[4, 7], coefficients=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
-            intercepts=[0.5, -0.5], post_transform="SOFTMAX">(m)
+        l, p = ai.onnx.ml.LinearClassifier<classlabels_ints=[4, 7], intercepts=[0.5, -0.5],
+            coefficients=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], post_transform="SOFTMAX">(m)
         n = ai.onnx.ml.Normalizer<norm="L1">(p) y = ai.onnx.ml.ZipMap<classlabels_int64s=[4, 7]>(n)""",
     "the classes of skl2onnx, picked by ArgMax": """a = Constant<value_ints=[1]>() m = ReduceMax<keepdims=0>(x, a)
         best = ArgMax<axis=1>(m) names = Constant<value=int64[4] {3, 1, 4, 5}>()

@@ -6,7 +6,6 @@ either succeeds or finds what to complain about.
 """
 
 import base64
-import json
 import math
 import struct
 from collections.abc import Callable, Collection, Mapping
@@ -359,12 +358,16 @@ def write_rows(outputs: Mapping[str, Array]) -> bytes:
 def write_columns(outputs: Mapping[str, Array]) -> bytes:
     """`{"outputs": …}`: the whole tensor, or an object of them where there are several. Raises JsonError for none.
 
-    A tensor stands on one line, where TensorFlow Serving gives each of its values a line.
+    Each value has a line of its own, as in TensorFlow Serving.
     """
     if not outputs:
         raise JsonError("Cannot convert empty tensor map to JSON")
     outputs = widened(outputs)
-    texts = {name: _row_texts(name, tensor[np.newaxis], 2)[0] for name, tensor in outputs.items()}
+    depth = 1 if len(outputs) == 1 else 2
+    texts = {
+        name: json_decimals.stacked(_tokens(name, tensor, depth + tensor.ndim), tensor.shape, depth)
+        for name, tensor in outputs.items()
+    }
     if len(texts) == 1:
         value = next(iter(texts.values()))
     else:
@@ -388,15 +391,23 @@ def end_of_list(rows: int | None) -> str:
 
 def _row_texts(name: str, tensor: Array, depth: int) -> list[str]:
     """The JSON of each row of a tensor of rank 1 or more; `depth` is how deep the rows are in the answer."""
-    if tensor.dtype.kind == "O":
-        return json_decimals.nested(_string_texts(name, tensor, depth + tensor.ndim - 2), tensor.shape)
     if tensor.dtype in (np.float32, np.float64):
         return json_decimals.rows(tensor)
+    return json_decimals.nested(_tokens(name, tensor, depth + tensor.ndim - 2), tensor.shape)
+
+
+def _tokens(name: str, tensor: Array, depth: int) -> list[str]:
+    """The JSON of each value of a tensor; `depth` is how deep the values are in the answer."""
+    if tensor.dtype.kind == "O":
+        return _string_texts(name, tensor, depth)
+    values = tensor.ravel()
+    if tensor.dtype in (np.float32, np.float64):
+        return json_decimals.tokens(values)
     if tensor.dtype.kind not in "iub":
         raise JsonError(f"Failed to write JSON value for tensor type: {tensor.dtype.name}")
-    values = tensor.ravel().tolist()
-    tokens = list(map(str, values)) if tensor.dtype.kind != "b" else ["true" if value else "false" for value in values]
-    return json_decimals.nested(tokens, tensor.shape)
+    if tensor.dtype.kind == "b":
+        return ["true" if value else "false" for value in values.tolist()]
+    return list(map(str, values.tolist()))
 
 
 def _string_texts(name: str, tensor: Array, depth: int) -> list[str]:
@@ -408,5 +419,10 @@ def _string_texts(name: str, tensor: Array, depth: int) -> list[str]:
     ]
 
 
+# As RapidJSON writes strings: only what JSON demands is escaped.
+_ESCAPES = {code: f"\\u{code:04X}" for code in range(32)}
+_ESCAPES |= {ord(char): f"\\{short}" for char, short in zip('"\\\b\f\n\r\t', '"\\bfnrt', strict=True)}
+
+
 def _string(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return f'"{text.translate(_ESCAPES)}"'

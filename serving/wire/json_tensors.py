@@ -16,7 +16,7 @@ import numpy as np
 
 from bookserve.serving.wire import json_decimals, tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.json_numbers import Numbers
-from bookserve.serving.wire.json_text import JsonError, is_base64, kind_of, quoted, shown, to_bytes
+from bookserve.serving.wire.json_text import JsonError, is_base64, kind_of, quoted, shown, to_bytes, to_json
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
 from bookserve.serving.wire.tensorflow_pb2 import DataType
 from bookserve.serving.wire.tensors import ELEMENT_TYPES, MAX_RANK, Array, data_type, numpy_type, type_word
@@ -346,7 +346,7 @@ def write_rows(outputs: Mapping[str, Array]) -> bytes:
         text = json_decimals.joined(tensor) if floats else ", ".join(_row_texts(name, tensor, 3))
     else:
         columns = {name: _row_texts(name, tensor, 4) for name, tensor in outputs.items()}
-        keys = [_string(name) for name in columns]
+        keys = [to_json(name) for name in columns]
         objects = [
             ",\n            ".join([f"{key}: {value}" for key, value in zip(keys, row, strict=True)])
             for row in zip(*columns.values(), strict=True)
@@ -371,7 +371,7 @@ def write_columns(outputs: Mapping[str, Array]) -> bytes:
     if len(texts) == 1:
         value = next(iter(texts.values()))
     else:
-        members = ",\n        ".join([f"{_string(name)}: {text}" for name, text in texts.items()])
+        members = ",\n        ".join([f"{to_json(name)}: {text}" for name, text in texts.items()])
         value = f"{{\n        {members}\n    }}"
     return f'{{\n    "outputs": {value}\n}}'.encode()
 
@@ -412,17 +412,8 @@ def _tokens(name: str, tensor: Array, depth: int) -> list[str]:
 
 def _string_texts(name: str, tensor: Array, depth: int) -> list[str]:
     if not name.endswith("_bytes"):
-        return [_string(value.decode("utf-8", "replace")) for value in tensor.ravel().tolist()]
+        return [to_json(value.decode("utf-8", "replace")) for value in tensor.ravel().tolist()]
     indent = "    " * depth
     return [
         f'{{\n{indent}    "b64": "{base64.b64encode(value).decode()}"\n{indent}}}' for value in tensor.ravel().tolist()
     ]
-
-
-# As RapidJSON writes strings: only what JSON demands is escaped.
-_ESCAPES = {code: f"\\u{code:04X}" for code in range(32)}
-_ESCAPES |= {ord(char): f"\\{short}" for char, short in zip('"\\\b\f\n\r\t', '"\\bfnrt', strict=True)}
-
-
-def _string(text: str) -> str:
-    return f'"{text.translate(_ESCAPES)}"'

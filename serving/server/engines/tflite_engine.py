@@ -71,7 +71,7 @@ class TfliteEngine:
         if empty is not None:
             return empty
         own = self._signatures[signature.name]
-        inputs = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in inputs.items()}
+        inputs = {name: _whole(array) for name, array in inputs.items()}
         interpreter = self._idle.get()
         try:
             interpreter.reset_all_variables()
@@ -90,6 +90,20 @@ class TfliteEngine:
     def close(self) -> None:
         """See Engine.close."""
         self._idle = queue.SimpleQueue()
+
+
+def _whole(array: Array) -> Array:
+    """The array as LiteRT reads it: in one piece, and a single string as bytes.
+
+    Of one object LiteRT would read the pointer.
+    """
+    if array.dtype.kind != "O" or array.ndim:
+        return np.asarray(array, order="C")
+    text: bytes = array.item()
+    # Only the field of a record may have the length 0, and a string that ends in zeros keeps them in its bytes.
+    single: Array = np.zeros((), [("text", f"S{len(text)}")])["text"]
+    single[...] = text
+    return single
 
 
 def _run_by_number(

@@ -17,6 +17,7 @@ from bookserve.export.served import Servers
 from bookserve.export.server_options import NOBODY, Asked, server_options
 from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import CONFIG, ModelStore, UntilLoaded
+from bookserve.serving.wire import store_servers
 
 _READ = Limits(seconds=60.0, memory_bytes=2 << 30)  # for the reading of a graph
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -115,6 +116,8 @@ def add_model(
         raise click.ClickException(str(error)) from error
     for line in adding.missing(published.contract):
         click.echo(f"{name}: {line}")
+    for address in store_servers.servers(store.root):
+        click.echo(f"a server that runs loads it: {address}")
     click.echo("Serve it and ask it:")
     for line in adding.how_to_use(store, published):
         click.echo(f"  {line}")

@@ -31,7 +31,7 @@ from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.metrics import CONTENT_TYPE, Metrics
 from bookserve.serving.gateway.model_backend import ModelBackend, PredictClient
 from bookserve.serving.gateway.molecule_pool import MoleculePool
-from bookserve.serving.gateway.problems import Problem, shown
+from bookserve.serving.gateway.problems import Problem
 from bookserve.serving.gateway.responses import json_response
 from bookserve.serving.gateway.store import Store
 from bookserve.serving.wire import hosts
@@ -175,8 +175,8 @@ def _add_host_check(app: Flask, config: GatewayConfig) -> None:
         if not hosts.is_expected(host, config.bind, config.allowed_hosts):
             raise Problem(
                 403,
-                f"the Host {shown(host)} is not expected here: use localhost or the address that the gateway listens"
-                " on, or name the host in --allowed-hosts",
+                f"the Host {host[:255]!r} is not expected here: use localhost or the address that the gateway listens"
+                " on, or name it in --allowed-hosts",
             )
 
 

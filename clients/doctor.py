@@ -177,7 +177,8 @@ def models(places: Places) -> Iterator[Finding]:
         except (StoreError, OSError) as error:
             yield Finding("bad", "models", f"{name}: {error}", advice)
             continue
-        version = f"{name}: version {manifest.version}, profile {manifest.profile}"
+        made = f"profile {manifest.profile}" if manifest.source is None else f"from {manifest.source.format}"
+        version = f"{name}: version {manifest.version}, {made}"
         if changed:
             yield Finding("bad", "models", f"{version}: missing or changed: {', '.join(changed)}", advice)
         else:

@@ -222,7 +222,8 @@ def main(
     try:
         answer = _ask(QUESTIONS.get(name) or _own(name), source, wanted, gateway, grpc_target, rest_url)
     except Unavailable as error:
-        mend = ": start it with 'make serve'" if "nothing answers" in str(error) else ""
+        elsewhere = ": start it with 'make serve', or say where it is (--gateway, --grpc or --rest)"
+        mend = elsewhere if "nothing answers" in str(error) else ""
         raise click.ClickException(f"{error}{mend}") from error
     except (PredictError, ExportError, *_INPUT_ERRORS) as error:
         raise click.ClickException(str(error)) from error

@@ -27,6 +27,7 @@ class Wishes:
     labels: Path | None = None
     example: Path | None = None
     trust: bool = False
+    rows_independent: bool | None = None
 
 
 def add(
@@ -77,6 +78,7 @@ def add(
                     made_with=made["made_with"],
                     configuration="",
                     source=origin,
+                    rows_independent=wishes.rows_independent,
                 )
 
             published = store.publish(model, folder, describe)

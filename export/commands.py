@@ -14,6 +14,7 @@ from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.manifest import Manifest
 from bookserve.export.options import models_dir_option, runs_dir_option
 from bookserve.export.served import Servers
+from bookserve.export.server_options import NOBODY, Asked, server_options
 from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import CONFIG, ModelStore, UntilLoaded
 from bookserve.serving.wire import store_servers
@@ -44,39 +45,6 @@ def export(name: str, run_folder: Path | None, models_dir: Path, runs_dir: Path)
         raise click.ClickException(str(error)) from error
 
 
-server_option = click.option(
-    "--server",
-    "addresses",
-    multiple=True,
-    metavar="HOST:PORT",
-    help="gRPC address of a server to wait for; by default those of ours that serve this store.",
-)
-wait_option = click.option(
-    "--wait",
-    "seconds",
-    type=click.FloatRange(min=0),
-    default=60.0,
-    show_default=True,
-    help="Seconds for the servers to load and to serve what was asked; 0 does not wait.",
-)
-
-
-def _servers(store: ModelStore, addresses: tuple[str, ...], seconds: float) -> Servers:
-    """The servers to wait for. Says of those that the store names which do not answer."""
-    if not seconds:
-        return Servers([], 0.0)
-    if addresses:
-        return Servers(addresses, seconds)
-    named = Servers(store_servers.servers(store.root), seconds)
-    found = named.answering()
-    if str(found) != str(named):
-        click.echo(f"warning: not all servers of this store answer without TLS: {named}", err=True)
-    return found
-
-
-_NOBODY = "no server was asked: it takes effect when one starts, or reads models.config again (see --server, --wait)"
-
-
 @click.group()
 def models() -> None:
     """Add, list, show, label and roll back what the model store holds."""
@@ -102,6 +70,12 @@ def models() -> None:
     "--trust", is_flag=True, help="Load a file that is a program, such as a pickle: its code runs with your rights."
 )
 @click.option(
+    "--rows-independent/--rows-dependent",
+    "rows_independent",
+    default=None,
+    help="Declare whether requests of different clients may share a run, where no ONNX graph proves it.",
+)
+@click.option(
     "--max-seconds", type=click.FloatRange(min=1), default=600.0, show_default=True, help="The model's trial may take."
 )
 @click.option(
@@ -115,6 +89,7 @@ def add_model(
     labels: Path | None,
     example: Path | None,
     trust: bool,
+    rows_independent: bool | None,
     max_seconds: float,
     max_memory: int,
     models_dir: Path,
@@ -135,11 +110,14 @@ def add_model(
     store = ModelStore(models_dir)
     limits = Limits(max_seconds, max_memory << 20)
     try:
-        published = adding.add(store, name, path, adding.Wishes(task, labels, example, trust), limits, click.echo)
+        wishes = adding.Wishes(task, labels, example, trust, rows_independent)
+        published = adding.add(store, name, path, wishes, limits, click.echo)
     except ExportError as error:
         raise click.ClickException(str(error)) from error
     for line in adding.missing(published.contract):
         click.echo(f"{name}: {line}")
+    for address in store_servers.servers(store.root):
+        click.echo(f"a server that runs loads it: {address}")
     click.echo("Serve it and ask it:")
     for line in adding.how_to_use(store, published):
         click.echo(f"  {line}")
@@ -224,10 +202,9 @@ def show(name: str, version: int | None, models_dir: Path) -> None:
 @click.argument("name")
 @click.argument("label")
 @click.argument("version", type=click.IntRange(min=1))
-@server_option
-@wait_option
+@server_options
 @models_dir_option
-def label(name: str, label: str, version: int, addresses: tuple[str, ...], seconds: float, models_dir: Path) -> None:
+def label(asked: Asked, name: str, label: str, version: int, models_dir: Path) -> None:
     """Have LABEL name a VERSION, whatever it named before.
 
     Clients then ask for the label instead of a number, such as /v1/models/mnist/labels/stable:predict. Labels stay
@@ -239,14 +216,14 @@ def label(name: str, label: str, version: int, addresses: tuple[str, ...], secon
     label: nothing is changed then.
     """
     store = ModelStore(models_dir)
-    servers = _servers(store, addresses, seconds)
     try:
+        servers = asked.servers(store)
         store.label(name, label, version, _until_loaded(servers, name))
         click.echo(f"{name}: '{label}' is version {version}")
         servers.until_named(name, {label: version})
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"served by {servers}" if servers else _NOBODY)
+    click.echo(f"served by {servers}" if servers else NOBODY)
 
 
 def _until_loaded(servers: Servers, model: str) -> UntilLoaded | None:
@@ -256,14 +233,22 @@ def _until_loaded(servers: Servers, model: str) -> UntilLoaded | None:
 @models.command()
 @click.argument("name")
 @click.argument("label")
+@server_options
 @models_dir_option
-def unlabel(name: str, label: str, models_dir: Path) -> None:
-    """Forget a LABEL; the version that it named stays in the store."""
+def unlabel(asked: Asked, name: str, label: str, models_dir: Path) -> None:
+    """Forget a LABEL; the version that it named stays in the store.
+
+    The command ends when the servers no longer know the label; see 'bookserve models label'.
+    """
+    store = ModelStore(models_dir)
     try:
-        ModelStore(models_dir).unlabel(name, label)
+        servers = asked.servers(store)
+        store.unlabel(name, label)
+        click.echo(f"{name}: '{label}' is no label any more")
+        servers.until_named(name, {label: None})
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{name}: '{label}' is no label any more")
+    click.echo(f"not known by {servers}" if servers else NOBODY)
 
 
 @models.command()
@@ -275,10 +260,9 @@ def unlabel(name: str, label: str, models_dir: Path) -> None:
     default=None,
     help="The version to serve; by default the one before the version served now.",
 )
-@server_option
-@wait_option
+@server_options
 @models_dir_option
-def rollback(name: str, version: int | None, addresses: tuple[str, ...], seconds: float, models_dir: Path) -> None:
+def rollback(asked: Asked, name: str, version: int | None, models_dir: Path) -> None:
     """Serve an older version by default, without a new publish.
 
     No version above it stays loaded, and labels on such versions move to it. Nothing is deleted. The next version that
@@ -289,8 +273,8 @@ def rollback(name: str, version: int | None, addresses: tuple[str, ...], seconds
     --model_config_file_poll_wait_seconds. Where a server cannot load the version, nothing is changed.
     """
     store = ModelStore(models_dir)
-    servers = _servers(store, addresses, seconds)
     try:
+        servers = asked.servers(store)
         served, moved = store.roll_back(name, version, _until_loaded(servers, name))
         for moved_label in moved:
             click.echo(f"{name}: '{moved_label}' is version {served}")
@@ -298,7 +282,7 @@ def rollback(name: str, version: int | None, addresses: tuple[str, ...], seconds
         servers.until_named(name, dict.fromkeys(moved, served), served)
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"served by {servers}" if servers else _NOBODY)
+    click.echo(f"served by {servers}" if servers else NOBODY)
 
 
 @models.command()

@@ -173,9 +173,10 @@ def from_json(content: Any) -> Contract:
 
 
 def shape_text(tensor: Tensor) -> str:
-    """A text such as "uint8 [batch, 28, 28]"."""
+    """A text such as "uint8 [batch, 28, 28]" or "string [batch]"."""
     free = iter(tensor.free)
-    return f"{tensor.dtype} [{', '.join(next(free) if size is None else str(size) for size in tensor.shape)}]"
+    sizes = ", ".join(next(free) if size is None else str(size) for size in tensor.shape)
+    return f"{'string' if tensor.dtype == 'object' else tensor.dtype} [{sizes}]"
 
 
 def _tensor_to_json(tensor: Tensor) -> dict[str, Any]:

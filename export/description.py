@@ -44,8 +44,8 @@ def origin(found: Manifest) -> Iterator[str]:
         yield f"{split:<9} " + "  ".join(f"{figure} {value:.6g}" for figure, value in figures.items())
     if found.parity:
         yield "parity    " + "  ".join(f"{output} {value:.2g}" for output, value in found.parity.items())
-    if found.rows_independent:
-        yield "rows      independent: requests may share a batch"
+    if found.rows_independent is not None:
+        yield f"rows      declared {'independent' if found.rows_independent else 'dependent'}"
     yield "made with " + "  ".join(f"{library} {number}" for library, number in found.made_with.items())
 
 

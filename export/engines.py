@@ -65,7 +65,7 @@ def tflite(path: Path, signature: str) -> Run:
         runner = interpreter.get_signature_runner(signature)
 
         def run(rows: Rows) -> dict[str, npt.NDArray[Any]]:
-            answers = runner(**{name: np.ascontiguousarray(array) for name, array in rows.items()})
+            answers = runner(**{name: np.asarray(array, order="C") for name, array in rows.items()})
             return {name: np.array(value) for name, value in answers.items()}
 
         return run
@@ -76,7 +76,7 @@ def tflite(path: Path, signature: str) -> Run:
             interpreter.resize_tensor_input(places[name], array.shape)
         interpreter.allocate_tensors()
         for name, array in rows.items():
-            interpreter.set_tensor(places[name], np.ascontiguousarray(array))
+            interpreter.set_tensor(places[name], np.asarray(array, order="C"))
         interpreter.invoke()
         details = interpreter.get_output_details()
         return {entry["name"]: np.array(interpreter.get_tensor(entry["index"])) for entry in details}

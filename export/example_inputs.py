@@ -116,7 +116,7 @@ def as_array(value: Any, dtype: str) -> npt.NDArray[Any]:
         array.dtype.kind in "iu" and wanted.kind in "iuf" and _holds(wanted, array)
     ):
         raise ValueError(f"it holds {array.dtype}")
-    return np.ascontiguousarray(array.astype(wanted))
+    return array.astype(wanted, order="C")
 
 
 def to_rest(array: npt.NDArray[Any]) -> Any:

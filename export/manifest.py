@@ -48,8 +48,9 @@ class Manifest:
 
     `created` is the time of publishing in ISO 8601 with its zone. `parity` holds each output's largest difference
     between the source and the graphs of the version. `files` maps each file of the version, but the manifest itself, to
-    its SHA-256. `rows_independent` is True where it is proved or declared that no row of a request changes another
-    row's outputs, and None where nobody said. `configuration`, `profile`, `seed` and `data` tell of a training,
+    its SHA-256. `rows_independent` is what its packager declared: whether no row of a request changes another row's
+    outputs. It is None where nobody said; the model server then proves it of an ONNX graph by itself, at each load.
+    `configuration`, `profile`, `seed` and `data` tell of a training,
     `source` of a model that was made elsewhere.
     """
 

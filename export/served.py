@@ -9,18 +9,26 @@ import grpc
 
 from bookserve.export.errors import StoreError
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+from bookserve.serving.wire.store_servers import TLS
 
 _CALL_SECONDS = 3.0
 _PAUSE_SECONDS = 0.1
+_DIRECTLY = (("grpc.enable_http_proxy", 0),)  # a proxy of the environment would get what is meant for loopback
 _AVAILABLE = messages.ModelVersionStatus.AVAILABLE
 
 
 class Servers:
-    """Some model servers, by their gRPC addresses, and how long to wait for each of the two steps of a change."""
+    """Some model servers, by their gRPC addresses, and how long to wait for each of the two steps of a change.
 
-    def __init__(self, targets: Sequence[str], seconds: float) -> None:
+    An address is HOST:PORT, or grpcs://HOST:PORT of a server with TLS, which is asked with the `credentials`.
+    """
+
+    def __init__(
+        self, targets: Sequence[str], seconds: float, credentials: grpc.ChannelCredentials | None = None
+    ) -> None:
         self._targets = targets
         self._seconds = seconds
+        self._credentials = credentials
 
     def __bool__(self) -> bool:
         return bool(self._targets)
@@ -32,14 +40,14 @@ class Servers:
         """Those that answer at all."""
 
         def answers(target: str) -> bool:
-            with grpc.insecure_channel(target) as channel:
+            with self._channel(target) as channel:
                 try:
                     grpc.channel_ready_future(channel).result(_CALL_SECONDS)
                 except grpc.FutureTimeoutError:
                     return False
             return True
 
-        return Servers([target for target in self._targets if answers(target)], self._seconds)
+        return Servers([target for target in self._targets if answers(target)], self._seconds, self._credentials)
 
     def until_loaded(self, model: str, versions: Collection[int]) -> None:
         """Waits until every server has loaded these versions.
@@ -58,13 +66,15 @@ class Servers:
 
         self._until(missing)
 
-    def until_named(self, model: str, labels: Mapping[str, int], default: int | None = None) -> None:
+    def until_named(self, model: str, labels: Mapping[str, int | None], default: int | None = None) -> None:
         """Waits until every server answers each label, and who names neither version nor label, from these versions.
+
+        A label of None is one that no server may know any more.
 
         Raises:
             StoreError: one does not in time; the message says from which it answers.
         """
-        wanted: dict[str, int] = dict(labels) if default is None else {**labels, "": default}
+        wanted: dict[str, int | None] = dict(labels) if default is None else {**labels, "": default}
 
         def wrong(channel: grpc.Channel) -> str:
             said = []
@@ -78,7 +88,8 @@ class Servers:
                     method = "PredictionService/GetModelMetadata"
                     answer = _call(channel, method, request, messages.GetModelMetadataResponse)
                 except grpc.RpcError as error:
-                    said.append(f"{name} is not served ({_reason(error)})")
+                    if version is not None or _code(error) is not grpc.StatusCode.INVALID_ARGUMENT:
+                        said.append(f"{name} is not served ({_reason(error)})")
                     continue
                 if answer.model_spec.version.value != version:
                     said.append(f"{name} is version {answer.model_spec.version.value}")
@@ -89,7 +100,7 @@ class Servers:
     def _until(self, problem: Callable[[grpc.Channel], str]) -> None:
         end = time.monotonic() + self._seconds
         with ExitStack() as stack:
-            left = {target: stack.enter_context(grpc.insecure_channel(target)) for target in self._targets}
+            left = {target: stack.enter_context(self._channel(target)) for target in self._targets}
             while left:
                 said = {}
                 for target, channel in left.items():
@@ -105,10 +116,20 @@ class Servers:
                     )
                 time.sleep(_PAUSE_SECONDS if left else 0)
 
+    def _channel(self, target: str) -> grpc.Channel:
+        if target.startswith(TLS):
+            return grpc.secure_channel(target.removeprefix(TLS), self._credentials, _DIRECTLY)
+        return grpc.insecure_channel(target, _DIRECTLY)
+
 
 def _call(channel: grpc.Channel, method: str, request: Any, answer: type[Any]) -> Any:
     call = channel.unary_unary(f"/tensorflow.serving.{method}", type(request).SerializeToString, answer.FromString)
     return call(request, timeout=_CALL_SECONDS)
+
+
+def _code(error: Any) -> grpc.StatusCode:
+    code: grpc.StatusCode = error.code()
+    return code
 
 
 def _reason(error: Any) -> str:

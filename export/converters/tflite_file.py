@@ -1,5 +1,6 @@
 """LiteRT (TensorFlow Lite) files: copied as they are, run by LiteRT."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from bookserve.export.errors import ExportError
 
 FORMAT = "LiteRT"
 EXTRA = "convert,tflite"
+_LACKING = re.compile(r"\((\w+)\) failed to prepare")
 _MAGIC = b"TFL3"  # at byte 4
 
 
@@ -29,7 +31,9 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
     try:
         contract = read(path, wishes.model)
     except (RuntimeError, ValueError) as error:
-        raise ExportError(f"{path} does not load: {error}") from error
+        lacking = _LACKING.search(str(error))
+        why = f"LiteRT lacks its operation {lacking[1]}: add the SavedModel that it was made of" if lacking else error
+        raise ExportError(f"{path} does not load: {why}") from error
     target = folder / TFLITE
     shutil.copyfile(path, target)
     return Converted(
@@ -50,6 +54,7 @@ def read(path: Path, model: str) -> Contract:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
     names = list(interpreter.get_signature_list())
     if not names:
         inputs = {entry["name"]: entry for entry in interpreter.get_input_details()}

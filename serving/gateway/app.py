@@ -34,6 +34,7 @@ from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.problems import Problem
 from bookserve.serving.gateway.responses import json_response
 from bookserve.serving.gateway.store import Store
+from bookserve.serving.wire import hosts
 
 # Every model's file of this folder: its path, its routes and its part of the OpenAPI document.
 MODELS = (linear, logistic, tox21, mnist, ptb, cifar10, tictactoe)
@@ -90,6 +91,7 @@ def create_app(
         return json_response(interface)
 
     _add_logging_and_headers(app, metrics, draining)
+    _add_host_check(app, config)
     _add_error_handlers(app, config)
     return app
 
@@ -164,6 +166,18 @@ def _add_logging_and_headers(app: Flask, metrics: Metrics, draining: Callable[[]
             milliseconds=round(1000 * seconds, 2),
         )
         return response
+
+
+def _add_host_check(app: Flask, config: GatewayConfig) -> None:
+    @app.before_request
+    def check() -> None:
+        host = request.headers.get("Host", "")
+        if not hosts.is_expected(host, config.bind, config.allowed_hosts):
+            raise Problem(
+                403,
+                f"the Host {host[:255]!r} is not expected here: use localhost or the address that the gateway listens"
+                " on, or name it in --allowed-hosts",
+            )
 
 
 def _add_error_handlers(app: Flask, config: GatewayConfig) -> None:

@@ -30,4 +30,6 @@ class GatewayConfig:
     model_server: str = "127.0.0.1:8500"
     model_seconds: float = 10.0  # the deadline of a call to the model server
     models_dir: Path | None = None  # the model store, for metrics, report pictures and the vocabulary
+    bind: str = "127.0.0.1"
+    allowed_hosts: tuple[str, ...] = ()  # names that it is asked by, beside loopback's and `bind`
     limits: Limits = Limits()

@@ -27,6 +27,7 @@ from bookserve.serving.gateway.bridge import Bridge
 from bookserve.serving.gateway.config import GatewayConfig, Limits
 from bookserve.serving.gateway.metrics import Metrics
 from bookserve.serving.gateway.molecule_pool import MoleculePool
+from bookserve.serving.wire import hosts
 
 _BACKLOG = 1024
 _HEADER_MILLISECONDS = 10_000
@@ -38,6 +39,11 @@ _log = structlog.get_logger()
 @click.command()
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--allowed-hosts",
+    default="",
+    help="Names that requests may have as Host, with commas, beside loopback's and --bind; * for any.",
+)
 @click.option(
     "--model-server", default="127.0.0.1:8500", show_default=True, metavar="HOST:PORT", help="The model server's gRPC."
 )
@@ -87,6 +93,7 @@ _log = structlog.get_logger()
 def main(
     port: int,
     bind: str,
+    allowed_hosts: str,
     model_server: str,
     model_seconds: float,
     models_dir: Path | None,
@@ -119,9 +126,9 @@ def main(
         concurrent=concurrent,
         waiting=waiting,
     )
-    config = GatewayConfig(model_server=model_server, model_seconds=model_seconds, models_dir=models_dir, limits=limits)
+    config = GatewayConfig(model_server, model_seconds, models_dir, bind, tuple(hosts.listed(allowed_hosts)), limits)
     with reserve(bind, port) as reserved, GrpcClient(model_server) as backend, closing(MoleculePool()) as molecule_pool:
-        asyncio.run(_serve(config, backend, molecule_pool, bind, reserved.getsockname()[1], drain_seconds))
+        asyncio.run(_serve(config, backend, molecule_pool, reserved.getsockname()[1], drain_seconds))
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -169,8 +176,9 @@ def reserve(bind: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    config: GatewayConfig, backend: GrpcClient, molecule_pool: MoleculePool, bind: str, port: int, drain_seconds: float
+    config: GatewayConfig, backend: GrpcClient, molecule_pool: MoleculePool, port: int, drain_seconds: float
 ) -> None:
+    bind = config.bind
     metrics = Metrics()
     draining = threading.Event()
     app = create_app(config, backend, molecule_pool, metrics, draining.is_set)

@@ -115,9 +115,10 @@ class ModelServer:
         config = Path(flags.model_config_file)
         root = config.absolute().parent if config.name == "models.config" else Path(flags.model_root).absolute()
         follows = flags.model_config_file_poll_wait_seconds > 0 if flags.model_config_file else flags.model_root
-        if follows and flags.port and not flags.ssl_config_file:
+        if follows and flags.port:
             try:
-                self._registration = Registration(root, flags.bind_address, flags.port)
+                tls = bool(flags.ssl_config_file)
+                self._registration = Registration(root, flags.bind_address, flags.port, tls=tls)
             except OSError as error:
                 log.info("commands do not find this server by its store %s: %s", root, error.strerror or error)
 

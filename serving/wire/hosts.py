@@ -8,11 +8,19 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:/\[\]]+))(?::\d*)?")
 _ANY = ("", "0.0.0.0", "::")  # bound to these, a server may be addressed by each address that it has
 
 
+def listed(text: str) -> list[str]:
+    """The names of a flag, which has them with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def is_expected(header: str, bound: str, allowed: Collection[str]) -> bool:
     """Whether a Host header names loopback, the address that the server is `bound` to, or one of `allowed`.
 
-    No name can be an address, so that any address will do where the server is bound to all of them.
+    No name can be an address, so that any address will do where the server is bound to all of them. With "*" among the
+    `allowed` any name will do.
     """
+    if "*" in allowed:
+        return True
     match = _HOST.fullmatch(header.strip())
     if match is None:
         return False

@@ -23,13 +23,24 @@ def rows(array: Array) -> list[str]:
     array = np.ascontiguousarray(array)
     if array.ndim > 1 and _is_plain(array):
         return [_dumps(row) for row in array]
-    return nested(_tokens(array.ravel()), array.shape)
+    return nested(tokens(array.ravel()), array.shape)
 
 
 def joined(array: Array) -> str:
     """The same, with ", " between the rows."""
     array = np.ascontiguousarray(array)
-    return _dumps(array)[1:-1] if _is_plain(array) else ", ".join(nested(_tokens(array.ravel()), array.shape))
+    return _dumps(array)[1:-1] if _is_plain(array) else ", ".join(nested(tokens(array.ravel()), array.shape))
+
+
+def tokens(values: Array) -> list[str]:
+    """The decimals of an array of rank 1."""
+    if not values.size:
+        return []
+    texts = _dumps(values)[1:-1].split(", ")
+    others = np.flatnonzero(~_plain(values)).tolist()
+    for index, text in zip(others, _original(values[others]), strict=True):
+        texts[index] = text
+    return texts
 
 
 def nested(tokens: Sequence[str], shape: tuple[int, ...]) -> list[str]:
@@ -40,6 +51,25 @@ def nested(tokens: Sequence[str], shape: tuple[int, ...]) -> list[str]:
         count = math.prod(shape[:axis])
         rows = ["[" + ", ".join(rows[row * size : (row + 1) * size]) + "]" for row in range(count)]
     return rows
+
+
+def stacked(tokens: Sequence[str], shape: tuple[int, ...], depth: int) -> str:
+    """The JSON of an array of that shape, whose values have these texts, with a line for each.
+
+    `depth` is how deep the array is in the answer; RapidJSON's PrettyWriter indents by four.
+    """
+    parts = list(tokens)
+    for axis in range(len(shape) - 1, -1, -1):
+        size = shape[axis]
+        end = "\n" + "    " * (depth + axis)
+        start = f"{end}    "
+        count = math.prod(shape[:axis])
+        if size:
+            lists = (parts[place * size : (place + 1) * size] for place in range(count))
+            parts = [f"[{start}{f',{start}'.join(values)}{end}]" for values in lists]
+        else:
+            parts = ["[]"] * count
+    return parts[0]
 
 
 def _is_plain(array: Array) -> bool:
@@ -53,17 +83,6 @@ def _is_plain(array: Array) -> bool:
 def _plain(array: Array) -> Array:
     size = np.abs(array)
     return np.asarray((size >= _LEAST) & (size < _MOST) | (size == 0))
-
-
-def _tokens(values: Array) -> list[str]:
-    """The decimals of an array of rank 1."""
-    if not values.size:
-        return []
-    tokens = _dumps(values)[1:-1].split(", ")
-    others = np.flatnonzero(~_plain(values)).tolist()
-    for index, text in zip(others, _original(values[others]), strict=True):
-        tokens[index] = text
-    return tokens
 
 
 def _dumps(array: Array) -> str:

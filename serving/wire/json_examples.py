@@ -1,6 +1,5 @@
 """tf.Example of the REST API <- JSON, and the results of Classify and Regress -> JSON (util/json_tensor.cc)."""
 
-import json
 import math
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from bookserve.serving.wire import json_decimals, tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.json_tensors import end_of_list
-from bookserve.serving.wire.json_text import JsonError, is_base64, kind_of, quoted, to_bytes
+from bookserve.serving.wire.json_text import JsonError, is_base64, kind_of, quoted, to_bytes, to_json
 
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 
@@ -84,10 +83,7 @@ def write_classifications(result: messages.ClassificationResult) -> bytes:
     rows = []
     for row in result.classifications:
         scores = json_decimals.rows(np.array([entry.score for entry in row.classes], np.float32))
-        pairs = [
-            f"[{json.dumps(e.label, ensure_ascii=False)}, {score}]"
-            for e, score in zip(row.classes, scores, strict=True)
-        ]
+        pairs = [f"[{to_json(entry.label)}, {score}]" for entry, score in zip(row.classes, scores, strict=True)]
         rows.append("[" + ", ".join(pairs) + "]")
     return f'{{\n    "results": [{", ".join(rows)}{end_of_list(len(rows))}\n}}'.encode()
 

@@ -6,7 +6,6 @@ either succeeds or finds what to complain about.
 """
 
 import base64
-import json
 import math
 import struct
 from collections.abc import Callable, Collection, Mapping
@@ -17,7 +16,7 @@ import numpy as np
 
 from bookserve.serving.wire import json_decimals, tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.json_numbers import Numbers
-from bookserve.serving.wire.json_text import JsonError, is_base64, kind_of, quoted, shown, to_bytes
+from bookserve.serving.wire.json_text import JsonError, is_base64, kind_of, quoted, shown, to_bytes, to_json
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
 from bookserve.serving.wire.tensorflow_pb2 import DataType
 from bookserve.serving.wire.tensors import ELEMENT_TYPES, MAX_RANK, Array, data_type, numpy_type, type_word
@@ -347,7 +346,7 @@ def write_rows(outputs: Mapping[str, Array]) -> bytes:
         text = json_decimals.joined(tensor) if floats else ", ".join(_row_texts(name, tensor, 3))
     else:
         columns = {name: _row_texts(name, tensor, 4) for name, tensor in outputs.items()}
-        keys = [_string(name) for name in columns]
+        keys = [to_json(name) for name in columns]
         objects = [
             ",\n            ".join([f"{key}: {value}" for key, value in zip(keys, row, strict=True)])
             for row in zip(*columns.values(), strict=True)
@@ -359,16 +358,20 @@ def write_rows(outputs: Mapping[str, Array]) -> bytes:
 def write_columns(outputs: Mapping[str, Array]) -> bytes:
     """`{"outputs": …}`: the whole tensor, or an object of them where there are several. Raises JsonError for none.
 
-    A tensor stands on one line, where TensorFlow Serving gives each of its values a line.
+    Each value has a line of its own, as in TensorFlow Serving.
     """
     if not outputs:
         raise JsonError("Cannot convert empty tensor map to JSON")
     outputs = widened(outputs)
-    texts = {name: _row_texts(name, tensor[np.newaxis], 2)[0] for name, tensor in outputs.items()}
+    depth = 1 if len(outputs) == 1 else 2
+    texts = {
+        name: json_decimals.stacked(_tokens(name, tensor, depth + tensor.ndim), tensor.shape, depth)
+        for name, tensor in outputs.items()
+    }
     if len(texts) == 1:
         value = next(iter(texts.values()))
     else:
-        members = ",\n        ".join([f"{_string(name)}: {text}" for name, text in texts.items()])
+        members = ",\n        ".join([f"{to_json(name)}: {text}" for name, text in texts.items()])
         value = f"{{\n        {members}\n    }}"
     return f'{{\n    "outputs": {value}\n}}'.encode()
 
@@ -388,25 +391,29 @@ def end_of_list(rows: int | None) -> str:
 
 def _row_texts(name: str, tensor: Array, depth: int) -> list[str]:
     """The JSON of each row of a tensor of rank 1 or more; `depth` is how deep the rows are in the answer."""
-    if tensor.dtype.kind == "O":
-        return json_decimals.nested(_string_texts(name, tensor, depth + tensor.ndim - 2), tensor.shape)
     if tensor.dtype in (np.float32, np.float64):
         return json_decimals.rows(tensor)
+    return json_decimals.nested(_tokens(name, tensor, depth + tensor.ndim - 2), tensor.shape)
+
+
+def _tokens(name: str, tensor: Array, depth: int) -> list[str]:
+    """The JSON of each value of a tensor; `depth` is how deep the values are in the answer."""
+    if tensor.dtype.kind == "O":
+        return _string_texts(name, tensor, depth)
+    values = tensor.ravel()
+    if tensor.dtype in (np.float32, np.float64):
+        return json_decimals.tokens(values)
     if tensor.dtype.kind not in "iub":
         raise JsonError(f"Failed to write JSON value for tensor type: {tensor.dtype.name}")
-    values = tensor.ravel().tolist()
-    tokens = list(map(str, values)) if tensor.dtype.kind != "b" else ["true" if value else "false" for value in values]
-    return json_decimals.nested(tokens, tensor.shape)
+    if tensor.dtype.kind == "b":
+        return ["true" if value else "false" for value in values.tolist()]
+    return list(map(str, values.tolist()))
 
 
 def _string_texts(name: str, tensor: Array, depth: int) -> list[str]:
     if not name.endswith("_bytes"):
-        return [_string(value.decode("utf-8", "replace")) for value in tensor.ravel().tolist()]
+        return [to_json(value.decode("utf-8", "replace")) for value in tensor.ravel().tolist()]
     indent = "    " * depth
     return [
         f'{{\n{indent}    "b64": "{base64.b64encode(value).decode()}"\n{indent}}}' for value in tensor.ravel().tolist()
     ]
-
-
-def _string(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

@@ -172,3 +172,13 @@ def shown(value: Any) -> str:
 
 
 _ONE_LINE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
+# As RapidJSON writes strings: only what JSON demands is escaped.
+_ESCAPES = {code: f"\\u{code:04X}" for code in range(32)}
+_ESCAPES |= {ord(char): f"\\{short}" for char, short in zip('"\\\b\f\n\r\t', '"\\bfnrt', strict=True)}
+
+
+def to_json(text: str) -> str:
+    """A string as TensorFlow Serving writes it."""
+    return f'"{text.translate(_ESCAPES)}"'

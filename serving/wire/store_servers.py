@@ -12,6 +12,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+TLS = "grpcs://"  # before the address of a server with TLS
 _PREFIX = ".server-"
 _ANYWHERE = ("", "0.0.0.0", "::")
 
@@ -19,13 +20,13 @@ _ANYWHERE = ("", "0.0.0.0", "::")
 class Registration:
     """The file of this process."""
 
-    def __init__(self, root: Path, bind_address: str, port: int) -> None:
+    def __init__(self, root: Path, bind_address: str, port: int, *, tls: bool) -> None:
         """Writes it below `root`. Raises OSError where that cannot be written to, as on Windows."""
         if sys.platform == "win32":
             raise OSError("files are not locked on Windows")
         import fcntl
 
-        content = {"host": socket.gethostname(), "address": bind_address, "port": port}
+        content = {"host": socket.gethostname(), "address": bind_address, "port": port, "tls": tls}
         name = f"{_PREFIX}{uuid.uuid4().hex}"
         written = root / f"{name}.new"
         self._lock = os.open(written, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -47,7 +48,10 @@ class Registration:
 
 
 def servers(root: Path) -> list[str]:
-    """The gRPC addresses of the servers that live, as HOST:PORT; files of dead ones are removed."""
+    """The gRPC addresses of the servers that live, as HOST:PORT, and grpcs://HOST:PORT of those with TLS.
+
+    Files of dead ones are removed.
+    """
     if sys.platform == "win32":
         return []
     import fcntl
@@ -62,7 +66,8 @@ def servers(root: Path) -> list[str]:
                 host = content["address"]
                 if host in _ANYWHERE:
                     host = "127.0.0.1" if content["host"] == socket.gethostname() else content["host"]
-                found.append(f"[{host}]:{content['port']}" if ":" in host else f"{host}:{content['port']}")
+                address = f"[{host}]:{content['port']}" if ":" in host else f"{host}:{content['port']}"
+                found.append(f"{TLS}{address}" if content.get("tls") else address)
             else:
                 path.unlink()
     return found

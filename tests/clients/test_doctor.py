@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 from bookserve.clients import doctor
 from bookserve.clients.doctor import Places
 from bookserve.export.book_contracts import CONTRACTS
-from bookserve.export.manifest import DataOrigin, Manifest, digests
+from bookserve.export.manifest import DataOrigin, Manifest, Source, digests
 from bookserve.export.store import ModelStore
 
 NVIDIA_SMI = "#!/bin/sh\necho 'NVIDIA T4, 15360 MiB, 570.86'\n"
@@ -157,14 +158,20 @@ def test_a_gpu_that_tensorflow_cannot_use(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_model_with_a_changed_file_is_named(tmp_path: Path) -> None:
     store = tmp_path / "models"
-    publish(store)
+    published = publish(store)
     good, _missing = doctor.models(places(tmp_path))
     assert (good.status, good.text) == ("ok", "linear: version 1, profile smoke")
     (store / "linear/1/saved_model.pb").write_text("another graph")
     changed, _missing = doctor.models(places(tmp_path))
     assert changed.status == "bad"
     assert changed.text == "linear: version 1, profile smoke: missing or changed: saved_model.pb"
-    (store / "linear/1/assets.extra/manifest.json").unlink()
+    (store / "linear/1/saved_model.pb").write_text("graph")
+    path = store / "linear/1/assets.extra/manifest.json"
+    added = replace(published, profile="", data=None, source=Source("ONNX", "line.onnx", "0" * 64))
+    path.write_text(added.to_json())
+    own, _missing = doctor.models(places(tmp_path))
+    assert (own.status, own.text) == ("ok", "linear: version 1, from ONNX")
+    path.unlink()
     bare, _missing = doctor.models(places(tmp_path))
     assert bare.status == "bad"
     assert "has no manifest" in bare.text

@@ -49,6 +49,7 @@ def added(tmp_path: Path) -> tuple[Path, Result]:
     result = invoke(
         *("models", "add", "score", graph(tmp_path, outside=True), "--models-dir", tmp_path / "store"),
         *("--labels", tmp_path / "labels.txt", "--example", tmp_path / "rows.csv", "--task", "tabular"),
+        "--rows-independent",
     )
     assert result.exit_code == 0, result.output
     return tmp_path / "store", result
@@ -62,11 +63,13 @@ def test_a_version_of_an_onnx_file_has_the_whole_contract(added: tuple[Path, Res
     assert contract["inputs"] == [{"name": "x", "dtype": "float32", "shape": [None, 3], "free": ["rows"]}]
     assert (contract["task"], contract["labels"], manifest["source"]["format"]) == ("tabular", ["no", "yes"], "ONNX")
     assert contract["example"]["inputs"] == {"x": [[1.0, 2.0, 3.0]]}
+    assert manifest["rows_independent"] is True
     np.testing.assert_allclose(contract["example"]["outputs"]["scores"], [[2.35, 3.8]], atol=1e-5)
     assert not (store / "score/1/assets.extra/weights.bin").exists()
     shown = invoke("models", "show", "score", "--models-dir", store).output
     assert "in        x: float32 [rows, 3]" in shown
     assert "labels    no, yes" in shown
+    assert "rows      declared independent" in shown
     assert "files     3, all as published" in shown
     assert "bookserve predict score" in result.output
 

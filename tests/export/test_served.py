@@ -15,6 +15,7 @@ from bookserve.export.store import ModelStore
 from bookserve.serving.wire import store_servers
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import to_proto
+from certificates import Authority
 from model_servers import Server, StartServer, server_starter, wait_until, write_scale_model
 
 
@@ -56,27 +57,32 @@ class Asker:
         self._target = server.target
 
     def ask(self, label: str) -> None:
-        request = messages.PredictRequest()
-        request.model_spec.name = "scale"
-        if label:
-            request.model_spec.version_label = label
-        request.inputs["x"].CopyFrom(to_proto(np.array([[1, 2, 3]], np.float32)))
         with grpc.insecure_channel(self._target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-            call = channel.unary_unary(
-                "/tensorflow.serving.PredictionService/Predict",
-                messages.PredictRequest.SerializeToString,
-                messages.PredictResponse.FromString,
-            )
             while not self.stop.is_set():
                 before = self.settled.get(label)
                 try:
-                    version = call(request, timeout=30).model_spec.version.value
+                    version = version_for(channel, label)
                 except grpc.RpcError as error:
                     self.wrong.append(f"{label}: {error}")
                     continue
                 if before is not None and before == self.settled.get(label) != version:
                     self.wrong.append(f"{label}: {version}, not {before}")
                 self.answers += 1
+
+
+def version_for(channel: grpc.Channel, label: str) -> int:
+    """The version that answers a label, or who names none."""
+    request = messages.PredictRequest()
+    request.model_spec.name = "scale"
+    if label:
+        request.model_spec.version_label = label
+    request.inputs["x"].CopyFrom(to_proto(np.array([[1, 2, 3]], np.float32)))
+    call = channel.unary_unary(
+        "/tensorflow.serving.PredictionService/Predict",
+        messages.PredictRequest.SerializeToString,
+        messages.PredictResponse.FromString,
+    )
+    return int(call(request, timeout=30).model_spec.version.value)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +114,11 @@ def test_rollbacks_and_label_moves_under_load(start: StartServer, store: ModelSt
         for one in asking:
             one.result()
     assert asker.wrong == []
+    assert f"not known by {server.target}\n" in models(store, "unlabel", "scale", "stable").output
+    with grpc.insecure_channel(server.target) as channel:
+        with pytest.raises(grpc.RpcError, match="Unrecognized servable version label: stable"):
+            version_for(channel, "stable")
+        assert version_for(channel, "") == 2
     assert server.stop() == 0
     assert store_servers.servers(store.root) == []
     assert not list(store.root.glob(".server-*"))
@@ -133,3 +144,30 @@ def test_a_server_that_is_named_must_answer(store: ModelStore) -> None:
     result = models(store, "rollback", "scale", "--server", "127.0.0.1:1", "--wait", "0.2")
     assert result.exit_code == 1
     assert "after 0.2 s, 127.0.0.1:1 says: UNAVAILABLE" in result.output
+
+
+def test_servers_with_tls_are_found_and_asked(start: StartServer, store: ModelStore, tmp_path: Path) -> None:
+    authority, clients = Authority(), Authority()
+    config = authority.write_config(tmp_path / "tls.config", clients)
+    key, chain = clients.issue("operator")
+    for name, content in (("ca", authority.certificate), ("cert", chain), ("key", key)):
+        (tmp_path / f"{name}.pem").write_bytes(content)
+    files = [f"--{name}={tmp_path / name}.pem" for name in ("ca", "cert", "key")]
+    server = start(*flags_of(store, "root"), f"--ssl_config_file={config}")
+    address = f"grpcs://{server.target}"
+    assert store_servers.servers(store.root) == [address]
+
+    result = models(store, "label", "scale", "stable", "1", *files)
+    assert result.output.endswith(f"served by {address}\n"), result.output
+    named = f"grpcs://localhost:{server.grpc_port}"
+    result = models(store, "unlabel", "scale", "stable", "--server", named, *files)
+    assert result.output.endswith(f"not known by {named}\n"), result.output
+    stranger = models(store, "rollback", "scale", "--server", named, "--wait", "0.2", *files[:1])
+    assert (stranger.exit_code, f"after 0.2 s, {named} says: UNAVAILABLE" in stranger.output) == (1, True)
+    assert store.default_version("scale") == 3
+    plain = models(store, "rollback", "scale", "--server", server.target, *files)
+    assert "--ca is for TLS, and no --server is grpcs://HOST:PORT" in plain.output
+    half = models(store, "rollback", "scale", "--server", named, files[1])
+    assert "--cert and --key belong together" in half.output
+    unknown = models(store, "rollback", "scale", "--server", f"https://{server.target}")
+    assert "HOST:PORT of gRPC, or grpcs://HOST:PORT" in unknown.output

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from bookserve.serving.server.models import config as model_config
 from bookserve.serving.server.models.config import ModelSetting
 from bookserve.serving.server.models.manager import ModelManager, unavailable
+from bookserve.serving.server.transport.grpc_call import GrpcCall
 from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import ServingError, invalid_argument, not_found
 from bookserve.serving.wire import hosts, tensorflow_error_pb2
@@ -31,10 +32,10 @@ class Access:
     def __init__(self, token_file: str, bind_address: str = "", allowed_hosts: str = "") -> None:
         """Reads the token; an empty name means that there is none. Raises ServingError (INVALID_ARGUMENT).
 
-        Without a token REST requests must name loopback, `bind_address` or one of the `allowed_hosts` as their Host.
+        Without a token callers must name loopback, `bind_address` or one of the `allowed_hosts` as their Host.
         """
         self._bound = bind_address
-        self._hosts = [host.strip() for host in allowed_hosts.split(",") if host.strip()]
+        self._hosts = hosts.listed(allowed_hosts)
         self._expected: bytes | None = None
         if token_file:
             try:
@@ -46,19 +47,21 @@ class Access:
             self._expected = b"Bearer " + token
 
     def check_http(self, exchange: HttpExchange) -> None:
-        """The same for a REST request."""
+        """Raises ServingError (PERMISSION_DENIED) for a REST request whose caller may not change models."""
         headers = exchange.headers
         browser = "origin" in headers or "sec-fetch-site" in headers
-        self.check(exchange.peer, headers.get("authorization", "").encode(), browser=browser)
-        host = headers.get("host", "")
-        if self._expected is None and not hosts.is_expected(host, self._bound, self._hosts):
-            raise _denied(f"the Host {host[:255]!r} is not expected here: use localhost, or name it in --allowed_hosts")
+        self.check(exchange.peer, headers.get("host", ""), headers.get("authorization", "").encode(), browser=browser)
 
-    def check(self, peer: str, authorization: bytes, *, browser: bool = False) -> None:
+    def check_grpc(self, call: GrpcCall) -> None:
+        """Raises ServingError (PERMISSION_DENIED) for a gRPC call whose caller may not change models."""
+        self.check(call.peer, call.host, call.authorization)
+
+    def check(self, peer: str, host: str, authorization: bytes, *, browser: bool = False) -> None:
         """Raises ServingError (PERMISSION_DENIED) for a caller who may not change models.
 
-        `peer` is the caller's address, "" on a UNIX socket, `authorization` the metadata or header of that name, and
-        `browser` whether a web page sent the request: pages of elsewhere reach loopback, too.
+        `peer` is the caller's address, "" on a UNIX socket, which no web page reaches; `host` is the server's name as
+        the caller wrote it, `authorization` the metadata or header of that name, and `browser` whether a web page sent
+        the request: pages of elsewhere reach loopback, too.
         """
         if self._expected is not None:
             if not hmac.compare_digest(authorization, self._expected):
@@ -67,6 +70,8 @@ class Access:
             raise _denied("a web page may not change models without a token: start with --admin_token_file")
         elif not is_local(peer):
             raise _denied("this is for callers on this machine only: start with --admin_token_file to allow others")
+        elif peer and not hosts.is_expected(host, self._bound, self._hosts):
+            raise _denied(f"the Host {host[:255]!r} is not expected here: use localhost, or name it in --allowed_hosts")
 
 
 def is_local(peer: str) -> bool:

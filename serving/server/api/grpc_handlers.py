@@ -116,7 +116,7 @@ class Coroutines:
     ) -> None:
         try:
             if self._access is not None:
-                self._access.check(call.peer, call.authorization)
+                self._access.check_grpc(call)
             call.reply((await answer(parse(request_type, data))).SerializeToString())
         except ServingError as error:
             fail(call, error)

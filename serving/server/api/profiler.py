@@ -60,7 +60,7 @@ class Profiler:
             fail(call, unimplemented("the profiler is turned off: start with --enable_profiler"))
             return
         try:
-            self._access.check(call.peer, call.authorization)
+            self._access.check_grpc(call)
         except ServingError as error:
             fail(call, error)
             return

@@ -186,9 +186,9 @@ def _remedy(reason: str) -> str:
 
 def _to_value(array: Array) -> onnxruntime.OrtValue:
     if array.dtype == _BFLOAT16:
-        bits = np.ascontiguousarray(array).view(np.uint16)
+        bits = np.asarray(array, order="C").view(np.uint16)
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
 
 
 def _to_array(value: onnxruntime.OrtValue) -> Array:

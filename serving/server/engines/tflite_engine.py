@@ -6,6 +6,7 @@ for each.
 """
 
 import queue
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bookserve.serving.server.types.signatures import ShapeRule, Signature, from
 from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensors import Array
 
+_LACKING = re.compile(r"unresolved custom op: ([\w:]+)|\((Flex\w+)\) failed to prepare")
 _WRITES = ("ASSIGN_VARIABLE", "HASHTABLE_IMPORT")
 
 
@@ -49,7 +51,7 @@ class TfliteEngine:
             for one in interpreters:
                 self._idle.put(one)
         except (RuntimeError, ValueError) as error:
-            raise failed_precondition(f"{path} does not load: {error}{_remedy(str(error))}") from error
+            raise failed_precondition(f"{path} does not load: {_why(str(error))}") from error
         # What such a model writes, no call of the interpreter's resets.
         operations = interpreters[0]._get_ops_details()  # noqa: SLF001 - no public name
         self._used_once = any(operation["op_name"] in _WRITES for operation in operations)
@@ -69,7 +71,7 @@ class TfliteEngine:
         if empty is not None:
             return empty
         own = self._signatures[signature.name]
-        inputs = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in inputs.items()}
+        inputs = {name: _whole(array) for name, array in inputs.items()}
         interpreter = self._idle.get()
         try:
             interpreter.reset_all_variables()
@@ -90,6 +92,20 @@ class TfliteEngine:
         self._idle = queue.SimpleQueue()
 
 
+def _whole(array: Array) -> Array:
+    """The array as LiteRT reads it: in one piece, and a single string as bytes.
+
+    Of one object LiteRT would read the pointer.
+    """
+    if array.dtype.kind != "O" or array.ndim:
+        return np.asarray(array, order="C")
+    text: bytes = array.item()
+    # Only the field of a record may have the length 0, and a string that ends in zeros keeps them in its bytes.
+    single: Array = np.zeros((), [("text", f"S{len(text)}")])["text"]
+    single[...] = text
+    return single
+
+
 def _run_by_number(
     interpreter: Any, signature: TfliteSignature, inputs: Mapping[str, Array], outputs: Sequence[str]
 ) -> list[Array]:
@@ -102,13 +118,19 @@ def _run_by_number(
     return [interpreter.get_tensor(signature.outputs[name]) for name in outputs]
 
 
-def _remedy(reason: str) -> str:
-    """What to do about a file that needs operations which LiteRT does not have."""
-    if "ParseExample" in reason:
+def _why(reason: str) -> str:
+    """LiteRT's reason, or what is missing and what to do where a file needs operations which LiteRT does not have."""
+    operation = _LACKING.search(reason)
+    if operation is None:
+        return reason
+    name = operation[1] or operation[2]
+    if "ParseExample" in name:
         return (
-            ". LiteRT for Python lacks the custom operation ParseExampleV2: serve the SavedModel that the file was made"
-            " of, or export the model with its features as tensors"
+            f"LiteRT for Python lacks the custom operation {name}: serve the SavedModel that the file was made of, or"
+            " export the model with its features as tensors"
         )
-    if "Flex" in reason or "custom op" in reason:
-        return ". It needs operations that LiteRT for Python lacks: serve the SavedModel that the file was made of"
-    return ""
+    lacking, other = f"the custom operation {name}", "without custom operations"
+    if name.startswith("Flex"):
+        lacking = f"TensorFlow's operation {name.removeprefix('Flex')}"
+        other = "with TFLITE_BUILTINS alone, without SELECT_TF_OPS"
+    return f"LiteRT for Python lacks {lacking}: serve the SavedModel that the file was made of, or convert it {other}"

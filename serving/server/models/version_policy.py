@@ -2,9 +2,8 @@
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -35,28 +34,39 @@ Policy = Latest | All | Specific
 
 
 def versions_on_disk(base_path: Path) -> dict[int, Path]:
-    """The version folders below `base_path` by number; a name that is no positive integer is none (`7.tmp`, `card.md`).
+    """The version folders below `base_path` by number; a folder whose name is no number of 63 bits is none (`7.tmp`).
 
     Raises OSError when the folder cannot be listed.
     """
     versions: dict[int, Path] = {}
+    told: dict[str, tuple[int, str]] = {}
     with os.scandir(base_path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if not (entry.name.isascii() and entry.name.isdigit() and entry.is_dir()):
+            if entry.name.startswith(".") or not entry.is_dir():
                 continue
-            number = int(entry.name)
-            if number > _MAX_VERSION:
+            number = int(entry.name) if entry.name.isascii() and entry.name.isdigit() else -1
+            if not 0 <= number <= _MAX_VERSION:
+                told[entry.name] = logging.INFO, f"{entry.path} is no version: its name is no whole number of 63 bits"
                 continue
             if number in versions:
-                _tell_of_two(str(versions[number]), entry.path)
+                text = f"{versions[number]} and {entry.path} are the same version: the second is used"
+                told[entry.name] = logging.WARNING, text
             versions[number] = Path(entry.path)
+    _tell(base_path, told)
     return versions
 
 
-@lru_cache(maxsize=1024)
-def _tell_of_two(first: str, second: str) -> None:
-    """Logs it once: folders are listed every second."""
-    log.warning("%s and %s are the same version: the second is used", first, second)
+_told: dict[Path, Set[str]] = {}  # of a base path, the folders that the log has
+
+
+def _tell(base_path: Path, told: Mapping[str, tuple[int, str]]) -> None:
+    """Logs what is new since the last listing: folders are listed every second."""
+    before = _told.get(base_path, frozenset())
+    if told.keys() == before:
+        return
+    for name in sorted(told.keys() - before):
+        log.log(*told[name])
+    _told[base_path] = frozenset(told)
 
 
 def find(policy: Policy, base_path: Path) -> dict[int, Path]:

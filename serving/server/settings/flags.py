@@ -50,7 +50,8 @@ class Flags:
     )
     allowed_hosts: str = _flag(
         "",
-        "without a token: Host names of REST calls that change models, beside loopback's and --bind_address",
+        "without a token: names that calls which change models may have as Host or :authority, with commas, beside"
+        " loopback's and --bind_address; * for any",
     )
     allow_version_labels_for_unavailable_models: bool = _flag(
         False, "let a new label name a version that is not available (with --model_root labels always may)"

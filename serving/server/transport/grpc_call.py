@@ -103,6 +103,11 @@ class GrpcCall:
             return str(client[0])
         return "" if self.scope["server"][1] is None else "unknown"
 
+    @property
+    def host(self) -> str:
+        """The server's name as the client wrote it, its `:authority`; "" where it wrote none."""
+        return next((value.decode("latin-1") for name, value in self.scope["headers"] if name == b"host"), "")
+
     def reply(self, message: bytes) -> None:
         """Answers the call with a serialised message."""
         if self.open:

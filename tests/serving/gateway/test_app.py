@@ -59,6 +59,18 @@ def test_unknown_paths_and_methods_are_problems(client) -> None:
     assert "POST" in response.headers["Allow"]
 
 
+@pytest.mark.parametrize("path", ["/", "/api/v1/models", "/metrics", "/nope"])
+def test_a_name_that_was_pointed_here_is_refused(backend, molecule_pool, path) -> None:
+    config = GatewayConfig(bind="192.0.2.7", allowed_hosts=("models.example",))
+    client = create_app(config, backend, molecule_pool).test_client()
+    for host in ("evil.example", "evil.example:8080", "192.0.2.8", "localhost.evil.example", ""):
+        problem = problem_of(client.get(path, headers={"Host": host}), 403)
+        assert "--allowed-hosts" in problem["detail"]
+        assert f"the Host '{host}' is not expected" in problem["detail"]
+    for host in ("localhost:8080", "127.0.0.1:1", "[::1]:8080", "192.0.2.7:8080", "models.example"):
+        assert client.get(path, headers={"Host": host}).status_code != 403
+
+
 def test_request_ids_are_taken_only_when_harmless(client) -> None:
     assert client.get("/healthz", headers={"X-Request-ID": "a-1"}).headers["X-Request-ID"] == "a-1"
     for bad in ("a b", "x" * 65, "<script>", ""):

@@ -106,7 +106,7 @@ def _metrics(gateway: Gateway) -> str:
 
 
 def _head(*lines: str, path: str = MNIST, method: str = "POST") -> bytes:
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
 
 
 def test_a_picture_goes_all_the_way(gateway) -> None:
@@ -274,7 +274,7 @@ def test_200_slow_clients_take_no_thread_and_are_closed(start, model_server) -> 
     assert _post(gateway).status == 200
     threads = _threads(gateway)
     bodies = [open_raw(gateway.port, _head("Content-Length: 1000")) for _ in range(100)]
-    heads = [open_raw(gateway.port, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: ") for _ in range(100)]
+    heads = [open_raw(gateway.port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: ") for _ in range(100)]
     open_ones = {*bodies, *heads}
     answers: dict[socket.socket, bytes] = {}
     probed = 0
@@ -352,7 +352,7 @@ def test_head_has_the_headers_of_get_and_no_body(gateway) -> None:
 
 def test_http_1_0_is_answered(gateway) -> None:
     """A proxy may speak it, as nginx does by default."""
-    with open_raw(gateway.port, b"GET /healthz HTTP/1.0\r\nHost: x\r\n\r\n") as connection:
+    with open_raw(gateway.port, b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n") as connection:
         assert re.match(rb"HTTP/1\.[01] 200 ", read_raw(connection))
 
 
@@ -375,7 +375,7 @@ def test_broken_http_harms_nobody(gateway) -> None:
     bodies = [
         rng.bytes(2000),
         b"GET / HTTP/9.9\r\n\r\n",
-        b"POST /api/v1/mnist HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /api/v1/mnist HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
     ]
     for body in bodies:
         with socket.create_connection(("127.0.0.1", gateway.port), timeout=3) as connection:

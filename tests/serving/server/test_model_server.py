@@ -582,6 +582,9 @@ def test_config_file_policies_labels_and_changes(start_server: StartServer, tmp_
         "--allow_version_labels_for_unavailable_models",
     )
     body = {"instances": [[1, 1, 1]]}
+    for label in ("stable", "canary"):  # the ports open when one version of the model is available
+        path = f"/v1/models/scale/labels/{label}:predict"
+        wait_until(lambda path=path: post(server, path, body)[0] == 200, f"{label} serves")  # type: ignore[misc]
     assert post(server, "/v1/models/scale/labels/stable:predict", body)[1] == {"predictions": [[4, 4, 4]]}
     assert post(server, "/v1/models/scale/labels/canary:predict", body)[1] == {"predictions": [[6, 6, 6]]}
     assert post(server, "/v1/models/scale/versions/1:predict", body)[0] == 404

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bookserve.serving.wire.hosts import is_expected
+from bookserve.serving.wire.hosts import is_expected, listed
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,8 @@ from bookserve.serving.wire.hosts import is_expected
 )
 def test_loopback_the_bound_address_and_what_is_allowed(header: str, bound: str, expected: bool) -> None:
     assert is_expected(header, bound, ["models.example"]) is expected
+
+
+def test_a_flag_lists_names_or_all() -> None:
+    assert listed(" models.example, gateway,,") == ["models.example", "gateway"]
+    assert is_expected("evil.example", "10.0.0.5", listed("models.example,*"))

@@ -63,14 +63,27 @@ def test_answers_are_laid_out_as_rapidjson_does_it() -> None:
         b'            "text": "b"\n        }\n    ]\n}'
     )
     assert write_columns({"y": values[0], "n": np.int64(7)}) == (
-        b'{\n    "outputs": {\n        "y": [0.1, 2.0],\n        "n": 7\n    }\n}'
+        b'{\n    "outputs": {\n        "y": [\n            0.1,\n            2.0\n        ],\n        "n": 7\n    }\n}'
+    )
+    assert write_columns({"y": values[:1].astype(np.int16)}) == (
+        b'{\n    "outputs": [\n        [\n            0,\n            2\n        ]\n    ]\n}'
+    )
+    assert write_columns({"raw_bytes": raw[:1]}) == (
+        b'{\n    "outputs": [\n        {\n            "b64": "YQ=="\n        }\n    ]\n}'
+    )
+    assert write_columns({"raw_bytes": np.array(b"a", object)}) == (
+        b'{\n    "outputs": {\n        "b64": "YQ=="\n    }\n}'
+    )
+    assert write_columns({"y": values[:0], "z": values[:, :0]}) == (
+        b'{\n    "outputs": {\n        "y": [],\n        "z": [\n            [],\n            []\n        ]\n    }\n}'
     )
 
 
 def test_numbers_have_the_originals_form_and_what_is_none_its_name() -> None:
     values = np.float32([0.1, math.nan, math.inf, -math.inf])
-    assert write_columns({"y": values[:1]}) == b'{\n    "outputs": [0.1]\n}'
-    assert b"[0.1, NaN, Infinity, -Infinity]" in write_columns({"y": values})
+    assert write_columns({"y": values[:1]}) == b'{\n    "outputs": [\n        0.1\n    ]\n}'
+    lines = write_columns({"y": values}).decode().split()
+    assert lines == ["{", '"outputs":', "[", "0.1,", "NaN,", "Infinity,", "-Infinity", "]", "}"]
     assert write_columns({"y": values[0]}) == b'{\n    "outputs": 0.1\n}'
     assert b'"y": NaN,\n            "n": 1\n' in write_rows({"y": values[1:2], "n": np.int8([1])})
 
@@ -81,6 +94,12 @@ def test_strings_and_bytes() -> None:
     assert read["x"].tolist() == [b"a", b"\x00\xff"]
     array = np.array([b"a", b"b"], dtype=object)
     assert json.loads(write_rows({"text": array})) == {"predictions": ["a", "b"]}
+    awkward = np.array('"\\\b\f\n\r\t/\x01\x1f\x7f\u2028é𝄞'.encode(), object)
+    assert (
+        write_columns({"text": awkward}).decode().splitlines()[1]
+        == (r"""    "outputs": "\"\\\b\f\n\r\t/\u0001\u001F""") + "\x7f"
+    )
+    assert json.loads(write_columns({"text": awkward}))["outputs"].encode() == awkward.item()
     assert json.loads(write_rows({"raw_bytes": array})) == {"predictions": [{"b64": "YQ=="}, {"b64": "Yg=="}]}
 
 

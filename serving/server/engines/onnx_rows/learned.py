@@ -7,7 +7,7 @@ from bookserve.serving.server.engines.onnx_rows.arithmetic import Inputs, Rule
 from bookserve.serving.server.engines.onnx_rows.graph import Node
 from bookserve.serving.server.engines.onnx_rows.movement import data
 from bookserve.serving.server.engines.onnx_rows.sizes import Dim
-from bookserve.serving.server.engines.onnx_rows.values import Mixed, Value
+from bookserve.serving.server.engines.onnx_rows.values import Mixed, Rows, Value
 
 
 def each_line(*widths: str | int) -> Rule:
@@ -53,15 +53,24 @@ def _table(value: Value) -> Value:
 
 
 def picked_features(node: Node, inputs: Inputs) -> list[Value]:
-    """ArrayFeatureExtractor, which picks along the last axis."""
+    """ArrayFeatureExtractor, which picks along the last axis: columns, or for each row places of what all rows share.
+
+    The places are flattened, and what is picked from a vector gets a first axis of size 1.
+    """
     value, places = values.as_data(inputs)
-    if places.rows is not None:
+    before = value.known_shape[:-1] if value.rank > 1 else (1,)
+    count = sizes.product(places.known_shape)
+    if places.rows is None:
+        if value.rows is None or value.rank < 2:
+            raise Mixed("its input is no table")
+        values.rows_before(value, value.rank - 1)
+        return [Value((*before, count), value.rows)]
+    if value.rows is not None:
         raise Mixed("it picks by an index of each row from all rows")
-    if value.rows is None or value.rank < 2:
-        raise Mixed("its input is no table")
-    values.rows_before(value, value.rank - 1)
-    count = places.known_shape[-1] if places.rank else 1
-    return [Value((*value.known_shape[:-1], count), value.rows)]
+    if places.rows.axis != 0:
+        raise Mixed("its places do not have the rows on axis 0")
+    inner = places.rows.inner * sizes.product(places.known_shape[1:])
+    return [Value((*before, count), Rows(len(before), places.rows.outer, inner))]
 
 
 def one_hot(node: Node, inputs: Inputs) -> list[Value]:

@@ -5,16 +5,17 @@ output depends on that row of the inputs, and on nothing that another row or the
 it has no rule for, or is in doubt about, it refuses.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bookserve.serving.server.engines.onnx_rows import graph, sizes, values
+from bookserve.serving.server.engines.onnx_rows.arithmetic import Inputs
 from bookserve.serving.server.engines.onnx_rows.graph import Node
 from bookserve.serving.server.engines.onnx_rows.sizes import Dim
 from bookserve.serving.server.engines.onnx_rows.table import GRAPHS_INSIDE, RULES
 from bookserve.serving.server.engines.onnx_rows.values import Mixed, Rows, Value
-from bookserve.serving.wire.onnx_graph_pb2 import FunctionProto, GraphProto, ModelProto
+from bookserve.serving.wire.onnx_graph_pb2 import FunctionProto, GraphProto, ModelProto, NodeProto
 
 _OLDEST = 7  # opset; before it, operations broadcast and train in other ways
 _ROUNDS = 4  # through the graph inside a loop until its values keep their shapes
@@ -56,6 +57,19 @@ def refusal(model: ModelProto) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class _Around:
+    """What the nodes of one graph find around them."""
+
+    scope: Scope
+    versions: Mapping[str, int]  # of the operations, by domain
+    bound: Mapping[str, Any]  # attributes of the function that the graph stands in
+
+    def within(self, more: Scope) -> "_Around":
+        """The same, as a graph inside sees it that gets `more` as its inputs."""
+        return replace(self, scope=self.scope | more)
+
+
 @dataclass
 class _Walk:
     model: ModelProto
@@ -79,7 +93,7 @@ class _Walk:
                 *(sizes.named(f"{name}.{axis}") if size is None else size for axis, size in enumerate(shape[1:], 1)),
             ]
             scope[name] = Value(tuple(dims), Rows(0))
-        outputs = self._graph(main, scope, versions, {})
+        outputs = self._graph(main, _Around(scope, versions, {}))
         if not outputs:
             raise Mixed("the graph has no outputs")
         for info, value in zip(main.output, outputs, strict=True):
@@ -87,23 +101,23 @@ class _Walk:
                 found = "does not depend on them" if value.rows is None else "has them elsewhere"
                 raise Mixed(f"the output '{info.name}' does not have one place for each row on axis 0: it {found}")
 
-    def _graph(
-        self, inside: GraphProto, scope: Scope, versions: Mapping[str, int], bound: Mapping[str, Any]
-    ) -> list[Value]:
-        """The outputs of a graph whose inputs, and what is around it, are in `scope`."""
+    def _graph(self, inside: GraphProto, around: _Around) -> list[Value]:
+        """The outputs of a graph whose inputs are in the scope, which gets all that it makes."""
         if inside.sparse_initializer:
             raise Mixed("the graph has sparse constants")
+        scope = around.scope
         for tensor in inside.initializer:
             scope[tensor.name] = graph.constant(tensor)
         for proto in inside.node:
-            self._run(graph.node(proto, versions, bound), scope, versions, bound)
+            self._run(proto, around)
         missing = [info.name for info in inside.output if info.name not in scope]
         if missing:
             raise Mixed(f"nothing makes the output '{missing[0]}'")
         return [scope[info.name] for info in inside.output]
 
-    def _run(self, node: Node, scope: Scope, versions: Mapping[str, int], bound: Mapping[str, Any]) -> None:
+    def _run(self, proto: NodeProto, around: _Around) -> None:
         """Puts the results of a node into the scope."""
+        node, scope = graph.node(proto, around.versions, around.bound), around.scope
         inputs = []
         for name in node.inputs:
             if name and name not in scope:
@@ -113,7 +127,7 @@ class _Walk:
         try:
             if self.depth > _DEEPEST:
                 raise Mixed("graphs are inside each other too often")
-            results = self._results(node, inputs, scope, versions, bound)
+            results = self._results(node, inputs, around)
             for value in results:
                 _check(value)
         except Mixed as doubt:
@@ -124,19 +138,12 @@ class _Walk:
             raise Mixed("it has more results than are known", node.label)
         scope.update((name, value) for name, value in zip(node.outputs, results, strict=False) if name)
 
-    def _results(
-        self,
-        node: Node,
-        inputs: Sequence[Value | None],
-        scope: Scope,
-        versions: Mapping[str, int],
-        bound: Mapping[str, Any],
-    ) -> list[Value]:
+    def _results(self, node: Node, inputs: Inputs, around: _Around) -> list[Value]:
         function = self.functions.get((node.domain, node.op, node.overload))
         if function is not None:
             return self._call(function, node, inputs)
         if not node.domain and node.op in GRAPHS_INSIDE:
-            return _GRAPH_RULES[node.op](self, node, inputs, scope, versions, bound)
+            return _GRAPH_RULES[node.op](self, node, inputs, around)
         rule = RULES.get(node.domain, {}).get(node.op)
         if rule is None:
             raise Mixed("an operation that is not in the table of rules")
@@ -148,47 +155,31 @@ class _Walk:
                 return [Value(None) for _ in node.outputs]
             raise
 
-    def _call(self, function: FunctionProto, node: Node, inputs: Sequence[Value | None]) -> list[Value]:
+    def _call(self, function: FunctionProto, node: Node, inputs: Inputs) -> list[Value]:
         """A function of the model's own."""
         if any(value is None for value in inputs):
             raise Mixed("a function whose input is left out")
         bound = {entry.name: graph.attribute_value(entry) for entry in function.attribute_proto}
         bound.update(node.attributes)
         inner: Scope = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
-        versions = graph.opsets(function)
+        around = _Around(inner, graph.opsets(function), bound)
         for proto in function.node:
-            self._run(graph.node(proto, versions, bound), inner, versions, bound)
+            self._run(proto, around)
         return [inner[name] for name in function.output]
 
-    def branches(
-        self,
-        node: Node,
-        inputs: Sequence[Value | None],
-        scope: Scope,
-        versions: Mapping[str, int],
-        bound: Mapping[str, Any],
-    ) -> list[Value]:
+    def branches(self, node: Node, inputs: Inputs, around: _Around) -> list[Value]:
         """If: the same branch for all rows, or one that the graph decides."""
         (condition,) = values.as_data(inputs)
         if condition.rows is not None:
             raise Mixed("which branch runs depends on values of the rows")
+        names = ["then_branch", "else_branch"]
         decided = None if condition.content is None else condition.content.flat[0]
         if isinstance(decided, bool):
-            branch = node.attribute("then_branch" if decided else "else_branch")
-            return self._graph(branch, dict(scope), versions, bound)
-        one, other = (
-            self._graph(node.attribute(name), dict(scope), versions, bound) for name in ("then_branch", "else_branch")
-        )
-        return [_either(*pair) for pair in zip(one, other, strict=True)]
+            names = names[:1] if decided else names[1:]
+        one, *other = (self._graph(node.attribute(name), around.within({})) for name in names)
+        return [_either(*pair) for pair in zip(one, *other, strict=True)] if other else one
 
-    def loop(
-        self,
-        node: Node,
-        inputs: Sequence[Value | None],
-        scope: Scope,
-        versions: Mapping[str, int],
-        bound: Mapping[str, Any],
-    ) -> list[Value]:
+    def loop(self, node: Node, inputs: Inputs, around: _Around) -> list[Value]:
         """Loop: as often for all rows, until its values keep their shapes."""
         for value in inputs[:2]:
             if value is not None and (value.rows is not None or value.counts_rows):
@@ -198,27 +189,18 @@ class _Walk:
         carried = values.as_data(inputs[2:])
         if len(carried) != len(names) - 2:
             raise Mixed("its values do not fit its graph")
-        for _ in range(_ROUNDS):
-            inner = dict(scope) | {names[0]: Value(()), names[1]: Value(())}
-            inner |= dict(zip(names[2:], (value.without_content() for value in carried), strict=True))
-            condition, *results = self._graph(body, inner, versions, bound)
+
+        def once(states: Sequence[Value]) -> list[Value]:
+            inner = around.within(dict(zip(names, [Value(()), Value(()), *states], strict=True)))
+            condition, *results = self._graph(body, inner)
             if condition.rows is not None or condition.counts_rows:
                 raise Mixed("how often it runs depends on the rows")
-            after = values.as_data(results[: len(carried)])
-            joined = [_either(*pair) for pair in zip(carried, after, strict=True)]
-            if all(one.shape == other.shape for one, other in zip(carried, joined, strict=True)):
-                return [*joined, *(_stacked(one, 0) for one in values.as_data(results[len(carried) :]))]
-            carried = joined
-        raise Mixed("its values do not keep their shapes")
+            return results
 
-    def scan(
-        self,
-        node: Node,
-        inputs: Sequence[Value | None],
-        scope: Scope,
-        versions: Mapping[str, int],
-        bound: Mapping[str, Any],
-    ) -> list[Value]:
+        states, collected = _until_shapes_hold(once, carried)
+        return [*states, *(_stacked(one, 0) for one in collected)]
+
+    def scan(self, node: Node, inputs: Inputs, around: _Around) -> list[Value]:
         """Scan: along another axis than that of the rows, or along it where nothing is carried from row to row."""
         if node.opset < 9:
             raise Mixed(f"a Scan of opset {node.opset}")
@@ -229,37 +211,28 @@ class _Walk:
         states, scanned = present[: len(present) - count], present[len(present) - count :]
         axes = node.attribute("scan_input_axes") or [0] * count
         out_axes = node.attribute("scan_output_axes") or [0] * (len(body.output) - len(states))
-        slices = []
-        over_rows: Rows | None = None
-        for value, number in zip(scanned, axes, strict=True):
-            axis = value.axis(number)
-            dims = value.known_shape[:axis] + value.known_shape[axis + 1 :]
-            if value.rows is not None and value.rows.axis == axis:
-                over_rows = value.rows.on(0)
-                slices.append(Value(dims))
-            else:
-                rows = value.rows
-                slices.append(Value(dims, rows and rows.on(rows.axis - (1 if rows.axis > axis else 0))))
+        slices = [_without_axis(*pair) for pair in zip(scanned, axes, strict=True)]
+        on_rows = [
+            value.rows.on(0) for value, piece in zip(scanned, slices, strict=True) if value.rows and not piece.rows
+        ]
+        over_rows = on_rows[0] if on_rows else None
         if over_rows is not None:
             if any(value.rows is not None for value in slices) or any(value.rows is not None for value in states):
                 raise Mixed("it goes through the rows with what has rows itself")
             if any(value.rows is None or value.rows.on(0) != over_rows for value in scanned):
                 raise Mixed("it goes through rows beside what has none")
-            if _carries(
-                body, names[: len(states)], names[len(states) :], [one.name for one in body.output][: len(states)]
-            ):
+            outputs = [info.name for info in body.output]
+            if _carries(body, names[: len(states)], names[len(states) :], outputs[: len(states)]):
                 raise Mixed("it carries values from row to row")
-        for _ in range(_ROUNDS):
-            inner = dict(scope) | dict(zip(names, [*(one.without_content() for one in states), *slices], strict=True))
-            results = values.as_data(self._graph(body, inner, versions, bound))
+
+        def once(carried: Sequence[Value]) -> list[Value]:
+            results = self._graph(body, around.within(dict(zip(names, [*carried, *slices], strict=True))))
             if over_rows is not None and any(value.rows is not None for value in results):
                 raise Mixed("it goes through the rows with what has rows itself")
-            joined = [_either(*pair) for pair in zip(states, results[: len(states)], strict=True)]
-            if all(one.shape == other.shape for one, other in zip(states, joined, strict=True)):
-                stacked = zip(results[len(states) :], out_axes, strict=True)
-                return [*joined, *(_stacked(one, axis, over_rows) for one, axis in stacked)]
-            states = joined
-        raise Mixed("its values do not keep their shapes")
+            return results
+
+        last, collected = _until_shapes_hold(once, states)
+        return [*last, *(_stacked(one, axis, over_rows) for one, axis in zip(collected, out_axes, strict=True))]
 
 
 _NEVER_SAME = (
@@ -279,6 +252,32 @@ def _check(value: Value) -> None:
     for axis, size in enumerate(value.shape or ()):
         if sizes.mentions_rows(size) and (value.rows is None or value.rows.axis != axis):
             raise Mixed("the size of its result depends on the number of rows")
+
+
+def _until_shapes_hold(
+    once: Callable[[Sequence[Value]], list[Value]], states: list[Value]
+) -> tuple[list[Value], list[Value]]:
+    """The states after runs of a graph, once these keep their shapes, and what each run gives besides.
+
+    `once` answers, of the states before a run, those after it and the rest.
+    """
+    for _ in range(_ROUNDS):
+        results = values.as_data(once([value.without_content() for value in states]))
+        joined = [_either(*pair) for pair in zip(states, results[: len(states)], strict=True)]
+        if all(one.shape == other.shape for one, other in zip(states, joined, strict=True)):
+            return joined, results[len(states) :]
+        states = joined
+    raise Mixed("its values do not keep their shapes")
+
+
+def _without_axis(value: Value, number: int) -> Value:
+    """A slice at one place of an axis; it has no rows where they were on that axis."""
+    axis = value.axis(number)
+    dims = value.known_shape[:axis] + value.known_shape[axis + 1 :]
+    rows = value.rows
+    if rows is None or rows.axis == axis:
+        return Value(dims)
+    return Value(dims, rows.on(rows.axis - (1 if rows.axis > axis else 0)))
 
 
 def _either(one: Value, other: Value) -> Value:

@@ -163,6 +163,19 @@ def test_a_name_that_was_pointed_here_is_refused(server: Server) -> None:
     status, answer_ = rest(server, "DELETE", "/v1/models/a", headers={"Host": "evil.example"})
     assert (status, "--allowed_hosts" in answer_["error"]) == (403, True)
     assert rest(server, "GET", "/v1/config", headers={"Host": "localhost:1"})[0] == 200
+    renamed = [("grpc.default_authority", "evil.example:80")]
+    with grpc.insecure_channel(server.target, renamed) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest(), timeout=30)
+    assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    assert caught.value.details() == (
+        "the Host 'evil.example:80' is not expected here: use localhost, or name it in --allowed_hosts"
+    )
+    with grpc.insecure_channel(f"localhost:{server.grpc_port}") as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="ServerModelConfig type not supported"):
+            stub.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest(), timeout=30)
     assert served(server) == ["a"]
 
 
@@ -346,11 +359,11 @@ def test_who_is_on_this_machine() -> None:
 
 def test_without_a_token_only_this_machine_and_no_web_page(tmp_path: Path) -> None:
     access = Access("")
-    access.check("127.0.0.1", b"")
-    access.check("", b"")
+    access.check("127.0.0.1", "localhost:8500", b"")
+    access.check("", "whatever", b"")
     for peer, browser in (("192.0.2.1", False), ("127.0.0.1", True), ("unknown", False)):
         with pytest.raises(ServingError, match="PERMISSION_DENIED"):
-            access.check(peer, b"Bearer x", browser=browser)
+            access.check(peer, "localhost", b"Bearer x", browser=browser)
     empty = tmp_path / "token"
     empty.write_text("\n")
     with pytest.raises(ServingError, match="is empty"):

@@ -97,6 +97,11 @@ def test_the_dictionaries_of_a_zip_map_are_a_tensor(tmp_path: Path, labels: dict
     assert signature.outputs["probabilities"].shape == (None, 2)
     (answer,) = engine.run(signature, {"x": np.log(np.float32([[1, 3], [1, 1]]))}, ["probabilities"])
     np.testing.assert_allclose(answer, [[0.25, 0.75], [0.5, 0.5]], rtol=1e-6)
+    assert not engine.doubts  # its rows are independent
+    rows = np.random.default_rng(5).normal(size=(6, 2)).astype(np.float32)
+    (together,) = engine.run(signature, {"x": rows}, ["probabilities"])
+    apart = [engine.run(signature, {"x": rows[place : place + 1]}, ["probabilities"])[0] for place in range(len(rows))]
+    np.testing.assert_array_equal(together, np.concatenate(apart))
 
 
 def test_bfloat16_goes_in_and_comes_out_beside_other_types(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
 
+from bookserve.export.converters import tflite_file
+from bookserve.export.converters.source import Wishes
+from bookserve.export.errors import ExportError
 from bookserve.serving.server.batching import row_independence
 from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import EngineOptions
@@ -161,6 +164,19 @@ def with_metadata(data: bytes, definitions: dict[str, SignatureDef]) -> bytes:
     model.metadata = [*(model.metadata or []), entry]
     model.buffers.append(buffer)
     model.signatureDefs = []
+    return packed(model)
+
+
+def with_custom_operation(data: bytes, name: str) -> bytes:
+    """The file whose first operation is one of that name instead, as TensorFlow's converter leaves it in."""
+    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    code = model.operatorCodes[0]
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+    code.customCode = name
+    return packed(model)
+
+
+def packed(model: schema.ModelT) -> bytes:
     builder = flatbuffers.Builder()
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
@@ -208,6 +224,22 @@ def test_a_fixed_batch_is_resized_and_what_does_not_fit_leaves_no_trace(tmp_path
         np.testing.assert_allclose(engine.run(signature, signature.complete({x: given}), [y])[0], given + 1)
     with pytest.raises(ServingError, match=r"expects shape \[1, 3\], the request has \[3\]"):
         signature.complete({x: np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        ("FlexDigamma", "lacks TensorFlow's operation Digamma: serve the SavedModel .* TFLITE_BUILTINS alone"),
+        ("Digamma", "lacks the custom operation Digamma: serve the SavedModel .* without custom operations"),
+        ("ParseExampleV2", "lacks the custom operation ParseExampleV2: .* with its features as tensors"),
+    ],
+)
+def test_operations_that_are_missing_are_named(tmp_path: Path, bare: bytes, operation: str, message: str) -> None:
+    folder = version(tmp_path / "custom", with_custom_operation(bare, operation))
+    with pytest.raises(ServingError, match=message):
+        choose.load(folder, OPTIONS)
+    with pytest.raises(ExportError, match=f"LiteRT lacks its operation {operation}: add the SavedModel"):
+        tflite_file.convert(folder / "model.tflite", tmp_path, Wishes("custom", trust=False, example=None))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bookserve.serving.server.models.version_policy import why_none
+from bookserve.serving.server.models.version_policy import versions_on_disk, why_none
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,21 @@ def test_a_base_path_without_versions_says_what_to_do(tmp_path: Path, file: str,
     said = why_none(tmp_path / base_path)
     assert message in said
     assert bool(message) == bool(said)
+
+
+def test_what_is_no_version_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "bookserve")
+    for name in ("1", "02", "2", "10.tmp", "backup", ".publishing-7", "9223372036854775808", "-3"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "card.md").write_text("a file is left alone")
+
+    def listed() -> list[str]:
+        caplog.clear()
+        assert versions_on_disk(tmp_path) == {1: tmp_path / "1", 2: tmp_path / "2"}
+        return [f"{record.levelname} {Path(record.message.split()[0]).name}" for record in caplog.records]
+
+    assert listed() == ["INFO -3", "INFO 10.tmp", "WARNING 02", "INFO 9223372036854775808", "INFO backup"]
+    assert listed() == []
+    (tmp_path / "old").mkdir()
+    assert listed() == ["INFO old"]
+    assert [listed(), listed()] == [[], []]

@@ -71,7 +71,8 @@ class Builder:
             [onnx.ValueInfoProto(name=name) for name in outputs],
             [numpy_helper.from_array(array, name) for name, array in constants.items()],
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         data: bytes = model.SerializeToString()
         return data
 
@@ -171,11 +172,15 @@ def convolve(b: Builder, value: str, other: str) -> str:
 
 def picked(b: Builder, value: str, other: str) -> str:
     best = b.add("ArgMax", value, axis=b.axis(value), keepdims=int(b.random.integers(2)))
-    match int(b.random.integers(3)):
+    match int(b.random.integers(4)):
         case 0:
             return b.add("Cast", best, to=TensorProto.FLOAT)
         case 1:
             return b.add("Gather", b.constant(b.random.normal(size=(8, 3)), np.float32), best)
+        case 2:  # a class for each row, as skl2onnx writes it
+            classes = b.constant(b.random.normal(size=8), np.float32)
+            found = b.add("ArrayFeatureExtractor", classes, best, domain="ai.onnx.ml")
+            return b.add("Reshape", found, b.constant([-1])) if b.random.random() < 0.5 else found
     return b.add("GatherElements", other, best, axis=b.axis(other))
 
 

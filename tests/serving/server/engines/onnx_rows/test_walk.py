@@ -39,15 +39,32 @@ PROVED = {
         f = Transpose<perm=[2, 0, 1, 3]>(u) y = Flatten<axis=1>(f)""",
     "the branch that shapes decide": """b = Shape(x) c = Size(b) three = Constant<value=int64 {3}>() d = Equal(c, three)
         y = If(d) <then_branch = t () => (p) { p = Abs(x) }, else_branch = f () => (q) { q = Transpose(x) }>""",
-    "both branches": """c = Constant<value_float=1.0>() e = RandomFree(c)""",
     "a scan of each row": """a = Constant<value_ints=[1]>() m = ReduceMax<keepdims=0>(x, a)
         all = Constant<value=float[2,4] {1, 2, 3, 4, 5, 6, 7, 8}>()
         w, y = Scan<num_scan_inputs=1, body = b (float[2, 4] s, float[4] r) => (float[2, 4] n, float[2] o)
             { n = Identity(s) d = Sub(s, r) ax = Constant<value_ints=[1]>() o = ReduceSumSquare<keepdims=0>(d, ax) }
         >(all, m)""",
+    "a scan of the steps, as PyTorch turns them": """t = Transpose<perm=[1, 0, 2]>(x) i0 = Constant<value_ints=[0]>()
+        start = ReduceMax<keepdims=0>(t, i0)
+        last, all = Scan<num_scan_inputs=1, body = b (float[M, 4] s, float[M, 4] r) => (float[M, 4] n, float[M, 4] o)
+            { n = Add(s, r) o = Softmax<axis=1>(n) }>(start, t)
+        y = Transpose<perm=[1, 0, 2]>(all)""",
+    "a scan of the features, behind the rows": """i2 = Constant<value_ints=[2]>() start = ReduceMax<keepdims=0>(x, i2)
+        last, all = Scan<num_scan_inputs=1, scan_input_axes=[2],
+            body = b (float[M, T] s, float[M, T] r) => (float[M, T] n, float[M, T] o)
+            { n = Mul(s, r) o = Neg(n) }>(start, x) y = Transpose<perm=[1, 2, 0]>(all)""",
     "a function of its own": "y = own.twice(x)",
+    "a linear classifier of skl2onnx": """a = Constant<value_ints=[1]>() m = ReduceMax<keepdims=0>(x, a)
+        l, p = ai.onnx.ml.LinearClassifier<classlabels_ints=[4, 7], intercepts=[0.5, -0.5],
+            coefficients=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], post_transform="SOFTMAX">(m)
+        n = ai.onnx.ml.Normalizer<norm="L1">(p) y = ai.onnx.ml.ZipMap<classlabels_int64s=[4, 7]>(n)""",
+    "the classes of skl2onnx, picked by ArgMax": """a = Constant<value_ints=[1]>() m = ReduceMax<keepdims=0>(x, a)
+        best = ArgMax<axis=1>(m) names = Constant<value=int64[4] {3, 1, 4, 5}>()
+        c = ai.onnx.ml.ArrayFeatureExtractor(names, best) s = Constant<value_ints=[-1]>() y = Reshape(c, s)""",
+    "the labels of each row's neighbours": """a = Constant<value_ints=[1]>() m = ReduceMax<keepdims=0>(x, a)
+        k = Constant<value_ints=[2]>() best, places = TopK(m, k) names = Constant<value=int64[4] {3, 1, 4, 5}>()
+        c = ai.onnx.ml.ArrayFeatureExtractor(names, places) s = Constant<value_ints=[-1, 2]>() y = Reshape(c, s)""",
 }
-del PROVED["both branches"]
 _TWICE = '<domain: "own", opset_import: ["" : 18]> twice (p) => (q) { q = Add(p, p) }'
 
 
@@ -89,6 +106,22 @@ REFUSED = {
         w, y = Scan<num_scan_inputs=1, body = b (float[4] s, float[4] r) => (float[4] n, float[4] o)
             { n = Add(s, r) o = Identity(n) }>(z, m)""",
         "carries values from row to row",
+    ),
+    "values of other rows picked by an index of each row": (
+        """a = Constant<value_ints=[1]>() m = ReduceMax<keepdims=0>(x, a) t = Transpose(m) best = ArgMax<axis=1>(m)
+        c = ai.onnx.ml.ArrayFeatureExtractor(t, best) y = Transpose(c)""",
+        "from all rows",
+    ),
+    "picked classes that were turned before": (
+        """i = ArgMax<axis=2, keepdims=0>(x) t = Transpose(i) names = Constant<value=int64[4] {3, 1, 4, 5}>()
+        c = ai.onnx.ml.ArrayFeatureExtractor(names, t) s = Constant<value_ints=[-1]>() y = Reshape(c, s)""",
+        "on axis 0",
+    ),
+    "two labels for each row in one line": (
+        """a = Constant<value_ints=[1]>() m = ReduceMax<keepdims=0>(x, a) k = Constant<value_ints=[2]>()
+        best, places = TopK(m, k) names = Constant<value=int64[4] {3, 1, 4, 5}>()
+        c = ai.onnx.ml.ArrayFeatureExtractor(names, places) z = Constant<value_ints=[0]>() y = Squeeze(c, z)""",
+        "one place for each row",
     ),
     "a scale over all rows": (
         "q, s, z = DynamicQuantizeLinear(x) y = DequantizeLinear(q, s, z)",

@@ -125,7 +125,7 @@ def test_a_copied_store_is_told_of_and_mended(store: ModelStore, tmp_path: Path)
 
 
 def test_list_warns_of_damaged_labels(store: ModelStore) -> None:
-    (store.root / "mnist" / "labels.json").write_text("{")
+    (store.root / "models.config").write_text("{")
     result = invoke("models", "list", "--models-dir", store.root)
     assert result.exit_code == 0
     assert "fix it, or delete it" in result.output

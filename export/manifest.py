@@ -15,9 +15,10 @@ from typing import Any, get_args, get_origin
 
 from bookserve.export.contracts import Contract, ContractError, from_json, to_json
 from bookserve.export.errors import StoreError
+from bookserve.serving.wire import version_folder
 
 SCHEMA = 2  # of what is written here; 1, without the field, had only the contract's name
-LOCATION = "assets.extra/manifest.json"  # inside the version folder
+LOCATION = version_folder.MANIFEST  # inside the version folder
 Metrics = dict[str, dict[str, float]]  # split -> figure -> value
 
 

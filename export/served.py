@@ -41,6 +41,28 @@ class Servers:
 
         return Servers([target for target in self._targets if answers(target)], self._seconds)
 
+    def loaded(self, model: str) -> dict[int, str]:
+        """The versions that a server has or is about to have, and which server; those that it knows as ended are none.
+
+        Raises:
+            StoreError: one does not answer.
+        """
+        found = {}
+        for target in self._targets:
+            request = messages.GetModelStatusRequest()
+            request.model_spec.name = model
+            with grpc.insecure_channel(target) as channel:
+                try:
+                    answer = _call(channel, "ModelService/GetModelStatus", request, messages.GetModelStatusResponse)
+                except grpc.RpcError as error:
+                    if error.code() is grpc.StatusCode.NOT_FOUND:
+                        continue
+                    raise StoreError(f"{target} says: {_reason(error)}") from error
+            for status in answer.model_version_status:
+                if status.state != messages.ModelVersionStatus.END:
+                    found[status.version] = f"{target} has it"
+        return found
+
     def until_loaded(self, model: str, versions: Collection[int]) -> None:
         """Waits until every server has loaded these versions.
 

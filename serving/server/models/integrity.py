@@ -17,16 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bookserve.serving.server.batching.policy import PER_MODEL_FILE
-from bookserve.serving.server.models import warmup
 from bookserve.serving.server.types.errors import ServingError, failed_precondition
+from bookserve.serving.wire.version_folder import CARD, MANIFEST, may_lie_beside
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "assets.extra/manifest.json"
-_CARD = "assets.extra/report/card.md"  # which a version of a model store has
 _GRAPHS = ("assets.extra/model.onnx", "model.onnx")
-_BY_HAND = (PER_MODEL_FILE, warmup.LOCATION)  # what may be put beside the files of the manifest
 _NOT_READ = ("variables/", "assets.extra/report/")  # where there is an ONNX graph
 _MAX_MANIFEST_BYTES = 16 << 20
 
@@ -116,7 +112,7 @@ def _files(root: Path, folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 def _verify(root: Path, files: dict[str, os.stat_result], has_graph: bool) -> set[str]:
     """Compares the folder with its manifest, if any; returns the names of the files whose content is known good."""
     if MANIFEST not in files:
-        if _CARD in files or any(root.parent.glob(f"[1-9]*/{MANIFEST}")):
+        if CARD in files or any(root.parent.glob(f"[1-9]*/{MANIFEST}")):
             log.warning("%s has lost its manifest (%s): its files are loaded unchecked", root, MANIFEST)
         return set()
     listed = _listed(root, files[MANIFEST].st_size)
@@ -129,8 +125,8 @@ def _verify(root: Path, files: dict[str, os.stat_result], has_graph: bool) -> se
     for name in files:
         if name == MANIFEST or (has_graph and name.startswith(_NOT_READ)):
             continue
-        if name not in listed and (name in _BY_HAND or Path(name).name.startswith(".")):
-            continue  # hidden files are what a file manager leaves behind
+        if name not in listed and may_lie_beside(name):
+            continue
         if name not in listed:
             raise _refused(root, f"{name} is not in its manifest")
         with (root / name).open("rb") as stream:

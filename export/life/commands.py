@@ -1,0 +1,149 @@
+"""The commands of `bookserve models` for versions that are published. They only parse, call and print."""
+
+import json
+from pathlib import Path
+
+import click
+
+from bookserve.export.confined import Limits
+from bookserve.export.errors import StoreError
+from bookserve.export.life import collect, compare
+from bookserve.export.life import verify as verifying
+from bookserve.export.options import max_memory_option, max_seconds_option, models_dir_option
+from bookserve.export.server_options import server_option, servers_to_ask
+from bookserve.export.store import ModelStore
+
+_VERSION = click.IntRange(min=1)
+_ASK_SECONDS = 10.0  # for servers to answer
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.argument("version", type=_VERSION, required=False)
+@click.option("--all", "everything", is_flag=True, help="Every version of NAME, or without NAME of the whole store.")
+@_json_option
+@max_seconds_option
+@max_memory_option
+@models_dir_option
+def verify(
+    name: str | None,
+    version: int | None,
+    everything: bool,
+    as_json: bool,
+    max_seconds: float,
+    max_memory: int,
+    models_dir: Path,
+) -> None:
+    """Check that a version of NAME, by default the newest, is what was published and answers as it did.
+
+    \b
+    - Its files are those of the manifest, by their SHA-256.
+    - Each graph loads in its engine, in a process of its own.
+    - Each graph answers the manifest's example as the manifest says.
+
+    Fails where one of these does not hold. An engine that is not installed is not tried; a line says so.
+    """
+    store = ModelStore(models_dir)
+    try:
+        versions = _versions(store, name, version, everything)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    bad, told = [], []
+    for model, number in versions:
+        findings = []
+        if not as_json:
+            click.echo(f"{model} version {number}")
+        for finding in verifying.verify(store.path(model, number), Limits(max_seconds, max_memory << 20)):
+            findings.append(finding)
+            if not as_json:
+                click.echo(f"  {'' if finding.good else 'WRONG  '}{finding.what}: {finding.told}")
+        good = all(finding.good for finding in findings)
+        told.append({"model": model, "version": number, "good": good, "findings": verifying.to_json(findings)})
+        if not good:
+            bad.append(f"{model} version {number}")
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+    if bad:
+        raise click.ClickException(f"{len(bad)} of {len(versions)} versions failed: {', '.join(bad)}")
+    if not as_json:
+        click.echo(f"{len(versions)} verified")
+
+
+def _versions(store: ModelStore, name: str | None, version: int | None, everything: bool) -> list[tuple[str, int]]:
+    """The versions that `NAME [VERSION]` and `--all` mean."""
+    if everything:
+        if version is not None:
+            raise click.UsageError("--all takes no VERSION")
+        if name is not None:
+            store.path(name)
+        models = store.models() if name is None else [name]
+        if not models:
+            raise StoreError(f"{store.root} holds no model")
+        return [(model, number) for model in models for number in store.versions(model)]
+    if name is None:
+        raise click.UsageError("give NAME, or --all")
+    return [(name, int(store.path(name, version).name))]
+
+
+@click.command()
+@click.argument("name")
+@click.argument("first", type=_VERSION)
+@click.argument("second", type=_VERSION)
+@_json_option
+@models_dir_option
+def diff(name: str, first: int, second: int, as_json: bool, models_dir: Path) -> None:
+    """Show what is different in version SECOND of NAME from version FIRST.
+
+    Compared are contract, how it was made, figures, the number of each operation in the graphs, size and files.
+    """
+    store = ModelStore(models_dir)
+    try:
+        told = compare.compare(store.path(name, first), store.path(name, second))
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+        return
+    click.echo(f"{name} version {first} -> version {second}")
+    for line in compare.lines(told):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every model of the store.")
+@click.option("--keep", type=click.IntRange(min=1), required=True, help="Newest versions of a model that stay.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@server_option
+@models_dir_option
+def gc(
+    name: str | None, everything: bool, keep: int, dry_run: bool, addresses: tuple[str, ...], models_dir: Path
+) -> None:
+    """Remove old versions of NAME, or of every model.
+
+    The newest --keep versions stay, and also each version that has a label, that is served after a rollback, that
+    models.config tells servers to load, or that a server has: those of --server, or else ours that serve this store.
+    """
+    if everything == (name is not None):
+        raise click.UsageError("give NAME, or --all")
+    store = ModelStore(models_dir)
+    servers = servers_to_ask(store, addresses, _ASK_SECONDS)
+    freed = 0
+    try:
+        for model in store.models() if name is None else [name]:
+            plan = collect.plan(store, model, keep, servers)
+            for version, why in plan.kept.items():
+                click.echo(f"{model} version {version} stays: {why}")
+            if dry_run:
+                for version, size in plan.gone.items():
+                    click.echo(f"{model} version {version} would be removed, {size} bytes")
+                freed += sum(plan.gone.values())
+            else:
+                freed += collect.carry_out(store, plan, click.echo)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{freed} bytes {'would be' if dry_run else 'are'} freed")
+
+
+COMMANDS = (verify, diff, gc)

@@ -86,10 +86,23 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / LOCATION
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError as error:
         raise StoreError(f"{folder} has no manifest ({LOCATION})") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    return parse(text, path)
+
+
+def parse(text: bytes, path: object) -> Manifest:
+    """The manifest with that text, which messages say to be in `path`.
+
+    Raises:
+        StoreError: as `read`.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise StoreError(f"{path}: Manifest is no JSON object")
@@ -126,7 +139,7 @@ def changed_files(folder: Path, manifest: Manifest) -> list[str]:
     )
 
 
-def _fields(content: Any, kind: type[Any], path: Path) -> dict[str, Any]:
+def _fields(content: Any, kind: type[Any], path: object) -> dict[str, Any]:
     """The values of a dataclass's fields in a JSON object; each must be there and of the field's outer type."""
     if not isinstance(content, dict):
         raise StoreError(f"{path}: {kind.__name__} is no JSON object")

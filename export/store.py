@@ -108,35 +108,47 @@ class ModelStore:
             StoreError: the labels cannot be read, or `number` is taken; nothing is published.
             ConfigError: the version is published, and `models.config` could not be written.
         """
+        described: list[Manifest] = []
+
+        def write(version: int) -> None:
+            described.append(describe(version))
+            (staged / manifest.LOCATION).write_text(described[-1].to_json(), encoding="utf-8")
+
+        self._appear(model, staged, number, write)
+        return described[-1]
+
+    def take_in(self, model: str, staged: Path, number: int) -> None:
+        """Make the staged folder, which has its manifest, that version of `model`. Raises as `publish` does."""
+        self._appear(model, staged, number, lambda _: None)
+
+    def _appear(self, model: str, staged: Path, number: int | None, write: Callable[[int], None]) -> None:
         self.config_text()
         while True:
             version = number or self._next_version(model)
-            described = describe(version)
-            (staged / manifest.LOCATION).write_text(described.to_json(), encoding="utf-8")
+            write(version)
             fsync_tree(staged)
             try:
                 staged.rename(self.root / model / str(version))
+                break
             except OSError:
                 if not (self.root / model / str(version)).exists():
                     raise
                 if number is not None:
                     raise StoreError(f"{model} has a version {number} already") from None
-                continue
-            fsync(self.root / model)
-            try:
-                with self._locked():
-                    release = self.release(model)
-                    if version == self.versions(model)[-1]:
-                        release = replace(release, rolled_back_to=None)
-                    self._write_config({model: release})
-            except (OSError, StoreError) as error:
-                reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-                raise ConfigError(
-                    f"{model} version {version} is published in {self.root / model / str(version)}, but"
-                    f" {self.root / CONFIG} could not be written ({reason}): servers that read it may not serve the"
-                    " version. When that is mended, 'bookserve models config' writes the file anew"
-                ) from error
-            return described
+        fsync(self.root / model)
+        try:
+            with self._locked():
+                release = self.release(model)
+                if version == self.versions(model)[-1]:
+                    release = replace(release, rolled_back_to=None)
+                self._write_config({model: release})
+        except (OSError, StoreError) as error:
+            reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+            raise ConfigError(
+                f"{model} version {version} is published in {self.root / model / str(version)}, but"
+                f" {self.root / CONFIG} could not be written ({reason}): servers that read it may not serve the"
+                " version. When that is mended, 'bookserve models config' writes the file anew"
+            ) from error
 
     def release(self, model: str) -> Release:
         """The labels and the rollback of a model, as far as their versions still exist.

@@ -7,7 +7,7 @@ import click
 
 from bookserve.export.confined import Limits
 from bookserve.export.errors import StoreError
-from bookserve.export.life import collect, compare
+from bookserve.export.life import archive, collect, compare
 from bookserve.export.life import verify as verifying
 from bookserve.export.options import max_memory_option, max_seconds_option, models_dir_option
 from bookserve.export.server_options import server_option, servers_to_ask
@@ -146,4 +146,62 @@ def gc(
     click.echo(f"{freed} bytes {'would be' if dry_run else 'are'} freed")
 
 
-COMMANDS = (verify, diff, gc)
+@click.command()
+@click.argument("name")
+@click.argument("target", nargs=-1, required=True, metavar="[VERSION] FILE")
+@models_dir_option
+@click.pass_context
+def pack(context: click.Context, name: str, target: tuple[str, ...], models_dir: Path) -> None:
+    """Write a version of NAME, by default the newest, into one FILE, a .tar.gz.
+
+    The same version gives the same bytes. It holds the files of the manifest, and the signature if there is one.
+    """
+    *before, last = target
+    if len(before) > 1:
+        raise click.UsageError("give NAME [VERSION] FILE")
+    version = _VERSION.convert(before[0], None, context) if before else None
+    file = Path(last)
+    store = ModelStore(models_dir)
+    try:
+        left_out = archive.pack(store, name, version, file)
+        folder = store.path(name, version)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    if left_out:
+        click.echo(f"left out, as it is not in the manifest: {', '.join(left_out)}")
+    click.echo(f"{name} version {folder.name} is in {file}, {file.stat().st_size} bytes")
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("name", required=False)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    default=archive.MAX_BYTES,
+    show_default=True,
+    help="What FILE may hold, unpacked.",
+)
+@models_dir_option
+def unpack(file: Path, name: str | None, max_bytes: int, models_dir: Path) -> None:
+    """Publish the version in FILE, which 'bookserve models pack' made, as a version of NAME.
+
+    NAME is by default the model's own. The version keeps its number where that is free, and becomes the next one where
+    another version has it. Everything in FILE is checked before anything is written; it is published whole or not at
+    all.
+    """
+    store = ModelStore(models_dir)
+    try:
+        made = archive.unpack(store, file, name, max_bytes)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    what = f"{made.model} version {made.version}"
+    if made.was_there:
+        click.echo(f"{what} is in {store.root} already")
+        return
+    click.echo(f"{what} is published as {store.path(made.model, made.version)}")
+    if made.signature_lost:
+        click.echo("its signature was for another name or number and is left out: 'bookserve models sign' signs it")
+
+
+COMMANDS = (verify, diff, gc, pack, unpack)

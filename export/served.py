@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from bookserve.export.errors import StoreError
+from bookserve.serving.wire import open_inference_pb2 as open_inference
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
 _CALL_SECONDS = 3.0
@@ -62,6 +63,30 @@ class Servers:
                 if status.state != messages.ModelVersionStatus.END:
                     found[status.version] = f"{target} has it"
         return found
+
+    def counts(self, model: str, version: int) -> tuple[int, int]:
+        """How many requests the version answered and failed to answer on all servers, since they loaded it.
+
+        Raises:
+            StoreError: a server does not answer, has not loaded the version, or does not count, as TensorFlow Serving.
+        """
+        answered = failed = 0
+        request = open_inference.ModelStatisticsRequest(name=model, version=str(version))
+        for target in self._targets:
+            with grpc.insecure_channel(target) as channel:
+                call = channel.unary_unary(
+                    "/inference.GRPCInferenceService/ModelStatistics",
+                    open_inference.ModelStatisticsRequest.SerializeToString,
+                    open_inference.ModelStatisticsResponse.FromString,
+                )
+                try:
+                    response = call(request, timeout=_CALL_SECONDS)
+                except grpc.RpcError as error:
+                    raise StoreError(f"{target} does not tell how version {version} fares: {_reason(error)}") from error
+            for told in response.model_stats:
+                answered += told.inference_stats.success.count
+                failed += told.inference_stats.fail.count
+        return answered, failed
 
     def until_loaded(self, model: str, versions: Collection[int]) -> None:
         """Waits until every server has loaded these versions.

@@ -8,9 +8,11 @@ import click
 from bookserve.export.confined import Limits
 from bookserve.export.errors import StoreError
 from bookserve.export.life import archive, collect, compare
+from bookserve.export.life import promote as promoting
 from bookserve.export.life import verify as verifying
 from bookserve.export.options import max_memory_option, max_seconds_option, models_dir_option
-from bookserve.export.server_options import server_option, servers_to_ask
+from bookserve.export.served import Servers
+from bookserve.export.server_options import NOBODY, server_option, servers_to_ask, until_loaded, wait_option
 from bookserve.export.store import ModelStore
 
 _VERSION = click.IntRange(min=1)
@@ -204,4 +206,77 @@ def unpack(file: Path, name: str | None, max_bytes: int, models_dir: Path) -> No
         click.echo("its signature was for another name or number and is left out: 'bookserve models sign' signs it")
 
 
-COMMANDS = (verify, diff, gc, pack, unpack)
+@click.command()
+@click.argument("name")
+@click.argument("label")
+@click.option("--to", "target", default="stable", show_default=True, help="The label that moves to LABEL's version.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Percent by which a figure may be worse.",
+)
+@click.option(
+    "--error-margin",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Percent of the requests that may fail more often.",
+)
+@click.option(
+    "--min-requests",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Requests that LABEL's version must have been asked, with --server.",
+)
+@click.option("--force", is_flag=True, help="Move the label although something is worse.")
+@server_option
+@wait_option
+@models_dir_option
+def promote(
+    name: str,
+    label: str,
+    target: str,
+    margin: float,
+    error_margin: float,
+    min_requests: int,
+    force: bool,
+    addresses: tuple[str, ...],
+    seconds: float,
+    models_dir: Path,
+) -> None:
+    """Move a label, by default 'stable', to the version that LABEL names, such as 'canary', if that is no worse.
+
+    Compared are the figures on the test rows in both manifests and, with --server, how often each version failed to
+    answer on those servers since they loaded it. Without the label that moves, the version served by default is the
+    one to compare with. The servers load the version first, as for 'bookserve models label'.
+    """
+    store = ModelStore(models_dir)
+    try:
+        candidate, current = promoting.versions(store, name, label, target)
+        compared = current or store.default_version(name)
+        if current == candidate:
+            click.echo(f"{name}: '{target}' is version {candidate} already")
+            return
+        checks = promoting.figures(store.manifest(name, candidate), store.manifest(name, compared), margin / 100)
+        if addresses:
+            asked = Servers(addresses, seconds)
+            checks += promoting.error_rates(asked, name, candidate, compared, error_margin / 100, min_requests)
+        click.echo(f"{name}: version {candidate} instead of version {compared}")
+        for check in checks:
+            click.echo(f"  {check.told}")
+        worse = sum(check.worse for check in checks)
+        if worse and not force:
+            raise StoreError(f"nothing is changed: {worse} of {len(checks)} checks speak against version {candidate}")
+        servers = servers_to_ask(store, addresses, seconds)
+        store.label(name, target, candidate, until_loaded(servers, name))
+        click.echo(f"{name}: '{target}' is version {candidate}")
+        servers.until_named(name, {target: candidate})
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"served by {servers}" if servers else NOBODY)
+
+
+COMMANDS = (verify, diff, gc, pack, unpack, promote)

@@ -37,12 +37,24 @@ def invoke() -> Invoke:
 
 @pytest.fixture(scope="session")
 def publish() -> Publish:
-    """Publishes a version of y = x w + b, 3 features to 2 scores, with the contract that `models add` writes."""
+    """Publishes a version of y = x w + b, 3 features to 2 scores, with the contract that `models add` writes.
 
-    def publish(store: ModelStore, bias: float = 0.1, **fields: object) -> Manifest:
+    A `fragile` one fails to answer where a feature is above 3.
+    """
+
+    def publish(store: ModelStore, bias: float = 0.1, fragile: bool = False, **fields: object) -> Manifest:
         weights = np.array([[0.5, -1.0], [2.0, 0.25], [-0.75, 1.5]], np.float32)
         initializers = [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.float32([bias, -0.2]), "b")]
         nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "b"], ["scores"])]
+        if fragile:
+            initializers.append(numpy_helper.from_array(np.zeros(4, np.float32), "table"))
+            nodes[1].output[0] = "sum"
+            nodes += [
+                helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+                helper.make_node("Gather", ["table", "i"], ["zeros"]),
+                helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+                helper.make_node("Add", ["sum", "zero"], ["scores"]),
+            ]
         inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 3])]
         outputs = [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["rows", 2])]
         graph = helper.make_graph(nodes, "score", inputs, outputs, initializers)

@@ -12,7 +12,7 @@ import hashlib
 import io
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -20,7 +20,7 @@ from bookserve.export import durable, manifest
 from bookserve.export.errors import StoreError
 from bookserve.export.manifest import Manifest
 from bookserve.export.store import ModelStore
-from bookserve.serving.wire import version_folder
+from bookserve.serving.wire import version_folder, version_signature
 
 MAX_BYTES = 10 << 30  # that an archive may hold, unless said otherwise
 _MAX_MANIFEST_BYTES = 16 << 20  # as in the model server
@@ -89,16 +89,16 @@ def unpack(
     path: Path,
     model: str | None = None,
     max_bytes: int = MAX_BYTES,
-    check: Callable[[Path], None] | None = None,
+    public_key: Path | None = None,
 ) -> Unpacked:
     """Publish the version in the archive `path` as a version of `model`, by default of the model that it names.
 
     It keeps its number where that is free, and else becomes the next version. Where the store has the same version
-    already, nothing is done. `check` may refuse the folder before it is published.
+    already, nothing is done. With `public_key` it must be signed with that.
 
     Raises:
-        StoreError: the archive is none, is damaged or too large, or holds what no version does; or the store cannot be
-            written. Nothing is published.
+        StoreError: the archive is none, is damaged, too large or not signed, or holds what no version does; or the
+            store cannot be written. Nothing is published.
     """
     try:
         found, text = _check(path, max_bytes)
@@ -109,8 +109,8 @@ def unpack(
         with store.staging(model) as folder:
             for name, size, stream in _members(path, max_bytes):
                 _extract(folder / _inside(name, found, path), size, stream, found.files, path, folder)
-            if check is not None:
-                check(folder)
+            if public_key is not None:
+                version_signature.verify(folder, public_key, found.version, [found.model])
             if model == found.model and not (store.root / model / str(found.version)).exists():
                 store.take_in(model, folder, found.version)
                 return Unpacked(model, found.version)
@@ -121,6 +121,8 @@ def unpack(
             name = model
             made = store.publish(name, folder, lambda version: replace(found, model=name, version=version), number)
             return Unpacked(model, made.version, signature_lost=lost)
+    except version_signature.SignatureError as error:
+        raise StoreError(f"{path}: {error}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise StoreError(f"{path} is damaged, or no archive of a version: {error}") from error
     except OSError as error:

@@ -7,16 +7,19 @@ import click
 
 from bookserve.export.confined import Limits
 from bookserve.export.errors import StoreError
-from bookserve.export.life import archive, collect, compare
+from bookserve.export.life import archive, collect, compare, signing
 from bookserve.export.life import promote as promoting
 from bookserve.export.life import verify as verifying
 from bookserve.export.options import max_memory_option, max_seconds_option, models_dir_option
 from bookserve.export.served import Servers
 from bookserve.export.server_options import NOBODY, server_option, servers_to_ask, until_loaded, wait_option
 from bookserve.export.store import ModelStore
+from bookserve.serving.wire import version_signature
+from bookserve.serving.wire.version_signature import SignatureError
 
 _VERSION = click.IntRange(min=1)
 _ASK_SECONDS = 10.0  # for servers to answer
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -24,6 +27,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 @click.argument("name", required=False)
 @click.argument("version", type=_VERSION, required=False)
 @click.option("--all", "everything", is_flag=True, help="Every version of NAME, or without NAME of the whole store.")
+@click.option("--key", type=_FILE, default=None, help="PEM file of a public key: versions must be signed with it.")
 @_json_option
 @max_seconds_option
 @max_memory_option
@@ -32,6 +36,7 @@ def verify(
     name: str | None,
     version: int | None,
     everything: bool,
+    key: Path | None,
     as_json: bool,
     max_seconds: float,
     max_memory: int,
@@ -43,20 +48,23 @@ def verify(
     - Its files are those of the manifest, by their SHA-256.
     - Each graph loads in its engine, in a process of its own.
     - Each graph answers the manifest's example as the manifest says.
+    - With --key, it is signed, see 'bookserve models sign'.
 
     Fails where one of these does not hold. An engine that is not installed is not tried; a line says so.
     """
     store = ModelStore(models_dir)
     try:
         versions = _versions(store, name, version, everything)
-    except StoreError as error:
+        if key is not None:
+            version_signature.check_key(key)
+    except (StoreError, SignatureError) as error:
         raise click.ClickException(str(error)) from error
     bad, told = [], []
     for model, number in versions:
         findings = []
         if not as_json:
             click.echo(f"{model} version {number}")
-        for finding in verifying.verify(store.path(model, number), Limits(max_seconds, max_memory << 20)):
+        for finding in verifying.verify(store.path(model, number), Limits(max_seconds, max_memory << 20), key):
             findings.append(finding)
             if not as_json:
                 click.echo(f"  {'' if finding.good else 'WRONG  '}{finding.what}: {finding.told}")
@@ -184,8 +192,9 @@ def pack(context: click.Context, name: str, target: tuple[str, ...], models_dir:
     show_default=True,
     help="What FILE may hold, unpacked.",
 )
+@click.option("--key", type=_FILE, default=None, help="PEM file of a public key: FILE must be signed with it.")
 @models_dir_option
-def unpack(file: Path, name: str | None, max_bytes: int, models_dir: Path) -> None:
+def unpack(file: Path, name: str | None, max_bytes: int, key: Path | None, models_dir: Path) -> None:
     """Publish the version in FILE, which 'bookserve models pack' made, as a version of NAME.
 
     NAME is by default the model's own. The version keeps its number where that is free, and becomes the next one where
@@ -194,7 +203,7 @@ def unpack(file: Path, name: str | None, max_bytes: int, models_dir: Path) -> No
     """
     store = ModelStore(models_dir)
     try:
-        made = archive.unpack(store, file, name, max_bytes)
+        made = archive.unpack(store, file, name, max_bytes, key)
     except StoreError as error:
         raise click.ClickException(str(error)) from error
     what = f"{made.model} version {made.version}"
@@ -279,4 +288,29 @@ def promote(
     click.echo(f"served by {servers}" if servers else NOBODY)
 
 
-COMMANDS = (verify, diff, gc, pack, unpack, promote)
+@click.command()
+@click.argument("name")
+@click.argument("version", type=_VERSION, required=False)
+@click.option("--key", type=_FILE, required=True, help="PEM file of an elliptic curve's private key.")
+@models_dir_option
+def sign(name: str, version: int | None, key: Path, models_dir: Path) -> None:
+    """Sign a version of NAME, by default the newest, with a private key of your own. Needs no network.
+
+    The signature covers every file, and with the manifest the name and the number. A pair of keys is made by
+
+    
+      openssl ecparam -name prime256v1 -genkey -noout -out private.pem
+      openssl ec -in private.pem -pubout -out public.pem
+
+    Model servers with --require_signature=public.pem load only what was signed with private.pem.
+    """
+    store = ModelStore(models_dir)
+    try:
+        password = click.prompt("Password of the key", hide_input=True).encode() if signing.is_encrypted(key) else None
+        signature = signing.sign(store, name, version, key, password)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{name} version {signature.parent.parent.name} is signed: {signature}")
+
+
+COMMANDS = (verify, diff, gc, pack, unpack, promote, sign)

@@ -9,7 +9,8 @@ from bookserve.export import confined, contracts, manifest
 from bookserve.export.errors import ConfinedError, StoreError
 from bookserve.export.life.engine_trial import ENGINES
 from bookserve.export.manifest import Manifest
-from bookserve.serving.wire import version_folder
+from bookserve.serving.wire import version_folder, version_signature
+from bookserve.serving.wire.version_signature import SignatureError
 
 _TRIAL = "bookserve.export.life.engine_trial:run"
 
@@ -23,14 +24,16 @@ class Finding:
     good: bool = True
 
 
-def verify(folder: Path, limits: confined.Limits) -> Iterator[Finding]:
-    """Everything that is checked of the version in `folder`, one finding at a time: its files, then each engine."""
+def verify(folder: Path, limits: confined.Limits, public_key: Path | None = None) -> Iterator[Finding]:
+    """Everything that is checked of the version in `folder`, one finding at a time: files, signature, engines."""
     try:
         found = manifest.read(folder) if (folder / manifest.LOCATION).exists() else None
     except StoreError as error:
         yield Finding("manifest", str(error), good=False)
         return
     yield from _without_manifest(folder) if found is None else _files(folder, found)
+    if public_key is not None:
+        yield _signature(folder, public_key)
     graphs = [name for name in ENGINES if (folder / name).is_file()]
     if not graphs:
         yield Finding("graphs", f"there is none of {', '.join(ENGINES)}", good=False)
@@ -67,6 +70,14 @@ def _files(folder: Path, found: Manifest) -> Iterator[Finding]:
         yield Finding("files", f"put there by hand, unchecked: {', '.join(beside)}")
     if not (missing or changed or foreign or links):
         yield Finding("files", f"{len(found.files)}, all as published")
+
+
+def _signature(folder: Path, public_key: Path) -> Finding:
+    try:
+        version_signature.verify(folder, public_key, int(folder.name), [folder.parent.name])
+    except SignatureError as error:
+        return Finding("signature", str(error), good=False)
+    return Finding("signature", f"made with the private key of {public_key}")
 
 
 def _engine(folder: Path, name: str, found: Manifest | None, limits: confined.Limits) -> Finding:

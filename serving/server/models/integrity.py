@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bookserve.serving.server.types.errors import ServingError, failed_precondition
+from bookserve.serving.wire import version_signature
 from bookserve.serving.wire.version_folder import CARD, MANIFEST, may_lie_beside
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,17 @@ def check(version_path: Path) -> Seen:
     except OSError as error:
         raise _refused(version_path, f"it cannot be read: {error}") from error
     return seen
+
+
+def check_signature(version_path: Path, public_key: Path, model: str, version: int) -> None:
+    """For a version that is served as that version of a model.
+
+    Raises ServingError (FAILED_PRECONDITION) where it was not signed so with the private key of `public_key`.
+    """
+    try:
+        version_signature.verify(version_path.resolve(), public_key, version, (model, version_path.parent.name))
+    except version_signature.SignatureError as error:
+        raise _refused(version_path, str(error)) from error
 
 
 def check_unchanged(version_path: Path, seen: Seen) -> None:

@@ -5,7 +5,8 @@ ModelServerConfig has no field for is a comment in its first lines: `# rolled ba
 
 Which versions the servers load: the newest. With labels also the labelled ones and the one before the newest, because
 TensorFlow Serving moves a label only to a version that it has loaded. After a rollback no version above its target, as
-both servers answer with the highest that is loaded; the next publish ends the rollback.
+both servers answer with the highest that is loaded; the next publish ends the rollback. A version that is named and not
+there yet is one that is about to be published.
 """
 
 import json

@@ -6,8 +6,9 @@
     <root>/<model>/.publishing-<id>/      a version being written (staging.py)
 
 A version appears in one rename, after everything in it is on disk, and leaves in one. Labels and rollbacks change in
-one rename of `models.config`. Whoever is killed between the two has published a version that `models.config` does not
-name yet, where it has to: 'bookserve models list' tells, and the next change of the store names it. Nothing here
+one rename of `models.config`. Where that names what the servers load, it names a new version before it appears. Only a
+model's first version is named after it: whoever publishes it and is killed in between leaves a version of which
+`models.config` does not tell; 'bookserve models list' says so, and the next change of the store mends it. Nothing here
 imports TensorFlow.
 
 A label that moves to a version that is not loaded takes two steps: `models.config` first names both versions, and once
@@ -105,7 +106,8 @@ class ModelStore:
         ends where the version is the newest, so that it is served.
 
         Raises:
-            StoreError: the labels cannot be read, or `number` is taken; nothing is published.
+            StoreError: the labels cannot be read, `number` is taken, or the store cannot be written to; nothing is
+                published.
             ConfigError: the version is published, and `models.config` could not be written.
         """
         described: list[Manifest] = []
@@ -122,33 +124,39 @@ class ModelStore:
         self._appear(model, staged, number, lambda _: None)
 
     def _appear(self, model: str, staged: Path, number: int | None, write: Callable[[int], None]) -> None:
-        self.config_text()
-        while True:
-            version = number or self._next_version(model)
-            write(version)
-            fsync_tree(staged)
+        fsync_tree(staged)
+        with self._locked():
+            before = self.release(model)
+            while True:
+                version = number or self._next_version(model)
+                write(version)
+                fsync(staged / manifest.LOCATION)
+                fsync((staged / manifest.LOCATION).parent)
+                versions = self.versions(model)
+                newest = not versions or version > versions[-1]
+                after = replace(before, rolled_back_to=None) if newest else before
+                named = models_config.loaded(before, versions)
+                if named and newest:  # the servers load only what is named, and so this at once when it is there
+                    self._write_config({model: before}, {model: [*named, version]})
+                try:
+                    staged.rename(self.root / model / str(version))
+                    break
+                except OSError:
+                    self._write_config({model: before})
+                    if not (self.root / model / str(version)).exists():
+                        raise
+                    if number is not None:
+                        raise StoreError(f"{model} has a version {number} already") from None
+            fsync(self.root / model)
             try:
-                staged.rename(self.root / model / str(version))
-                break
-            except OSError:
-                if not (self.root / model / str(version)).exists():
-                    raise
-                if number is not None:
-                    raise StoreError(f"{model} has a version {number} already") from None
-        fsync(self.root / model)
-        try:
-            with self._locked():
-                release = self.release(model)
-                if version == self.versions(model)[-1]:
-                    release = replace(release, rolled_back_to=None)
-                self._write_config({model: release})
-        except (OSError, StoreError) as error:
-            reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            raise ConfigError(
-                f"{model} version {version} is published in {self.root / model / str(version)}, but"
-                f" {self.root / CONFIG} could not be written ({reason}): servers that read it may not serve the"
-                " version. When that is mended, 'bookserve models config' writes the file anew"
-            ) from error
+                self._write_config({model: after})
+            except (OSError, StoreError) as error:
+                reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+                raise ConfigError(
+                    f"{model} version {version} is published in {self.root / model / str(version)}, but"
+                    f" {self.root / CONFIG} could not be written ({reason}): servers that read it may not serve the"
+                    " version. When that is mended, 'bookserve models config' writes the file anew"
+                ) from error
 
     def release(self, model: str) -> Release:
         """The labels and the rollback of a model, as far as their versions still exist.
@@ -164,9 +172,11 @@ class ModelStore:
     def _release(self, model: str, entries: Mapping[str, Entry]) -> Release:
         old = self.root / model / LABELS
         release = models_config.read_labels(old) if old.exists() else Release()
+        versions = self.versions(model)
         if not old.exists() and model in entries:
             release = entries[model].release
-        versions = self.versions(model)
+            if release.rolled_back_to and max(entries[model].loaded(versions), default=0) > release.rolled_back_to:
+                release = replace(release, rolled_back_to=None)  # a publish has ended it
         return Release(
             labels={label: version for label, version in release.labels.items() if version in versions},
             rolled_back_to=release.rolled_back_to if release.rolled_back_to in versions else None,
@@ -302,18 +312,18 @@ class ModelStore:
             StoreError: a model's labels cannot be read, or the store cannot be written to.
         """
         with self._locked():
-            self._write_config()
+            replace_file(self.root / CONFIG, self.config_text())
 
     def _change(self, model: str, release: Release, until_loaded: UntilLoaded | None) -> None:
         versions, before = self.versions(model), self.release(model)
         newest = versions[-1:]
         old, new = (models_config.loaded(one, versions) or newest for one in (before, release))
         if until_loaded is not None:
-            self._write_config(loading={model: sorted({*old, *new})})
+            self._write_config({model: before}, {model: sorted({*old, *new})})
             try:
                 until_loaded(new)
             except BaseException:
-                self._write_config()
+                self._write_config({model: before})
                 raise
         self._write_config({model: release})
 
@@ -342,6 +352,8 @@ class ModelStore:
             lock = os.open(self.root / f".{CONFIG}{folders.LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                for left in self.root.glob(f".{CONFIG}-*"):
+                    left.unlink()  # by a writer that was killed
                 self._take_over_labels()
                 yield
             finally:
@@ -360,7 +372,10 @@ class ModelStore:
     def _write_config(
         self, changed: Mapping[str, Release] | None = None, loading: Mapping[str, list[int]] | None = None
     ) -> None:
-        replace_file(self.root / CONFIG, self.config_text(changed, loading))
+        """Does nothing where the file is so already."""
+        path, text = self.root / CONFIG, self.config_text(changed, loading)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            replace_file(path, text)
 
     def _next_version(self, model: str) -> int:
         """One more than the highest number that anything in the model's folder bears, a version or not."""

@@ -301,6 +301,48 @@ def test_a_full_disk_after_the_publish_is_told_as_what_it_is(
     assert entry(store, "cifar10").base_path == str(tmp_path / "cifar10")
 
 
+def test_a_full_disk_before_the_publish_changes_nothing(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ModelStore(tmp_path)
+    publish(store, manifest)
+    store.label("mnist", "stable", 1)
+    before = (tmp_path / "models.config").read_text()
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bookserve.export.store.replace_file", full)
+        with pytest.raises(StoreError, match="No space left on device"):
+            publish(store, manifest)
+    assert store.versions("mnist") == [1]
+    assert (tmp_path / "models.config").read_text() == before
+
+
+def test_a_labelled_model_is_served_by_its_new_version_from_the_rename_on(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(3):
+        publish(store, manifest)
+    store.label("mnist", "stable", 1)
+    store.roll_back("mnist", 2)
+    seen = []
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        seen.append((store.default_version("mnist"), loaded(store)))
+        renamed = real(self, target)
+        seen.append((store.default_version("mnist"), loaded(store)))
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", rename)
+    publish(store, manifest)
+    assert seen == [(2, {1, 2}), (4, {1, 2, 4})]
+    assert (store.default_version("mnist"), loaded(store)) == (4, {1, 3, 4})
+
+
 def test_a_label_moves_in_two_steps(tmp_path: Path, manifest: Manifest) -> None:
     """As TensorFlow Serving refuses a config that loads a version and moves a label to it."""
     store = ModelStore(tmp_path)

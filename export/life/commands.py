@@ -169,7 +169,7 @@ def pack(context: click.Context, name: str, target: tuple[str, ...], models_dir:
     *before, last = target
     if len(before) > 1:
         raise click.UsageError("give NAME [VERSION] FILE")
-    version = click.types.convert_type(_VERSION)(before[0], None, context) if before else None
+    version = _VERSION(before[0], None, context) if before else None
     file = Path(last)
     store = ModelStore(models_dir)
     try:

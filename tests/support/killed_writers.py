@@ -116,7 +116,7 @@ def seen(store: ModelStore) -> dict[str, object]:
                 raise AssertionError(f"{model} version {version} is not whole")
         told[model] = [versions, dict(release.labels), store.default_version(model)]
     for model, entry in models_config.read(store.root / CONFIG).items():
-        told[f"{model}{_SERVERS}"] = [dict(entry.release.labels), max(entry.loaded(store.versions(model)))]
+        told[f"{model}{_SERVERS}"] = [dict(entry.release.labels), max(entry.loaded(store.versions(model)), default=0)]
     return told
 
 

@@ -132,11 +132,13 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def changed_files(folder: Path, manifest: Manifest) -> list[str]:
-    """The files of a version that are missing, changed or not in its manifest, sorted; empty when it is intact."""
+    """The files of a version that are missing, changed or foreign, sorted; empty when it is intact.
+
+    What the manifest does not list is foreign, but for what may lie beside its files (version_folder.py).
+    """
     actual = digests(folder)
-    return sorted(
-        name for name in actual.keys() | manifest.files.keys() if actual.get(name) != manifest.files.get(name)
-    )
+    changed = {name for name in actual.keys() | manifest.files.keys() if actual.get(name) != manifest.files.get(name)}
+    return sorted(name for name in changed if name in manifest.files or not version_folder.may_lie_beside(name))
 
 
 def _fields(content: Any, kind: type[Any], path: object) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def pack(store: ModelStore, model: str, version: int | None, path: Path) -> list
     found = manifest.read(folder)
     if any(entry.is_symlink() for entry in folder.rglob("*")):
         raise StoreError(f"{folder} has links, which no archive holds: copy the files")
-    wrong = [name for name in manifest.changed_files(folder, found) if not version_folder.may_lie_beside(name)]
+    wrong = manifest.changed_files(folder, found)
     if wrong:
         raise StoreError(f"{folder} is not as published ({', '.join(wrong)}): see 'bookserve models verify {model}'")
     beside = sorted(manifest.digests(folder).keys() - found.files.keys())

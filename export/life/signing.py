@@ -24,7 +24,7 @@ def sign(store: ModelStore, model: str, version: int | None, key: Path, password
     found = manifest.read(folder)
     if (found.model, found.version) != (model, int(folder.name)):
         raise StoreError(f"{folder} is {found.model} version {found.version} by its manifest: it was copied by hand")
-    changed = [name for name in manifest.changed_files(folder, found) if not version_folder.may_lie_beside(name)]
+    changed = manifest.changed_files(folder, found)
     if changed:
         raise StoreError(f"{folder} is not as published ({', '.join(changed)}): see 'bookserve models verify {model}'")
     try:

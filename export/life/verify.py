@@ -34,6 +34,8 @@ def verify(folder: Path, limits: confined.Limits, public_key: Path | None = None
     yield from _without_manifest(folder) if found is None else _files(folder, found)
     if public_key is not None:
         yield _signature(folder, public_key)
+    elif (folder / version_folder.SIGNATURE).exists():
+        yield Finding("signature", "there is one, which --key checks")
     graphs = [name for name in ENGINES if (folder / name).is_file()]
     if not graphs:
         yield Finding("graphs", f"there is none of {', '.join(ENGINES)}", good=False)
@@ -66,8 +68,9 @@ def _files(folder: Path, found: Manifest) -> Iterator[Finding]:
     for what, names in (("missing", missing), ("changed", changed), ("not in the manifest", foreign)):
         if names:
             yield Finding("files", f"{what}: {', '.join(names)}", good=False)
-    if beside:
-        yield Finding("files", f"put there by hand, unchecked: {', '.join(beside)}")
+    by_hand = [name for name in beside if name != version_folder.SIGNATURE]
+    if by_hand:
+        yield Finding("files", f"put there by hand, unchecked: {', '.join(by_hand)}")
     if not (missing or changed or foreign or links):
         yield Finding("files", f"{len(found.files)}, all as published")
 

@@ -235,6 +235,19 @@ def test_every_shorter_or_damaged_file_is_one_line(store: ModelStore, other: Mod
     assert harmless < 4
 
 
+def test_a_listed_file_that_was_changed_is_not_packed_even_where_one_may_be_put_by_hand(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    folder = store.path("score", 1)
+    (folder / "assets.extra/tf_serving_warmup_requests").write_bytes(b"as published")
+    described = replace(store.manifest("score", 1), files=manifests.digests(folder))
+    (folder / manifests.LOCATION).write_text(described.to_json())
+    archive.pack(store, "score", 1, tmp_path / "a.tar.gz")
+    (folder / "assets.extra/tf_serving_warmup_requests").write_bytes(b"another")
+    with pytest.raises(StoreError, match=r"is not as published \(assets\.extra/tf_serving_warmup_requests\)"):
+        archive.pack(store, "score", 1, tmp_path / "a.tar.gz")
+
+
 def test_what_cannot_be_packed_is_named(store: ModelStore, tmp_path: Path, invoke: Invoke) -> None:
     (store.path("score", 1) / "extra.bin").write_bytes(b"1")
     (store.path("score", 2) / manifests.LOCATION).unlink()

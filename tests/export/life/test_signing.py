@@ -62,6 +62,9 @@ def test_a_signed_version_is_verified(
     result = invoke("models", "verify", "score", "--key", public, "--models-dir", store.root)
     assert result.exit_code == 0, result.output
     assert f"signature: made with the private key of {public}" in result.output
+    assert "signature: there is one" in invoke("models", "verify", "score", "--models-dir", store.root).output
+    shown = invoke("models", "show", "score", "--models-dir", store.root)
+    assert (shown.exit_code, shown.output.splitlines()[-1]) == (0, "files     2, all as published")
     result = invoke("models", "verify", "score", "1", "--key", public, "--models-dir", store.root)
     assert result.exit_code == 1
     assert "WRONG  signature: it has no signature (assets.extra/model.sig)" in result.output

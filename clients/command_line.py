@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train-all": ("bookserve.training.commands:train_all", "training", "Train and export every model."),
     "tune": ("bookserve.training.commands:tune", "training", "Search for better numbers of a model."),
     "clean-runs": ("bookserve.training.commands:clean_runs", "training", "Remove runs that were never finished."),
-    "models": ("bookserve.export.commands:models", "clients", "List and show what the model store holds."),
+    "models": ("bookserve.export.commands:models", "clients", "Add, verify, compare, label, move and remove versions."),
     "model-server": ("bookserve.serving.server.main:main", "serving", "Serve models over gRPC and REST."),
     "gateway": ("bookserve.serving.gateway.main:main", "serving", "Serve the domain API and the web page."),
     "serve": ("bookserve.serving.serve:main", "serving", "Model server and gateway together, on loopback."),

@@ -1,25 +1,23 @@
 """The commands `bookserve export` and `bookserve models`. They only parse, call and print."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from bookserve.export import add as adding
-from bookserve.export import description, run_reader
+from bookserve.export import description, graph_contract, run_reader
 from bookserve.export import manifest as manifests
-from bookserve.export.confined import Limits, call
-from bookserve.export.contracts import TASKS, from_json
+from bookserve.export.confined import Limits
+from bookserve.export.contracts import TASKS, Contract
 from bookserve.export.errors import ExportError, StoreError
+from bookserve.export.life.commands import COMMANDS as LIFE_COMMANDS
 from bookserve.export.manifest import Manifest
-from bookserve.export.options import models_dir_option, runs_dir_option
-from bookserve.export.served import Servers
-from bookserve.export.server_options import NOBODY, Asked, server_options
+from bookserve.export.options import max_memory_option, max_seconds_option, models_dir_option, runs_dir_option
+from bookserve.export.server_options import NOBODY, Asked, server_options, until_loaded
 from bookserve.export.silence_tensorflow import silence_tensorflow
-from bookserve.export.store import CONFIG, ModelStore, UntilLoaded
+from bookserve.export.store import CONFIG, ModelStore
 from bookserve.serving.wire import store_servers
 
-_READ = Limits(seconds=60.0, memory_bytes=2 << 30)  # for the reading of a graph
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -47,7 +45,11 @@ def export(name: str, run_folder: Path | None, models_dir: Path, runs_dir: Path)
 
 @click.group()
 def models() -> None:
-    """Add, list, show, label and roll back what the model store holds."""
+    """Add, list, verify, compare, label, move and remove what the model store holds."""
+
+
+for command in LIFE_COMMANDS:
+    models.add_command(command)
 
 
 @models.command("add")
@@ -75,12 +77,8 @@ def models() -> None:
     default=None,
     help="Declare whether requests of different clients may share a run, where no ONNX graph proves it.",
 )
-@click.option(
-    "--max-seconds", type=click.FloatRange(min=1), default=600.0, show_default=True, help="The model's trial may take."
-)
-@click.option(
-    "--max-memory", type=click.IntRange(min=64), default=8192, show_default=True, help="MiB that the trial may use."
-)
+@max_seconds_option
+@max_memory_option
 @models_dir_option
 def add_model(
     name: str,
@@ -148,11 +146,21 @@ def list_models(models_dir: Path) -> None:
     for model, base_path in store.moved_from().items():
         text = f"warning: {CONFIG} has {model} in {base_path}, not in this store: 'bookserve models config' mends that"
         click.echo(text, err=True)
+    _warn_of_what_is_not_told(store)
     if len(rows) == 1:
         raise click.ClickException(f"{store.root} holds no model: 'bookserve train-all' makes them")
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _warn_of_what_is_not_told(store: ModelStore) -> None:
+    try:
+        if store.is_told() or store.moved_from():
+            return
+    except StoreError:
+        return  # which was told above
+    click.echo(f"warning: {CONFIG} does not tell of all that is here: 'bookserve models config' mends that", err=True)
 
 
 @models.command()
@@ -171,16 +179,12 @@ def show(name: str, version: int | None, models_dir: Path) -> None:
         served = _served(store, name).get(int(folder.name), [])
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    contract = None if found is None else found.contract
     unread = ""
-    if contract is None or not contract.whole:
-        try:
-            told = from_json(
-                call("bookserve.export.graph_contract:read", {"folder": str(folder), "model": name}, _READ)
-            )
-            contract = told if contract is None else replace(told, model=contract.model, version=contract.version)
-        except ExportError as error:
-            unread = str(error)
+    contract: Contract | None
+    try:
+        contract = graph_contract.of_version(folder, name, found)
+    except ExportError as error:
+        contract, unread = None if found is None else found.contract, str(error)
     known = "no manifest" if found is None else f"contract {found.contract.id}"
     click.echo(f"{name} version {folder.name}, {known}, in {folder}")
     click.echo(f"served as {', '.join(served) or 'nothing: ask for it by its number, where it is loaded'}")
@@ -218,16 +222,12 @@ def label(asked: Asked, name: str, label: str, version: int, models_dir: Path) -
     store = ModelStore(models_dir)
     try:
         servers = asked.servers(store)
-        store.label(name, label, version, _until_loaded(servers, name))
+        store.label(name, label, version, until_loaded(servers, name))
         click.echo(f"{name}: '{label}' is version {version}")
         servers.until_named(name, {label: version})
     except StoreError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"served by {servers}" if servers else NOBODY)
-
-
-def _until_loaded(servers: Servers, model: str) -> UntilLoaded | None:
-    return (lambda versions: servers.until_loaded(model, versions)) if servers else None
 
 
 @models.command()
@@ -275,7 +275,7 @@ def rollback(asked: Asked, name: str, version: int | None, models_dir: Path) -> 
     store = ModelStore(models_dir)
     try:
         servers = asked.servers(store)
-        served, moved = store.roll_back(name, version, _until_loaded(servers, name))
+        served, moved = store.roll_back(name, version, until_loaded(servers, name))
         for moved_label in moved:
             click.echo(f"{name}: '{moved_label}' is version {served}")
         click.echo(f"{name}: version {served} is the default{'' if _is_newest(store, name, served) else _UNTIL}")

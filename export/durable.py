@@ -2,7 +2,10 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def fsync(path: Path) -> None:
@@ -21,12 +24,13 @@ def fsync_tree(folder: Path) -> None:
     fsync(folder)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a whole text file in one rename, on disk before it appears."""
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A stream to write a whole file with: it appears as `path` in one rename at the end, after it is on disk."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="ascii") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
             stream.flush()
             os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
@@ -35,3 +39,9 @@ def replace_file(path: Path, text: str) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a whole text file in one rename, on disk before it appears."""
+    with new_file(path) as stream:
+        stream.write(text.encode("ascii"))

@@ -3,13 +3,29 @@
 `read` runs in a child process (`confined.py`), because the libraries that read foreign graphs may crash on them.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bookserve.export import contracts, saved_model_contract
+from bookserve.export import confined, contracts, saved_model_contract
 from bookserve.export.errors import ExportError
+from bookserve.export.manifest import Manifest
 
+_LIMITS = confined.Limits(seconds=60.0, memory_bytes=2 << 30)
 _ONNX = ("assets.extra/model.onnx", "model.onnx")
+
+
+def of_version(folder: Path, model: str, found: Manifest | None) -> contracts.Contract:
+    """The contract of a version: that of its manifest, or what its graph says, read in a child process.
+
+    Raises:
+        ExportError: as `read`.
+    """
+    if found is not None and found.contract.whole:
+        return found.contract
+    job = {"folder": str(folder), "model": model}
+    told = contracts.from_json(confined.call("bookserve.export.graph_contract:read", job, _LIMITS))
+    return told if found is None else replace(told, model=found.contract.model, version=found.contract.version)
 
 
 def read(job: dict[str, str]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from typing import Any, get_args, get_origin
 
 from bookserve.export.contracts import Contract, ContractError, from_json, to_json
 from bookserve.export.errors import StoreError
+from bookserve.serving.wire import version_folder
 
 SCHEMA = 2  # of what is written here; 1, without the field, had only the contract's name
-LOCATION = "assets.extra/manifest.json"  # inside the version folder
+LOCATION = version_folder.MANIFEST  # inside the version folder
 Metrics = dict[str, dict[str, float]]  # split -> figure -> value
 
 
@@ -86,10 +87,23 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / LOCATION
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError as error:
         raise StoreError(f"{folder} has no manifest ({LOCATION})") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    return parse(text, path)
+
+
+def parse(text: bytes, path: object) -> Manifest:
+    """The manifest with that text, which messages say to be in `path`.
+
+    Raises:
+        StoreError: as `read`.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise StoreError(f"{path}: Manifest is no JSON object")
@@ -119,14 +133,16 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def changed_files(folder: Path, manifest: Manifest) -> list[str]:
-    """The files of a version that are missing, changed or not in its manifest, sorted; empty when it is intact."""
+    """The files of a version that are missing, changed or foreign, sorted; empty when it is intact.
+
+    What the manifest does not list is foreign, but for what may lie beside its files (version_folder.py).
+    """
     actual = digests(folder)
-    return sorted(
-        name for name in actual.keys() | manifest.files.keys() if actual.get(name) != manifest.files.get(name)
-    )
+    changed = {name for name in actual.keys() | manifest.files.keys() if actual.get(name) != manifest.files.get(name)}
+    return sorted(name for name in changed if name in manifest.files or not version_folder.may_lie_beside(name))
 
 
-def _fields(content: Any, kind: type[Any], path: Path) -> dict[str, Any]:
+def _fields(content: Any, kind: type[Any], path: object) -> dict[str, Any]:
     """The values of a dataclass's fields in a JSON object; each must be there and of the field's outer type."""
     if not isinstance(content, dict):
         raise StoreError(f"{path}: {kind.__name__} is no JSON object")

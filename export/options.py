@@ -1,4 +1,4 @@
-"""The options that several commands share: where runs and models lie."""
+"""The options that several commands share: where runs and models lie, and what the trial of a model may take."""
 
 import re
 from pathlib import Path
@@ -29,4 +29,10 @@ runs_dir_option = click.option(
     default=Path("runs"),
     show_default=True,
     help="Where trainings leave their run folders.",
+)
+max_seconds_option = click.option(
+    "--max-seconds", type=click.FloatRange(min=1), default=600.0, show_default=True, help="The model's trial may take."
+)
+max_memory_option = click.option(
+    "--max-memory", type=click.IntRange(min=64), default=8192, show_default=True, help="MiB that the trial may use."
 )

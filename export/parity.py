@@ -1,6 +1,6 @@
 """The proof that the graphs of a version compute the same: SavedModel against ONNX graph, or a source against both."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bookserve.export.errors import ExportError
 LOCATION = "assets.extra/model.onnx"  # inside the version folder
 TOLERANCE = 1e-4  # largest accepted difference of a float output
 Rows = Mapping[str, npt.NDArray[Any]]
+Run = Callable[[Rows], Rows]
 _ENGINES = ("the SavedModel", "the ONNX graph")
 
 
@@ -55,11 +56,17 @@ def _cut(array: npt.NDArray[Any], tensor: Tensor, fraction: float) -> npt.NDArra
     return array
 
 
-def difference(tensor: Tensor, expected: Rows, actual: Rows, engines: tuple[str, str] = _ENGINES) -> float:
+def difference(
+    tensor: Tensor,
+    expected: Rows,
+    actual: Rows,
+    engines: tuple[str, str] = _ENGINES,
+    tolerance: float = TOLERANCE,
+) -> float:
     """The difference of one output as `check` defines it; `engines` name who gave `expected` and `actual`.
 
-    A float output may differ by TOLERANCE, or by TOLERANCE of its value where that is above 1; numbers that are none
-    (NaN, infinity) must be the same in both.
+    A float output may differ by `tolerance`, or by `tolerance` of its value where that is above 1; numbers that are
+    none (NaN, infinity) must be the same in both.
 
     Raises:
         ExportError: types, shapes or values disagree; the message has the worst value.
@@ -71,7 +78,7 @@ def difference(tensor: Tensor, expected: Rows, actual: Rows, engines: tuple[str,
     if left.shape != right.shape:
         raise ExportError(f"'{tensor.name}' is {left.shape} from {engines[0]}, {right.shape} from {engines[1]}")
     if left.dtype.kind in "fc":
-        return _float_difference(tensor.name, left, right, engines)
+        return _float_difference(tensor.name, left, right, engines, tolerance)
     differs = _as_bytes(left) != _as_bytes(right)
     if not differs.any():
         return 0.0
@@ -82,29 +89,30 @@ def difference(tensor: Tensor, expected: Rows, actual: Rows, engines: tuple[str,
     place = tuple(int(axis) for axis in np.argwhere(differs)[0])
     raise ExportError(
         f"{engines[0]} and {engines[1]} differ in '{tensor.name}' for {int(differs.sum())} of {differs.size} values, "
-        f"first {left[place]} and {right[place]} at {list(place)}: the version is not published"
+        f"first {left[place]} and {right[place]} at {list(place)}"
     )
 
 
-def _float_difference(name: str, left: npt.NDArray[Any], right: npt.NDArray[Any], engines: tuple[str, str]) -> float:
+def _float_difference(
+    name: str, left: npt.NDArray[Any], right: npt.NDArray[Any], engines: tuple[str, str], tolerance: float
+) -> float:
     wide = np.complex128 if left.dtype.kind == "c" else np.float64
     a, b = left.astype(wide), right.astype(wide)
     if a.size and not np.isfinite(a).any():
         raise ExportError(
-            f"'{name}' of {engines[0]} has no finite value, so nothing can be compared: the version is not published;"
+            f"'{name}' of {engines[0]} has no finite value, so nothing can be compared:"
             " give inputs with --example that it answers"
         )
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):
         gaps = np.where(same, 0.0, np.abs(a - b))
-    allowed = TOLERANCE * np.maximum(1.0, np.abs(a, where=np.isfinite(a), out=np.zeros(a.shape)))
+    allowed = tolerance * np.maximum(1.0, np.abs(a, where=np.isfinite(a), out=np.zeros(a.shape)))
     if not bool((gaps <= allowed).all()):
         excess = np.where(np.isnan(gaps), np.inf, gaps / allowed)
         place = tuple(int(axis) for axis in np.unravel_index(int(np.argmax(excess)), gaps.shape))
         raise ExportError(
             f"{engines[0]} and {engines[1]} differ in '{name}' by {float(gaps[place]):g}, more than "
-            f"{float(allowed[place]):g}: {left[place]:.9g} and {right[place]:.9g} at {list(place)}; the version is not "
-            "published"
+            f"{float(allowed[place]):g}: {left[place]:.9g} and {right[place]:.9g} at {list(place)}"
         )
     return float(np.max(gaps, initial=0.0))
 

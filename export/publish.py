@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import tensorflow as tf
 
-from bookserve.export import card, manifest, onnx_graph, parity, savedmodel, warmup
+from bookserve.export import card, engines, golden, manifest, onnx_graph, parity, savedmodel, warmup
 from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.manifest import Manifest
 from bookserve.export.run_reader import TrainingRun
@@ -36,6 +37,9 @@ def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None]) -> 
             extra.mkdir()
             onnx_graph.convert(servable, contract, folder / onnx_graph.LOCATION)
             differences = parity.check(folder, contract, {name: array[:PARITY_ROWS] for name, array in rows.items()})
+            one = golden.first_row(contract, rows)
+            answer = engines.onnx_graph(folder / onnx_graph.LOCATION)(one)
+            described = replace(contract, example=golden.example(contract, one, answer))
             warmup.write(folder / warmup.LOCATION, contract.model, rows)
             _copy_pictures(run.report, extra / "report")
             card.write(extra / "report" / "card.md", run, differences)
@@ -47,7 +51,7 @@ def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None]) -> 
                     model=contract.model,
                     version=number,
                     created=datetime.now(UTC).isoformat(timespec="seconds"),
-                    contract=contract,
+                    contract=described,
                     data=run.data,
                     configuration=run.configuration,
                     profile=run.profile,

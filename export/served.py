@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from bookserve.export.errors import StoreError
+from bookserve.serving.wire import open_inference_pb2 as open_inference
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.store_servers import TLS
 
@@ -48,6 +49,52 @@ class Servers:
             return True
 
         return Servers([target for target in self._targets if answers(target)], self._seconds, self._credentials)
+
+    def loaded(self, model: str) -> dict[int, str]:
+        """The versions that a server has or is about to have, and which server; those that it knows as ended are none.
+
+        Raises:
+            StoreError: one does not answer.
+        """
+        found = {}
+        for target in self._targets:
+            request = messages.GetModelStatusRequest()
+            request.model_spec.name = model
+            with grpc.insecure_channel(target) as channel:
+                try:
+                    answer = _call(channel, "ModelService/GetModelStatus", request, messages.GetModelStatusResponse)
+                except grpc.RpcError as error:
+                    if error.code() is grpc.StatusCode.NOT_FOUND:
+                        continue
+                    raise StoreError(f"{target} says: {_reason(error)}") from error
+            for status in answer.model_version_status:
+                if status.state != messages.ModelVersionStatus.END:
+                    found[status.version] = f"{target} has it"
+        return found
+
+    def counts(self, model: str, version: int) -> tuple[int, int]:
+        """How many requests the version answered and failed to answer on all servers, since they loaded it.
+
+        Raises:
+            StoreError: a server does not answer, has not loaded the version, or does not count, as TensorFlow Serving.
+        """
+        answered = failed = 0
+        request = open_inference.ModelStatisticsRequest(name=model, version=str(version))
+        for target in self._targets:
+            with grpc.insecure_channel(target) as channel:
+                call = channel.unary_unary(
+                    "/inference.GRPCInferenceService/ModelStatistics",
+                    open_inference.ModelStatisticsRequest.SerializeToString,
+                    open_inference.ModelStatisticsResponse.FromString,
+                )
+                try:
+                    response = call(request, timeout=_CALL_SECONDS)
+                except grpc.RpcError as error:
+                    raise StoreError(f"{target} does not tell how version {version} fares: {_reason(error)}") from error
+            for told in response.model_stats:
+                answered += told.inference_stats.success.count
+                failed += told.inference_stats.fail.count
+        return answered, failed
 
     def until_loaded(self, model: str, versions: Collection[int]) -> None:
         """Waits until every server has loaded these versions.

@@ -13,7 +13,7 @@ import grpc
 
 from bookserve.export.errors import StoreError
 from bookserve.export.served import Servers
-from bookserve.export.store import ModelStore
+from bookserve.export.store import ModelStore, UntilLoaded
 from bookserve.serving.wire import store_servers
 from bookserve.serving.wire.store_servers import TLS
 
@@ -108,3 +108,8 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         made = option(made)
     return made
+
+
+def until_loaded(servers: Servers, model: str) -> UntilLoaded | None:
+    """What a change of labels waits for: that these servers have loaded its versions; None where there are none."""
+    return (lambda versions: servers.until_loaded(model, versions)) if servers else None

@@ -1,53 +1,40 @@
 """The model store: immutable numbered versions on disk, as TensorFlow Serving and our own server read them.
 
-    <root>/models.config                  text ModelServerConfig, rewritten with every publish and change of labels
+    <root>/models.config                  what the servers load and which labels they answer to (models_config.py)
     <root>/<model>/<version>/             a positive integer, never written to again
-    <root>/<model>/labels.json            the labels and the rollback that models.config tells the servers of, if any
     <root>/.server-<id>.json              a model server that serves the store: where it is asked
-    <root>/<model>/.publishing-<id>/      a version being written; its lock file tells whether by a living process
+    <root>/<model>/.publishing-<id>/      a version being written (staging.py)
 
-A version appears in one rename, after everything in it is on disk. Nothing here imports TensorFlow.
-
-Which versions the servers load: the newest. With labels also the labelled ones and the one before the newest, because
-TensorFlow Serving moves a label only to a version that it has loaded. After a rollback no version above its target, as
-both servers answer with the highest that is loaded; the next publish ends the rollback.
+A version appears in one rename, after everything in it is on disk, and leaves in one. Labels and rollbacks change in
+one rename of `models.config`. Where that names what the servers load, it names a new version before it appears. Only a
+model's first version is named after it: whoever publishes it and is killed in between leaves a version of which
+`models.config` does not tell; 'bookserve models list' says so, and the next change of the store mends it. Nothing here
+imports TensorFlow.
 
 A label that moves to a version that is not loaded takes two steps: `models.config` first names both versions, and once
 the servers have loaded the second, the label moves. TensorFlow Serving refuses both at once.
 """
 
 import fcntl
-import json
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from bookserve.export import manifest
+from bookserve.export import manifest, models_config
+from bookserve.export import staging as folders
 from bookserve.export.durable import fsync, fsync_tree, replace_file
 from bookserve.export.errors import ConfigError, StoreError
 from bookserve.export.manifest import Manifest
+from bookserve.export.models_config import LABELS, Entry, Release
 
 CONFIG = "models.config"
-LABELS = "labels.json"
-_STAGING = ".publishing-"
-_LOCK = ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _VERSION = re.compile(r"[1-9][0-9]*")
 UntilLoaded = Callable[[list[int]], None]  # waits for these versions; raises StoreError where they do not come
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
-
-
-@dataclass(frozen=True)
-class Release:
-    """What a model's users get: `labels` names versions; `rolled_back_to` is served instead of the newest, if set."""
-
-    labels: Mapping[str, int] = field(default_factory=dict)
-    rolled_back_to: int | None = None
 
 
 class ModelStore:
@@ -105,46 +92,64 @@ class ModelStore:
             raise StoreError(f"'{model}' is no model name: letters, digits, '_', '-' and '.' only, the first no sign")
         parent = self.root / model
         parent.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers(parent)
-        lock_path, lock = _take_new_lock(parent)
-        folder = lock_path.with_suffix("")
-        try:
-            folder.mkdir()
+        fsync(self.root)
+        with folders.staging(parent) as folder:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
-            os.close(lock)
 
-    def publish(self, model: str, staged: Path, describe: Callable[[int], Manifest]) -> Manifest:
+    def publish(
+        self, model: str, staged: Path, describe: Callable[[int], Manifest], number: int | None = None
+    ) -> Manifest:
         """Make the staged folder the next version of `model`; `describe` gives the manifest for a version number.
 
-        Two publishers at once get two versions: who finds the number taken at the rename takes the next one. Labels
-        stay where they are; a rollback ends, so the new version is served.
+        With `number` it becomes that version, or nothing where the number is taken. Two publishers at once get two
+        versions: who finds the number taken at the rename takes the next one. Labels stay where they are; a rollback
+        ends where the version is the newest, so that it is served.
 
         Raises:
-            StoreError: a model's labels cannot be read; nothing is published.
+            StoreError: the labels cannot be read, `number` is taken, or the store cannot be written to; nothing is
+                published.
             ConfigError: the version is published, and `models.config` could not be written.
         """
-        self.config_text()
-        while True:
-            version = self._next_version(model)
-            described = describe(version)
-            (staged / manifest.LOCATION).write_text(described.to_json(), encoding="utf-8")
-            fsync_tree(staged)
-            try:
-                staged.rename(self.root / model / str(version))
-            except OSError:
-                if (self.root / model / str(version)).exists():
-                    continue
-                raise
+        described: list[Manifest] = []
+
+        def write(version: int) -> None:
+            described.append(describe(version))
+            (staged / manifest.LOCATION).write_text(described[-1].to_json(), encoding="utf-8")
+
+        self._appear(model, staged, number, write)
+        return described[-1]
+
+    def take_in(self, model: str, staged: Path, number: int) -> None:
+        """Make the staged folder, which has its manifest, that version of `model`. Raises as `publish` does."""
+        self._appear(model, staged, number, lambda _: None)
+
+    def _appear(self, model: str, staged: Path, number: int | None, write: Callable[[int], None]) -> None:
+        fsync_tree(staged)
+        with self._locked():
+            before = self.release(model)
+            while True:
+                version = number or self._next_version(model)
+                write(version)
+                fsync(staged / manifest.LOCATION)
+                fsync((staged / manifest.LOCATION).parent)
+                versions = self.versions(model)
+                newest = not versions or version > versions[-1]
+                after = replace(before, rolled_back_to=None) if newest else before
+                named = models_config.loaded(before, versions)
+                if named and newest:  # the servers load only what is named, and so this at once when it is there
+                    self._write_config({model: before}, {model: [*named, version]})
+                try:
+                    staged.rename(self.root / model / str(version))
+                    break
+                except OSError:
+                    self._write_config({model: before})
+                    if not (self.root / model / str(version)).exists():
+                        raise
+                    if number is not None:
+                        raise StoreError(f"{model} has a version {number} already") from None
             fsync(self.root / model)
             try:
-                with self._locked():
-                    release = self.release(model)
-                    if release.rolled_back_to is not None:
-                        self._write_release(model, replace(release, rolled_back_to=None))
-                    self._write_config()
+                self._write_config({model: after})
             except (OSError, StoreError) as error:
                 reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
                 raise ConfigError(
@@ -152,7 +157,6 @@ class ModelStore:
                     f" {self.root / CONFIG} could not be written ({reason}): servers that read it may not serve the"
                     " version. When that is mended, 'bookserve models config' writes the file anew"
                 ) from error
-            return described
 
     def release(self, model: str) -> Release:
         """The labels and the rollback of a model, as far as their versions still exist.
@@ -160,39 +164,75 @@ class ModelStore:
         Raises:
             StoreError: they cannot be read.
         """
-        path = self.root / model / LABELS
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            labels, pinned = dict(content["labels"]), content["rolled_back_to"]
-            if not all(isinstance(version, int) for version in (*labels.values(), pinned or 0)):
-                raise ValueError("a version is no number")
-        except FileNotFoundError:
-            return Release()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{path} cannot be read ({error}): fix it, or delete it and set the labels again"
-            ) from error
+        return self._release(model, self._entries())
+
+    def _entries(self) -> dict[str, Entry]:
+        return models_config.read(self.root / CONFIG)
+
+    def _release(self, model: str, entries: Mapping[str, Entry]) -> Release:
+        old = self.root / model / LABELS
+        release = models_config.read_labels(old) if old.exists() else Release()
         versions = self.versions(model)
+        if not old.exists() and model in entries:
+            release = entries[model].release
+            if release.rolled_back_to and max(entries[model].loaded(versions), default=0) > release.rolled_back_to:
+                release = replace(release, rolled_back_to=None)  # a publish has ended it
         return Release(
-            labels={label: version for label, version in sorted(labels.items()) if version in versions},
-            rolled_back_to=pinned if pinned in versions else None,
+            labels={label: version for label, version in release.labels.items() if version in versions},
+            rolled_back_to=release.rolled_back_to if release.rolled_back_to in versions else None,
         )
+
+    def held(self, model: str) -> dict[int, str]:
+        """Version -> why it may not be removed: it is served by default, has a label, or is to be loaded.
+
+        Raises:
+            StoreError: the labels cannot be read.
+        """
+        versions, entries = self.versions(model), self._entries()
+        release = self._release(model, entries)
+        entry = entries.get(model, Entry("", release))
+        held = dict.fromkeys([*models_config.loaded(release, versions), *entry.loaded(versions)], f"{CONFIG} loads it")
+        held |= {version: f"it is '{label}'" for label, version in release.labels.items()}
+        held |= dict.fromkeys(versions[-1:], "it is the newest")
+        return held if release.rolled_back_to is None else {**held, release.rolled_back_to: "it is served by default"}
+
+    def remove(self, model: str, version: int) -> str:
+        """Delete a version, unless it is held; returns why it is, or "".
+
+        It is gone in one rename; the files are deleted after it.
+
+        Raises:
+            StoreError: no such version, or the store cannot be written to. The version is there, or gone.
+        """
+        folder = self.path(model, version)
+        with self._locked():
+            held = self.held(model).get(version, "")
+            if not held:
+                folders.take_away(folder)
+                fsync(folder.parent)
+        folders.remove_leftovers(folder.parent)
+        return held
 
     def moved_from(self) -> dict[str, str]:
         """Model -> the base path that `models.config` names for it, where that is not its folder in this store."""
-        from google.protobuf import text_format
-
-        from bookserve.serving.wire.tensorflow_serving_pb2 import ModelServerConfig
-
         try:
-            config = text_format.Parse((self.root / CONFIG).read_text("utf-8"), ModelServerConfig())
-        except (OSError, ValueError, text_format.ParseError):
+            entries = self._entries()
+        except StoreError:
             return {}
         return {
-            entry.name: entry.base_path
-            for entry in config.model_config_list.config
-            if Path(entry.base_path).resolve() != (self.root / entry.name).resolve()
+            model: entry.base_path
+            for model, entry in entries.items()
+            if Path(entry.base_path).resolve() != (self.root / model).resolve()
         }
+
+    def is_told(self) -> bool:
+        """Whether `models.config` is as it would be written now; not where a writer was killed before it wrote that.
+
+        Raises:
+            StoreError: the labels cannot be read.
+        """
+        path = self.root / CONFIG
+        return not path.exists() or path.read_text(encoding="utf-8") == self.config_text()
 
     def default_version(self, model: str) -> int:
         """The version that answers who names neither version nor label: the newest, or the one rolled back to.
@@ -272,113 +312,72 @@ class ModelStore:
             StoreError: a model's labels cannot be read, or the store cannot be written to.
         """
         with self._locked():
-            self._write_config()
+            replace_file(self.root / CONFIG, self.config_text())
 
     def _change(self, model: str, release: Release, until_loaded: UntilLoaded | None) -> None:
         versions, before = self.versions(model), self.release(model)
         newest = versions[-1:]
-        old, new = (_loaded(one, versions) or newest for one in (before, release))
+        old, new = (models_config.loaded(one, versions) or newest for one in (before, release))
         if until_loaded is not None:
-            self._write_config({model: sorted({*old, *new})})
+            self._write_config({model: before}, {model: sorted({*old, *new})})
             try:
                 until_loaded(new)
             except BaseException:
-                self._write_config()
+                self._write_config({model: before})
                 raise
-        self._write_release(model, release)
-        try:
-            self._write_config()
-        except OSError:
-            self._write_release(model, before)
-            raise
+        self._write_config({model: release})
 
-    def config_text(self, loading: Mapping[str, list[int]] | None = None) -> str:
+    def config_text(
+        self, changed: Mapping[str, Release] | None = None, loading: Mapping[str, list[int]] | None = None
+    ) -> str:
         """The store as TensorFlow Serving's ModelServerConfig in protobuf's text form, base paths absolute.
 
-        `loading` has the versions of models for which that is not what their labels and rollback want.
+        `changed` has releases that are new; `loading` has the versions of models for which that is not what their
+        labels and rollback want.
 
         Raises:
-            StoreError: a model's labels cannot be read, or the root's path is not UTF-8.
+            StoreError: the labels cannot be read, or the root's path is not UTF-8.
         """
-        from google.protobuf import text_format
-
-        from bookserve.serving.wire.tensorflow_serving_pb2 import ModelServerConfig
-
-        config = ModelServerConfig()
-        config.model_config_list.SetInParent()
+        entries, models = self._entries(), []
         for model in self.models():
-            release = self.release(model)
-            try:
-                entry = config.model_config_list.config.add(
-                    name=model, base_path=str(self.root / model), model_platform="tensorflow"
-                )
-            except UnicodeEncodeError as error:
-                raise StoreError(f"{self.root} is not a path in UTF-8, which protobuf's texts are") from error
-            loaded = (loading or {}).get(model) or _loaded(release, self.versions(model))
-            if loaded:
-                entry.model_version_policy.specific.versions.extend(loaded)
-            entry.version_labels.update(release.labels)
-        return text_format.MessageToString(config, as_utf8=False)
+            release = (changed or {}).get(model) or self._release(model, entries)
+            named = (loading or {}).get(model) or models_config.loaded(release, self.versions(model))
+            models.append((model, release, named))
+        return models_config.text(self.root, models)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One writer of labels and `models.config` at a time; the last one sees every version published before."""
         try:
-            lock = os.open(self.root / f".{CONFIG}{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = os.open(self.root / f".{CONFIG}{folders.LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                for left in self.root.glob(f".{CONFIG}-*"):
+                    left.unlink()  # by a writer that was killed
+                self._take_over_labels()
                 yield
             finally:
                 os.close(lock)
         except OSError as error:
             raise StoreError(f"cannot write to {self.root}: {error.strerror or error}") from error
 
-    def _write_config(self, loading: Mapping[str, list[int]] | None = None) -> None:
-        replace_file(self.root / CONFIG, self.config_text(loading))
+    def _take_over_labels(self) -> None:
+        """Move what the `labels.json` of an older store say to `models.config`, where it says the same already."""
+        old = [self.root / model / LABELS for model in self.models() if (self.root / model / LABELS).exists()]
+        if old:
+            self._write_config()
+            for path in old:
+                path.unlink()
 
-    def _write_release(self, model: str, release: Release) -> None:
-        replace_file(self.root / model / LABELS, json.dumps(asdict(release), indent=2, sort_keys=True) + "\n")
+    def _write_config(
+        self, changed: Mapping[str, Release] | None = None, loading: Mapping[str, list[int]] | None = None
+    ) -> None:
+        """Does nothing where the file is so already."""
+        path, text = self.root / CONFIG, self.config_text(changed, loading)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            replace_file(path, text)
 
     def _next_version(self, model: str) -> int:
         """One more than the highest number that anything in the model's folder bears, a version or not."""
         names = [path.name for path in (self.root / model).iterdir()]
         return max((int(name) for name in names if _VERSION.fullmatch(name)), default=0) + 1
-
-    def _remove_leftovers(self, parent: Path) -> None:
-        for lock_path in parent.glob(f"{_STAGING}*{_LOCK}"):
-            try:
-                lock = os.open(lock_path, os.O_RDWR)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # its publisher lives
-            else:
-                shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
-                lock_path.unlink(missing_ok=True)
-            finally:
-                os.close(lock)
-
-
-def _take_new_lock(parent: Path) -> tuple[Path, int]:
-    """A lock file of our own, locked for as long as the descriptor is open."""
-    while True:
-        path = parent / f"{_STAGING}{uuid.uuid4().hex}{_LOCK}"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():
-            return path, lock
-        os.close(lock)  # another publisher took the new file for a leftover
-
-
-def _loaded(release: Release, versions: list[int]) -> list[int]:
-    """The versions to name in the version policy, ascending; empty where the servers' own policy, the newest, is meant.
-
-    See the module's docstring. Without labels and rollback nothing is named, so that a server finds a new version by
-    itself, without a look at `models.config`.
-    """
-    if not release.labels and release.rolled_back_to is None:
-        return []
-    newest = versions[-2:] if release.rolled_back_to is None else [release.rolled_back_to]
-    return sorted({*release.labels.values(), *newest})

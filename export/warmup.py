@@ -10,11 +10,12 @@ from typing import Any
 import numpy.typing as npt
 
 from bookserve.export.contracts import SIGNATURE
+from bookserve.serving.wire import version_folder
 from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
 from bookserve.serving.wire.tensors import to_proto
 from bookserve.serving.wire.tfrecord import framed
 
-LOCATION = "assets.extra/tf_serving_warmup_requests"  # inside the version folder
+LOCATION = version_folder.WARMUP  # inside the version folder
 BATCHES = (1, 8, 32)  # rows of the requests: the first call of each size is the slow one
 
 

@@ -153,7 +153,11 @@ def check_bookserve(arguments: list[str]) -> None:
         command = found
     only_named = not arguments or arguments == ["--help"]
     if not only_named:
-        command.make_context(command.name, [place(argument) for argument in arguments])
+        try:
+            command.make_context(command.name, [place(argument) for argument in arguments])
+        except click.BadParameter as error:
+            if "does not exist" not in error.message:  # the reader has the file
+                raise
 
 
 def place(argument: str) -> str:

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bookserve.export import contracts, example_inputs, parity, warmup
-from bookserve.export.contracts import Contract, Example, Preprocessing, Tensor
+from bookserve.export import contracts, example_inputs, golden, parity, warmup
+from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.export.converters import choose
 from bookserve.export.converters.source import Converted, Rows, Run, Wishes
 from bookserve.export.errors import ExportError
 
 EXAMPLE = "assets.extra/example.json"  # inside the version folder: the body of a REST request
-_INLINE = 20_000  # values of an example that the manifest holds; a larger one is in EXAMPLE alone
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -46,9 +45,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     contract = _observed(converted.contract, expected)
     contract = _meaning(contract, job["task"], job["labels"])
     differences = _compare(contract, converted, rows, expected)
-    one = _first_row(contract, rows)
+    one = golden.first_row(contract, rows)
     answer = _run(next(iter(converted.graphs.values())), one, "the version's graph")
-    contract = replace(contract, example=_example(contract, one, answer))
+    contract = replace(contract, example=golden.example(contract, one, answer))
     body = {
         "signature_name": contract.signature,
         "inputs": {name: example_inputs.to_rest(v) for name, v in one.items()},
@@ -144,7 +143,7 @@ def _compare(
     differences = dict.fromkeys((tensor.name for tensor in contract.outputs), 0.0)
     batches = [(rows, expected)]
     if all(tensor.shape[:1] == (None,) for tensor in contract.inputs):
-        one = _first_row(contract, rows)
+        one = golden.first_row(contract, rows)
         batches.append((one, _run(converted.reference, one, "the source")))
     for name, run in converted.graphs.items():
         for batch, wanted in batches:
@@ -153,25 +152,6 @@ def _compare(
                 difference = parity.difference(tensor, wanted, found, ("the source", name))
                 differences[tensor.name] = max(differences[tensor.name], difference)
     return differences
-
-
-def _first_row(contract: Contract, rows: Rows) -> Rows:
-    free = {tensor.name for tensor in contract.inputs if tensor.shape[:1] == (None,)}
-    return {name: array[:1] if name in free else array for name, array in rows.items()}
-
-
-def _example(contract: Contract, rows: Rows, answer: dict[str, npt.NDArray[Any]]) -> Example | None:
-    """The example for the manifest; None where it is too large or holds what JSON has not."""
-    outputs = {tensor.name: np.asarray(answer[tensor.name]) for tensor in contract.outputs}
-    arrays = [*rows.values(), *outputs.values()]
-    if sum(array.size for array in arrays) > _INLINE:
-        return None
-    if any(array.dtype.kind == "c" or (array.dtype.kind == "f" and not np.isfinite(array).all()) for array in arrays):
-        return None
-    return Example(
-        {name: example_inputs.to_rest(array) for name, array in rows.items()},
-        {name: example_inputs.to_rest(array) for name, array in outputs.items()},
-    )
 
 
 def _versions(libraries: tuple[str, ...]) -> dict[str, str]:

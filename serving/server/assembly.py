@@ -42,6 +42,7 @@ from bookserve.serving.server.transport.http_exchange import Handler as RestHand
 from bookserve.serving.server.transport.listeners import Api
 from bookserve.serving.server.transport.ports import Activity, Ports
 from bookserve.serving.server.types.errors import invalid_argument
+from bookserve.serving.wire import version_signature
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
 log = logging.getLogger(__name__)
@@ -275,6 +276,11 @@ def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> 
     for library in custom_op_libraries:
         if not Path(library).is_file():
             raise invalid_argument(f"--custom_op_libraries: there is no file {library}")
+    if flags.require_signature:
+        try:
+            version_signature.check_key(Path(flags.require_signature))
+        except version_signature.SignatureError as error:
+            raise invalid_argument(f"--require_signature: {error}") from error
     if flags.mixed_precision and flags.mixed_precision != "bfloat16":
         log.warning("--mixed_precision=%s has no effect: only bfloat16 is known", flags.mixed_precision)
     own_cores = _own_cores(flags, worker)
@@ -313,4 +319,5 @@ def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> 
         warm_up=flags.enable_model_warmup,
         warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
         check_method_names=flags.enable_signature_method_name_check,
+        public_key=flags.require_signature,
     )

@@ -125,10 +125,18 @@ def test_a_copied_store_is_told_of_and_mended(store: ModelStore, tmp_path: Path)
 
 
 def test_list_warns_of_damaged_labels(store: ModelStore) -> None:
-    (store.root / "mnist" / "labels.json").write_text("{")
+    (store.root / "models.config").write_text("{")
     result = invoke("models", "list", "--models-dir", store.root)
     assert result.exit_code == 0
     assert "fix it, or delete it" in result.output
+
+
+def test_list_warns_where_a_publisher_was_killed_before_it_told_of_a_first_version(store: ModelStore) -> None:
+    shutil.copytree(store.root / "mnist", store.root / "cifar10")
+    listed = invoke("models", "list", "--models-dir", store.root).output
+    assert "warning: models.config does not tell of all that is here: 'bookserve models config' mends that" in listed
+    invoke("models", "config", "--models-dir", store.root)
+    assert "warning" not in invoke("models", "list", "--models-dir", store.root).output
 
 
 def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 from bookserve.export import manifest as manifests
 from bookserve.export import onnx_graph, publish, run_reader, savedmodel
 from bookserve.export.book_contracts import MNIST
-from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.contracts import Contract, Tensor, to_json
 from bookserve.export.errors import ExportError
+from bookserve.export.life import engine_trial
 from bookserve.export.run_reader import TrainingRun
 from bookserve.export.store import ModelStore
 
@@ -26,6 +28,15 @@ def published(runs_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = run_reader.read(run_reader.latest(runs_dir, "mnist"), "mnist")
     made = publish.publish(run, store, lambda _: None)
     return store.path("mnist", made.version)
+
+
+@pytest.mark.parametrize("graph", ["saved_model.pb", "assets.extra/model.onnx"])
+def test_both_graphs_answer_the_example_as_verify_asks_it(published: Path, graph: str) -> None:
+    found = manifests.read(published)
+    job = {"folder": str(published), "file": graph, "contract": to_json(found.contract), "parity": found.parity}
+    told = engine_trial.run(job)["differences"]
+    assert told["classes"] == 0
+    assert told["probabilities"] < 1e-5
 
 
 def test_a_version_has_the_layout_of_the_store(published: Path) -> None:
@@ -47,7 +58,10 @@ def test_a_version_has_the_layout_of_the_store(published: Path) -> None:
 
 def test_the_manifest_describes_the_version(published: Path, run: TrainingRun) -> None:
     manifest = manifests.read(published)
-    assert (manifest.model, manifest.version, manifest.contract) == ("mnist", 1, MNIST)
+    assert (manifest.model, manifest.version) == ("mnist", 1)
+    assert replace(manifest.contract, example=None) == MNIST
+    assert manifest.contract.example is not None
+    assert sum(manifest.contract.example.outputs["probabilities"][0]) == pytest.approx(1, abs=1e-5)
     assert manifest.data.source == "sample"
     assert manifest.metrics == run.metrics
     assert set(manifest.parity) == {"probabilities", "classes"}

@@ -148,7 +148,7 @@ def test_a_name_that_no_url_could_carry_is_no_label(tmp_path: Path, manifest: Ma
     publish(store, manifest)
     with pytest.raises(StoreError, match="is no label: a letter, then"):
         store.label("mnist", label, 1)
-    assert not (tmp_path / "mnist" / "labels.json").exists()
+    assert not entry(store).version_labels
 
 
 def test_what_cannot_be_labelled_is_named_with_what_can(tmp_path: Path, manifest: Manifest) -> None:
@@ -224,11 +224,38 @@ def test_a_label_of_a_deleted_version_is_forgotten(tmp_path: Path, manifest: Man
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"labels": {"a": "1"}, "rolled_back_to": null}', "\0"])
-def test_damaged_labels_stop_a_publish_before_it_begins(tmp_path: Path, manifest: Manifest, text: str) -> None:
+def test_damaged_labels_of_an_older_store_stop_a_publish_before_it_begins(
+    tmp_path: Path, manifest: Manifest, text: str
+) -> None:
     store = ModelStore(tmp_path)
     publish(store, manifest)
     (tmp_path / "mnist" / "labels.json").write_text(text)
     with pytest.raises(StoreError, match=r"mnist/labels\.json cannot be read \(.*\): fix it, or delete it"):
+        publish(store, manifest, "cifar10")
+    assert store.models() == ["mnist"]
+
+
+def test_labels_and_rollback_of_an_older_store_are_taken_over(tmp_path: Path, manifest: Manifest) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(3):
+        publish(store, manifest)
+    old = tmp_path / "mnist" / "labels.json"
+    old.write_text('{"labels": {"stable": 1}, "rolled_back_to": 2}')
+    assert (store.default_version("mnist"), dict(store.release("mnist").labels)) == (2, {"stable": 1})
+    assert not store.is_told()
+    store.label("mnist", "canary", 2)
+    assert not old.exists()
+    assert (store.default_version("mnist"), dict(entry(store).version_labels)) == (2, {"canary": 2, "stable": 1})
+    assert loaded(store) == {1, 2}
+    assert store.is_told()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "model_config_list {", "\0"])
+def test_damaged_labels_stop_a_publish_before_it_begins(tmp_path: Path, manifest: Manifest, text: str) -> None:
+    store = ModelStore(tmp_path)
+    publish(store, manifest)
+    (tmp_path / "models.config").write_text(text)
+    with pytest.raises(StoreError, match=r"models\.config cannot be read \((.|\n)*\): fix it, or delete it"):
         publish(store, manifest, "cifar10")
     assert store.models() == ["mnist"]
 
@@ -274,6 +301,48 @@ def test_a_full_disk_after_the_publish_is_told_as_what_it_is(
     assert entry(store, "cifar10").base_path == str(tmp_path / "cifar10")
 
 
+def test_a_full_disk_before_the_publish_changes_nothing(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ModelStore(tmp_path)
+    publish(store, manifest)
+    store.label("mnist", "stable", 1)
+    before = (tmp_path / "models.config").read_text()
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bookserve.export.store.replace_file", full)
+        with pytest.raises(StoreError, match="No space left on device"):
+            publish(store, manifest)
+    assert store.versions("mnist") == [1]
+    assert (tmp_path / "models.config").read_text() == before
+
+
+def test_a_labelled_model_is_served_by_its_new_version_from_the_rename_on(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(3):
+        publish(store, manifest)
+    store.label("mnist", "stable", 1)
+    store.roll_back("mnist", 2)
+    seen = []
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        seen.append((store.default_version("mnist"), loaded(store)))
+        renamed = real(self, target)
+        seen.append((store.default_version("mnist"), loaded(store)))
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", rename)
+    publish(store, manifest)
+    assert seen == [(2, {1, 2}), (4, {1, 2, 4})]
+    assert (store.default_version("mnist"), loaded(store)) == (4, {1, 3, 4})
+
+
 def test_a_label_moves_in_two_steps(tmp_path: Path, manifest: Manifest) -> None:
     """As TensorFlow Serving refuses a config that loads a version and moves a label to it."""
     store = ModelStore(tmp_path)
@@ -300,7 +369,7 @@ def test_where_a_version_is_not_loaded_nothing_changes(tmp_path: Path, manifest:
     for _ in range(3):
         publish(store, manifest)
     store.label("mnist", "stable", 3)
-    before = (tmp_path / "models.config").read_text(), (tmp_path / "mnist" / "labels.json").read_text()
+    before = (tmp_path / "models.config").read_text()
 
     def fail(versions: list[int]) -> None:
         raise StoreError("version 1 is END (it is broken)")
@@ -309,7 +378,7 @@ def test_where_a_version_is_not_loaded_nothing_changes(tmp_path: Path, manifest:
         store.roll_back("mnist", 1, fail)
     with pytest.raises(StoreError, match="it is broken"):
         store.label("mnist", "other", 1, fail)
-    assert before == ((tmp_path / "models.config").read_text(), (tmp_path / "mnist" / "labels.json").read_text())
+    assert before == (tmp_path / "models.config").read_text()
 
 
 def test_base_paths_are_absolute(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

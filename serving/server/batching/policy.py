@@ -11,10 +11,11 @@ from pathlib import Path
 
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.types.errors import invalid_argument
+from bookserve.serving.wire import version_folder
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
 
 _THREAD_POOL = "batch_threads"  # of a file that names none
-PER_MODEL_FILE = "batching_params.pbtxt"  # in a version's folder
+PER_MODEL_FILE = version_folder.BATCHING
 # TensorFlow's process gets a socket for each thread, all in one message (engines/tensorflow_process.py).
 MAX_THREADS = 250
 

@@ -17,16 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bookserve.serving.server.batching.policy import PER_MODEL_FILE
-from bookserve.serving.server.models import warmup
 from bookserve.serving.server.types.errors import ServingError, failed_precondition
+from bookserve.serving.wire import version_signature
+from bookserve.serving.wire.version_folder import CARD, MANIFEST, may_lie_beside
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "assets.extra/manifest.json"
-_CARD = "assets.extra/report/card.md"  # which a version of a model store has
 _GRAPHS = ("assets.extra/model.onnx", "model.onnx")
-_BY_HAND = (PER_MODEL_FILE, warmup.LOCATION)  # what may be put beside the files of the manifest
 _NOT_READ = ("variables/", "assets.extra/report/")  # where there is an ONNX graph
 _MAX_MANIFEST_BYTES = 16 << 20
 
@@ -47,6 +44,17 @@ def check(version_path: Path) -> Seen:
     except OSError as error:
         raise _refused(version_path, f"it cannot be read: {error}") from error
     return seen
+
+
+def check_signature(version_path: Path, public_key: Path, model: str, version: int) -> None:
+    """For a version that is served as that version of a model.
+
+    Raises ServingError (FAILED_PRECONDITION) where it was not signed so with the private key of `public_key`.
+    """
+    try:
+        version_signature.verify(version_path.resolve(), public_key, version, (model, version_path.parent.name))
+    except version_signature.SignatureError as error:
+        raise _refused(version_path, str(error)) from error
 
 
 def check_unchanged(version_path: Path, seen: Seen) -> None:
@@ -116,7 +124,7 @@ def _files(root: Path, folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 def _verify(root: Path, files: dict[str, os.stat_result], has_graph: bool) -> set[str]:
     """Compares the folder with its manifest, if any; returns the names of the files whose content is known good."""
     if MANIFEST not in files:
-        if _CARD in files or any(root.parent.glob(f"[1-9]*/{MANIFEST}")):
+        if CARD in files or any(root.parent.glob(f"[1-9]*/{MANIFEST}")):
             log.warning("%s has lost its manifest (%s): its files are loaded unchecked", root, MANIFEST)
         return set()
     listed = _listed(root, files[MANIFEST].st_size)
@@ -129,8 +137,8 @@ def _verify(root: Path, files: dict[str, os.stat_result], has_graph: bool) -> se
     for name in files:
         if name == MANIFEST or (has_graph and name.startswith(_NOT_READ)):
             continue
-        if name not in listed and (name in _BY_HAND or Path(name).name.startswith(".")):
-            continue  # hidden files are what a file manager leaves behind
+        if name not in listed and may_lie_beside(name):
+            continue
         if name not in listed:
             raise _refused(root, f"{name} is not in its manifest")
         with (root / name).open("rb") as stream:

@@ -58,6 +58,7 @@ class LoadOptions:
     warm_up: bool = True
     warm_up_iterations: int = 1  # of every warm-up request
     check_method_names: bool = False  # of signatures, against the method that a request calls
+    public_key: str = ""  # file of the key whose signature a version must have; "" for none
 
 
 class LoadEvents(Protocol):
@@ -106,7 +107,7 @@ class InProcessLoader:
         options = self._options
 
         def load() -> tuple[Engine, BatchPolicy, set[str]]:
-            loaded = _load(path, options, self._events, self._trials)
+            loaded = _load(path, options, self._events, self._trials, (name, version))
             if self._events.enabled and (uuid := _mlmd_uuid(path)):
                 self._events.identified(name, version, uuid)
             return loaded
@@ -187,12 +188,18 @@ class InProcessLoader:
 
 
 def _load(
-    path: Path, options: LoadOptions, events: LoadEvents, trials: Trials | None = None
+    path: Path,
+    options: LoadOptions,
+    events: LoadEvents,
+    trials: Trials | None = None,
+    served_as: tuple[str, int] = ("", 0),
 ) -> tuple[Engine, BatchPolicy, set[str]]:
     """Answers also how the version's requests are batched, and the signatures whose rows are independent."""
     started = time.perf_counter()
     try:
         seen = integrity.check(path)
+        if options.public_key:
+            integrity.check_signature(path, Path(options.public_key), *served_as)
         if trials is not None:
             trials.check(path, seen, options.engine, warm_up=options.warm_up)
         policy = options.policy

@@ -4,7 +4,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from bookserve.serving.server.models.integrity import MANIFEST
+from bookserve.serving.wire.version_folder import MANIFEST
 
 
 def rows_independent(version_path: Path) -> bool | None:

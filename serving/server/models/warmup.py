@@ -17,7 +17,7 @@ from bookserve.serving.server.engines.engine import Engine
 from bookserve.serving.server.types.errors import ServingError, invalid_argument, unimplemented
 from bookserve.serving.server.types.examples import CLASSIFY, METHODS, REGRESS, ExampleMethod, read_examples
 from bookserve.serving.server.types.signatures import DEFAULT_SIGNATURE, find_signature
-from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
+from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2, version_folder
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
 from bookserve.serving.wire.tensors import Array, TensorError, TensorSpec, to_array
@@ -25,7 +25,7 @@ from bookserve.serving.wire.tfrecord import FOOTER, HEADER, LENGTH, masked_crc
 
 log = logging.getLogger(__name__)
 
-LOCATION = "assets.extra/tf_serving_warmup_requests"  # inside the version folder
+LOCATION = version_folder.WARMUP
 MAX_RECORDS = 1000
 
 

@@ -83,6 +83,9 @@ class Flags:
     trial_seconds: float = _flag(
         60.0, "for each step of the trial of a version in a child process, more for large files; 0: no trial"
     )
+    require_signature: str = _flag(
+        "", "PEM file of a public key: only versions that were signed with its private key are loaded"
+    )
     prefer_tflite_model: bool = _flag(False, "serve model.tflite where a version has one")
     num_tflite_pools: int = _flag(0, "TFLite interpreters of a version, with batching parameters; 0: one a CPU")
     num_tflite_interpreters_per_pool: int = _flag(1, "multiplies them; never more than there are batch threads")

@@ -1,0 +1,1 @@
+"""The life of a version after it was published: verified, compared, moved, signed, promoted, removed."""

@@ -1,4 +1,4 @@
-"""The commands `bookserve export` and `bookserve models`. They only parse, call and print."""
+"""The command `bookserve models`. It only parses, calls and prints."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,42 +6,19 @@ from pathlib import Path
 import click
 
 from bookserve.export import add as adding
-from bookserve.export import description, run_reader
+from bookserve.export import description
 from bookserve.export import manifest as manifests
 from bookserve.export.confined import Limits, call
 from bookserve.export.contracts import TASKS, from_json
 from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.manifest import Manifest
-from bookserve.export.options import models_dir_option, runs_dir_option
+from bookserve.export.options import models_dir_option
 from bookserve.export.served import Servers
-from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import CONFIG, ModelStore, UntilLoaded
 from bookserve.serving.wire import store_servers
 
 _READ = Limits(seconds=60.0, memory_bytes=2 << 30)  # for the reading of a graph
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
-@click.command()
-@click.argument("name")
-@click.option(
-    "--run",
-    "run_folder",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="The run folder to publish; by default the newest complete one.",
-)
-@models_dir_option
-@runs_dir_option
-def export(name: str, run_folder: Path | None, models_dir: Path, runs_dir: Path) -> None:
-    """Publish a run as the next version of its model."""
-    try:
-        run = run_reader.read(run_folder or run_reader.latest(runs_dir, name), name)
-        with silence_tensorflow():
-            from bookserve.export.publish import publish
-        publish(run, ModelStore(models_dir), click.echo)
-    except ExportError as error:
-        raise click.ClickException(str(error)) from error
 
 
 server_option = click.option(

@@ -34,7 +34,7 @@ SERVER_FLOORS = (
     ("types",),
 )
 
-CONTRACTS = ("bookserve.export.book_contracts", "bookserve.export.contracts")
+CONTRACTS = "bookserve.export.contracts"
 # Package -> what of bookserve it may import, itself aside. A longer name goes before a shorter one.
 MAY_IMPORT = {
     "bookserve.training.errors": set[str](),
@@ -44,8 +44,7 @@ MAY_IMPORT = {
     "bookserve.training.loop": {"bookserve.training.devices", "bookserve.training.errors"},
     "bookserve.training.tuning.search_space": set[str](),
     "bookserve.training.models": {
-        "bookserve.export.book_contracts",
-        "bookserve.export.contracts",
+        CONTRACTS,
         "bookserve.training.datasets",
         "bookserve.training.devices",
         "bookserve.training.errors",
@@ -84,11 +83,17 @@ MAY_IMPORT = {
         for room in rooms
     },
     SERVER: set[str](),
-    "bookserve.serving.gateway": {*CONTRACTS, "bookserve.serving.wire", "bookserve.clients"},
-    "bookserve.serving": {*CONTRACTS, "bookserve.clients", "bookserve.export.options", "bookserve.serving.wire"},
-    "bookserve.clients.doctor": {"bookserve.export", "bookserve.training.datasets"},
+    "bookserve.serving.gateway": {
+        CONTRACTS,
+        "bookserve.export.errors",
+        "bookserve.export.example_inputs",
+        "bookserve.serving.wire",
+        "bookserve.clients",
+    },
+    "bookserve.serving": {CONTRACTS, "bookserve.clients", "bookserve.export.options", "bookserve.serving.wire"},
+    "bookserve.clients.doctor": {"bookserve.export", "bookserve.training.datasets", "bookserve.training.models"},
     "bookserve.clients": {
-        *CONTRACTS,
+        CONTRACTS,
         "bookserve.export.errors",
         "bookserve.export.example_inputs",
         "bookserve.serving.wire",

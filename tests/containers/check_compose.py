@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from book_contracts import CONTRACTS
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.inputs import boards, molecules, pictures
 from bookserve.clients.rest_client import RestClient
-from bookserve.export.book_contracts import CONTRACTS
 from bookserve.training.models import MODELS
 from model_servers import answers, free_port, wait_until
 

@@ -10,9 +10,9 @@ import tensorflow as tf
 from onnx import numpy_helper
 from tensorflow_serving.apis import prediction_log_pb2
 
+from book_contracts import CONTRACTS
 from bookserve.export import manifest as manifests
 from bookserve.export import onnx_graph, publish, run_reader, savedmodel
-from bookserve.export.book_contracts import MNIST
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
 from bookserve.export.run_reader import TrainingRun
@@ -47,7 +47,7 @@ def test_a_version_has_the_layout_of_the_store(published: Path) -> None:
 
 def test_the_manifest_describes_the_version(published: Path, run: TrainingRun) -> None:
     manifest = manifests.read(published)
-    assert (manifest.model, manifest.version, manifest.contract) == ("mnist", 1, MNIST)
+    assert (manifest.model, manifest.version, manifest.contract) == ("mnist", 1, CONTRACTS["mnist"])
     assert manifest.data.source == "sample"
     assert manifest.metrics == run.metrics
     assert set(manifest.parity) == {"probabilities", "classes"}
@@ -133,7 +133,7 @@ def test_a_broken_onnx_graph_is_refused_and_nothing_is_published(
 
 def test_a_network_that_breaks_the_contract_is_refused(run: TrainingRun) -> None:
     def with_output(tensor: Tensor) -> Contract:
-        return Contract("mnist", 1, MNIST.inputs, (tensor,))
+        return Contract("mnist", 1, CONTRACTS["mnist"].inputs, (tensor,))
 
     for tensor, message in (
         (Tensor("scores", "float32", (None, 10)), "no output 'scores'"),
@@ -144,13 +144,15 @@ def test_a_network_that_breaks_the_contract_is_refused(run: TrainingRun) -> None
         with pytest.raises(ExportError, match=message):
             savedmodel.load(run.network, with_output(tensor))
     with pytest.raises(ExportError, match="does not take the inputs"):
-        savedmodel.load(run.network, Contract("mnist", 1, (Tensor("images", "uint8", (None, 28)),), MNIST.outputs))
+        savedmodel.load(
+            run.network, Contract("mnist", 1, (Tensor("images", "uint8", (None, 28)),), CONTRACTS["mnist"].outputs)
+        )
 
 
 def test_a_damaged_network_file_is_named(run: TrainingRun, tmp_path: Path) -> None:
     (tmp_path / "model.keras").write_bytes(run.network.read_bytes()[:2000])
     with pytest.raises(ExportError, match=r"model\.keras cannot be loaded"):
-        savedmodel.load(tmp_path / "model.keras", MNIST)
+        savedmodel.load(tmp_path / "model.keras", CONTRACTS["mnist"])
 
 
 def test_a_store_that_cannot_be_written_is_named(run: TrainingRun, tmp_path: Path) -> None:

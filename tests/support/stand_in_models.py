@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 import numpy as np
 
+from book_contracts import CONTRACTS
 from bookserve.clients.answers import Signature, TensorInfo
-from bookserve.export.book_contracts import CONTRACTS
 from bookserve.export.contracts import Contract
 from bookserve.serving.wire import tensors
 from bookserve.serving.wire.tensorflow_serving_pb2 import (

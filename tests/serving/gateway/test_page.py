@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from bookserve.export.book_contracts import CONTRACTS
+from book_contracts import CONTRACTS, write_manifests
 from stand_in_models import WORDS, FakeServer, serve
 
 CHROMIUM = next((path for path in ("/usr/bin/chromium", shutil.which("chromium")) if path and Path(path).exists()), "")
@@ -35,7 +35,7 @@ def model_server() -> Iterator[FakeServer]:
 @pytest.fixture(scope="module")
 def url(model_server, tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("gateway")
-    assets = folder / "models" / "ptb" / "3" / "assets"
+    assets = write_manifests(folder / "models") / "ptb" / "3" / "assets"
     assets.mkdir(parents=True)
     (assets / "vocabulary.txt").write_text("".join(f"{word}\n" for word in WORDS))
     options = ["--port=0", f"--model-server={model_server.target}", f"--models-dir={folder / 'models'}"]

@@ -5,8 +5,9 @@ from typing import Any
 
 from flask import Blueprint, Response
 
+from bookserve.clients import forms
 from bookserve.clients.store_contracts import is_name
-from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.contracts import Contract, Tensor, to_json
 from bookserve.serving.gateway.catalog import Catalog
 from bookserve.serving.gateway.model_backend import ModelBackend
 from bookserve.serving.gateway.problems import Problem
@@ -76,9 +77,12 @@ def _brief(models: ModelBackend, contract: Contract) -> dict[str, Any]:
 def _tensors(contract: Contract) -> dict[str, Any]:
     return {
         "task": contract.task,
+        "form": forms.form(contract),
         "inputs": [_tensor(tensor) for tensor in contract.inputs],
         "outputs": [_tensor(tensor) for tensor in contract.outputs],
         "labels": list(contract.labels),
+        "columns": list(contract.columns),
+        "preprocessing": to_json(contract).get("preprocessing"),
     }
 
 

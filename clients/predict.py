@@ -19,6 +19,7 @@ from bookserve.clients.rest_client import RestClient
 from bookserve.export.errors import ExportError
 
 _BAR = 40  # characters
+_MANY, _FEW = 30, 10  # of more than so many labels, the first so many are shown
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _INPUT_ERRORS = (
     boards.BoardError,
@@ -150,5 +151,9 @@ def _short(value: Any) -> str:
 
 
 def _bars(rows: list[tuple[str, float]]) -> list[str]:
+    if len(rows) > _MANY:
+        rows = sorted(rows, key=lambda row: -row[1])[:_FEW]
     width = max(len(label) for label, _ in rows)
+    if not all(0 <= share <= 1 for _, share in rows):
+        return [f"  {label:>{width}}  {score:.6g}" for label, score in rows]
     return [f"  {label:>{width}}  {share:7.2%}  {'█' * round(_BAR * share)}".rstrip() for label, share in rows]

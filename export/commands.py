@@ -207,7 +207,7 @@ def show(name: str, version: int | None, models_dir: Path) -> None:
 def label(name: str, label: str, version: int, addresses: tuple[str, ...], seconds: float, models_dir: Path) -> None:
     """Have LABEL name a VERSION, whatever it named before.
 
-    Clients then ask for the label instead of a number, such as /v1/models/mnist/labels/stable:predict. Labels stay
+    Clients then ask for the label instead of a number, such as /v1/models/NAME/labels/stable:predict. Labels stay
     where they are when a version is published.
 
     The servers load the version first, then the label moves; the command ends when it has. A server notices it when it

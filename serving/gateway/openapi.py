@@ -115,7 +115,8 @@ def json_body(
 ) -> dict[str, dict[str, Any]]:
     """A JSON request body with these fields and no others."""
     schema = struct({**required, **(optional or {})}, tuple(required))
-    return {"application/json": {"schema": {**schema, "additionalProperties": False}, "example": example}}
+    content = {"schema": {**schema, "additionalProperties": False}}
+    return {"application/json": content if example is None else {**content, "example": example}}
 
 
 def struct(properties: dict[str, Any], required: tuple[str, ...] | None = None) -> dict[str, Any]:

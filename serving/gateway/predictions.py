@@ -52,6 +52,7 @@ def routes(catalog: Catalog, dependencies: Dependencies) -> Blueprint:
     @blueprint.post("/<model:model>")
     def predict(model: str) -> Response:
         choice = request_parsing.choice(request)
+        request.get_data()  # kept, as it may be read twice
 
         def ask(contract: Contract) -> dict[str, Any]:
             g.model = model
@@ -62,6 +63,7 @@ def routes(catalog: Catalog, dependencies: Dependencies) -> Blueprint:
     @blueprint.post("/<model:model>/generate")
     def generate(model: str) -> Response:
         choice = request_parsing.choice(request)
+        request.get_data()  # kept, as it may be read twice
 
         def ask(contract: Contract) -> dict[str, Any]:
             g.model = model

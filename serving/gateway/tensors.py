@@ -1,5 +1,6 @@
 """The task `tensors`: inputs in the REST form, for models whose contract says no more than their tensors."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from bookserve.serving.gateway.problems import Problem, bad_value, shown
 from bookserve.serving.gateway.request_parsing import Choice
 
 _FIELDS = ("inputs", "instances")
+_LONG = 1_000  # values of an example
 
 
 def predict(request: Request, contract: Contract, choice: Choice, dependencies: Dependencies) -> dict[str, Any]:
@@ -73,10 +75,12 @@ def _types(contract: Contract) -> list[str]:
     return [f"{tensor.name}: {schemas.type_text(tensor)}" for tensor in contract.inputs]
 
 
-def _example(contract: Contract) -> dict[str, Any]:
-    """A body that has the inputs' forms: zeros, with 1 for every free size."""
+def _example(contract: Contract) -> dict[str, Any] | None:
+    """A body that has the inputs' forms: zeros, with 1 for every free size; None where that is long."""
     if not contract.inputs:
         return {"inputs": [[0.0]]}
+    if sum(math.prod(size or 1 for size in tensor.shape) for tensor in contract.inputs) > _LONG:
+        return None
     values = {tensor.name: _zeros(tensor.shape, tensor.dtype) for tensor in contract.inputs}
     return {"inputs": values if len(values) > 1 else next(iter(values.values()))}
 

@@ -4,6 +4,7 @@ Reads only. A name reaches the file system only after it matched a strict patter
 """
 
 import json
+import os
 import re
 import threading
 from pathlib import Path
@@ -32,21 +33,12 @@ class StoreContracts:
 
     def models(self) -> list[str]:
         """The names of the models that have a version, sorted."""
-        try:
-            names = [path.name for path in self.root.iterdir() if is_name(path.name) and path.is_dir()]
-        except OSError:
-            return []
-        return sorted(name for name in names if self.versions(name))
+        return sorted(name for name in _names(self.root) if is_name(name) and self.versions(name))
 
     def versions(self, model: str) -> list[int]:
         """The numbers of a model's versions, the newest first."""
-        if not is_name(model):
-            return []
-        try:
-            names = [path.name for path in (self.root / model).iterdir() if _VERSION.fullmatch(path.name)]
-        except OSError:
-            return []
-        return sorted(map(int, names), reverse=True)
+        names = _names(self.root / model) if is_name(model) else []
+        return sorted((int(name) for name in names if _VERSION.fullmatch(name)), reverse=True)
 
     def of_version(self, model: str, version: int) -> Contract | None:
         """The contract in the manifest of a version; None where there is none, or only its name."""
@@ -84,6 +76,15 @@ class StoreContracts:
         except (OSError, ValueError, RecursionError):
             return None
         return content if isinstance(content, dict) else None
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder; nothing in one that cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except OSError:
+        return []
 
 
 def _contract(manifest: dict[str, Any] | None) -> Contract | None:

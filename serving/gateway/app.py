@@ -100,8 +100,7 @@ def _add_probes(
         readiness = {name: models.readiness(catalog.told(name)) for name in catalog.names()}
         faults = [state.reason for state in readiness.values() if not (state.ready or state.absent)]
         if not faults and all(state.absent for state in readiness.values()):
-            faults = [state.reason for state in readiness.values()] or [models.reachable().reason]
-        faults = list(filter(None, faults))
+            faults = [state.reason for state in readiness.values()] or catalog.without_models()
         if faults:
             raise Problem(503, "; ".join(dict.fromkeys(faults)))
         versions = {name: state.version for name, state in readiness.items() if state.ready}

@@ -49,6 +49,12 @@ class Catalog:
         """The models of the store, sorted."""
         return self._contracts.models() if self._contracts else []
 
+    def without_models(self) -> list[str]:
+        """Why nothing can be answered where no model is in the store: there is a store, or nobody answers."""
+        if self._contracts:
+            return [f"{self._contracts.root} holds no version of a model yet"]
+        return [reason for reason in (self._models.reachable().reason,) if reason]
+
     def told(self, model: str) -> Contract:
         """The contract of a model's newest version in the store; one without tensors where it has none."""
         found = self._contracts.of_model(model) if self._contracts else None

@@ -206,8 +206,9 @@ def trained(engine: Engine) -> Engine:
 
 def unready_models(engine: Engine) -> dict[str, str]:
     """The models that cannot answer, and why."""
-    models = GatewayClient(engine.gateway_url).models()
-    return {model["name"]: model["reason"] for model in models if model["name"] in MODELS and not model["ready"]}
+    known = {model["name"]: model for model in GatewayClient(engine.gateway_url).models()}
+    away = [name for name in MODELS if name not in known or not known[name]["ready"]]
+    return {name: known[name]["reason"] if name in known else "not in the store" for name in away}
 
 
 def test_both_servers_start_on_an_empty_store_and_the_gateway_is_unready(engine: Engine) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from book_contracts import CONTRACTS
+from book_contracts import CONTRACTS, write_manifests
 from bookserve.clients import errors
 from bookserve.serving import gateway
 from bookserve.serving.gateway.app import create_app
@@ -35,6 +35,14 @@ def test_ready_when_a_model_keeps_its_contract(client) -> None:
 def test_unready_with_the_reason(client, backend, error, text) -> None:
     backend.fail_metadata = error
     assert text in problem_of(client.get("/readyz"), 503)["detail"]
+
+
+def test_unready_over_an_empty_store(backend, molecule_pool, tmp_path) -> None:
+    client = create_app(GatewayConfig(models_dir=tmp_path), backend, molecule_pool).test_client()
+    assert "holds no version of a model yet" in problem_of(client.get("/readyz"), 503)["detail"]
+    assert client.get("/api/v1/models").get_json() == {"models": []}
+    write_manifests(tmp_path, ["mnist"])
+    assert client.get("/readyz").get_json()["models"] == {"mnist": 3}
 
 
 def test_unready_while_draining_and_connections_close(backend, molecule_pool) -> None:

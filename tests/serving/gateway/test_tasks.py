@@ -342,3 +342,23 @@ def test_each_version_is_read_with_its_own_contract(serve, tmp_path) -> None:
     for _ in range(3):
         assert ask(14) == (200, 4)
     assert backend.metadata_calls == calls
+
+
+def test_labels_are_those_of_the_version_that_answers(serve, tmp_path) -> None:
+    old = replace(renamed("cifar10"), model="things")
+    new = replace(old, version=2, labels=tuple(reversed(old.labels)))
+    client, backend = serve(old, like={"things": "cifar10"})
+    write_manifest(tmp_path, new, 4)
+    backend.contracts["things", 4] = new
+
+    def ask(query: str = "") -> str:
+        answer = client.post(f"/api/v1/things{query}", json={"pixels": [[[7] * 3] * 32] * 32})
+        return answer.get_json()["predictions"][0]["class"]
+
+    assert ask() == old.labels[7]  # the store's newest is 4, and the model server answers with 3
+    assert ask("?version=4") == new.labels[7]
+    calls = len(backend.asked)
+    assert ask() == old.labels[7]
+    assert len(backend.asked) == calls + 1
+    backend.version = 4
+    assert ask() == new.labels[7]

@@ -32,10 +32,12 @@ def check(folder: Path, contract: Contract, rows: Rows) -> dict[str, float]:
     run_saved_model = engines.saved_model(folder, contract.signature)
     run_onnx = engines.onnx_graph(folder / LOCATION)
     differences = dict.fromkeys((tensor.name for tensor in contract.outputs), 0.0)
+    sizes: Mapping[str, float] = {}
     for batch in _batches(contract, rows):
         expected, actual = run_saved_model(batch), run_onnx(batch)
+        sizes = sizes or largest(expected)
         for tensor in contract.outputs:
-            worst = difference(tensor, expected, actual)
+            worst = difference(tensor, expected, actual, sizes=sizes)
             differences[tensor.name] = max(differences[tensor.name], worst)
     return differences
 
@@ -64,12 +66,14 @@ def difference(
     engines: tuple[str, str] = _ENGINES,
     tolerance: float = TOLERANCE,
     nan_expected: bool = False,
+    sizes: Mapping[str, float] | None = None,
 ) -> float:
     """The difference of one output as `check` defines it; `engines` name who gave `expected` and `actual`.
 
     A float output may differ by `tolerance` of its largest finite value, one of 16 bits by two units in the last place
-    of that value. Infinity must be the same in both. NaN is refused, for an engine that fails may give it everywhere;
-    with `nan_expected`, because the inputs hold it, it must be the same in both.
+    of that value; `sizes` has the largest values of a larger batch, where these are a part of one. Infinity must be the
+    same in both. NaN is refused, for an engine that fails may give it everywhere; with `nan_expected`, because the
+    inputs hold it, it must be the same in both.
 
     Raises:
         ExportError: types, shapes or values disagree; the message has the worst value.
@@ -87,13 +91,14 @@ def difference(
                 " cannot be compared: the version is not published; give inputs with --example that it answers. NaN in"
                 " the example's inputs says that NaN may be an answer"
             )
-        return _float_difference(tensor.name, left, right, engines, tolerance)
+        allowed = _allowed(tensor.name, expected, sizes, tolerance)
+        return _float_difference(tensor.name, left, right, engines, allowed)
     differs = _as_bytes(left) != _as_bytes(right)
     if not differs.any():
         return 0.0
     if tensor.ranks:
         gaps = np.abs(_values_at(expected[tensor.ranks], left) - _values_at(expected[tensor.ranks], right))
-        if gaps.max() <= _allowed(expected[tensor.ranks], tolerance):
+        if gaps.max() <= _allowed(tensor.ranks, expected, sizes, tolerance):
             return float(differs.mean())
     place = tuple(int(axis) for axis in np.argwhere(differs)[0])
     raise ExportError(
@@ -102,16 +107,26 @@ def difference(
     )
 
 
-def _allowed(values: npt.NDArray[Any], tolerance: float) -> float:
-    """How far a float output with these values may be off."""
+def largest(outputs: Rows) -> dict[str, float]:
+    """Output -> its largest finite size, of those that are numbers; 0 where none is finite."""
+    found = {}
+    for name, values in outputs.items():
+        if values.dtype.kind in "fciu":
+            sizes = np.abs(values.astype(np.complex128 if values.dtype.kind == "c" else np.float64))
+            found[name] = float(np.max(sizes, initial=0.0, where=np.isfinite(sizes)))
+    return found
+
+
+def _allowed(name: str, expected: Rows, sizes: Mapping[str, float] | None, tolerance: float) -> float:
+    """How far a float output may be off."""
+    values = expected[name]
     if values.dtype == np.float16:
         tolerance = max(tolerance, 2 * float(np.finfo(np.float16).eps))
-    sizes = np.abs(values.astype(np.complex128 if values.dtype.kind == "c" else np.float64))
-    return tolerance * max(_LEAST, float(np.max(sizes, initial=0.0, where=np.isfinite(sizes))))
+    return tolerance * max(_LEAST, largest({name: values})[name], (sizes or {}).get(name, 0.0))
 
 
 def _float_difference(
-    name: str, left: npt.NDArray[Any], right: npt.NDArray[Any], engines: tuple[str, str], tolerance: float
+    name: str, left: npt.NDArray[Any], right: npt.NDArray[Any], engines: tuple[str, str], allowed: float
 ) -> float:
     wide = np.complex128 if left.dtype.kind == "c" else np.float64
     a, b = left.astype(wide), right.astype(wide)
@@ -123,7 +138,6 @@ def _float_difference(
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):
         gaps = np.where(same, 0.0, np.abs(a - b))
-    allowed = _allowed(left, tolerance)
     if not bool((gaps <= allowed).all()):
         place = tuple(
             int(axis) for axis in np.unravel_index(int(np.argmax(np.where(np.isnan(gaps), np.inf, gaps))), gaps.shape)

@@ -156,12 +156,13 @@ def _compare(
     if all(tensor.shape[:1] == (None,) for tensor in contract.inputs):
         one = _first_row(contract, rows)
         batches.append((one, _run(converted.reference, one, "the source")))
+    sizes = parity.largest(expected)
     for name, run in converted.graphs.items():
         for batch, wanted in batches:
             found = _run(run, batch, name)
             for tensor in contract.outputs:
                 difference = parity.difference(
-                    tensor, wanted, found, ("the source", name), converted.tolerance, _holds_nan(batch)
+                    tensor, wanted, found, ("the source", name), converted.tolerance, _holds_nan(batch), sizes
                 )
                 differences[tensor.name] = max(differences[tensor.name], difference)
     return differences

@@ -7,11 +7,21 @@ import numpy as np
 import numpy.typing as npt
 from flask import Request
 
+from bookserve.clients import outputs
 from bookserve.clients.inputs import points
 from bookserve.export.contracts import Contract
 from bookserve.serving.gateway import openapi, request_parsing
 from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.problems import bad_value, shown
+from bookserve.serving.gateway.request_parsing import Choice
+
+
+def predict(request: Request, contract: Contract, choice: Choice, dependencies: Dependencies) -> dict[str, Any]:
+    """The answer to one request, of either task whose rows are numbers."""
+    rows = NumberBody.of(contract).rows(request, dependencies.limits)
+    inputs = {contract.inputs[0].name: rows.astype(contract.inputs[0].dtype)}
+    return outputs.rows(contract, dependencies.models.predict(contract, inputs, choice))
 
 
 @dataclass(frozen=True)

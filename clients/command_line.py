@@ -12,7 +12,7 @@ import click
 # command -> (module and attribute of the click command, the extra that brings what it imports, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("bookserve.training.commands:train", "training", "Train one model into a run folder."),
-    "export": ("bookserve.export.commands:export", "training", "Publish a run as the next version of its model."),
+    "export": ("bookserve.training.commands:export", "training", "Publish a run as the next version of its model."),
     "train-all": ("bookserve.training.commands:train_all", "training", "Train and export every model."),
     "tune": ("bookserve.training.commands:tune", "training", "Search for better numbers of a model."),
     "clean-runs": ("bookserve.training.commands:clean_runs", "training", "Remove runs that were never finished."),

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,12 +24,13 @@ import click
 from packaging.requirements import Requirement
 
 from bookserve.export.options import local_folder
+from bookserve.training.datasets import DOWNLOADED
+from bookserve.training.models import MODELS
 
 HOST = "127.0.0.1"
 LITTLE_MEMORY, LITTLE_DISK = 4, 2  # GiB: below them trainings of the default profile may fail
 SECONDS = 60  # that a question to another program may take: TensorFlow's first import from a cold disk is slow
 PROBE_SECONDS = 2  # for a server on loopback
-DATA_SETS = ("mnist", "tox21", "ptb", "cifar10")
 DEVICES = "import tensorflow as tf; print(*(gpu.name for gpu in tf.config.list_physical_devices('GPU')))"
 
 
@@ -143,7 +144,7 @@ def data(places: Places) -> Iterator[Finding]:
     if places.data_dir is not None and not places.data_dir.is_dir():
         yield Finding("bad", "data", f"DATA_DIR {places.data_dir} is not a folder", "name another, or none")
         return
-    for name in DATA_SETS:
+    for name in DOWNLOADED:
         try:
             dataset = importlib.import_module(f"bookserve.training.datasets.{name}")
         except ModuleNotFoundError:
@@ -158,7 +159,6 @@ def data(places: Places) -> Iterator[Finding]:
 def models(places: Places) -> Iterator[Finding]:
     """The newest version of every model, each of its files checked against the manifest."""
     from bookserve.export import manifest as manifests
-    from bookserve.export.book_contracts import CONTRACTS
     from bookserve.export.errors import StoreError
     from bookserve.export.store import ModelStore
 
@@ -183,10 +183,15 @@ def models(places: Places) -> Iterator[Finding]:
             yield Finding("bad", "models", f"{version}: missing or changed: {', '.join(changed)}", advice)
         else:
             yield Finding("ok", "models", version)
-    missing = [name for name in CONTRACTS if name not in names]
-    if missing and len(missing) < len(CONTRACTS):
-        listed = " ".join(missing)
-        yield Finding("note", "models", f"not trained yet: {listed}", f"'bookserve train-all {listed}' trains them")
+    missing = " ".join(left_out(names))
+    if missing:
+        yield Finding("note", "models", f"not trained yet: {missing}", f"'bookserve train-all {missing}' trains them")
+
+
+def left_out(names: Collection[str]) -> list[str]:
+    """The models that `bookserve train-all` makes and that are not among `names`, unless none of them is."""
+    missing = [name for name in MODELS if name not in names]
+    return missing if len(missing) < len(MODELS) else []
 
 
 def ports(places: Places) -> Iterator[Finding]:

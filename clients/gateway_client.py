@@ -1,8 +1,8 @@
-"""Asks the gateway: its domain API takes pictures, molecules, texts and boards, no tensors."""
+"""Asks the gateway, whose domain API takes pictures, molecules, texts, boards and numbers, and tensors of any model."""
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -18,14 +18,135 @@ DEFAULT_TIMEOUT = 15.0  # seconds
 class GatewayClient:
     """The client; it keeps no connection and may be shared by threads.
 
-    Every model has a method of its name, which takes a sequence and gives {"model", "version", "predictions": [...]}
-    with one prediction an item. They raise a `PredictError` whose message is the gateway's own: InvalidArgument names
-    the faulty field, NotFound an unknown version or label, Unavailable says who does not answer. ValueError for a `url`
-    that is none.
+    Every task has a method that takes the model's name and a sequence and gives {"model", "version", "predictions":
+    [...]} with one prediction an item; the models of the book have a method of their own name each. They raise a
+    `PredictError` whose message is the gateway's own: InvalidArgument names the faulty field, NotFound an unknown
+    model, version or label, Unavailable says who does not answer. ValueError for a `url` that is none.
     """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
         self._server = Server.at(url)
+
+    def numbers(
+        self,
+        model: str,
+        x: Sequence[float] | Sequence[Sequence[float]],
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> dict[str, Any]:
+        """What a model of the task "regression" or "tabular" says of each row of numbers.
+
+        A row of one number is the number itself. Each prediction has {"class"} where the model names one, and every
+        other output under its name.
+        """
+        rows = [list(row) if isinstance(row, Iterable) else row for row in x]
+        return self._post_json(_path(model), {"x": rows}, version, label, timeout)
+
+    def molecules(
+        self,
+        model: str,
+        smiles: Sequence[str],
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> dict[str, Any]:
+        """What a model of the task "molecules" says of each; a prediction is {"smiles"} and the outputs by name."""
+        return self._post_json(_path(model), {"smiles": list(smiles)}, version, label, timeout)
+
+    def pictures(
+        self,
+        model: str,
+        pictures: Sequence[Picture],
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> dict[str, Any]:
+        """What a model of the task "image-classification" says of each picture.
+
+        A picture is the path or the bytes of a PNG, JPEG, WebP or BMP, or a uint8 array of pixels. Each prediction is
+        {"class"} and the outputs by name, such as "probabilities": {class: probability}. OSError when a file cannot be
+        read.
+        """
+        if isinstance(pictures, str | bytes | PathLike):
+            raise TypeError(f"{model} takes a sequence of pictures: write [picture] for one")
+        body, content_type = _form("file", [file_of(picture) for picture in pictures])
+        return self._post(f"/api/v1/{_path(model)}", body, content_type, version, label, timeout)
+
+    def next_words(
+        self,
+        model: str,
+        texts: Sequence[str],
+        *,
+        top_k: int | None = None,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> dict[str, Any]:
+        """What a model of the task "text" says of each text: its likeliest next words, or its class.
+
+        Each prediction is {"text", "unknown", "words": [{"word", "probability"}]}, or {"text", "unknown", "class"} and
+        the scores; `unknown` are words that the model does not know. `top_k` is for next words only.
+        """
+        body: dict[str, Any] = {"text": list(texts)}
+        if top_k is not None:
+            body["top_k"] = top_k
+        return self._post_json(_path(model), body, version, label, timeout)
+
+    def generate(
+        self,
+        model: str,
+        texts: Sequence[str],
+        *,
+        words: int = 10,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> dict[str, Any]:
+        """How each text may go on, by a model that knows the next word.
+
+        At `temperature` 0 the likeliest word is taken each time, above it is drawn; the same `seed` draws the same.
+        Gives "seed" beside the predictions, each of which is {"text", "unknown", "words": [word]}.
+        """
+        body: dict[str, Any] = {"text": list(texts), "words": words, "temperature": temperature}
+        if seed is not None:
+            body["seed"] = seed
+        return self._post_json(f"{_path(model)}/generate", body, version, label, timeout)
+
+    def boards(
+        self,
+        model: str,
+        boards: Sequence[Sequence[str]],
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> dict[str, Any]:
+        """The best move on each board, nine squares row by row, each "X", "O" or "", by a model of the task "board".
+
+        Each prediction is {"player", "move", "row", "column", "probabilities", "value"}; squares are numbered from 0.
+        """
+        return self._post_json(_path(model), {"board": [list(board) for board in boards]}, version, label, timeout)
+
+    def tensors(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> dict[str, Any]:
+        """What any model says of tensors in the REST form: {input: value}, or the value of its only input.
+
+        Each prediction has every output under its name.
+        """
+        return self._post_json(_path(model), {"inputs": inputs}, version, label, timeout)
 
     def linear(
         self,
@@ -36,7 +157,7 @@ class GatewayClient:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> dict[str, Any]:
         """The fitted line at each x; each prediction is {"y"}."""
-        return self._post_json("linear", {"x": list(x)}, version, label, timeout)
+        return self.numbers("linear", x, version=version, label=label, timeout=timeout)
 
     def logistic(
         self,
@@ -47,7 +168,7 @@ class GatewayClient:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> dict[str, Any]:
         """The class of each point, a pair of numbers; each prediction is {"class", "probability"} (of class "1")."""
-        return self._post_json("logistic", {"x": [list(point) for point in x]}, version, label, timeout)
+        return self.numbers("logistic", x, version=version, label=label, timeout=timeout)
 
     def tox21(
         self,
@@ -61,7 +182,7 @@ class GatewayClient:
 
         Each prediction is {"smiles", "probabilities": {assay: probability}}.
         """
-        return self._post_json("tox21", {"smiles": list(smiles)}, version, label, timeout)
+        return self.molecules("tox21", smiles, version=version, label=label, timeout=timeout)
 
     def mnist(
         self,
@@ -75,7 +196,7 @@ class GatewayClient:
 
         Each prediction is {"class", "probabilities": {digit: probability}}. OSError when a file cannot be read.
         """
-        return self._post_pictures("mnist", pictures, version, label, timeout)
+        return self.pictures("mnist", pictures, version=version, label=label, timeout=timeout)
 
     def ptb(
         self,
@@ -91,7 +212,7 @@ class GatewayClient:
         Each prediction is {"text", "unknown", "words": [{"word", "probability"}]}; `unknown` are words that the model
         does not know.
         """
-        return self._post_json("ptb", {"text": list(texts), "top_k": top_k}, version, label, timeout)
+        return self.next_words("ptb", texts, top_k=top_k, version=version, label=label, timeout=timeout)
 
     def ptb_generate(
         self,
@@ -109,10 +230,16 @@ class GatewayClient:
         At `temperature` 0 the likeliest word is taken each time, above it is drawn; the same `seed` draws the same.
         Gives "seed" beside the predictions, each of which is {"text", "unknown", "words": [word]}.
         """
-        body = {"text": list(texts), "words": words, "temperature": temperature}
-        if seed is not None:
-            body["seed"] = seed
-        return self._post_json("ptb/generate", body, version, label, timeout)
+        return self.generate(
+            "ptb",
+            texts,
+            words=words,
+            temperature=temperature,
+            seed=seed,
+            version=version,
+            label=label,
+            timeout=timeout,
+        )
 
     def cifar10(
         self,
@@ -126,7 +253,7 @@ class GatewayClient:
 
         Each prediction is {"class", "probabilities": {class: probability}}. OSError when a file cannot be read.
         """
-        return self._post_pictures("cifar10", pictures, version, label, timeout)
+        return self.pictures("cifar10", pictures, version=version, label=label, timeout=timeout)
 
     def tictactoe(
         self,
@@ -140,7 +267,7 @@ class GatewayClient:
 
         Each prediction is {"player", "move", "row", "column", "probabilities", "value"}; squares are numbered from 0.
         """
-        return self._post_json("tictactoe", {"board": [list(board) for board in boards]}, version, label, timeout)
+        return self.boards("tictactoe", boards, version=version, label=label, timeout=timeout)
 
     def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[dict[str, Any]]:
         """Every model that the gateway knows, with its version and whether it can answer."""
@@ -164,15 +291,6 @@ class GatewayClient:
         content = json.dumps(body).encode()
         return self._post(f"/api/v1/{route}", content, "application/json", version, label, timeout)
 
-    def _post_pictures(
-        self, model: str, pictures: Sequence[Picture], version: int | None, label: str | None, timeout: float
-    ) -> dict[str, Any]:
-        if isinstance(pictures, str | bytes | PathLike):
-            raise TypeError(f"{model} takes a sequence of pictures: write [picture] for one")
-        contents = [file_of(picture) for picture in pictures]
-        body, content_type = _form("file", contents)
-        return self._post(f"/api/v1/{model}", body, content_type, version, label, timeout)
-
     def _post(
         self, path: str, body: bytes, content_type: str, version: int | None, label: str | None, timeout: float
     ) -> dict[str, Any]:
@@ -182,6 +300,10 @@ class GatewayClient:
         query = urlencode({name: value for name, value in choice.items() if value is not None})
         target = f"{path}?{query}" if query else path
         return _document(self._server.exchange("POST", target, body, content_type=content_type, timeout=timeout))
+
+
+def _path(model: str) -> str:
+    return quote(model, safe="")
 
 
 def _document(answer: Answer) -> dict[str, Any]:

@@ -1,72 +1,54 @@
 """From output tensors to the answer that a person reads; the gateway and `bookserve predict` give the same.
 
-Every answer is {"model", "version", "predictions": [...]}, with one prediction a row of the request.
+Every answer is {"model", "version", "predictions": [...]}, with one prediction a row of the request. What the outputs
+mean stands in the contract: units, labels, which outputs are class numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from bookserve.clients import forms
 from bookserve.clients.answers import Array, Prediction
 from bookserve.clients.inputs import boards
 from bookserve.clients.inputs.words import Tokens, Vocabulary
-from bookserve.export.book_contracts import LINEAR, LOGISTIC, PTB, TICTACTOE, TOX21
-from bookserve.export.contracts import Contract
+from bookserve.export import example_inputs
+from bookserve.export.contracts import Contract, Tensor
 
 
-def linear(prediction: Prediction) -> dict[str, Any]:
-    """The answer of the linear model: each prediction is {"y"}."""
-    return _answer(LINEAR, prediction.version, [{"y": _number(y)} for y in prediction.outputs["y"]])
+def rows(contract: Contract, prediction: Prediction) -> dict[str, Any]:
+    """The answer for numbers and pictures: {"class": label} first, where an output has class numbers, then every other
+    output under its name.
 
-
-def logistic(prediction: Prediction) -> dict[str, Any]:
-    """The answer of the logistic model: {"class", "probability"}; the probability is that of class "1"."""
-    rows = zip(prediction.outputs["class"], prediction.outputs["probability"], strict=True)
-    predictions = [
-        {"class": LOGISTIC.labels[int(number)], "probability": _probability(probability)}
-        for number, probability in rows
-    ]
-    return _answer(LOGISTIC, prediction.version, predictions)
-
-
-def classification(contract: Contract, prediction: Prediction) -> dict[str, Any]:
-    """The answer of a classifier: the class and all probabilities of each row.
-
-    Reads the outputs `probabilities` float32 [n,len(contract.labels)] and `classes` int64 [n]; each prediction is
-    {"class", "probabilities": {label: probability}}.
+    Numbers for each label become {label: number}. The class of a picture is the likeliest, where no output names it.
     """
-    rows = zip(prediction.outputs["probabilities"], prediction.outputs["classes"], strict=True)
-    predictions = [
-        {"class": contract.labels[int(number)], "probabilities": _by_label(contract.labels, probabilities)}
-        for probabilities, number in rows
-    ]
-    return _answer(contract, prediction.version, predictions)
+    return _answer(contract, prediction.version, _labelled(contract, prediction.outputs))
 
 
-def tox21(prediction: Prediction, smiles: Sequence[str]) -> dict[str, Any]:
-    """The answer for molecules: {"smiles", "probabilities": {assay: probability of being active in it}}."""
-    rows = zip(smiles, prediction.outputs["probabilities"], strict=True)
-    predictions = [
-        {"smiles": text, "probabilities": _by_label(TOX21.labels, probabilities)} for text, probabilities in rows
-    ]
-    return _answer(TOX21, prediction.version, predictions)
+def molecules(contract: Contract, prediction: Prediction, smiles: Sequence[str]) -> dict[str, Any]:
+    """The answer for molecules: {"smiles"} and the outputs as in `rows`."""
+    found = zip(smiles, _labelled(contract, prediction.outputs), strict=True)
+    return _answer(contract, prediction.version, [{"smiles": text, **row} for text, row in found])
 
 
-def tictactoe(prediction: Prediction, positions: Sequence[Sequence[str]]) -> dict[str, Any]:
+def board(contract: Contract, prediction: Prediction, positions: Sequence[Sequence[str]]) -> dict[str, Any]:
     """The answer for boards: {"player", "move", "row", "column", "probabilities", "value"}.
 
     `move` is the most probable square, 0 to 8 row by row, and `row` and `column` the same from 0; only free squares
     are candidates. `probabilities` has one number a square, `value` is what the player may expect.
     """
+    squares, worth = forms.scores(contract), forms.values(contract)
+    assert squares is not None
+    assert worth is not None
     predictions = []
-    outputs = zip(positions, prediction.outputs["probabilities"], prediction.outputs["value"], strict=True)
-    for board, probabilities, value in outputs:
-        free = [number for number, square in enumerate(board) if not square]
+    outputs = zip(positions, prediction.outputs[squares.name], prediction.outputs[worth.name], strict=True)
+    for position, probabilities, value in outputs:
+        free = [number for number, square in enumerate(position) if not square]
         move = max(free, key=lambda number: float(probabilities[number]))
         predictions.append(
             {
-                "player": boards.to_move(board),
+                "player": boards.to_move(position),
                 "move": move,
                 "row": move // 3,
                 "column": move % 3,
@@ -74,11 +56,11 @@ def tictactoe(prediction: Prediction, positions: Sequence[Sequence[str]]) -> dic
                 "value": _number(value),
             }
         )
-    return _answer(TICTACTOE, prediction.version, predictions)
+    return _answer(contract, prediction.version, predictions)
 
 
 def next_words(
-    version: int, vocabulary: Vocabulary, texts: Sequence[tuple[str, Tokens, Array]], top_k: int
+    contract: Contract, version: int, vocabulary: Vocabulary, texts: Sequence[tuple[str, Tokens, Array]], top_k: int
 ) -> dict[str, Any]:
     """The answer for texts: {"text", "unknown", "words": [{"word", "probability"}]}, the likeliest words first.
 
@@ -95,15 +77,90 @@ def next_words(
             {"word": vocabulary.words[number], "probability": _probability(probabilities[number])} for number in best
         ]
         predictions.append({"text": text, "unknown": list(tokens.unknown), "words": words})
-    return _answer(PTB, version, predictions)
+    return _answer(contract, version, predictions)
+
+
+def text_classes(contract: Contract, version: int, texts: Sequence[tuple[str, Tokens, Array]]) -> dict[str, Any]:
+    """The answer of a model that labels texts: {"text", "unknown", "class"} and the scores, {label: number}.
+
+    `texts` has each text with its tokens and its scores float32 [labels].
+    """
+    scores = forms.scores(contract)
+    assert scores is not None
+    predictions = []
+    for text, tokens, values in texts:
+        (row,) = _labelled(contract, {scores.name: values[None]})
+        best = contract.labels[int(values.argmax())]
+        predictions.append({"text": text, "unknown": list(tokens.unknown), "class": best, **row})
+    return _answer(contract, version, predictions)
+
+
+def tensors(contract: Contract, prediction: Prediction) -> dict[str, Any]:
+    """The answer in tensors: output -> value in the REST form; an output with a number for each label as {label:
+    number}. Outputs of different batches are one prediction.
+    """
+    arrays = {tensor.name: np.asarray(prediction.outputs[tensor.name]) for tensor in contract.outputs}
+    sizes = {len(array) if array.ndim else 1 for array in arrays.values()}
+    if len(sizes) > 1 or any(array.ndim == 0 for array in arrays.values()):
+        predictions = [{name: example_inputs.to_rest(array) for name, array in arrays.items()}]
+    else:
+        predictions = [
+            {name: _value(array[row], contract.labels) for name, array in arrays.items()} for row in range(sizes.pop())
+        ]
+    return _answer(contract, prediction.version, predictions)
+
+
+def _labelled(contract: Contract, outputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+    """One object a row: the class, then all other outputs. Outputs that are not given are left out."""
+    given = [tensor for tensor in contract.outputs if tensor.name in outputs]
+    classes, scores = forms.classes(contract), forms.scores(contract)
+    found: list[dict[str, Any]] = []
+    for place in range(len(outputs[given[0].name])):
+        row: dict[str, Any] = {}
+        if classes is not None and classes in given:
+            row["class"] = _label(contract.labels, classes, outputs[classes.name][place])
+        elif contract.task == forms.PICTURES and scores is not None:
+            best = int(outputs[scores.name][place].argmax())
+            row["class"] = contract.labels[best] if contract.labels else str(best)
+        for tensor in given:
+            if tensor is not classes:
+                row[tensor.name] = _readable(tensor, outputs[tensor.name][place], contract.labels)
+        found.append(row)
+    return found
+
+
+def _label(labels: Sequence[str], tensor: Tensor, value: Any) -> str:
+    """The label of a class, which is its place among the labels, or the label itself where the model was given it."""
+    if tensor.dtype == "object":
+        return str(example_inputs.to_rest(np.asarray(value)))
+    text, number = str(int(value)), int(value)
+    if (text in labels and not tensor.ranks) or not 0 <= number < len(labels):
+        return text
+    return labels[number]
+
+
+def _readable(tensor: Tensor, value: Any, labels: Sequence[str]) -> Any:
+    array = np.asarray(value)
+    digits = _probability if tensor.unit == "probability" else _number
+    if array.dtype.kind != "f" or array.ndim > 1:
+        return example_inputs.to_rest(array)
+    if array.ndim == 0:
+        return digits(value)
+    numbers = [digits(number) for number in array]
+    if labels and len(numbers) == len(labels):
+        return dict(zip(labels, numbers, strict=True))
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _value(value: Any, labels: tuple[str, ...]) -> Any:
+    array = np.asarray(value)
+    if labels and array.shape == (len(labels),) and array.dtype.kind == "f":
+        return dict(zip(labels, (float(f"{number:.7g}") for number in array.tolist()), strict=True))
+    return example_inputs.to_rest(array)
 
 
 def _answer(contract: Contract, version: int, predictions: list[dict[str, Any]]) -> dict[str, Any]:
     return {"model": contract.model, "version": version, "predictions": predictions}
-
-
-def _by_label(labels: Sequence[str], probabilities: Array) -> dict[str, float]:
-    return {label: _probability(value) for label, value in zip(labels, probabilities, strict=True)}
 
 
 def _probability(value: Any) -> float:

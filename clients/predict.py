@@ -1,29 +1,26 @@
 """`bookserve predict NAME INPUT`: one prediction, through the gateway or straight from the model server.
 
-Straight from the model server, the input is turned into tensors here, by the same code that the gateway runs.
+The contract in the version's manifest says what INPUT is: the gateway tells it, or it is read in the model store.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from bookserve.clients import gateway_client, grpc_client, outputs, own_model, rest_client
-from bookserve.clients.answers import Array, Prediction
-from bookserve.clients.errors import BadAnswer, PredictError, Unavailable
+from bookserve.clients import ask_gateway, ask_server, gateway_client, grpc_client, rest_client
+from bookserve.clients.ask_server import Choice
+from bookserve.clients.errors import PredictError, Unavailable
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.inputs import boards, molecules, pictures, points, words
 from bookserve.clients.rest_client import RestClient
-from bookserve.export.book_contracts import CIFAR10, LINEAR, LOGISTIC, MNIST, PTB, TICTACTOE, TOX21
-from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
 
 _BAR = 40  # characters
+_MANY, _FEW = 30, 10  # of more than so many labels, the first so many are shown
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _INPUT_ERRORS = (
     boards.BoardError,
     molecules.MoleculeError,
@@ -32,130 +29,6 @@ _INPUT_ERRORS = (
     words.TextError,
     words.VocabularyError,
 )
-
-
-_TOP_K = 5
-
-_Server = GrpcClient | RestClient
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What was asked for beside INPUT: a version or a label, and where the model store is."""
-
-    version: int | None
-    label: str | None
-    models_dir: Path | None
-
-
-@dataclass(frozen=True)
-class _Question:
-    """How one model is asked from the command line.
-
-    `gateway` gives INPUT to the gateway; `direct` turns it into tensors, gives these to the model server and answers
-    what the gateway would.
-    """
-
-    gateway: Callable[[GatewayClient, str, _Wanted], dict[str, Any]]
-    direct: Callable[[_Server, str, _Wanted], dict[str, Any]]
-
-
-def _predict(server: _Server, contract: Contract, tensor: Array, wanted: _Wanted) -> Prediction:
-    inputs = {contract.inputs[0].name: tensor}
-    return server.predict(contract.model, inputs, version=wanted.version, label=wanted.label)
-
-
-def _ask_linear(client: GatewayClient, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return client.linear(points.row(source, 1).tolist(), version=wanted.version, label=wanted.label)
-
-
-def _linear(server: _Server, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return outputs.linear(_predict(server, LINEAR, points.row(source, 1)[None], wanted))
-
-
-def _ask_logistic(client: GatewayClient, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return client.logistic([points.row(source, 2).tolist()], version=wanted.version, label=wanted.label)
-
-
-def _logistic(server: _Server, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return outputs.logistic(_predict(server, LOGISTIC, points.row(source, 2)[None], wanted))
-
-
-def _ask_tox21(client: GatewayClient, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return client.tox21([source], version=wanted.version, label=wanted.label)
-
-
-def _tox21(server: _Server, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return outputs.tox21(_predict(server, TOX21, molecules.fingerprint(source)[None], wanted), [source])
-
-
-def _ask_mnist(client: GatewayClient, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return client.mnist([Path(source)], version=wanted.version, label=wanted.label)
-
-
-def _mnist(server: _Server, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return outputs.classification(MNIST, _predict(server, MNIST, pictures.digit(Path(source))[None], wanted))
-
-
-def _ask_ptb(client: GatewayClient, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return client.ptb([source], top_k=_TOP_K, version=wanted.version, label=wanted.label)
-
-
-def _ptb(server: _Server, source: str, wanted: _Wanted) -> dict[str, Any]:
-    if wanted.models_dir is None:
-        raise click.UsageError("with --grpc or --rest, ptb needs its vocabulary: give --models-dir models")
-    version = wanted.version or server.metadata(PTB.model, label=wanted.label).version
-    vocabulary = words.read_vocabulary(wanted.models_dir / PTB.model / str(version) / "assets" / "vocabulary.txt")
-    tokens = words.tokens(source, vocabulary)
-    inputs = np.array([tokens.ids], np.int32)
-    probabilities = _predict(server, PTB, inputs, replace(wanted, version=version, label=None)).outputs["probabilities"]
-    if probabilities.shape != (1, len(vocabulary.words)):
-        raise BadAnswer(f"version {version} of ptb has another vocabulary than {wanted.models_dir}")
-    return outputs.next_words(version, vocabulary, [(source, tokens, probabilities[0])], _TOP_K)
-
-
-def _ask_cifar10(client: GatewayClient, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return client.cifar10([Path(source)], version=wanted.version, label=wanted.label)
-
-
-def _cifar10(server: _Server, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return outputs.classification(CIFAR10, _predict(server, CIFAR10, pictures.photo(Path(source))[None], wanted))
-
-
-def _ask_tictactoe(client: GatewayClient, source: str, wanted: _Wanted) -> dict[str, Any]:
-    return client.tictactoe([boards.parse(source)], version=wanted.version, label=wanted.label)
-
-
-def _tictactoe(server: _Server, source: str, wanted: _Wanted) -> dict[str, Any]:
-    board = boards.parse(source)
-    return outputs.tictactoe(_predict(server, TICTACTOE, boards.planes(board)[None], wanted), [board])
-
-
-def _own(name: str) -> _Question:
-    """The question to a model that has no form of its own here."""
-
-    def through_gateway(client: GatewayClient, source: str, wanted: _Wanted) -> dict[str, Any]:
-        raise click.UsageError(
-            f"the gateway has no form for '{name}' (it has: {', '.join(QUESTIONS)}): ask the model server, --grpc or "
-            "--rest after INPUT"
-        )
-
-    def direct(server: _Server, source: str, wanted: _Wanted) -> dict[str, Any]:
-        choice = own_model.Choice(wanted.version, wanted.label, wanted.models_dir)
-        return own_model.ask(server, name, source, choice)
-
-    return _Question(through_gateway, direct)
-
-
-QUESTIONS = {
-    "linear": _Question(_ask_linear, _linear),
-    "logistic": _Question(_ask_logistic, _logistic),
-    "tox21": _Question(_ask_tox21, _tox21),
-    "mnist": _Question(_ask_mnist, _mnist),
-    "ptb": _Question(_ask_ptb, _ptb),
-    "cifar10": _Question(_ask_cifar10, _cifar10),
-    "tictactoe": _Question(_ask_tictactoe, _tictactoe),
-}
 
 
 # An INPUT such as -0.2,0.8 is no option.
@@ -184,7 +57,7 @@ QUESTIONS = {
 @click.option(
     "--models-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The model store: vocabularies and labels, with --grpc and --rest.",
+    help="The model store, where --grpc and --rest read what a model takes.  [default: models, if it is there]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def main(
@@ -200,27 +73,28 @@ def main(
 ) -> None:
     """Ask the model NAME for one prediction.
 
-    INPUT of a model of your own, with --grpc or --rest, is a file (.json in the REST form, .npz, .csv, a picture) or
-    JSON such as '[[1.0, 2.0]]'. INPUT of the book's models:
+    INPUT is what a person has, by the task of the model (bookserve models show NAME):
 
     \b
-    linear     a number                          1.5
-    logistic   two numbers                       -0.2,0.8
-    tox21      a molecule as SMILES              CCO
-    mnist      a picture of one digit            seven.png
-    ptb        the beginning of a sentence       "the stock"
-    cifar10    a picture                         ship.png
-    tictactoe  three rows, a dot is free         X.O/.X./...
+    regression, tabular   numbers                     1.5    -0.2,0.8
+    image-classification  a picture                   seven.png
+    molecules             a molecule as SMILES        CCO
+    text                  the beginning of a text     "the stock"
+    board                 three rows, a dot is free   X.O/.X./...
 
-    To give INPUT after a bare --grpc or --rest, put it first: bookserve predict mnist seven.png --grpc
+    Of any task, it may be tensors: a file (.json in the REST form, .npz, .csv) or JSON such as '[[1.0, 2.0]]'.
+
+    To give INPUT after a bare --grpc or --rest, put it first: bookserve predict NAME seven.png --grpc
     """
     if sum(way is not None for way in (gateway, grpc_target, rest_url)) > 1:
         raise click.UsageError("give one of --gateway, --grpc and --rest")
     if version is not None and label is not None:
         raise click.UsageError("give one of --version and --label")
-    wanted = _Wanted(version, label, models_dir)
+    if models_dir is None and Path("models").is_dir():
+        models_dir = Path("models")
+    choice = Choice(version, label, models_dir)
     try:
-        answer = _ask(QUESTIONS.get(name) or _own(name), source, wanted, gateway, grpc_target, rest_url)
+        answer = _ask(name, source, choice, gateway, grpc_target, rest_url)
     except Unavailable as error:
         elsewhere = ": start it with 'make serve', or say where it is (--gateway, --grpc or --rest)"
         mend = elsewhere if "nothing answers" in str(error) else ""
@@ -235,19 +109,21 @@ def main(
 
 
 def _ask(
-    question: _Question,
-    source: str,
-    wanted: _Wanted,
-    gateway: str | None,
-    grpc_target: str | None,
-    rest_url: str | None,
+    name: str, source: str, choice: Choice, gateway: str | None, grpc_target: str | None, rest_url: str | None
 ) -> dict[str, Any]:
     if rest_url is not None:
-        return question.direct(RestClient(rest_url), source, wanted)
+        return _direct(RestClient(rest_url), name, source, choice)
     if grpc_target is not None:
         with GrpcClient(grpc_target) as client:
-            return question.direct(client, source, wanted)
-    return question.gateway(GatewayClient(gateway or gateway_client.DEFAULT_URL), source, wanted)
+            return _direct(client, name, source, choice)
+    return ask_gateway.ask(GatewayClient(gateway or gateway_client.DEFAULT_URL), name, source, choice)
+
+
+def _direct(server: ask_server.Server, name: str, source: str, choice: Choice) -> dict[str, Any]:
+    asked = ask_server.find(server, name, choice)
+    if asked.doubt and Path(source).suffix.lower() in _PICTURES:
+        click.echo(f"note: the picture is only scaled to the model's size, as {asked.doubt} (--models-dir)", err=True)
+    return ask_server.ask(server, asked, source, choice.models_dir)
 
 
 def _chart(answer: dict[str, Any]) -> str:
@@ -276,5 +152,9 @@ def _short(value: Any) -> str:
 
 
 def _bars(rows: list[tuple[str, float]]) -> list[str]:
+    if len(rows) > _MANY:
+        rows = sorted(rows, key=lambda row: -row[1])[:_FEW]
     width = max(len(label) for label, _ in rows)
+    if not all(0 <= share <= 1 for _, share in rows):
+        return [f"  {label:>{width}}  {score:.6g}" for label, score in rows]
     return [f"  {label:>{width}}  {share:7.2%}  {'█' * round(_BAR * share)}".rstrip() for label, share in rows]

@@ -1,46 +1,23 @@
-"""The commands `bookserve export` and `bookserve models`. They only parse, call and print."""
+"""The command `bookserve models`. It only parses, calls and prints."""
 
 from pathlib import Path
 
 import click
 
 from bookserve.export import add as adding
-from bookserve.export import description, graph_contract, run_reader
+from bookserve.export import description, graph_contract
 from bookserve.export import manifest as manifests
 from bookserve.export.confined import Limits
 from bookserve.export.contracts import TASKS, Contract
 from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.life.commands import COMMANDS as LIFE_COMMANDS
 from bookserve.export.manifest import Manifest
-from bookserve.export.options import max_memory_option, max_seconds_option, models_dir_option, runs_dir_option
+from bookserve.export.options import max_memory_option, max_seconds_option, models_dir_option
 from bookserve.export.server_options import NOBODY, Asked, server_options, until_loaded
-from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import CONFIG, ModelStore
 from bookserve.serving.wire import store_servers
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
-@click.command()
-@click.argument("name")
-@click.option(
-    "--run",
-    "run_folder",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="The run folder to publish; by default the newest complete one.",
-)
-@models_dir_option
-@runs_dir_option
-def export(name: str, run_folder: Path | None, models_dir: Path, runs_dir: Path) -> None:
-    """Publish a run as the next version of its model."""
-    try:
-        run = run_reader.read(run_folder or run_reader.latest(runs_dir, name), name)
-        with silence_tensorflow():
-            from bookserve.export.publish import publish
-        publish(run, ModelStore(models_dir), click.echo)
-    except ExportError as error:
-        raise click.ClickException(str(error)) from error
 
 
 @click.group()
@@ -211,7 +188,7 @@ def show(name: str, version: int | None, models_dir: Path) -> None:
 def label(asked: Asked, name: str, label: str, version: int, models_dir: Path) -> None:
     """Have LABEL name a VERSION, whatever it named before.
 
-    Clients then ask for the label instead of a number, such as /v1/models/mnist/labels/stable:predict. Labels stay
+    Clients then ask for the label instead of a number, such as /v1/models/NAME/labels/stable:predict. Labels stay
     where they are when a version is published.
 
     The servers load the version first, then the label moves; the command ends when it has. A server notices it when it

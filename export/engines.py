@@ -39,15 +39,17 @@ def onnx_graph(path: Path) -> Run:
 
 
 def saved_model(folder: Path, signature: str) -> Run:
-    """A signature of a SavedModel, by TensorFlow."""
+    """A signature of a SavedModel, by TensorFlow on the CPU: GPUs may round float32 to 19 bits."""
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(folder))  # held, or its variables go
+    with tf.device("/CPU:0"):
+        loaded = tf.saved_model.load(str(folder))  # held, or its variables go
     function = loaded.signatures[signature]
 
     def run(rows: Rows) -> dict[str, npt.NDArray[Any]]:
-        tensors = {name: tf.constant(array, dtype=_dtype(function, name)) for name, array in rows.items()}
-        return {name: np.asarray(value) for name, value in function(**tensors).items() if loaded is not None}
+        with tf.device("/CPU:0"):
+            tensors = {name: tf.constant(array, dtype=_dtype(function, name)) for name, array in rows.items()}
+            return {name: np.asarray(value) for name, value in function(**tensors).items() if loaded is not None}
 
     return run
 

@@ -82,8 +82,8 @@ def fit(given: Mapping[str, Any], contract: Contract, origin: object) -> Rows:
 
 
 def draw(contract: Contract, tables: Mapping[str, int], seed: int = 0) -> Iterator[Rows]:
-    """Random inputs, with another size for the free dimensions each time: floats around 0, whole numbers below the
-    size of the table that they index, bytes from 0 to 255, words.
+    """Random inputs, with another size for the free dimensions each time: floats around 0 or from 0 to 1, whole numbers
+    below the size of the table that they index, bytes from 0 to 255, words.
     """
     chance = np.random.default_rng(seed)
     inner = any(size is None for tensor in contract.inputs for size in tensor.shape[1:])
@@ -231,4 +231,4 @@ def _random(chance: np.random.Generator, dtype: str, shape: list[int], limit: in
         return chance.integers(0, 2, shape).astype(bool)
     if kind.kind in "iu":
         return chance.integers(0, max(1, min(limit, np.iinfo(kind).max)), shape).astype(kind)
-    return chance.standard_normal(shape).astype(kind)
+    return (chance.standard_normal(shape) if limit > 2 else chance.random(shape)).astype(kind)

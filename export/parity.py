@@ -12,7 +12,9 @@ from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
 
 LOCATION = "assets.extra/model.onnx"  # inside the version folder
-TOLERANCE = 1e-4  # largest accepted difference of a float output
+TOLERANCE = 1e-5  # largest accepted difference of a float output, as a fraction of the output's largest value
+DOUBLE_SOURCE = 1e-4  # the same where the source computes in float64 and the graph in float32
+_LEAST = 1e-3  # an output whose values are all smaller is compared as if this were its largest: rounding around 0
 Rows = Mapping[str, npt.NDArray[Any]]
 Run = Callable[[Rows], Rows]
 _ENGINES = ("the SavedModel", "the ONNX graph")
@@ -23,18 +25,20 @@ def check(folder: Path, contract: Contract, rows: Rows) -> dict[str, float]:
     where the contract leaves more than the batch free, cut to a single step and to half of them.
 
     For an output of class numbers the value is the fraction of rows whose numbers differ, which is accepted only where
-    the output that the numbers point into is tied within TOLERANCE.
+    the output that the numbers point into is tied within the tolerance.
 
     Raises:
-        ExportError: a difference is above TOLERANCE, or the engines give other shapes or types.
+        ExportError: a difference is above the tolerance, or the engines give other shapes or types.
     """
     run_saved_model = engines.saved_model(folder, contract.signature)
     run_onnx = engines.onnx_graph(folder / LOCATION)
     differences = dict.fromkeys((tensor.name for tensor in contract.outputs), 0.0)
+    sizes: Mapping[str, float] = {}
     for batch in _batches(contract, rows):
         expected, actual = run_saved_model(batch), run_onnx(batch)
+        sizes = sizes or largest(expected)
         for tensor in contract.outputs:
-            worst = difference(tensor, expected, actual)
+            worst = difference(tensor, expected, actual, sizes=sizes)
             differences[tensor.name] = max(differences[tensor.name], worst)
     return differences
 
@@ -62,11 +66,15 @@ def difference(
     actual: Rows,
     engines: tuple[str, str] = _ENGINES,
     tolerance: float = TOLERANCE,
+    nan_expected: bool = False,
+    sizes: Mapping[str, float] | None = None,
 ) -> float:
     """The difference of one output as `check` defines it; `engines` name who gave `expected` and `actual`.
 
-    A float output may differ by `tolerance`, or by `tolerance` of its value where that is above 1; numbers that are
-    none (NaN, infinity) must be the same in both.
+    A float output may differ by `tolerance` of its largest finite value, one of 16 bits by two units in the last place
+    of that value; `sizes` has the largest values of a larger batch, where these are a part of one. Infinity must be the
+    same in both. NaN is refused, for an engine that fails may give it everywhere; with `nan_expected`, because the
+    inputs hold it, it must be the same in both.
 
     Raises:
         ExportError: types, shapes or values disagree; the message has the worst value.
@@ -78,13 +86,20 @@ def difference(
     if left.shape != right.shape:
         raise ExportError(f"'{tensor.name}' is {left.shape} from {engines[0]}, {right.shape} from {engines[1]}")
     if left.dtype.kind in "fc":
-        return _float_difference(tensor.name, left, right, engines, tolerance)
+        if not nan_expected and np.isnan(left).any():
+            raise ExportError(
+                f"'{tensor.name}' of {engines[0]} is NaN for {int(np.isnan(left).sum())} of {left.size} values, which"
+                " cannot be compared: give inputs with --example that it answers. NaN in the example's inputs says that"
+                " NaN may be an answer"
+            )
+        allowed = _allowed(tensor.name, expected, sizes, tolerance)
+        return _float_difference(tensor.name, left, right, engines, allowed)
     differs = _as_bytes(left) != _as_bytes(right)
     if not differs.any():
         return 0.0
     if tensor.ranks:
         gaps = np.abs(_values_at(expected[tensor.ranks], left) - _values_at(expected[tensor.ranks], right))
-        if gaps.max() <= TOLERANCE:
+        if gaps.max() <= _allowed(tensor.ranks, expected, sizes, tolerance):
             return float(differs.mean())
     place = tuple(int(axis) for axis in np.argwhere(differs)[0])
     raise ExportError(
@@ -93,8 +108,26 @@ def difference(
     )
 
 
+def largest(outputs: Rows) -> dict[str, float]:
+    """Output -> its largest finite size, of those that are numbers; 0 where none is finite."""
+    found = {}
+    for name, values in outputs.items():
+        if values.dtype.kind in "fciu":
+            sizes = np.abs(values.astype(np.complex128 if values.dtype.kind == "c" else np.float64))
+            found[name] = float(np.max(sizes, initial=0.0, where=np.isfinite(sizes)))
+    return found
+
+
+def _allowed(name: str, expected: Rows, sizes: Mapping[str, float] | None, tolerance: float) -> float:
+    """How far a float output may be off."""
+    values = expected[name]
+    if values.dtype == np.float16:
+        tolerance = max(tolerance, 2 * float(np.finfo(np.float16).eps))
+    return tolerance * max(_LEAST, largest({name: values})[name], (sizes or {}).get(name, 0.0))
+
+
 def _float_difference(
-    name: str, left: npt.NDArray[Any], right: npt.NDArray[Any], engines: tuple[str, str], tolerance: float
+    name: str, left: npt.NDArray[Any], right: npt.NDArray[Any], engines: tuple[str, str], allowed: float
 ) -> float:
     wide = np.complex128 if left.dtype.kind == "c" else np.float64
     a, b = left.astype(wide), right.astype(wide)
@@ -106,13 +139,13 @@ def _float_difference(
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):
         gaps = np.where(same, 0.0, np.abs(a - b))
-    allowed = tolerance * np.maximum(1.0, np.abs(a, where=np.isfinite(a), out=np.zeros(a.shape)))
     if not bool((gaps <= allowed).all()):
-        excess = np.where(np.isnan(gaps), np.inf, gaps / allowed)
-        place = tuple(int(axis) for axis in np.unravel_index(int(np.argmax(excess)), gaps.shape))
+        place = tuple(
+            int(axis) for axis in np.unravel_index(int(np.argmax(np.where(np.isnan(gaps), np.inf, gaps))), gaps.shape)
+        )
         raise ExportError(
-            f"{engines[0]} and {engines[1]} differ in '{name}' by {float(gaps[place]):g}, more than "
-            f"{float(allowed[place]):g}: {left[place]:.9g} and {right[place]:.9g} at {list(place)}"
+            f"{engines[0]} and {engines[1]} differ in '{name}' by {float(gaps[place]):g}, more than {allowed:g}: "
+            f"{left[place]:.9g} and {right[place]:.9g} at {list(place)}"
         )
     return float(np.max(gaps, initial=0.0))
 

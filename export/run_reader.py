@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,10 @@ def latest(runs_dir: Path, model: str) -> Path:
     return folder / names[-1]
 
 
-def read(folder: Path, model: str) -> TrainingRun:
+def read(folder: Path, model: str, contract_of: Callable[[str], Contract] | None = None) -> TrainingRun:
     """The run in `folder`, which must be a complete one of `model`.
+
+    Runs of bookserve 0.1.0 name their contract only: `contract_of` gives the whole one of a model, or raises KeyError.
 
     Raises:
         ExportError: it is unfinished, of another model, of another contract, or damaged.
@@ -114,7 +117,7 @@ def read(folder: Path, model: str) -> TrainingRun:
         if config["model"] != model:
             raise ExportError(f"{folder} is a run of {config['model']}, not of {model}")
         if not contract.whole:
-            raise ExportError(f"{folder} is from before runs had their whole contract: train again")
+            contract = _whole(contract, folder, contract_of)
         return TrainingRun(
             folder=folder,
             contract=contract,
@@ -130,6 +133,19 @@ def read(folder: Path, model: str) -> TrainingRun:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{folder} is damaged: {error!r}. Train again.") from error
+
+
+def _whole(named: Contract, folder: Path, contract_of: Callable[[str], Contract] | None) -> Contract:
+    """The contract of which a run has only the name."""
+    try:
+        known = contract_of(named.model) if contract_of else named
+    except KeyError:
+        known = named
+    if not known.whole:
+        raise ExportError(f"{folder} is from before runs had their whole contract: train again")
+    if known.id != named.id:
+        raise ExportError(f"{folder} keeps the contract {named.id}; today's is {known.id}: train again")
+    return known
 
 
 def _is_complete(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from signal import SIGINT, SIGTERM, signal
 
 import click
 
-from bookserve.export.book_contracts import CONTRACTS
+from bookserve.clients.doctor import left_out
 from bookserve.export.options import local_folder
 
 _HOST = "127.0.0.1"
@@ -153,9 +153,8 @@ def _trained(models_dir: Path) -> set[str]:
 
 def _tell_missing(models_dir: Path) -> None:
     """Names the models of the book that a stopped training has left out; a store without any of them is the user's."""
-    missing = [name for name in CONTRACTS if name not in _trained(models_dir)]
-    if missing and len(missing) < len(CONTRACTS):
-        names = " ".join(missing)
+    names = " ".join(left_out(_trained(models_dir)))
+    if names:
         elsewhere = "" if models_dir == Path("models") else f" --models-dir={models_dir}"
         click.echo(f"not trained yet: {names} ('bookserve train-all{elsewhere} {names}' trains them)")
 

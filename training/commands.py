@@ -1,4 +1,4 @@
-"""The commands `bookserve train`, `train-all`, `tune` and `clean-runs`. They only parse, call and print."""
+"""The commands `bookserve train`, `train-all`, `export`, `tune` and `clean-runs`. They only parse, call and print."""
 
 import logging
 import signal
@@ -21,7 +21,7 @@ from bookserve.export.store import ModelStore
 from bookserve.training import run_writer
 from bookserve.training.datasets.files import CHOICES, Choice, DataError, DataRequest
 from bookserve.training.errors import TrainingError
-from bookserve.training.models import MODELS, PROFILES, STANDARD
+from bookserve.training.models import MODELS, PROFILES, STANDARD, contract
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +191,28 @@ def train_all(
     if failures:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
         raise click.ClickException(f"{len(failures)} of {table.row_count} models failed:{reasons}")
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--run",
+    "run_folder",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The run folder to publish; by default the newest complete one.",
+)
+@models_dir_option
+@runs_dir_option
+def export(name: str, run_folder: Path | None, models_dir: Path, runs_dir: Path) -> None:
+    """Publish a run as the next version of its model."""
+    try:
+        with silence_tensorflow():
+            run = run_reader.read(run_folder or run_reader.latest(runs_dir, name), name, contract)
+            from bookserve.export.publish import publish
+        publish(run, ModelStore(models_dir), click.echo)
+    except ExportError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @click.command()

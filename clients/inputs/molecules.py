@@ -1,7 +1,7 @@
-"""From a molecule written as SMILES to the fingerprint that the toxicity model takes, and to a drawing of it.
+"""From a molecule written as SMILES to the fingerprint that a model of molecules takes, and to a drawing of it.
 
-The fingerprint is deepchem's `CircularFingerprint(size=1024)`, which is RDKit's Morgan fingerprint of radius 2 (Rogers
-and Hahn, "Extended-Connectivity Fingerprints", 2010). RDKit's parser is native code that a hostile text can keep busy:
+The fingerprint is RDKit's Morgan fingerprint (Rogers and Hahn, "Extended-Connectivity Fingerprints", 2010), by default
+that of deepchem's `CircularFingerprint(size=1024)`. RDKit's parser is native code that a hostile text can keep busy:
 `check_text` costs nothing and goes first, and a server runs the rest in a process that it can kill.
 """
 
@@ -39,17 +39,17 @@ def check_text(smiles: str) -> None:
         raise MoleculeError("a SMILES has no blanks, control characters or letters beyond ASCII")
 
 
-def fingerprint(smiles: str) -> npt.NDArray[np.uint8]:
-    """The Morgan fingerprint of a molecule: uint8 [1024], each 0 or 1.
+def fingerprint(smiles: str, radius: int = RADIUS, bits: int = BITS) -> npt.NDArray[np.uint8]:
+    """The Morgan fingerprint of a molecule: uint8 [bits], each 0 or 1.
 
     MoleculeError when it is no SMILES or no possible molecule, MoleculeTooLarge beyond 1,000 characters or 500 atoms.
     """
     molecule = _parse(smiles)
     from rdkit.Chem import rdFingerprintGenerator
 
-    generator = rdFingerprintGenerator.GetMorganGenerator(radius=RADIUS, fpSize=BITS)
-    bits: npt.NDArray[np.uint8] = generator.GetFingerprintAsNumPy(molecule)
-    return bits
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=bits)
+    found: npt.NDArray[np.uint8] = generator.GetFingerprintAsNumPy(molecule)
+    return found
 
 
 def drawing(smiles: str) -> str:

@@ -1,9 +1,9 @@
-"""From a picture that a person has to the tensor that a picture model takes.
+"""From a picture that a person has to the tensor that a picture model takes, as its contract's preprocessing says.
 
-A digit photographed, scanned or drawn in a paint program looks nothing like MNIST's 28x28 fields. `digit` does to it
-what NIST and the authors of MNIST did to their scans (http://yann.lecun.com/exdb/mnist/): the digit is fitted into
-20x20 pixels with its aspect ratio kept and grey levels from the anti-aliasing, then placed into 28x28 so that its
-centre of mass is the field's centre. `photo` makes a CIFAR-10 picture of any photograph: its central square, small.
+A digit photographed, scanned or drawn in a paint program looks nothing like the fields of a data set of scans. The rule
+"centred" does to it what NIST and the authors of such a set did (http://yann.lecun.com/exdb/mnist/): the digit is
+fitted into 20 of 28 parts of the field with its aspect ratio kept and grey levels from the anti-aliasing, then placed
+so that its centre of mass is the field's centre. "crop" takes the central part of the field's form, small.
 """
 
 import io
@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from bookserve.export.contracts import Preprocessing, Tensor
+
 Pixels = npt.NDArray[np.uint8]
 # A picture file's path or its bytes, or pixels: grey [height,width], or [height,width,3 or 4] with alpha as the fourth.
 Picture = str | os.PathLike[str] | bytes | Pixels
@@ -28,12 +30,12 @@ MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp")
 MAX_BYTES = 16 << 20
 MAX_PIXELS = 20_000_000
 
-FIELD = 28  # pixels, MNIST's width and height
-DIGIT = 20  # pixels, what the longer side of the digit is fitted to
-PHOTO = 32  # pixels, CIFAR-10's width and height
+DIGIT = Preprocessing("", size=(28, 28), colour="grey", resize="centred")
+PHOTO = Preprocessing("", size=(32, 32), colour="rgb", resize="crop")
+FILLED = 20 / 28  # of the field's shorter side, what the longer side of a centred sign is fitted to
 WORKING_SIDE = 1600  # pixels; larger pictures are shrunk to this before the digit is looked for
 
-_BLACK = 10  # grey levels; MNIST's border is black but for the few digits that reach into it
+_BLACK = 10  # grey levels; a field's border is black but for the few digits that reach into it
 _MIN_CONTRAST = 12.0  # grey levels; a picture whose ink differs less from its background is empty
 _MIN_OVER_NOISE = 6.0  # times the background's own roughness
 _INK = 0.25  # of full ink; darker pixels than this span the digit's bounding box
@@ -79,21 +81,61 @@ class PictureEmpty(PictureError):
     """A picture without ink: nothing in it stands out from the background."""
 
 
-def digit(picture: Picture) -> Pixels:
-    """Turns the picture of one digit into MNIST's form: uint8 [28,28], a white digit on black.
+def levels(picture: Picture, means: Preprocessing) -> Pixels:
+    """Turns a picture into the levels that `means` asks for: uint8 [height,width], or [height,width,3] for "rgb".
 
-    `picture` is a PNG, JPEG, WebP or BMP, its path or its bytes, or a uint8 array of pixels. Turned by its EXIF
-    orientation, transparency laid over white, dark digits on light grounds (told by the border) inverted, uneven and
-    grey grounds removed, contrast stretched. A picture that has MNIST's form already comes back unchanged; so does its
-    negative, inverted.
+    `picture` is a PNG, JPEG, WebP or BMP, its path or its bytes, or a uint8 array of pixels. It is turned by its EXIF
+    orientation, and transparency is laid over white. "centred" is for one sign, such as a digit: dark signs on light
+    grounds (told by the border) are inverted, uneven and grey grounds removed, contrast is stretched; a picture that
+    has the size and a black border already comes back unchanged, and so does its negative, inverted. "crop" cuts out
+    the central part, so that nothing is squeezed, "stretch" takes all; both scale with a filter that averages, and keep
+    the pixels of a picture that has the size.
 
     Raises PictureFormatError, PictureTooLarge, PictureDamaged or PictureEmpty; OSError when a file cannot be read.
     """
-    image = _image(picture)
-    if image.size == (FIELD, FIELD):
+    assert means.size is not None
+    height, width = means.size
+    if means.resize == "centred":
+        return _centred(_image(picture), height, width)
+    image = _eight_bit(_over(_image(picture), 255)).convert("RGB" if means.colour == "rgb" else "L")
+    if means.resize == "stretch":
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    else:
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image, np.uint8).copy()
+
+
+def tensor(many: Pixels, means: Preprocessing, wanted: Tensor) -> npt.NDArray[Any]:
+    """Levels of several pictures, uint8 [n,height,width] or [n,height,width,3], as the model's input."""
+    array: npt.NDArray[Any] = many
+    if means.scale != 1.0 or means.mean or means.deviation or np.dtype(wanted.dtype).kind == "f":
+        array = many.astype(np.float32) * np.float32(means.scale)
+        if means.mean:
+            array = array - np.array(means.mean, np.float32)
+        if means.deviation:
+            array = array / np.array(means.deviation, np.float32)
+    if array.ndim < len(wanted.shape):
+        array = array[..., None]
+    if means.layout == "channels-first":
+        array = array.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(array.astype(wanted.dtype))
+
+
+def digit(picture: Picture) -> Pixels:
+    """Turns the picture of one digit into uint8 [28,28], a white digit on black; see `levels`."""
+    return levels(picture, DIGIT)
+
+
+def photo(picture: Picture) -> Pixels:
+    """Turns a colour picture into uint8 [32,32,3], red, green, blue, of its central square; see `levels`."""
+    return levels(picture, PHOTO)
+
+
+def _centred(image: Image.Image, height: int, width: int) -> Pixels:
+    if image.size == (width, height):
         field = np.asarray(_over(image, 255).convert("L"))
         for candidate in (field, 255 - field):
-            if _is_mnist(candidate):
+            if _is_field(candidate):
                 return candidate.copy()
     image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
     try:
@@ -102,21 +144,7 @@ def digit(picture: Picture) -> Pixels:
         if not image.has_transparency_data:
             raise
         ink = _ink(_grey(_over(image, 0)))  # white on transparent
-    return _place(_fit(_crop(ink)))
-
-
-def photo(picture: Picture) -> Pixels:
-    """Turns a colour picture into CIFAR-10's form: uint8 [32,32,3], red, green, blue.
-
-    `picture` is a PNG, JPEG, WebP or BMP, its path or its bytes, or a uint8 array of pixels. Turned by its EXIF
-    orientation, transparency laid over white, the central square cut out so that nothing is squeezed, then scaled with
-    a filter that averages. A picture of 32 by 32 pixels keeps them.
-
-    Raises PictureFormatError, PictureTooLarge or PictureDamaged; OSError when a file cannot be read.
-    """
-    image = _over(_image(picture), 255)
-    image = ImageOps.fit(_eight_bit(image).convert("RGB"), (PHOTO, PHOTO), Image.Resampling.LANCZOS)
-    return np.asarray(image, np.uint8).copy()
+    return _place(_fit(_crop(ink), round(FILLED * min(height, width))), height, width)
 
 
 def file_of(picture: Picture) -> bytes:
@@ -198,7 +226,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return image
 
 
-def _is_mnist(field: Pixels) -> bool:
+def _is_field(field: Pixels) -> bool:
     border = np.concatenate([field[0], field[-1], field[:, 0], field[:, -1]])
     corners = field[[0, 0, -1, -1], [0, -1, 0, -1]]
     return bool(corners.max() <= _BLACK and np.mean(border <= _BLACK) >= 0.9 and field.max() >= 128)
@@ -247,25 +275,25 @@ def _crop(ink: _Grey) -> _Grey:
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _fit(ink: _Grey) -> _Grey:
-    """Scales the digit so that its longer side is DIGIT pixels, with its strokes at full ink."""
+def _fit(ink: _Grey, side: int) -> _Grey:
+    """Scales the digit so that its longer side is `side` pixels, with its strokes at full ink."""
     height, width = ink.shape
-    scale = DIGIT / max(height, width)
+    scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = np.clip(np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC)), 0.0, 1.0)
-    # A stroke thinner than a pixel of the field fades in scaling; a pen's strokes are full ink in MNIST.
+    # A stroke thinner than a pixel of the field fades in scaling; a pen's strokes are full ink in scans.
     strokes: _Grey = np.clip(small / max(float(np.percentile(small[small > 0.05], 90)), 0.05), 0.0, 1.0)
     return strokes
 
 
-def _place(ink: _Grey) -> Pixels:
+def _place(ink: _Grey, rows: int, columns: int) -> Pixels:
     """Puts the digit into the field with its centre of mass at the centre, moved by whole pixels."""
     height, width = ink.shape
     total = float(ink.sum())
     row = float((ink.sum(axis=1) * np.arange(height)).sum()) / total
     column = float((ink.sum(axis=0) * np.arange(width)).sum()) / total
-    top = min(max(round(FIELD / 2 - row), 0), FIELD - height)
-    left = min(max(round(FIELD / 2 - column), 0), FIELD - width)
-    field = np.zeros((FIELD, FIELD), dtype=np.uint8)
+    top = min(max(round(rows / 2 - row), 0), rows - height)
+    left = min(max(round(columns / 2 - column), 0), columns - width)
+    field = np.zeros((rows, columns), dtype=np.uint8)
     field[top : top + height, left : left + width] = np.rint(ink * 255.0)
     return field

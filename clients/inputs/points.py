@@ -1,4 +1,4 @@
-"""From plain numbers to the rows that the linear and the logistic model take."""
+"""From plain numbers to the rows that a model of a table takes."""
 
 import numpy as np
 import numpy.typing as npt

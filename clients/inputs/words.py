@@ -119,7 +119,7 @@ def _words(text: str, known: dict[str, int]) -> Iterator[str]:
 
 
 def _split(part: str, known: dict[str, int]) -> Iterator[str]:
-    """A part that is no word of the vocabulary as it stands: takes off what PTB writes apart."""
+    """A part that is no word of the vocabulary as it stands: takes off what the treebank writes apart."""
     if part in known or len(part) > _LONGEST_WORD:
         yield part
     elif part.endswith("."):
@@ -130,7 +130,7 @@ def _split(part: str, known: dict[str, int]) -> Iterator[str]:
     elif part.startswith(("$", "#", "&")) and len(part) > 1:
         yield part[0]
         yield from _split(part[1:], known)
-    elif part.endswith("%"):  # PTB has a percent sign as another N
+    elif part.endswith("%"):  # the treebank has a percent sign as another N
         if part != "%":
             yield from _split(part[:-1], known)
         yield NUMBER

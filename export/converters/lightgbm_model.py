@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bookserve.export import engines
+from bookserve.export import engines, parity
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.converters.source import ONNX, Converted, Rows, Wishes
 from bookserve.export.errors import ExportError
@@ -72,5 +72,6 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         ),
         reference=reference,
         graphs={ONNX: engines.onnx_graph(target)},
+        tolerance=parity.DOUBLE_SOURCE,
         made_with=("lightgbm", "onnxmltools", "onnx", "onnxruntime"),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bookserve.export import engines
+from bookserve.export import engines, parity
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.converters.source import ONNX, Converted, Rows, Wishes
 from bookserve.export.errors import ExportError
@@ -106,6 +106,7 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
         reference=reference,
         graphs={ONNX: engines.onnx_graph(target)},
         made_with=("scikit-learn", "skl2onnx", "onnx", "onnxruntime"),
+        tolerance=parity.DOUBLE_SOURCE,
     )
 
 

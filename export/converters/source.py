@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from bookserve.export import parity
 from bookserve.export.contracts import Contract
 
 Rows = Mapping[str, npt.NDArray[Any]]  # tensor -> array
@@ -36,7 +37,8 @@ class Converted:
 
     `reference` runs the source by its own library, `graphs` the graphs by theirs: file in the version -> run. `tables`
     has the inputs whose whole numbers index a table, with its size. `example` is an input that the source brings.
-    `notes` are lines for the user; `made_with` are the libraries that took part.
+    `notes` are lines for the user; `made_with` are the libraries that took part; `tolerance` is that of the parity
+    check.
     """
 
     contract: Contract
@@ -46,6 +48,7 @@ class Converted:
     example: Rows | None = None
     notes: tuple[str, ...] = ()
     made_with: tuple[str, ...] = ()
+    tolerance: float = parity.TOLERANCE
 
 
 class Converter(Protocol):

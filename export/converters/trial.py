@@ -4,6 +4,7 @@ What is left in the version folder is complete but for the manifest and the card
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -66,7 +67,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask_source(converted: Converted, example: Path | None) -> tuple[Rows, dict[str, npt.NDArray[Any]]]:
-    """The inputs, and what the source answers to them: an example's, or the first random ones that it takes."""
+    """The inputs, and what the source answers to them: an example's, or the first random ones that it takes, if there
+    are any without NaN in the answer.
+    """
     contract = converted.contract
     if example is not None:
         rows: Rows = example_inputs.read(example, contract)
@@ -75,11 +78,18 @@ def _ask_source(converted: Converted, example: Path | None) -> tuple[Rows, dict[
         rows = example_inputs.fit(converted.example, contract, "the model's own example")
         return rows, _run(converted.reference, rows, "the source")
     first: ExportError | None = None
+    unusable = None
     for rows in example_inputs.draw(contract, converted.tables):
         try:
-            return rows, _run(converted.reference, rows, "the source")
+            answer = _run(converted.reference, rows, "the source")
         except ExportError as error:
             first = first or error
+            continue
+        if not _holds_nan(answer):
+            return rows, answer
+        unusable = unusable or (rows, answer)
+    if unusable:
+        return unusable
     raise ExportError(f"{first}; random inputs do not do for this model: give --example FILE (.npz, .json, .csv)")
 
 
@@ -145,13 +155,20 @@ def _compare(
     if all(tensor.shape[:1] == (None,) for tensor in contract.inputs):
         one = golden.first_row(contract, rows)
         batches.append((one, _run(converted.reference, one, "the source")))
+    sizes = parity.largest(expected)
     for name, run in converted.graphs.items():
         for batch, wanted in batches:
             found = _run(run, batch, name)
             for tensor in contract.outputs:
-                difference = parity.difference(tensor, wanted, found, ("the source", name))
+                difference = parity.difference(
+                    tensor, wanted, found, ("the source", name), converted.tolerance, _holds_nan(batch), sizes
+                )
                 differences[tensor.name] = max(differences[tensor.name], difference)
     return differences
+
+
+def _holds_nan(rows: Mapping[str, npt.NDArray[Any]]) -> bool:
+    return any(array.dtype.kind in "fc" and bool(np.isnan(array).any()) for array in rows.values())
 
 
 def _versions(libraries: tuple[str, ...]) -> dict[str, str]:

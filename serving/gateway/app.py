@@ -1,4 +1,4 @@
-"""The gateway's Flask application: the models' routes, the pages, the probes, and what holds for every request.
+"""The gateway's Flask application: the routes, the pages, the probes, and what holds for every request.
 
 `create_app` takes its settings and the client to the model server, so tests inject both.
 """
@@ -14,18 +14,8 @@ import structlog
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from bookserve.export.book_contracts import CONTRACTS
-from bookserve.serving.gateway import (
-    cifar10,
-    linear,
-    logistic,
-    mnist,
-    models_api,
-    openapi,
-    ptb,
-    tictactoe,
-    tox21,
-)
+from bookserve.serving.gateway import models_api, openapi, predictions
+from bookserve.serving.gateway.catalog import Catalog, ModelName
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.metrics import CONTENT_TYPE, Metrics
@@ -35,9 +25,6 @@ from bookserve.serving.gateway.problems import Problem
 from bookserve.serving.gateway.responses import json_response
 from bookserve.serving.gateway.store import Store
 from bookserve.serving.wire import hosts
-
-# Every model's file of this folder: its path, its routes and its part of the OpenAPI document.
-MODELS = (linear, logistic, tox21, mnist, ptb, cifar10, tictactoe)
 
 _PAGE = Path(__file__).parent / "page"
 _PAGE_TYPES = {
@@ -76,19 +63,20 @@ def create_app(
     metrics = metrics or Metrics()
     app = Flask("bookserve.gateway", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = config.limits.body_bytes
-    models = ModelBackend(backend, config.model_server, config.model_seconds)
+    app.url_map.converters["model"] = ModelName
     store = Store(config.models_dir) if config.models_dir else None
+    contracts = store.contracts if store else None
+    models = ModelBackend(backend, config.model_server, config.model_seconds, contracts)
+    catalog = Catalog(models, contracts)
     dependencies = Dependencies(models, config.limits, store, molecule_pool)
-    for module in MODELS:
-        app.register_blueprint(module.routes(dependencies))
-    app.register_blueprint(models_api.routes(models, store))
-    _add_probes(app, models, metrics, draining)
+    app.register_blueprint(predictions.routes(catalog, dependencies))
+    app.register_blueprint(models_api.routes(models, catalog, store))
+    _add_probes(app, models, catalog, metrics, draining)
     _add_page(app)
-    interface = openapi.document([module.openapi(config.limits) for module in MODELS])
 
     @app.get("/openapi.json")
     def show_openapi() -> Response:
-        return json_response(interface)
+        return json_response(openapi.document(predictions.operations(catalog, config.limits)))
 
     _add_logging_and_headers(app, metrics, draining)
     _add_host_check(app, config)
@@ -96,7 +84,9 @@ def create_app(
     return app
 
 
-def _add_probes(app: Flask, models: ModelBackend, metrics: Metrics, draining: Callable[[], bool]) -> None:
+def _add_probes(
+    app: Flask, models: ModelBackend, catalog: Catalog, metrics: Metrics, draining: Callable[[], bool]
+) -> None:
     @app.get("/healthz")
     def healthz() -> Response:
         return json_response({"status": "ok"})
@@ -109,10 +99,10 @@ def _add_probes(app: Flask, models: ModelBackend, metrics: Metrics, draining: Ca
     def readyz() -> Response:
         if draining():
             raise Problem(503, "the gateway is stopping")
-        readiness = {name: models.readiness(contract) for name, contract in CONTRACTS.items()}
+        readiness = {name: models.readiness(catalog.told(name)) for name in catalog.names()}
         faults = [state.reason for state in readiness.values() if not (state.ready or state.absent)]
         if not faults and all(state.absent for state in readiness.values()):
-            faults = [state.reason for state in readiness.values()]
+            faults = [state.reason for state in readiness.values()] or catalog.without_models()
         if faults:
             raise Problem(503, "; ".join(dict.fromkeys(faults)))
         versions = {name: state.version for name, state in readiness.items() if state.ready}
@@ -154,6 +144,8 @@ def _add_logging_and_headers(app: Flask, metrics: Metrics, draining: Callable[[]
             response.headers["Connection"] = "close"
         seconds = time.perf_counter() - g.started
         route = request.url_rule.rule if request.url_rule else "unmatched"
+        if "model" in g:  # there is one of that name, so its routes are counted apart
+            route = route.replace("<model:model>", g.model)
         # A method of a request is any token; those that no route has are counted together.
         method = request.method if request.method in _METHODS else "other"
         metrics.answered(method, route, response.status_code, seconds)

@@ -15,7 +15,7 @@ class Limits:
         64 << 10
     )  # the headers of a multipart part, and the text of one that is no file; at least 1 KiB
     items: int = 32  # pictures, molecules, texts, boards a request
-    points: int = 4096  # numbers or pairs of numbers a request, of the linear and the logistic model
+    points: int = 4096  # rows of numbers a request, of the tasks regression and tabular
     generated_words: int = 50  # words a request may have generated
     json_bytes: int = 1 << 20  # of a JSON body
     json_depth: int = 8  # nested lists and objects
@@ -29,7 +29,7 @@ class GatewayConfig:
 
     model_server: str = "127.0.0.1:8500"
     model_seconds: float = 10.0  # the deadline of a call to the model server
-    models_dir: Path | None = None  # the model store, for metrics, report pictures and the vocabulary
+    models_dir: Path | None = None  # the model store: contracts, metrics, report pictures, vocabularies
     bind: str = "127.0.0.1"
     allowed_hosts: tuple[str, ...] = ()  # names that it is asked by, beside loopback's and `bind`
     limits: Limits = Limits()

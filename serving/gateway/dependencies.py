@@ -1,4 +1,4 @@
-"""What the models' routes work with; `create_app` makes one and hands it to every model's file."""
+"""What the tasks work with; `create_app` makes one and hands it to every task's file."""
 
 from dataclasses import dataclass
 

@@ -20,12 +20,13 @@ _LEVEL = {"type": "integer", "minimum": 0, "maximum": 255}
 class ImageBody:
     """How one model takes images.
 
-    `side` is the width and height in pixels, `channels` the numbers a pixel: 0 for a bare grey level. `decode` turns a
+    `height` and `width` are in pixels, `channels` the numbers a pixel: 0 for a bare grey level. `decode` turns a
     file's bytes into the model's form and raises PictureError; `what` names a good picture in messages, and `curl` is
     a command that sends one.
     """
 
-    side: int
+    height: int
+    width: int
     channels: int
     decode: Callable[[bytes], npt.NDArray[np.uint8]]
     what: str
@@ -35,10 +36,10 @@ class ImageBody:
     def example(self) -> dict[str, Any]:
         """A JSON body that works: a black picture."""
         pixel: object = [0] * self.channels if self.channels else 0
-        return {"pixels": [[pixel] * self.side] * self.side}
+        return {"pixels": [[pixel] * self.width] * self.height}
 
     def images(self, request: Request, limits: Limits) -> npt.NDArray[np.uint8]:
-        """The request's images as uint8 [n,side,side] or [n,side,side,channels]; Problem names what is wrong."""
+        """The request's images as uint8 [n,height,width] or [n,height,width,channels]; Problem names what is wrong."""
         media_type = request_parsing.media_type(request)
         if media_type == request_parsing.JSON:
             body = request_parsing.read_json(request, limits, self.example)
@@ -55,7 +56,7 @@ class ImageBody:
     def openapi(self, limits: Limits) -> dict[str, Any]:
         """The request body's schema for each media type."""
         pixel = openapi.list_of(_LEVEL, self.channels) if self.channels else _LEVEL
-        image = openapi.list_of(openapi.list_of(pixel, self.side), self.side)
+        image = openapi.list_of(openapi.list_of(pixel, self.width), self.height)
         text = f"{self._dimensions} whole numbers from 0 to 255, or a list of such"
         files = {
             "type": "array",
@@ -71,7 +72,7 @@ class ImageBody:
 
     @property
     def _dimensions(self) -> str:
-        return f"[{self.side}][{self.side}]" + (f"[{self.channels}]" if self.channels else "")
+        return f"[{self.height}][{self.width}]" + (f"[{self.channels}]" if self.channels else "")
 
     def _file(self, content: bytes, field: str) -> npt.NDArray[np.uint8]:
         try:
@@ -84,7 +85,7 @@ class ImageBody:
 
     def _pixels(self, value: object, limits: Limits) -> npt.NDArray[np.uint8]:
         """Levels of one image or of a list of images, told apart by how deep they nest."""
-        self._need_list(value, "pixels", f"a list of {self.side} rows, or a list of pictures")
+        self._need_list(value, "pixels", f"a list of {self.height} rows, or a list of pictures")
         depth, inner = 0, value
         while isinstance(inner, list) and inner:
             depth, inner = depth + 1, inner[0]
@@ -93,10 +94,11 @@ class ImageBody:
         return np.stack([self._image(image, name) for name, image in items])
 
     def _image(self, value: object, field: str) -> npt.NDArray[np.uint8]:
-        rows = self._need_list(value, field, f"a list of {self.side} rows", self.side)
+        rows = self._need_list(value, field, f"a list of {self.height} rows", self.height)
         of = f"pixels of {self.channels} levels" if self.channels else "whole numbers"
         for y, row in enumerate(rows):
-            for x, pixel in enumerate(self._need_list(row, f"{field}[{y}]", f"a list of {self.side} {of}", self.side)):
+            wanted = f"a list of {self.width} {of}"
+            for x, pixel in enumerate(self._need_list(row, f"{field}[{y}]", wanted, self.width)):
                 place = f"{field}[{y}][{x}]"
                 if not self.channels:
                     self._need_level(pixel, place)

@@ -51,7 +51,7 @@ _log = structlog.get_logger()
 @click.option(
     "--models-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The model store, for the vocabulary of ptb, metrics and report pictures.",
+    help="The model store: its manifests say what each model takes. Without it all models take tensors.",
 )
 @click.option("--max-body-bytes", default=Limits.body_bytes, show_default=True, type=click.IntRange(1024))
 @click.option("--max-json-bytes", default=Limits.json_bytes, show_default=True, type=click.IntRange(1024))
@@ -70,7 +70,7 @@ _log = structlog.get_logger()
     default=Limits.points,
     show_default=True,
     type=click.IntRange(1),
-    help="Numbers a request, of the linear and the logistic model.",
+    help="Rows of numbers a request, of the tasks regression and tabular.",
 )
 @click.option("--max-generated-words", default=Limits.generated_words, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--body-seconds", default=Limits.body_seconds, show_default=True, type=click.FloatRange(0.1))

@@ -1,7 +1,8 @@
-"""The model server as the gateway sees it: predictions of versions whose contract the gateway knows, and no others.
+"""The model server as the gateway sees it: predictions of versions that keep their contract, and no others.
 
-Between the model files of this folder and the client that is injected. A version is checked once, when it first
-answers: versions are never rewritten. Everything that goes wrong here is a `Problem`.
+Between the tasks' files of this folder and the client that is injected. A version is checked once, when it first
+answers: versions are never rewritten. Everything that goes wrong here is a `Problem`, but for a version that answers
+with another contract than the one asked with: `ContractChanged`.
 """
 
 import threading
@@ -11,14 +12,15 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from bookserve.clients import errors
-from bookserve.clients.answers import Array, ModelMetadata, Prediction, TensorInfo, VersionStatus, shape_text
-from bookserve.export.book_contracts import CONTRACTS
-from bookserve.export.contracts import SIGNATURE, Contract, Tensor
+from bookserve.clients import errors, forms
+from bookserve.clients.answers import Array, ModelMetadata, Prediction, VersionStatus, shape_text
+from bookserve.clients.store_contracts import StoreContracts
+from bookserve.export.contracts import Contract
 from bookserve.serving.gateway.problems import Problem, from_model_server
 from bookserve.serving.gateway.request_parsing import Choice
 
 _T = TypeVar("_T")
+_NOBODY = "bookserve-nobody"  # a name that no model has
 
 
 class PredictClient(Protocol):
@@ -59,23 +61,37 @@ class Readiness:
     absent: bool = False
 
 
-class ModelBackend:
-    """Asks `backend` for predictions and checks contracts. Shared by the gateway's threads."""
+class ContractChanged(Exception):
+    """The version that answered has `contract`, and not the one that it was asked with."""
 
-    def __init__(self, backend: PredictClient, address: str, timeout: float) -> None:
+    def __init__(self, contract: Contract) -> None:
+        super().__init__(contract.id)
+        self.contract = contract
+
+
+class ModelBackend:
+    """Asks `backend` for predictions and checks contracts. Shared by the gateway's threads.
+
+    `contracts` are those of the model store; without them a version has the contract that it is asked with.
+    """
+
+    def __init__(
+        self, backend: PredictClient, address: str, timeout: float, contracts: StoreContracts | None = None
+    ) -> None:
         self.address = address
         self._backend = backend
         self._timeout = timeout
-        self._checked: set[tuple[str, int]] = set()
+        self._contracts = contracts
+        self._checked: dict[tuple[str, int], Contract] = {}
         self._lock = threading.Lock()
 
     def predict(self, contract: Contract, inputs: Mapping[str, Array], choice: Choice) -> Prediction:
-        """Runs `inputs`, which are of the contract's shapes and dtypes; the outputs are of them too, and finite.
+        """Runs `inputs`, which are of the contract's shapes and dtypes; the outputs are of them too, and finite, but
+        for a contract of no more than tensors.
 
-        Raises Problem: 404 for an unknown version or label, 502 for a version of another contract, 503 and 504 when the
-        model server is away, full or late.
+        Raises Problem: 404 for an unknown version or label, 502 for a version that breaks its contract, 503 and 504
+        when the model server is away, full or late. Raises ContractChanged.
         """
-        rows = len(next(iter(inputs.values())))
         try:
             for last_try in (False, True):
                 try:
@@ -84,7 +100,7 @@ class ModelBackend:
                         inputs,
                         version=choice.version,
                         label=choice.label,
-                        signature=SIGNATURE,
+                        signature=contract.signature,
                         timeout=self._timeout,
                     )
                     self._check(contract, Choice(version=prediction.version))
@@ -95,7 +111,7 @@ class ModelBackend:
                         raise
         except errors.PredictError as error:
             raise self._problem(contract, choice, error) from error
-        _check_outputs(contract, prediction, rows)
+        _check_outputs(contract, prediction, inputs)
         return prediction
 
     def with_version(self, contract: Contract, choice: Choice, ask: Callable[[int], _T]) -> _T:
@@ -105,7 +121,7 @@ class ModelBackend:
         Raises Problem as `predict`.
         """
         for last_try in (False, True):
-            version = choice.version or self._resolve(contract, choice)
+            version = choice.version or self.metadata(contract, choice).version
             try:
                 return ask(version)
             except Problem as problem:
@@ -122,8 +138,19 @@ class ModelBackend:
             return Readiness(False, 0, reason, absent=True)
         except errors.PredictError as error:
             return Readiness(False, 0, from_model_server(error, self.address).detail)
-        mismatch = contract_mismatch(contract, metadata)
+        own = self._own(contract, metadata.version)
+        mismatch = forms.mismatch(own, metadata) if own.whole else ""
         return Readiness(not mismatch, metadata.version, mismatch)
+
+    def reachable(self) -> Readiness:
+        """Whether the model server answers at all, whatever it serves."""
+        try:
+            self._backend.status(_NOBODY, timeout=self._timeout)
+        except (errors.Unavailable, errors.DeadlineExceeded) as error:
+            return Readiness(False, 0, from_model_server(error, self.address).detail)
+        except errors.PredictError:
+            pass
+        return Readiness(True, 0, "")
 
     def statuses(self, model: str) -> list[VersionStatus]:
         """The versions of a model as the model server tracks them, newest first; none when it does not know the model.
@@ -137,26 +164,40 @@ class ModelBackend:
         except errors.PredictError as error:
             raise from_model_server(error, self.address) from error
 
-    def _resolve(self, contract: Contract, choice: Choice) -> int:
+    def metadata(self, contract: Contract, choice: Choice) -> ModelMetadata:
+        """The signatures of the version chosen. Raises Problem as `predict`."""
         try:
-            return self._backend.metadata(contract.model, label=choice.label, timeout=self._timeout).version
+            return self._backend.metadata(
+                contract.model, version=choice.version, label=choice.label, timeout=self._timeout
+            )
         except errors.PredictError as error:
             raise self._problem(contract, choice, error) from error
 
+    def _own(self, contract: Contract, version: int) -> Contract:
+        """The contract of a version, as far as the store has it."""
+        own = self._contracts.of_version(contract.model, version) if self._contracts else None
+        return contract if own is None else own
+
     def _check(self, contract: Contract, choice: Choice) -> None:
-        """Problem 502 when the version does not keep the contract; PredictError when it cannot be told."""
+        """Problem 502 when the version does not keep the contract; PredictError when it cannot be told.
+
+        Raises ContractChanged.
+        """
         key = (contract.model, choice.version or 0)
         with self._lock:
-            if key in self._checked:
+            if self._checked.get(key) == contract:
                 return
         metadata = self._backend.metadata(
             contract.model, version=choice.version, label=choice.label, timeout=self._timeout
         )
-        mismatch = contract_mismatch(contract, metadata)
+        own = self._own(contract, metadata.version)
+        if own != contract:
+            raise ContractChanged(own)
+        mismatch = forms.mismatch(contract, metadata)
         if mismatch:
             raise Problem(502, mismatch)
         with self._lock:
-            self._checked.add((contract.model, metadata.version))
+            self._checked[contract.model, metadata.version] = contract
 
     def _problem(self, contract: Contract, choice: Choice, error: errors.PredictError) -> Problem:
         if isinstance(error, errors.Unavailable):
@@ -179,66 +220,21 @@ class ModelBackend:
         return from_model_server(error, self.address)
 
 
-def contract_mismatch(contract: Contract, metadata: ModelMetadata) -> str:
-    """Why a version does not keep a contract; empty when it does."""
-    name = f"{metadata.model} version {metadata.version}"
-    if contract.model not in CONTRACTS:
-        return f"{name} is of no contract that this gateway knows"
-    signature = metadata.signatures.get(SIGNATURE)
-    if signature is None:
-        return f"{name} has no signature {SIGNATURE!r}, which contract {contract.id} needs"
-    for kind, tensors, infos in (
-        ("input", contract.inputs, signature.inputs),
-        ("output", contract.outputs, signature.outputs),
-    ):
-        for tensor in tensors:
-            info = infos.get(tensor.name)
-            if info is None or not _fits(tensor, info, kind):
-                has = "nothing" if info is None else _text(info.dtype, info.shape)
-                wants = _text(tensor.dtype, tensor.shape)
-                return (
-                    f"{name} does not keep contract {contract.id}: {kind} {tensor.name!r} should be {wants}, is {has}"
-                )
-        extra = sorted(infos.keys() - {tensor.name for tensor in tensors}) if kind == "input" else []
-        if extra:
-            return f"{name} does not keep contract {contract.id}: it wants an input {extra[0]!r} as well"
-    return ""
-
-
-def _fits(tensor: Tensor, info: TensorInfo, kind: str) -> bool:
-    """A dimension that the contract fixes may be free in the signature.
-
-    One that it frees must be free, but for an output's after the batch: a version has its own size there, as of its
-    vocabulary.
-    """
-    if info.dtype != tensor.dtype:
-        return False
-    if info.shape is None:
-        return True
-    if len(info.shape) != len(tensor.shape):
-        return False
-    return all(
-        has is None or has == wants or (wants is None and kind == "output" and place > 0)
-        for place, (has, wants) in enumerate(zip(info.shape, tensor.shape, strict=True))
-    )
-
-
-def _text(dtype: str, shape: tuple[int | None, ...] | None) -> str:
-    if shape is None:
-        return f"{dtype} of any shape"
-    return f"{dtype} [{','.join('n' if size is None else str(size) for size in shape)}]"
-
-
-def _check_outputs(contract: Contract, prediction: Prediction, rows: int) -> None:
+def _check_outputs(contract: Contract, prediction: Prediction, inputs: Mapping[str, Array]) -> None:
     name = f"{contract.model} version {prediction.version}"
+    batches = [len(inputs[tensor.name]) for tensor in contract.inputs if tensor.shape[:1] == (None,)]
     for tensor in contract.outputs:
         array = prediction.outputs.get(tensor.name)
         if array is None:
             raise Problem(502, f"{name} answered no output {tensor.name!r}")
+        if forms.form(contract) == forms.TENSORS:
+            continue
         sizes = zip(array.shape[1:], tensor.shape[1:], strict=False)
         fits = array.ndim == len(tensor.shape) and all(wants in (None, has) for has, wants in sizes)
-        if array.dtype.name != tensor.dtype or not fits or len(array) != rows:
-            wants = _text(tensor.dtype, tensor.shape)
-            raise Problem(502, f"{name} answered {shape_text(array)} for {tensor.name!r}, not {wants} with n = {rows}")
+        if array.dtype.name != tensor.dtype or not fits or len(array) != batches[0]:
+            wants = forms.type_text(tensor.dtype, tensor.shape)
+            raise Problem(
+                502, f"{name} answered {shape_text(array)} for {tensor.name!r}, not {wants} with n = {batches[0]}"
+            )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise Problem(502, f"{name} answered {tensor.name!r} with values that are no numbers")

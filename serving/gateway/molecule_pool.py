@@ -41,8 +41,10 @@ class MoleculePool:
         for _ in range(processes):
             self._free.put(None)
 
-    def fingerprints(self, smiles: Sequence[str]) -> list[npt.NDArray[np.uint8] | molecules.MoleculeError]:
-        """The fingerprint of each molecule, uint8 [1024], or why there is none.
+    def fingerprints(
+        self, smiles: Sequence[str], radius: int = molecules.RADIUS, bits: int = molecules.BITS
+    ) -> list[npt.NDArray[np.uint8] | molecules.MoleculeError]:
+        """The fingerprint of each molecule, uint8 [bits], or why there is none.
 
         Raises MoleculeError when the molecules together take more than the limit, Problem 503 when all processes are
         busy.
@@ -50,13 +52,13 @@ class MoleculePool:
         return [
             value
             if isinstance(value, molecules.MoleculeError)
-            else np.unpackbits(np.frombuffer(bytes.fromhex(value), np.uint8))
-            for value in self._ask("fingerprint", smiles)
+            else np.unpackbits(np.frombuffer(bytes.fromhex(value), np.uint8), count=bits)
+            for value in self._ask({"job": "fingerprint", "radius": radius, "bits": bits}, smiles)
         ]
 
     def drawing(self, smiles: str) -> bytes:
         """A molecule as an SVG document. Raises MoleculeError, and Problem 503 when all processes are busy."""
-        (value,) = self._ask("drawing", [smiles])
+        (value,) = self._ask({"job": "drawing"}, [smiles])
         if isinstance(value, molecules.MoleculeError):
             raise value
         return value.encode()
@@ -69,7 +71,7 @@ class MoleculePool:
                 if worker is not None:
                     worker.end()
 
-    def _ask(self, job: str, smiles: Sequence[str]) -> list[str | molecules.MoleculeError]:
+    def _ask(self, job: dict[str, str | int], smiles: Sequence[str]) -> list[str | molecules.MoleculeError]:
         try:
             worker = self._free.get(timeout=_WAIT_SECONDS)
         except queue.Empty:
@@ -105,18 +107,18 @@ class _Worker:
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
         try:
-            self.ask("fingerprint", [], _START_SECONDS)
+            self.ask({"job": "drawing"}, [], _START_SECONDS)
         except (EOFError, OSError) as error:
             self.end()
             raise RuntimeError(f"{_MODULE} does not start: is RDKit installed?") from error
 
-    def ask(self, job: str, smiles: Sequence[str], seconds: float) -> list[tuple[str, str]]:
+    def ask(self, job: dict[str, str | int], smiles: Sequence[str], seconds: float) -> list[tuple[str, str]]:
         """The kind and the text of each molecule's answer. A process that is late is killed, whatever it does."""
         end = time.monotonic() + seconds
         timer = threading.Timer(seconds, self.process.kill)
         timer.start()
         try:
-            self._connection.send_bytes(orjson.dumps({"job": job, "smiles": list(smiles)}))
+            self._connection.send_bytes(orjson.dumps({**job, "smiles": list(smiles)}))
             answers: list[tuple[str, str]] = orjson.loads(self._connection.recv_bytes(_MAX_ANSWER_BYTES))
         finally:
             timer.cancel()

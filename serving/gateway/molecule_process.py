@@ -10,18 +10,19 @@ import resource
 import signal
 import sys
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
 from bookserve.clients.inputs import molecules
 
 
-def answer(job: str, smiles: str) -> tuple[str, str]:
+def answer(request: dict[str, Any], smiles: str) -> tuple[str, str]:
     """One molecule's answer: "value" and what was asked for, or "error" or "too_large" and the reason."""
     try:
-        if job == "drawing":
+        if request["job"] == "drawing":
             return "value", molecules.drawing(smiles)
-        return "value", np.packbits(molecules.fingerprint(smiles)).tobytes().hex()
+        return "value", np.packbits(molecules.fingerprint(smiles, request["radius"], request["bits"])).tobytes().hex()
     except molecules.MoleculeTooLarge as error:
         return "too_large", str(error)
     except molecules.MoleculeError as error:
@@ -43,7 +44,7 @@ def main(memory: int, seconds: float) -> None:
         while True:
             request = json.loads(connection.recv_bytes())
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            answers = [answer(request["job"], smiles) for smiles in request["smiles"]]
+            answers = [answer(request, smiles) for smiles in request["smiles"]]
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send_bytes(json.dumps(answers).encode())
 

@@ -1,4 +1,4 @@
-"""What the linear and the logistic model read from a request: "x", a number or a row of numbers, or a list of them."""
+"""What a model of a table reads from a request: "x", a number or a row of numbers, or a list of them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,10 +7,21 @@ import numpy as np
 import numpy.typing as npt
 from flask import Request
 
+from bookserve.clients import outputs
 from bookserve.clients.inputs import points
+from bookserve.export.contracts import Contract
 from bookserve.serving.gateway import openapi, request_parsing
 from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.problems import bad_value, shown
+from bookserve.serving.gateway.request_parsing import Choice
+
+
+def predict(request: Request, contract: Contract, choice: Choice, dependencies: Dependencies) -> dict[str, Any]:
+    """The answer to one request, of either task whose rows are numbers."""
+    rows = NumberBody.of(contract).rows(request, dependencies.limits)
+    inputs = {contract.inputs[0].name: rows.astype(contract.inputs[0].dtype)}
+    return outputs.rows(contract, dependencies.models.predict(contract, inputs, choice))
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,18 @@ class NumberBody:
     """How one model takes numbers: `width` of them a row. A row of one is written as the number itself."""
 
     width: int
-    example: dict[str, Any]
+
+    @classmethod
+    def of(cls, contract: Contract) -> "NumberBody":
+        """The body of a model whose one input is float [n,width]."""
+        return cls(contract.inputs[0].shape[1] or 1)
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """A JSON body that works."""
+        if self.width == 1:
+            return {"x": [0.5, 1.5]}
+        return {"x": [[pair[place % 2] for place in range(self.width)] for pair in ((0.2, 0.8), (-1.0, -1.5))]}
 
     def rows(self, request: Request, limits: Limits) -> npt.NDArray[np.float32]:
         """The request's rows as float32 [n,width]; Problem names the number that is none."""

@@ -1,9 +1,12 @@
 """GET /openapi.json: the gateway's interface as an OpenAPI 3.1 document, made from the same limits that it enforces."""
 
 import importlib.metadata
+import re
 from collections.abc import Iterable
 from typing import Any
 
+from bookserve.clients import forms
+from bookserve.export.contracts import Contract, Tensor
 from bookserve.serving.gateway import problems
 from bookserve.serving.gateway.request_parsing import MAX_LABEL, MAX_VERSION
 
@@ -42,6 +45,7 @@ _METRICS = {
 
 def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """The document; `models` has the operations of each model's paths, which get the problems that all can answer."""
+    known: dict[str, int] = {}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -51,7 +55,7 @@ def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
         },
         "paths": {
             **{
-                path: {method: _with_problems(operation) for method, operation in item.items()}
+                path: {method: _with_problems(_named(operation, known)) for method, operation in item.items()}
                 for paths in models
                 for path, item in paths.items()
             },
@@ -84,7 +88,7 @@ def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def prediction(
-    operation: str, summary: str, description: str, body: dict[str, Any], item: dict[str, Any]
+    verb: str, model: str, summary: str, description: str, body: dict[str, Any], item: dict[str, Any]
 ) -> dict[str, Any]:
     """A model's POST: `body` has a schema for each media type, `item` is the schema of one prediction."""
     answer = struct(
@@ -96,7 +100,7 @@ def prediction(
     )
     content = {"application/json": {"schema": answer}}
     return {
-        "operationId": operation,
+        "operationId": verb + "".join(part[:1].upper() + part[1:] for part in re.split("[^A-Za-z0-9]", model)),
         "tags": ["models"],
         "summary": summary,
         "description": description,
@@ -111,7 +115,8 @@ def json_body(
 ) -> dict[str, dict[str, Any]]:
     """A JSON request body with these fields and no others."""
     schema = struct({**required, **(optional or {})}, tuple(required))
-    return {"application/json": {"schema": {**schema, "additionalProperties": False}, "example": example}}
+    content = {"schema": {**schema, "additionalProperties": False}}
+    return {"application/json": content if example is None else {**content, "example": example}}
 
 
 def struct(properties: dict[str, Any], required: tuple[str, ...] | None = None) -> dict[str, Any]:
@@ -134,9 +139,45 @@ def list_of(item: dict[str, Any], size: int) -> dict[str, Any]:
     return {"type": "array", "minItems": size, "maxItems": size, "items": item}
 
 
-def by_label(labels: tuple[str, ...]) -> dict[str, Any]:
-    """The schema of a probability for each label."""
-    return struct(dict.fromkeys(labels, PROBABILITY))
+def by_label(labels: tuple[str, ...], number: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a number for each label."""
+    return struct(dict.fromkeys(labels, number))
+
+
+def number_of(tensor: Tensor) -> dict[str, Any]:
+    """The schema of one number of an output."""
+    return PROBABILITY if tensor.unit == "probability" else {"type": "number"}
+
+
+def row(contract: Contract) -> dict[str, Any]:
+    """The schema of one prediction as `clients.outputs.rows` makes it."""
+    classes = forms.classes(contract)
+    fields: dict[str, Any] = {} if classes is None else {"class": {"enum": list(contract.labels)}}
+    for tensor in contract.outputs:
+        if tensor is not classes:
+            fields[tensor.name] = _value(tensor, contract.labels)
+    return struct(fields)
+
+
+def type_text(tensor: Tensor) -> str:
+    """A text such as "uint8 [n,28,28]"."""
+    return forms.type_text(tensor.dtype, tensor.shape)
+
+
+def _value(tensor: Tensor, labels: tuple[str, ...]) -> dict[str, Any]:
+    if not tensor.dtype.startswith("float") or len(tensor.shape) > 2:
+        return {}
+    sizes = tensor.shape[1:]
+    if labels and sizes == (len(labels),):
+        return by_label(labels, number_of(tensor))
+    return number_of(tensor) if sizes in ((), (1,)) else {}
+
+
+def _named(operation: dict[str, Any], known: dict[str, int]) -> dict[str, Any]:
+    """The operation with an id of its own: two models may have names that differ in a sign only."""
+    name = operation["operationId"]
+    known[name] = known.get(name, 0) + 1
+    return operation if known[name] == 1 else {**operation, "operationId": f"{name}_{known[name]}"}
 
 
 def _with_problems(operation: dict[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
+from book_contracts import CONTRACTS
 from bookserve.clients import doctor
 from bookserve.clients.doctor import Places
-from bookserve.export.book_contracts import CONTRACTS
 from bookserve.export.manifest import DataOrigin, Manifest, Source, digests
 from bookserve.export.store import ModelStore
 

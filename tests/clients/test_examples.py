@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bookserve.export.book_contracts import CONTRACTS
+from book_contracts import CONTRACTS, write_manifests
 from stand_in_models import WORDS, FakeServer, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ COMMANDS = [line for block in _blocks(EXAMPLES, "sh") for line in block.splitlin
 def served(tmp_path_factory) -> Iterator[tuple[str, str]]:
     """The addresses of a gateway and of the model server behind it."""
     store = tmp_path_factory.mktemp("models")
-    (store / "ptb" / "3" / "assets").mkdir(parents=True)
+    (write_manifests(store) / "ptb" / "3" / "assets").mkdir(parents=True)
     (store / "ptb" / "3" / "assets" / "vocabulary.txt").write_text("".join(f"{word}\n" for word in WORDS))
     fake = FakeServer(models=tuple(CONTRACTS))
     server = serve(fake)

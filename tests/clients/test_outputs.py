@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from book_contracts import CONTRACTS
 from bookserve.clients import outputs
 from bookserve.clients.answers import Prediction
 from bookserve.clients.inputs.words import Vocabulary, tokens
@@ -14,7 +15,9 @@ VOCABULARY = Vocabulary(("<unk>", "<eos>", "the", "stock", "<unused 4>", "<unuse
 def test_only_words_are_suggested_the_likeliest_first(top_k, expected) -> None:
     probabilities = np.array([0.4, 0.05, 0.1, 0.15, 0.2, 0.1], np.float32)
     before = probabilities.copy()
-    answer = outputs.next_words(7, VOCABULARY, [("The", tokens("The", VOCABULARY), probabilities)], top_k)
+    answer = outputs.next_words(
+        CONTRACTS["ptb"], 7, VOCABULARY, [("The", tokens("The", VOCABULARY), probabilities)], top_k
+    )
     assert (answer["model"], answer["version"]) == ("ptb", 7)
     assert [entry["word"] for entry in answer["predictions"][0]["words"]] == expected
     np.testing.assert_array_equal(probabilities, before)
@@ -22,4 +25,8 @@ def test_only_words_are_suggested_the_likeliest_first(top_k, expected) -> None:
 
 def test_a_float32_is_shown_with_the_digits_it_has() -> None:
     prediction = Prediction("linear", 1, {"y": np.array([0.1, 1234567.0, -2e-9], np.float32)})
-    assert [entry["y"] for entry in outputs.linear(prediction)["predictions"]] == [0.1, 1234567.0, -2e-9]
+    assert [entry["y"] for entry in outputs.rows(CONTRACTS["linear"], prediction)["predictions"]] == [
+        0.1,
+        1234567.0,
+        -2e-9,
+    ]

@@ -7,9 +7,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bookserve.clients import own_model, predict
+from book_contracts import CONTRACTS, write_manifests
+from bookserve.clients import ask_server, predict
 from bookserve.clients.grpc_client import GrpcClient
-from bookserve.export.book_contracts import CONTRACTS
+from bookserve.export.contracts import to_json
 from bookserve.export.errors import ExportError
 from stand_in_models import WORDS, FakeServer, serve
 
@@ -30,7 +31,16 @@ def _run(*arguments):
     return CliRunner().invoke(predict.main, arguments)
 
 
+def tell(http_fake, name) -> None:
+    """The gateway's description of a model, with its manifest."""
+    manifest = {"contract": to_json(CONTRACTS[name])}
+    http_fake.answer(
+        "GET", f"/api/v1/models/{name}", {"version": 3, "versions": [{"version": 3, "manifest": manifest}]}
+    )
+
+
 def test_the_gateway_is_asked_and_a_chart_printed(http_fake, picture) -> None:
+    tell(http_fake, "mnist")
     http_fake.answer("POST", "/api/v1/mnist", ANSWER)
     result = _run("mnist", picture, "--gateway", http_fake.url)
     assert result.exit_code == 0, result.output
@@ -42,8 +52,8 @@ def test_the_gateway_is_asked_and_a_chart_printed(http_fake, picture) -> None:
     ]
 
 
-def test_the_model_server_is_asked_over_grpc(fake, picture) -> None:
-    result = _run("mnist", picture, "--grpc", fake.target, "--label", "stable", "--json")
+def test_the_model_server_is_asked_over_grpc(fake, picture, store) -> None:
+    result = _run("mnist", picture, "--grpc", fake.target, "--label", "stable", "--json", "--models-dir", store)
     assert result.exit_code == 0, result.output
     answer = json.loads(result.output)
     assert (answer["model"], answer["version"]) == ("mnist", 2)
@@ -51,7 +61,7 @@ def test_the_model_server_is_asked_over_grpc(fake, picture) -> None:
     assert answer["predictions"][0]["probabilities"]["0"] == 1.0
 
 
-def test_the_model_server_is_asked_over_rest(http_fake, picture) -> None:
+def test_the_model_server_is_asked_over_rest(http_fake, picture, store) -> None:
     def info(dtype, *sizes):
         return {"dtype": dtype, "tensor_shape": {"dim": [{"size": str(size)} for size in sizes]}}
 
@@ -61,7 +71,7 @@ def test_the_model_server_is_asked_over_rest(http_fake, picture) -> None:
     http_fake.answer("GET", "/v1/models/mnist/versions/5/metadata", metadata)
     answer = {"outputs": {"probabilities": [[0.1] * 10], "classes": [4]}}
     http_fake.answer("POST", "/v1/models/mnist/versions/5:predict", answer)
-    result = _run("mnist", picture, "--rest", http_fake.url, "--version", "5")
+    result = _run("mnist", picture, "--rest", http_fake.url, "--version", "5", "--models-dir", store)
     assert result.exit_code == 0, result.output
     assert result.output.startswith("mnist version 5\nclass 4\n")
 
@@ -98,31 +108,51 @@ def test_contradictory_options_are_refused(arguments, text, picture) -> None:
     assert text in result.output
 
 
-def test_unusable_inputs_are_explained(tmp_path) -> None:
-    result = _run("mnist", str(tmp_path / "none.png"), "--grpc", "127.0.0.1:1")
+def test_unusable_inputs_are_explained(fake, store, tmp_path) -> None:
+    server = ("--grpc", fake.target, "--models-dir", store)
+    result = _run("mnist", str(tmp_path / "none.png"), *server)
     assert result.exit_code == 1
     assert "cannot read" in result.output
     path = tmp_path / "text.png"
     path.write_text("no picture")
-    result = _run("mnist", str(path), "--grpc", "127.0.0.1:1")
+    result = _run("mnist", str(path), *server)
     assert result.exit_code == 1
     assert "PNG, JPEG, WEBP, BMP" in result.output
 
 
-def test_a_model_of_ones_own_is_asked_at_the_model_server() -> None:
-    result = _run("nope", "x")
+def test_a_model_without_a_contract_is_asked_in_tensors(http_fake, fake, picture, tmp_path) -> None:
+    details = {
+        "version": 7,
+        "versions": [{"version": 7, "manifest": None}],
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [None, 2]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [None, 1]}],
+    }
+    http_fake.answer("GET", "/api/v1/models/own", details)
+    http_fake.answer("POST", "/api/v1/own", {"model": "own", "version": 7, "predictions": [{"y": [2.5]}]})
+    result = _run("own", "[[1, 2]]", "--gateway", http_fake.url)
+    assert result.output == "own version 7\ny 2.5\n"
+    assert json.loads(http_fake.received[-1][3]) == {"inputs": {"x": [[1.0, 2.0]]}}
+    result = _run("mnist", picture, "--grpc", fake.target, "--models-dir", str(tmp_path))
+    assert f"only scaled to the model's size, as {tmp_path} has no manifest of it" in result.output
+    assert "classes 0" in result.output
+
+
+def test_tensors_of_a_model_with_a_form_are_for_the_model_server(http_fake) -> None:
+    tell(http_fake, "linear")
+    result = _run("linear", '{"inputs": [[1.5]]}', "--gateway", http_fake.url)
     assert result.exit_code == 2
-    assert "the gateway has no form for 'nope'" in result.output
-    assert "--rest" in result.output
+    assert "takes no tensors for linear, whose task is regression" in result.output
 
 
 def test_any_model_is_asked_by_its_signature(fake, tmp_path) -> None:
     body = tmp_path / "example.json"
     body.write_text(json.dumps({"inputs": np.full((1, 28, 28), 14).tolist()}))
-    answer = own_model.ask(GrpcClient(fake.target), "mnist", str(body), own_model.Choice(None, None, None))
+    client = GrpcClient(fake.target)
+    asked = ask_server.find(client, "mnist", ask_server.Choice())
+    answer = ask_server.ask(client, asked, str(body))
     assert (answer["version"], answer["predictions"][0]["classes"]) == (3, 4)
     with pytest.raises(ExportError, match=r"'images' is \[1, 2\]; the model takes \[any, 28, 28\]"):
-        own_model.ask(GrpcClient(fake.target), "mnist", "[[1, 2]]", own_model.Choice(None, None, None))
+        ask_server.ask(client, asked, "[[1, 2]]")
 
 
 def test_nothing_of_tensorflow_is_imported() -> None:
@@ -145,7 +175,7 @@ def seven():
 
 @pytest.fixture
 def store(tmp_path):
-    assets = tmp_path / "store" / "ptb" / "3" / "assets"
+    assets = write_manifests(tmp_path / "store") / "ptb" / "3" / "assets"
     assets.mkdir(parents=True)
     (assets / "vocabulary.txt").write_text("".join(f"{word}\n" for word in WORDS))
     return str(tmp_path / "store")
@@ -186,11 +216,12 @@ def test_every_model_is_asked_over_grpc(seven, store, tmp_path, name, source, li
     ],
 )
 def test_every_model_is_asked_through_the_gateway(http_fake, name, source, body) -> None:
+    tell(http_fake, name)
     http_fake.answer("POST", f"/api/v1/{name}?label=stable", {"model": name, "version": 3, "predictions": [{"y": 1.0}]})
     result = _run(name, source, "--gateway", http_fake.url, "--label", "stable")
     assert result.exit_code == 0, result.output
     assert result.output == f"{name} version 3\ny 1.0\n"
-    assert json.loads(http_fake.received[0][3]) == body
+    assert json.loads(http_fake.received[-1][3]) == body
 
 
 @pytest.mark.parametrize(
@@ -216,7 +247,8 @@ def test_ptb_needs_the_vocabulary_of_the_version_that_answers(seven, store, tmp_
     result = _run("ptb", "the stock", "--grpc", seven.target)
     assert result.exit_code == 2
     assert "--models-dir" in result.output
-    result = _run("ptb", "the stock", "--grpc", seven.target, "--models-dir", str(tmp_path))
+    bare = str(write_manifests(tmp_path / "bare", ["ptb"]))
+    result = _run("ptb", "the stock", "--grpc", seven.target, "--models-dir", bare)
     assert result.exit_code == 1
     assert "vocabulary.txt cannot be read" in result.output
 

@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from book_contracts import CONTRACTS
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.inputs import boards, molecules, pictures
 from bookserve.clients.rest_client import RestClient
-from bookserve.export.book_contracts import CONTRACTS
 from bookserve.training.models import MODELS
 from model_servers import answers, free_port, wait_until
 
@@ -206,8 +206,9 @@ def trained(engine: Engine) -> Engine:
 
 def unready_models(engine: Engine) -> dict[str, str]:
     """The models that cannot answer, and why."""
-    models = GatewayClient(engine.gateway_url).models()
-    return {model["name"]: model["reason"] for model in models if model["name"] in MODELS and not model["ready"]}
+    known = {model["name"]: model for model in GatewayClient(engine.gateway_url).models()}
+    away = [name for name in MODELS if name not in known or not known[name]["ready"]]
+    return {name: known[name]["reason"] if name in known else "not in the store" for name in away}
 
 
 def test_both_servers_start_on_an_empty_store_and_the_gateway_is_unready(engine: Engine) -> None:

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from book_contracts import CONTRACTS
 from bookserve.export import run_reader
-from bookserve.export.book_contracts import MNIST
 from bookserve.export.manifest import DataOrigin, Manifest
 from bookserve.export.run_reader import TrainingRun
 from bookserve.training.datasets import mnist as mnist_data
@@ -44,7 +44,7 @@ def manifest() -> Manifest:
         model="mnist",
         version=1,
         created="2026-01-02T03:04:05+00:00",
-        contract=MNIST,
+        contract=CONTRACTS["mnist"],
         data=DataOrigin("sample", "drawn digits", "0" * 64),
         profile="smoke",
         seed=0,

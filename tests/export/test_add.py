@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,12 @@ from jsonschema import Draft202012Validator
 from onnx import TensorProto, helper, numpy_helper
 
 from bookserve.clients.command_line import main
+from bookserve.clients.grpc_client import GrpcClient
 from bookserve.export import confined
 from bookserve.export.errors import ConfinedError
+from bookserve.serving.gateway.app import create_app
+from bookserve.serving.gateway.config import GatewayConfig
+from bookserve.serving.gateway.molecule_pool import MoleculePool
 
 SCHEMA = json.loads((Path(confined.__file__).parent / "manifest.schema.json").read_text())
 
@@ -93,6 +98,13 @@ def test_the_lines_at_the_end_work(added: tuple[Path, Result]) -> None:
             assert predicted.exit_code == 0, predicted.output
             scores = json.loads(predicted.output)["predictions"][0]["scores"]
             assert scores == {"no": pytest.approx(2.35), "yes": pytest.approx(3.8)}
+            asked = invoke("predict", "score", "1,2,3", way, "--models-dir", store)
+            assert asked.output.splitlines() == ["score version 1", "   no  2.35", "  yes  3.8"]
+        with GrpcClient(f"127.0.0.1:{port}") as client, closing(MoleculePool()) as pool:
+            gateway = create_app(GatewayConfig(models_dir=store), client, pool).test_client()
+            answer = gateway.post("/api/v1/score", json={"x": [[1, 2, 3], [-0.5, 0.25, 4]]}).get_json()
+            assert answer["predictions"][0] == {"scores": {"no": pytest.approx(2.35), "yes": pytest.approx(3.8)}}
+            assert gateway.get("/readyz").get_json()["models"] == {"score": 1}
     finally:
         server.terminate()
         server.wait(30)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from book_contracts import CONTRACTS
 from bookserve.export import manifest as manifests
-from bookserve.export.book_contracts import CONTRACTS
 from bookserve.export.contracts import Contract, Example, from_json
 from bookserve.export.errors import StoreError
 from bookserve.export.manifest import Manifest

@@ -7,6 +7,7 @@ import pytest
 
 from bookserve.export import run_reader
 from bookserve.export.errors import ExportError
+from bookserve.training.models import contract
 
 
 @pytest.fixture
@@ -59,6 +60,18 @@ def test_a_run_of_something_else_is_refused(copy: Path, fields: dict[str, object
     change(copy, **fields)
     with pytest.raises(ExportError, match=message):
         run_reader.read(copy, "mnist")
+
+
+def test_a_run_with_only_the_name_of_its_contract_gets_that_of_its_training(copy: Path) -> None:
+    whole = run_reader.read(copy, "mnist")
+    change(copy, contract="mnist/1")
+    assert run_reader.read(copy, "mnist", contract) == whole
+    change(copy, contract="mnist/2")
+    with pytest.raises(ExportError, match="keeps the contract mnist/2; today's is mnist/1: train again"):
+        run_reader.read(copy, "mnist", contract)
+    change(copy, contract="flowers/1", model="flowers")
+    with pytest.raises(ExportError, match="train again"):
+        run_reader.read(copy, "flowers", contract)
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from book_contracts import CONTRACTS
 from bookserve.export import manifest, models_config
-from bookserve.export.book_contracts import MNIST
 from bookserve.export.errors import StoreError
 from bookserve.export.life import archive
 from bookserve.export.manifest import Manifest
@@ -66,7 +66,7 @@ def publish(store: ModelStore, model: str = "m", text: str = "graph") -> Manifes
             model=model,
             version=1,
             created="2026-11-28T15:04:05+00:00",
-            contract=replace(MNIST, model=model),
+            contract=replace(CONTRACTS["mnist"], model=model),
             parity={"probabilities": 1e-7},
             files=manifest.digests(folder),
             made_with={"tensorflow": "2.21.0"},

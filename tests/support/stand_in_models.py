@@ -2,15 +2,15 @@
 
 import threading
 from concurrent import futures
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
 import numpy as np
 
+from book_contracts import CONTRACTS
 from bookserve.clients.answers import Signature, TensorInfo
-from bookserve.export.book_contracts import CONTRACTS
-from bookserve.export.contracts import Contract
+from bookserve.export.contracts import Contract, Tensor
 from bookserve.serving.wire import tensors
 from bookserve.serving.wire.tensorflow_serving_pb2 import (
     GetModelMetadataRequest,
@@ -68,14 +68,49 @@ def answer_of(model: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray
             weights = free * np.arange(1, 10)
             probabilities = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
             return {"probabilities": probabilities, "value": np.full(rows, 0.25, np.float32)}
+        case "wine":  # the more of the first column, the better
+            share = (1 / (1 + np.exp(-value[:, 0]))).astype(np.float32)
+            return {"label": (share >= 0.5).astype(np.int64), "scores": np.stack([1 - share, share], axis=1)}
+        case "mood":  # of the last word
+            scores = np.stack([-value[:, -1], value[:, -1] - 4.5], axis=1)
+            return {"score": scores.astype(np.float32)}
+        case "double":
+            return {"y": 2 * value}
         case _:
             classes = classes_of(value)
             return {"probabilities": np.eye(10, dtype=np.float32)[classes], "classes": classes}
 
 
+OTHERS = {
+    contract.model: contract
+    for contract in (
+        Contract(
+            "wine",
+            1,
+            (Tensor("x", "float32", (None, 3)),),
+            (
+                Tensor("label", "int64", (None,), ranks="scores"),
+                Tensor("scores", "float32", (None, 2), unit="probability"),
+            ),
+            labels=("bad", "good"),
+            columns=("acid", "sugar", "age"),
+            task="tabular",
+        ),
+        replace(
+            CONTRACTS["ptb"], model="mood", labels=("bad", "good"), outputs=(Tensor("score", "float32", (None, 2)),)
+        ),
+        replace(CONTRACTS["mnist"], model="letters", labels=tuple("abcdefghij")),
+        Contract("double", 1, (Tensor("x", "float32", (None, 2)),), (Tensor("y", "float32", (None, 2)),)),
+    )
+}
+
+
 @dataclass
 class FakeServer:
-    """A model server on loopback that has version 3 of `models`; every Predict waits for `gate` and counts itself."""
+    """A model server on loopback that has version 3 of `models`, which are the book's or OTHERS.
+
+    Every Predict waits for `gate` and counts itself.
+    """
 
     models: tuple[str, ...] = ("mnist",)
     target: str = ""
@@ -95,7 +130,7 @@ class FakeServer:
         return response
 
     def metadata(self, request: GetModelMetadataRequest, context: grpc.ServicerContext) -> GetModelMetadataResponse:
-        contract = CONTRACTS[self._model(request, context)]
+        contract = (CONTRACTS | OTHERS)[self._model(request, context)]
         definitions = SignatureDefMap()
         signature = definitions.signature_def["serving_default"]
         for side, tensor in [

@@ -1,10 +1,14 @@
 """One module a model of the book, each with the same skeleton; one of many parts is the `model.py` of a folder.
 
-`Config` and `CONFIGS` (the numbers), `load_data`, `build_model`, `train`, `evaluate`, and `serving_model`, which wraps
-the trained network so that it takes and gives exactly the tensors of the model's contract.
+`CONTRACT` (what a version takes and gives), `Config` and `CONFIGS` (the numbers), `load_data`, `build_model`, `train`,
+`evaluate`, and `serving_model`, which wraps the trained network so that it takes and gives exactly the tensors of the
+contract.
 """
 
+import importlib
 from dataclasses import dataclass
+
+from bookserve.export.contracts import Contract
 
 MODELS: dict[str, str] = {
     "linear": "bookserve.training.models.linear",
@@ -30,3 +34,9 @@ class KeyMetric:
 
     name: str
     book: float | None
+
+
+def contract(model: str) -> Contract:
+    """The contract that runs of `model` are trained for; imports the model's module. KeyError for an unknown model."""
+    found: Contract = importlib.import_module(MODELS[model]).CONTRACT
+    return found

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from bookserve.export.book_contracts import LINEAR
+from bookserve.export.contracts import Contract, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import toy
 from bookserve.training.datasets.files import DataRequest
@@ -23,7 +23,14 @@ from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.models import STANDARD, KeyMetric
 
-CONTRACT = LINEAR
+CONTRACT = Contract(
+    model="linear",
+    version=1,
+    task="regression",
+    inputs=(Tensor("x", "float32", (None, 1)),),
+    outputs=(Tensor("y", "float32", (None,)),),
+    columns=("x",),
+)
 KEY_METRIC = KeyMetric(name="r2", book=0.994)  # squared Pearson correlation, chapter 3
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from bookserve.export.book_contracts import LOGISTIC
+from bookserve.export.contracts import Contract, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import toy
 from bookserve.training.datasets.files import DataRequest
@@ -21,7 +21,18 @@ from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.models import STANDARD, KeyMetric
 
-CONTRACT = LOGISTIC
+CONTRACT = Contract(
+    model="logistic",
+    version=1,
+    task="tabular",
+    inputs=(Tensor("x", "float32", (None, 2)),),
+    outputs=(
+        Tensor("probability", "float32", (None,), unit="probability"),  # of class "1"
+        Tensor("class", "int64", (None,)),
+    ),
+    labels=("0", "1"),
+    columns=("x1", "x2"),
+)
 KEY_METRIC = KeyMetric(name="accuracy", book=1.0)  # chapter 3
 
 

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bookserve.export.book_contracts import MNIST
+from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import mnist
 from bookserve.training.datasets.files import DataRequest
@@ -25,7 +25,18 @@ from bookserve.training.loop.fit import fit
 from bookserve.training.loop.rates import warm_cosine
 from bookserve.training.models import STANDARD, KeyMetric
 
-CONTRACT = MNIST
+CONTRACT = Contract(
+    model="mnist",
+    version=1,
+    task="image-classification",
+    inputs=(Tensor("images", "uint8", (None, 28, 28), unit="grey level"),),  # white digit on black, as the data set
+    outputs=(
+        Tensor("probabilities", "float32", (None, 10), unit="probability"),
+        Tensor("classes", "int64", (None,), ranks="probabilities"),
+    ),
+    labels=tuple("0123456789"),
+    preprocessing=Preprocessing("images", size=(28, 28), colour="grey", resize="centred"),
+)
 KEY_METRIC = KeyMetric(name="accuracy", book=0.993)  # chapter 6's script "should achieve a test error of 0.7%"
 EVALUATION_BATCH = 500
 
@@ -124,7 +135,7 @@ def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, d
             "loss": float(np.mean(losses)),
             "rows": float(len(split.labels)),
         }
-    plots.confusion_matrix(data.test.labels, predicted, MNIST.labels, report / "confusion.png")
+    plots.confusion_matrix(data.test.labels, predicted, CONTRACT.labels, report / "confusion.png")
     return metrics
 
 

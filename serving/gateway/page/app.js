@@ -1,14 +1,13 @@
-// The page: starts the panel of every model.
+// The page: a panel for every model that the gateway knows, and whether it can answer.
 
-import { startCifar10 } from "./cifar10.js";
-import { startLinear } from "./linear.js";
-import { startLogistic } from "./logistic.js";
-import { startMnist } from "./mnist.js";
-import { startPtb } from "./ptb.js";
-import { showHealth } from "./shared.js";
-import { startTictactoe } from "./tictactoe.js";
-import { startTox21 } from "./tox21.js";
+import { addPanels } from "./panels.js";
+import { ask, element, showHealth } from "./shared.js";
 
-for (const start of [startLinear, startLogistic, startTox21, startMnist, startPtb, startCifar10, startTictactoe]) start();
-showHealth();
-setInterval(showHealth, 20_000);
+async function look() {
+  const models = await ask("/api/v1/models").then(({ models }) => models, () => []);
+  await addPanels(models.map(({ name }) => name).filter((name) => !element(`${name}-link`)));
+  await showHealth();
+}
+
+look();
+setInterval(look, 20_000);

@@ -4,7 +4,7 @@
 import { pngOf } from "./shared.js";
 
 export class DrawingField {
-  static PEN = 20; // pixels of the canvas, about what two of MNIST's are
+  static PEN = 20; // pixels of the canvas, about two of a field of 28
   static STEP = 8;
 
   constructor(canvas, { begun, changed }) {

@@ -1,4 +1,4 @@
-// Pictures of things that CIFAR-10 knows, drawn on the spot. Each draws on a field of 100 by 100.
+// Pictures of things that a model may know, drawn on the spot. Each draws on a field of 100 by 100.
 
 const sky = (context, top, bottom) => {
   const shade = context.createLinearGradient(0, 0, 0, 100);

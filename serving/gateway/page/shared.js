@@ -2,6 +2,9 @@
 
 export const element = (id) => document.getElementById(id);
 
+const [MANY, FEW] = [30, 10]; // of more than so many labels, so many are shown
+const NO_STORE = "The gateway knows no model: start it with --models-dir, the folder of a model store with models.";
+
 export const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -37,6 +40,11 @@ export class Newest {
     }
     return this.running === mine ? outcome : null;
   }
+}
+
+// The outputs of a prediction that are a number for each label.
+export function scoresOf(prediction) {
+  return Object.values(prediction ?? {}).find((value) => value && typeof value === "object" && !Array.isArray(value));
 }
 
 // One model's panel: its newest question, and its two lines of small print.
@@ -160,11 +168,14 @@ export class Bars {
 
   // Without probabilities the bars are empty. `best` are the labels to set off.
   show(probabilities, ...best) {
+    const order = [...this.rows.keys()].sort((a, b) => (probabilities?.[b] ?? 0) - (probabilities?.[a] ?? 0));
+    const shown = this.rows.size > MANY ? order.slice(0, FEW) : order;
     for (const [label, { row, bar, text }] of this.rows) {
       const value = probabilities?.[label];
       bar.value = value ?? 0;
-      text.textContent = value === undefined ? "" : percent(value);
+      text.textContent = value === undefined ? "" : value >= 0 && value <= 1 ? percent(value) : value.toPrecision(4);
       row.classList.toggle("best", best.includes(label));
+      row.hidden = !shown.includes(label);
     }
   }
 }
@@ -173,10 +184,12 @@ export class Bars {
 export function showClass(name, labels) {
   const bars = new Bars(element(`${name}-bars`), labels);
   return (predictions) => {
-    const { class: best, probabilities } = predictions?.[0] ?? {};
+    const best = predictions?.[0]?.class;
+    const scores = scoresOf(predictions?.[0]);
+    const sure = scores?.[best];
     element(`${name}-class`).textContent = best ?? "–";
-    element(`${name}-sure`).textContent = probabilities ? `${percent(probabilities[best])} sure` : "";
-    bars.show(probabilities, best);
+    element(`${name}-sure`).textContent = sure >= 0 && sure <= 1 ? `${percent(sure)} sure` : "";
+    bars.show(scores, best);
   };
 }
 
@@ -209,11 +222,12 @@ export async function showHealth() {
   }
   for (const model of models) {
     const notice = element(`${model.name}-away`);
+    if (!notice) continue;
     notice.hidden = model.ready;
     notice.textContent = model.ready ? "" : `Not served now: ${model.reason}.`;
     element(`${model.name}-link`).className = model.ready ? "ready" : "away";
   }
   const ready = models.filter((model) => model.ready).length;
   health.className = ready ? "ready" : "away";
-  health.textContent = ready ? `${ready} of ${models.length} models ready` : models[0].reason;
+  health.textContent = ready ? `${ready} of ${models.length} models ready` : models[0]?.reason ?? NO_STORE;
 }

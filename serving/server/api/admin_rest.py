@@ -12,7 +12,7 @@ from bookserve.serving.server.types.errors import invalid_argument
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 
 _KEYS = ("base_path", "version_policy", "version_labels")
-_EXAMPLE = '{"base_path": "/models/mnist", "version_policy": {"latest": {"num_versions": 1}}, "version_labels": {}}'
+_EXAMPLE = '{"base_path": "/models/NAME", "version_policy": {"latest": {"num_versions": 1}}, "version_labels": {}}'
 
 
 class AdminRest:

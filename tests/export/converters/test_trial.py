@@ -1,9 +1,13 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from bookserve.export.contracts import from_json
 from bookserve.export.converters import trial
+from bookserve.export.errors import ExportError
 from bookserve.export.life import engine_trial
 
 
@@ -23,3 +27,32 @@ def test_every_format_becomes_a_version_that_answers_as_its_source(made, tmp_pat
         assert max(told.values()) < 1e-5
     if name in ("scikit-learn", "Hugging Face"):
         assert set(contract.labels) == {"low", "middle", "high"}
+
+
+def logarithm(folder: Path, constant: float) -> Path:
+    """An ONNX file of y = log(x + constant), which has no number below -constant."""
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "c"], ["shifted"]), helper.make_node("Log", ["shifted"], ["y"])],
+        "logarithm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 3])],
+        [numpy_helper.from_array(np.float32(constant), "c")],
+    )
+    path = folder / "logarithm.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def test_random_inputs_without_an_answer_are_drawn_again_and_nan_is_told(tmp_path: Path) -> None:
+    job = {"folder": str(tmp_path), "model": "log", "task": None, "labels": None, "trust": False}
+    result = trial.run({**job, "path": str(logarithm(tmp_path, 0.5)), "example": None})
+    assert result["rows"] == "random"
+    never = {**job, "path": str(logarithm(tmp_path, -20.0))}
+    with pytest.raises(ExportError, match="'y' of the source is NaN for 24 of 24 values"):
+        trial.run({**never, "example": None})
+    gap = tmp_path / "gap.npz"
+    np.savez(gap, x=np.array([[25.0, np.nan, 30.0]], np.float32))
+    assert trial.run({**never, "example": str(gap)})["parity"] == {"y": 0.0}
+    np.savez(gap, x=np.array([[25.0, 3.0, 30.0]], np.float32))
+    with pytest.raises(ExportError, match="NaN for 1 of 3 values"):
+        trial.run({**never, "example": str(gap)})

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from book_contracts import CONTRACTS, write_manifests
 from bookserve.clients import errors
 from bookserve.clients.answers import ModelMetadata, Prediction, Signature, VersionStatus
-from bookserve.export.book_contracts import CONTRACTS
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.molecule_pool import MoleculePool
@@ -72,15 +72,21 @@ def molecule_pool() -> Iterator[MoleculePool]:
 
 
 @pytest.fixture
-def store(tmp_path):
-    """A model store that has the vocabulary of ptb version 3."""
-    assets = tmp_path / "ptb" / "3" / "assets"
-    assets.mkdir(parents=True)
-    (assets / "vocabulary.txt").write_text("".join(f"{word}\n" for word in WORDS))
-    return tmp_path
+def models_dir(tmp_path):
+    """A model store with version 3 of all seven models, which has manifests and no graphs."""
+    return write_manifests(tmp_path)
 
 
 @pytest.fixture
-def client(backend, molecule_pool, tmp_path):
-    app = create_app(GatewayConfig(models_dir=tmp_path), backend, molecule_pool)
+def store(models_dir):
+    """The model store, with the vocabulary of ptb version 3."""
+    assets = models_dir / "ptb" / "3" / "assets"
+    assets.mkdir(parents=True)
+    (assets / "vocabulary.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    return models_dir
+
+
+@pytest.fixture
+def client(backend, molecule_pool, models_dir):
+    app = create_app(GatewayConfig(models_dir=models_dir), backend, molecule_pool)
     return app.test_client()

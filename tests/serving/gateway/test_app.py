@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from book_contracts import CONTRACTS, write_manifests
 from bookserve.clients import errors
-from bookserve.export.book_contracts import CONTRACTS
 from bookserve.serving import gateway
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig, Limits
@@ -35,6 +35,14 @@ def test_ready_when_a_model_keeps_its_contract(client) -> None:
 def test_unready_with_the_reason(client, backend, error, text) -> None:
     backend.fail_metadata = error
     assert text in problem_of(client.get("/readyz"), 503)["detail"]
+
+
+def test_unready_over_an_empty_store(backend, molecule_pool, tmp_path) -> None:
+    client = create_app(GatewayConfig(models_dir=tmp_path), backend, molecule_pool).test_client()
+    assert "holds no version of a model yet" in problem_of(client.get("/readyz"), 503)["detail"]
+    assert client.get("/api/v1/models").get_json() == {"models": []}
+    write_manifests(tmp_path, ["mnist"])
+    assert client.get("/readyz").get_json()["models"] == {"mnist": 3}
 
 
 def test_unready_while_draining_and_connections_close(backend, molecule_pool) -> None:
@@ -128,8 +136,10 @@ def test_openapi_covers_every_route_and_every_reference_resolves(client) -> None
         for rule in client.application.url_map.iter_rules()
         if not rule.rule.startswith("/page/") and rule.rule not in pages and "report" not in rule.rule
     }
-    assert set(document["paths"]) == routes
-    assert {f"/api/v1/{name}" for name in CONTRACTS} <= routes
+    models = {"/api/v1/{model}": CONTRACTS, "/api/v1/{model}/generate": ["ptb"], "/api/v1/{model}/drawing": ["tox21"]}
+    assert models.keys() <= routes
+    named = {route.replace("{model}", name) for route, names in models.items() for name in names}
+    assert set(document["paths"]) == routes - models.keys() | named
     for reference in re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document)):
         assert reference in document["components"]["schemas"]
     operations = [operation for item in document["paths"].values() for operation in item.values()]
@@ -169,8 +179,10 @@ def _check(value, schema, place) -> None:
         assert schema.get("minimum", value) <= value <= schema.get("maximum", value), place
 
 
-def test_openapi_states_the_limits_that_hold(backend, molecule_pool) -> None:
-    client = create_app(GatewayConfig(limits=Limits(items=5)), backend, molecule_pool).test_client()
+def test_openapi_states_the_limits_that_hold(backend, molecule_pool, models_dir) -> None:
+    client = create_app(
+        GatewayConfig(models_dir=models_dir, limits=Limits(items=5)), backend, molecule_pool
+    ).test_client()
     content = client.get("/openapi.json").get_json()["paths"]["/api/v1/mnist"]["post"]["requestBody"]["content"]
     assert content["multipart/form-data"]["schema"]["properties"]["file"]["maxItems"] == 5
     example = content["application/json"]["example"]

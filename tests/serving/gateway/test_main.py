@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from book_contracts import write_manifests
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.serving.gateway.main import reserve
 from http_calls import Answer, ask, connect, get, open_raw, post, read_raw
@@ -67,8 +68,10 @@ def start_gateway(log: Path, *arguments: str, host: str) -> Gateway:
 def start(tmp_path_factory) -> Iterator[Callable[..., Gateway]]:
     running: list[Gateway] = []
 
+    store = f"--models-dir={write_manifests(tmp_path_factory.mktemp('models'))}"
+
     def start_one(*arguments: str, host: str = "127.0.0.1") -> Gateway:
-        running.append(start_gateway(tmp_path_factory.mktemp("gateway") / "log", *arguments, host=host))
+        running.append(start_gateway(tmp_path_factory.mktemp("gateway") / "log", store, *arguments, host=host))
         return running[-1]
 
     yield start_one

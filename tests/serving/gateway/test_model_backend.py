@@ -3,10 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from book_contracts import CONTRACTS
 from bookserve.clients import errors
 from bookserve.clients.answers import ModelMetadata, Signature, TensorInfo
-from bookserve.export.book_contracts import MNIST, PTB
-from bookserve.serving.gateway.model_backend import ModelBackend, contract_mismatch
+from bookserve.clients.forms import mismatch as contract_mismatch
+from bookserve.serving.gateway.model_backend import ModelBackend
 from bookserve.serving.gateway.problems import Problem
 from bookserve.serving.gateway.request_parsing import Choice
 
@@ -23,16 +24,16 @@ def models(backend) -> ModelBackend:
 
 def _refused(models, choice=None) -> Problem:
     with pytest.raises(Problem) as caught:
-        models.predict(MNIST, IMAGES, choice or Choice())
+        models.predict(CONTRACTS["mnist"], IMAGES, choice or Choice())
     return caught.value
 
 
 def test_a_version_is_checked_once(models, backend) -> None:
     for _ in range(3):
-        assert models.predict(MNIST, IMAGES, Choice()).version == 3
+        assert models.predict(CONTRACTS["mnist"], IMAGES, Choice()).version == 3
     assert backend.metadata_calls == 1
     backend.version = 4
-    models.predict(MNIST, IMAGES, Choice())
+    models.predict(CONTRACTS["mnist"], IMAGES, Choice())
     assert backend.metadata_calls == 2
 
 
@@ -45,7 +46,7 @@ def test_a_version_of_another_contract_is_refused(models, backend, inputs, text)
     problem = _refused(models)
     assert problem.status == 502
     assert problem.detail.endswith(f"input 'images' should be uint8 [n,28,28], is {text}")
-    readiness = models.readiness(MNIST)
+    readiness = models.readiness(CONTRACTS["mnist"])
     assert (readiness.ready, readiness.absent, readiness.reason) == (False, False, problem.detail)
 
 
@@ -63,7 +64,7 @@ def test_a_version_may_fix_an_outputs_size_that_the_contract_frees_but_no_inputs
             "top_probabilities": TensorInfo("float32", (None, 10)),
         }
         signature = Signature({"tokens": TensorInfo("int32", tokens)}, outputs)
-        return contract_mismatch(PTB, ModelMetadata("ptb", 1, {"serving_default": signature}))
+        return contract_mismatch(CONTRACTS["ptb"], ModelMetadata("ptb", 1, {"serving_default": signature}))
 
     assert mismatch((None, None), (None, 10_000)) == ""
     assert "should be int32 [n,n], is int32 [n,20]" in mismatch((None, 20), (None, 10_000))
@@ -73,8 +74,8 @@ def test_a_version_may_fix_an_outputs_size_that_the_contract_frees_but_no_inputs
 def test_free_shapes_and_more_outputs_are_no_mismatch(models, backend) -> None:
     outputs = {**backend.signature.outputs, "logits": TensorInfo("float32", (None, 10))}
     backend.signature = Signature({"images": TensorInfo("uint8", None)}, outputs)
-    assert models.predict(MNIST, IMAGES, Choice()).version == 3
-    assert models.readiness(MNIST).ready
+    assert models.predict(CONTRACTS["mnist"], IMAGES, Choice()).version == 3
+    assert models.readiness(CONTRACTS["mnist"]).ready
 
 
 def test_a_refused_tensor_is_explained_by_the_contract_when_that_differs(models, backend) -> None:
@@ -129,15 +130,15 @@ def test_a_version_swapped_between_answer_and_check_is_asked_again(models, backe
         return original(model, version=version, label=label, timeout=timeout)
 
     backend.metadata = once_gone
-    assert models.predict(MNIST, IMAGES, Choice()).version == 4
+    assert models.predict(CONTRACTS["mnist"], IMAGES, Choice()).version == 4
 
 
 def test_an_outage_forgets_what_was_checked(models, backend) -> None:
-    models.predict(MNIST, IMAGES, Choice())
+    models.predict(CONTRACTS["mnist"], IMAGES, Choice())
     backend.fail = errors.Unavailable("x")
     _refused(models)
     backend.fail = None
-    models.predict(MNIST, IMAGES, Choice())
+    models.predict(CONTRACTS["mnist"], IMAGES, Choice())
     assert backend.metadata_calls == 2
 
 
@@ -166,9 +167,9 @@ def test_outputs_that_break_the_contract_are_502(models, backend, outputs) -> No
 
 def test_a_model_that_is_not_there_is_absent_and_one_that_is_away_is_not(models, backend) -> None:
     backend.fail_metadata = errors.NotFound("x")
-    assert models.readiness(MNIST).absent
+    assert models.readiness(CONTRACTS["mnist"]).absent
     backend.fail_metadata = errors.Unavailable("x")
-    readiness = models.readiness(MNIST)
+    readiness = models.readiness(CONTRACTS["mnist"])
     assert not readiness.ready
     assert not readiness.absent
     assert "make serve" in readiness.reason

@@ -67,7 +67,9 @@ def test_other_media_types_are_415(client) -> None:
     assert problem_of(client.post(LINEAR, data="x=1", content_type="text/plain"), 415)["expected"] == "application/json"
 
 
-def test_too_many_points_are_413(backend, molecule_pool) -> None:
-    client = create_app(GatewayConfig(limits=Limits(points=3)), backend, molecule_pool).test_client()
+def test_too_many_points_are_413(backend, molecule_pool, models_dir) -> None:
+    client = create_app(
+        GatewayConfig(models_dir=models_dir, limits=Limits(points=3)), backend, molecule_pool
+    ).test_client()
     assert client.post(LINEAR, json={"x": [1, 2, 3]}).status_code == 200
     assert problem_of(client.post(LINEAR, json={"x": [1, 2, 3, 4]}), 413)["field"] == "x"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from bookserve.export.book_contracts import CONTRACTS
-from stand_in_models import WORDS, FakeServer, serve
+from book_contracts import CONTRACTS, write_manifest, write_manifests
+from stand_in_models import OTHERS, WORDS, FakeServer, serve
 
 CHROMIUM = next((path for path in ("/usr/bin/chromium", shutil.which("chromium")) if path and Path(path).exists()), "")
 SEVEN = Path(__file__).resolve().parents[3] / "clients" / "examples" / "seven.png"
@@ -34,10 +35,21 @@ def model_server() -> Iterator[FakeServer]:
 
 @pytest.fixture(scope="module")
 def url(model_server, tmp_path_factory) -> Iterator[str]:
+    """The address of a gateway whose store has the models of the book."""
     folder = tmp_path_factory.mktemp("gateway")
-    assets = folder / "models" / "ptb" / "3" / "assets"
-    assets.mkdir(parents=True)
-    (assets / "vocabulary.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    write_vocabulary(write_manifests(folder / "models") / "ptb")
+    with gateway(model_server, folder) as address:
+        yield address
+
+
+def write_vocabulary(model: Path) -> None:
+    (model / "3" / "assets").mkdir()
+    (model / "3" / "assets" / "vocabulary.txt").write_text("".join(f"{word}\n" for word in WORDS))
+
+
+@contextmanager
+def gateway(model_server: FakeServer, folder: Path) -> Iterator[str]:
+    """A gateway over the store `folder`/models."""
     options = ["--port=0", f"--model-server={model_server.target}", f"--models-dir={folder / 'models'}"]
     command = [str(Path(sys.executable).with_name("bookserve")), "gateway", *options, "--drain-seconds=0"]
     with (folder / "log").open("w") as log:
@@ -45,10 +57,12 @@ def url(model_server, tmp_path_factory) -> Iterator[str]:
     assert process.stdout is not None
     match = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
     assert match, (folder / "log").read_text()
-    yield match[0]
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
-    process.stdout.close()
+    try:
+        yield match[0]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -394,6 +408,34 @@ def test_the_api_page_shows_every_operation_and_tries_one(page, url) -> None:
     expect(digits.locator(".curl")).to_have_text(f"curl -F 'file=@seven.png' '{url}/api/v1/mnist'")
     digits.get_by_role("button", name="Try it").click()
     expect(digits.locator(".answer")).to_contain_text('"class"')
+
+
+def test_models_of_any_name_have_the_panel_of_their_task(browser, model_server, tmp_path) -> None:
+    for contract in OTHERS.values():
+        write_manifest(tmp_path / "models", contract, 3)
+    write_vocabulary(tmp_path / "models" / "mood")
+    model_server.models = tuple(OTHERS)
+    with gateway(model_server, tmp_path) as address:
+        page = browser.new_page(viewport={"width": 1000, "height": 900})
+        page.goto(address)
+        expect(page.locator("#health")).to_have_text("4 of 4 models ready")
+        assert page.locator("#links a").all_text_contents() == ["wine", "letters", "mood", "double"]
+        expect(page.locator("#wine-class")).to_have_text("good")
+        page.get_by_label("acid").fill("-3")
+        expect(page.locator("#wine-class")).to_have_text("bad")
+        expect(page.locator("#wine-answer")).to_contain_text('"bad": 0.952574')
+        page.locator("#letters-file").set_input_files(SEVEN)
+        expect(page.locator("#letters-class")).to_have_text(re.compile("[a-j]"))
+        page.locator("#mood-text").fill("the rose")
+        expect(page.locator("#mood-class")).to_have_text("good")
+        expect(page.locator("#mood-bars tr.best td").last).to_have_text("5.500")
+        page.locator("#double-body").fill('{"inputs": [[1.5, -2]]}')
+        page.locator("#double-ask").click()
+        expect(page.locator("#double-answer")).to_contain_text("-4")
+        page.locator("#double-body").fill("{")
+        page.locator("#double-ask").click()
+        expect(page.locator("#double-message")).to_contain_text("This is no JSON")
+        page.close()
 
 
 def test_a_model_that_is_not_served_says_so_and_the_others_work(browser, page, model_server) -> None:

@@ -4,8 +4,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
+from book_contracts import CONTRACTS
 from bookserve.clients.inputs import molecules
-from bookserve.export.book_contracts import TOX21
 from http_calls import problem_of
 
 PATH = "/api/v1/tox21"
@@ -21,7 +21,7 @@ def test_a_molecule_gets_its_twelve_assays_by_name(client, backend) -> None:
     assert (answer["model"], answer["version"]) == ("tox21", 3)
     (prediction,) = answer["predictions"]
     assert prediction["smiles"] == "CCO"
-    assert tuple(prediction["probabilities"]) == TOX21.labels
+    assert tuple(prediction["probabilities"]) == CONTRACTS["tox21"].labels
     np.testing.assert_array_equal(backend.asked[0][1], [molecules.fingerprint("CCO")])
 
 

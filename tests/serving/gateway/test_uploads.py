@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from book_contracts import write_manifests
 from bookserve.clients.errors import PredictError
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.clients.inputs import pictures
-from bookserve.serving.gateway import cifar10, mnist
 from bookserve.serving.gateway.config import Limits
 from http_calls import post, problem_of
 from stand_in_models import FakeServer, classes_of, serve
@@ -76,7 +76,7 @@ def test_a_photograph_of_any_size_arrives_whole(client, backend, all_models, noi
     picture = photograph(size, noise)
     for boundary in BOUNDARIES:
         body, content_type = form(picture, boundary=boundary)
-        response = client.post(cifar10.PATH, data=body, content_type=content_type)
+        response = client.post("/api/v1/cifar10", data=body, content_type=content_type)
         assert response.status_code == 200, response.text
         np.testing.assert_array_equal(backend.asked[-1][1], [pictures.photo(picture)])
 
@@ -85,7 +85,7 @@ def test_bytes_without_a_pattern_arrive_whole_wherever_they_are_cut(client, nois
     places = np.random.default_rng(1).integers(0, LIMIT // 2, size=40)
     for place, size in zip(places, range(CHUNK - 20, 20 * CHUNK, CHUNK // 2), strict=False):
         body, content_type = form(noise[place : place + size])
-        document = problem_of(client.post(mnist.PATH, data=body, content_type=content_type), 400)
+        document = problem_of(client.post("/api/v1/mnist", data=body, content_type=content_type), 400)
         assert document["given"].startswith(f"{size} bytes: this is no readable picture")
 
 
@@ -93,14 +93,14 @@ def test_bytes_without_a_pattern_arrive_whole_wherever_they_are_cut(client, nois
 def test_bytes_that_could_begin_a_boundary_are_no_end(client, filling) -> None:
     content = (filling * CHUNK)[: 3 * CHUNK + 7]
     body, content_type = form(content)
-    document = problem_of(client.post(mnist.PATH, data=body, content_type=content_type), 400)
+    document = problem_of(client.post("/api/v1/mnist", data=body, content_type=content_type), 400)
     assert document["given"].startswith(f"{len(content)} bytes: ")
 
 
 def test_many_photographs_share_a_form(client, backend, all_models, noise) -> None:
     taken = [photograph(400_000 + 1_001 * index, noise[1_000 * index :]) for index in range(Limits.items)]
     body, content_type = form(*taken)
-    assert client.post(cifar10.PATH, data=body, content_type=content_type).status_code == 200
+    assert client.post("/api/v1/cifar10", data=body, content_type=content_type).status_code == 200
     np.testing.assert_array_equal(backend.asked[-1][1], [pictures.photo(picture) for picture in taken])
 
 
@@ -108,20 +108,22 @@ def test_the_limit_of_a_body_is_its_last_byte(client, noise) -> None:
     frame = len(form(b"")[0])
     for more, status in ((-1, 400), (0, 400), (1, 413)):
         body, content_type = form(noise[: LIMIT - frame + more])
-        document = problem_of(client.post(mnist.PATH, data=body, content_type=content_type), status)
+        document = problem_of(client.post("/api/v1/mnist", data=body, content_type=content_type), status)
     assert document["detail"] == f"a body may have {LIMIT} bytes (--max-body-bytes): send less at a time"
 
 
 def test_a_form_that_is_none_is_400_and_says_what_is_wrong(client, noise) -> None:
     body, content_type = form(noise[:100_000])
     for broken in (body[:-30], body[:60_000], noise[:70_000], b"--"):
-        document = problem_of(client.post(mnist.PATH, data=broken, content_type=content_type), 400)
+        document = problem_of(client.post("/api/v1/mnist", data=broken, content_type=content_type), 400)
         assert "multipart form with the boundary" in document["detail"] or "at least one file" in document["detail"]
     for boundary in ("", "; boundary=", f"; boundary={'b' * 71}"):
-        document = problem_of(client.post(mnist.PATH, data=body, content_type=f"multipart/form-data{boundary}"), 400)
+        document = problem_of(
+            client.post("/api/v1/mnist", data=body, content_type=f"multipart/form-data{boundary}"), 400
+        )
         assert document["field"] == "Content-Type"
     nameless = body.replace(b' name="file";', b"")
-    assert problem_of(client.post(mnist.PATH, data=nameless, content_type=content_type), 400)["field"] == "None"
+    assert problem_of(client.post("/api/v1/mnist", data=nameless, content_type=content_type), 400)["field"] == "None"
 
 
 def test_headers_and_text_of_a_part_are_bounded(client, noise) -> None:
@@ -132,7 +134,7 @@ def test_headers_and_text_of_a_part_are_bounded(client, noise) -> None:
         body.replace(b"Content-Type: image/jpeg", head),
         body.replace(b'; filename="IMG_0.jpg"', b"").replace(noise[:1000], text),
     ):
-        document = problem_of(client.post(mnist.PATH, data=large, content_type=content_type), 413)
+        document = problem_of(client.post("/api/v1/mnist", data=large, content_type=content_type), 413)
         assert "--max-form-field-bytes" in document["detail"]
 
 
@@ -141,7 +143,9 @@ def url(tmp_path_factory) -> Iterator[str]:
     """A gateway process in front of a stand-in of the picture models."""
     fake = FakeServer(models=("mnist", "cifar10"))
     server = serve(fake)
-    command = [BOOKSERVE, "gateway", "--port=0", f"--model-server={fake.target}", "--drain-seconds=0"]
+    store = write_manifests(tmp_path_factory.mktemp("models"), fake.models)
+    options = [f"--model-server={fake.target}", f"--models-dir={store}", "--drain-seconds=0"]
+    command = [BOOKSERVE, "gateway", "--port=0", *options]
     with (tmp_path_factory.mktemp("gateway") / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout is not None
@@ -202,12 +206,12 @@ def test_a_body_of_real_text_and_numbers_is_bounded_by_its_bytes_alone(url) -> N
     port = int(url.rpartition(":")[2])
     chance = np.random.default_rng(2)
     levels = chance.integers(0, 256, (Limits.items, 28, 28)).tolist()
-    assert post(port, mnist.PATH, json.dumps({"pixels": levels})).status == 200
+    assert post(port, "/api/v1/mnist", json.dumps({"pixels": levels})).status == 200
     levels = chance.integers(0, 256, (Limits.items, 32, 32, 3)).tolist()
-    assert post(port, cifar10.PATH, json.dumps({"pixels": levels})).status == 200
+    assert post(port, "/api/v1/cifar10", json.dumps({"pixels": levels})).status == 200
     for alphabet in ('"\\', "[{]}", "äöü€𝄞", '\\"[{', "\r\n\t"):
         text = "".join(chance.choice(list(alphabet + "abc "), 100_000))
         for body in (json.dumps({"pixels": text}), json.dumps({"pixels": text}, ensure_ascii=False).encode()):
-            answer = post(port, mnist.PATH, body)
+            answer = post(port, "/api/v1/mnist", body)
             assert answer.status == 400
             assert answer.problem()["field"] == "pixels"

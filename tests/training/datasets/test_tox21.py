@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bookserve.export.book_contracts import TOX21
+from book_contracts import CONTRACTS
 from bookserve.training.datasets import tox21
 from bookserve.training.datasets.files import DataError, DataRequest
 
-HEAD = ",".join((*TOX21.labels, "mol_id", "smiles"))
+HEAD = ",".join((*CONTRACTS["tox21"].labels, "mol_id", "smiles"))
 BENZENES = ["c1ccccc1C", "c1ccccc1CC", "Oc1ccccc1", "Nc1ccccc1", "Clc1ccccc1"]
 PYRIDINES = ["c1ccncc1C", "c1ccncc1O"]
 SINGLES = ["C1CCCCC1C", "C1CCNCC1C", "c1ccoc1C"]
@@ -25,7 +25,7 @@ def table(*lines: str) -> bytes:
 def test_empty_cells_are_not_measured(tmp_path: Path, pack: type) -> None:
     path = tmp_path / "tox21.csv.gz"
     path.write_bytes(pack(table("0,0,1,,,0,0,1,0,0,0,0,TOX3021,CCO", ",,,,,,,,,,,1.0,TOX1,C=C")))
-    smiles, results = tox21.read_csv(path, TOX21.labels)
+    smiles, results = tox21.read_csv(path, CONTRACTS["tox21"].labels)
     assert smiles == ["CCO", "C=C"]
     assert results.dtype == np.float32
     np.testing.assert_array_equal(results[0], [0, 0, 1, np.nan, np.nan, 0, 0, 1, 0, 0, 0, 0])
@@ -49,7 +49,7 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path: Path, content: bytes, mess
     path = tmp_path / "tox21.csv"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        tox21.read_csv(path, TOX21.labels)
+        tox21.read_csv(path, CONTRACTS["tox21"].labels)
     assert str(path) in str(caught.value)
 
 
@@ -77,7 +77,7 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_split_is_random_whole_and_of_readable_molecules(data_dir: Path) -> None:
-    data = tox21.load(DataRequest("real", data_dir), TOX21.labels, split_seed=0)
+    data = tox21.load(DataRequest("real", data_dir), CONTRACTS["tox21"].labels, split_seed=0)
     parts = [numbers_of(split) for split in (data.train, data.valid, data.test)]
     assert [len(part) for part in parts] == [144, 18, 18]
     assert sorted(number for part in parts for number in part) == [number for number in range(200) if number % 10 != 9]
@@ -92,7 +92,7 @@ def test_the_split_is_random_whole_and_of_readable_molecules(data_dir: Path) -> 
 def test_the_split_seed_alone_decides_the_split(data_dir: Path) -> None:
     request = DataRequest("real", data_dir)
     first, few, other = (
-        tox21.load(request, TOX21.labels, seed, rows) for seed, rows in ((0, None), (0, 50), (1, None))
+        tox21.load(request, CONTRACTS["tox21"].labels, seed, rows) for seed, rows in ((0, None), (0, 50), (1, None))
     )
     assert numbers_of(first.train)[:50] == numbers_of(few.train)
     assert numbers_of(first.test) == numbers_of(few.test)
@@ -102,7 +102,7 @@ def test_the_split_seed_alone_decides_the_split(data_dir: Path) -> None:
 def test_the_sample_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tox21, "SAMPLE_ROWS", 100)
     monkeypatch.setattr(tox21, "fingerprints", numbered)
-    data = tox21.load(DataRequest("sample"), TOX21.labels, split_seed=0)
+    data = tox21.load(DataRequest("sample"), CONTRACTS["tox21"].labels, split_seed=0)
     assert (data.origin.source, data.origin.name) == ("sample", "made-up molecules")
     assert data.examples["fingerprint"].shape == (9, 1024)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bookserve.export.book_contracts import LINEAR
+from book_contracts import CONTRACTS
 from bookserve.training import run
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.models import STANDARD, linear
@@ -47,7 +47,7 @@ def test_the_serving_model_keeps_the_contract() -> None:
     model = linear.build_model(linear.CONFIGS[STANDARD]["smoke"])
     model.get_layer("line").set_weights([np.array([[5.0]]), np.array([2.0])])
     outputs = linear.serving_model(model)(np.array([[0.0], [0.5], [-2.0]], np.float32))
-    assert list(outputs) == [tensor.name for tensor in LINEAR.outputs]
+    assert list(outputs) == [tensor.name for tensor in CONTRACTS["linear"].outputs]
     assert outputs["y"].numpy().tolist() == [2.0, 4.5, -8.0]
 
 

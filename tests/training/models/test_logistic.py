@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bookserve.export.book_contracts import LOGISTIC
+from book_contracts import CONTRACTS
 from bookserve.training import run
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.models import STANDARD, logistic
@@ -42,7 +42,7 @@ def test_the_figures_are_those_of_the_weights(tmp_path: Path) -> None:
 def test_the_serving_model_keeps_the_contract() -> None:
     points = np.array([[1, 1], [-1, -1], [0.5, 0]], np.float32)
     outputs = logistic.serving_model(with_weights(2.0, 1.0, -0.5))(points)
-    assert set(outputs) == {tensor.name for tensor in LOGISTIC.outputs}
+    assert set(outputs) == {tensor.name for tensor in CONTRACTS["logistic"].outputs}
     expected = 1 / (1 + np.exp(-np.array([2.5, -3.5, 0.5])))
     np.testing.assert_allclose(outputs["probability"].numpy(), expected, rtol=1e-6)
     assert outputs["class"].numpy().tolist() == [1, 0, 1]

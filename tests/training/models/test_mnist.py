@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from bookserve.export.book_contracts import MNIST
+from book_contracts import CONTRACTS
 from bookserve.training import run
 from bookserve.training.datasets import digit_sample
 from bookserve.training.datasets.files import DataRequest, Origin
@@ -48,7 +48,7 @@ def test_the_serving_model_keeps_the_contract(digits: ImageSplits) -> None:
     model = mnist.build_model(TINY)
     served = mnist.serving_model(model)
     outputs = served(digits.test.images[:5])
-    assert set(outputs) == {tensor.name for tensor in MNIST.outputs}
+    assert set(outputs) == {tensor.name for tensor in CONTRACTS["mnist"].outputs}
     probabilities, classes = outputs["probabilities"].numpy(), outputs["classes"].numpy()
     logits = model(digits.test.images[:5], training=False).numpy()
     np.testing.assert_allclose(probabilities, keras.ops.softmax(logits).numpy(), atol=1e-6)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bookserve.export.book_contracts import CIFAR10
+from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import cifar10
 from bookserve.training.datasets.files import DataRequest
@@ -25,7 +25,18 @@ from bookserve.training.loop.fit import fit
 from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.cifar10 import book, modern
 
-CONTRACT = CIFAR10
+CONTRACT = Contract(
+    model="cifar10",
+    version=1,
+    task="image-classification",
+    inputs=(Tensor("images", "uint8", (None, 32, 32, 3), unit="colour level"),),
+    outputs=(
+        Tensor("probabilities", "float32", (None, 10), unit="probability"),
+        Tensor("classes", "int64", (None,), ranks="probabilities"),
+    ),
+    labels=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    preprocessing=Preprocessing("images", size=(32, 32), colour="rgb", resize="crop"),
+)
 KEY_METRIC = KeyMetric(name="accuracy", book=0.86)  # chapter 9's script "achieves ~86% accuracy after 100K steps"
 EVALUATION_BATCH = 500
 FIRST_TEST_ROWS = 1_000  # whose accuracy is a figure of its own: see the note on the test batch in datasets/cifar10.py
@@ -110,12 +121,12 @@ def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, d
         }
     labels, predicted = data.test.labels, probabilities.argmax(axis=1)
     metrics["test"]["accuracy_1000"] = float((predicted == labels)[:FIRST_TEST_ROWS].mean())
-    plots.confusion_matrix(labels, predicted, CIFAR10.labels, report / "confusion.png")
+    plots.confusion_matrix(labels, predicted, CONTRACT.labels, report / "confusion.png")
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(probabilities[wrong, labels[wrong]])][:MISTAKES]
     plots.images(
         data.test.images[worst],
-        [f"{CIFAR10.labels[predicted[row]]}, not\n{CIFAR10.labels[labels[row]]}" for row in worst],
+        [f"{CONTRACT.labels[predicted[row]]}, not\n{CONTRACT.labels[labels[row]]}" for row in worst],
         "most wrong about these test rows",
         report / "mistakes.png",
     )

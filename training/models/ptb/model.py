@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from bookserve.export.book_contracts import PTB
+from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import ptb
 from bookserve.training.datasets.files import DataRequest
@@ -32,7 +32,21 @@ from bookserve.training.loop.rates import warm_cosine
 from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.ptb.lstm import State, run_lstm
 
-CONTRACT = PTB
+CONTRACT = Contract(
+    model="ptb",
+    version=1,
+    task="text",
+    inputs=(Tensor("tokens", "int32", (None, None), free=("batch", "words")),),  # rows of the vocabulary
+    outputs=(
+        Tensor(  # of every word of the vocabulary as the next one
+            "probabilities", "float32", (None, None), free=("batch", "vocabulary"), unit="probability"
+        ),
+        Tensor("top_ids", "int32", (None, 10), ranks="probabilities"),
+        Tensor("top_probabilities", "float32", (None, 10), unit="probability"),
+    ),
+    assets=("vocabulary.txt",),  # one word a line, UTF-8; line number from 0 = the word's number in `tokens`
+    preprocessing=Preprocessing("tokens", vocabulary="vocabulary.txt"),
+)
 KEY_METRIC = KeyMetric(name="perplexity", book=115.9)  # the small network of chapter 7's script, after 13 epochs
 EVALUATION_BATCH = 16  # streams read side by side
 EVALUATION_STEPS = 50

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from bookserve.export.book_contracts import TICTACTOE
+from bookserve.export.contracts import Contract, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets.files import DataRequest, Origin, sha256_of_arrays
 from bookserve.training.errors import DivergedError
@@ -30,7 +30,18 @@ from bookserve.training.models.tictactoe import lines as tictactoe_lines
 from bookserve.training.models.tictactoe import tree as trees
 from bookserve.training.models.tictactoe.games import Games
 
-CONTRACT = TICTACTOE
+CONTRACT = Contract(
+    model="tictactoe",
+    version=1,
+    task="board",
+    inputs=(Tensor("board", "float32", (None, 3, 3, 2)),),  # plane 0: squares of the side to move, 1: the other's
+    outputs=(
+        Tensor(  # of each square as the next move, row by row; 0 where taken
+            "probabilities", "float32", (None, 9), unit="probability"
+        ),
+        Tensor("value", "float32", (None,), unit="reward"),  # what the side to move may expect
+    ),
+)
 KEY_METRIC = KeyMetric(name="lost_lines", book=None)  # the book names no figure: its script prints the mean reward
 GOAL = 0.99  # fraction of the best possible mean reward that a policy must earn, as X and as O
 IMPOSSIBLE = -1e9  # the logit of a taken square: its probability is 0 in float32

@@ -30,7 +30,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from bookserve.export.book_contracts import TOX21
+from bookserve.export.contracts import Contract, Fingerprint, Preprocessing, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import tox21
 from bookserve.training.datasets.files import DataRequest
@@ -42,9 +42,22 @@ from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.tox21 import similarity
 from bookserve.training.tuning.search_space import Search, choice
 
-CONTRACT = TOX21
+CONTRACT = Contract(
+    model="tox21",
+    version=1,
+    task="molecules",
+    inputs=(Tensor("fingerprint", "uint8", (None, 1024)),),  # as deepchem's CircularFingerprint
+    outputs=(  # of activity in each assay, each on its own
+        Tensor("probabilities", "float32", (None, 12), unit="probability"),
+    ),
+    labels=(
+        *("NR-AR", "NR-AR-LBD", "NR-AhR", "NR-Aromatase", "NR-ER", "NR-ER-LBD", "NR-PPAR-gamma"),
+        *("SR-ARE", "SR-ATAD5", "SR-HSE", "SR-MMP", "SR-p53"),
+    ),
+    preprocessing=Preprocessing("fingerprint", fingerprint=Fingerprint("morgan", radius=2, bits=1024)),
+)
 KEY_METRIC = KeyMetric(name="auc", book=None)  # the book gives weighted accuracies of the first assay only
-ASSAYS = TOX21.labels
+ASSAYS = CONTRACT.labels
 NETWORKS, MEMORY = "networks", "memory"  # the parts of the model
 BOOK_ASSAY = ASSAYS.index("NR-AR")  # the one that chapters 4 and 5 look at
 EVALUATION_BATCH = 1_000
@@ -149,7 +162,7 @@ def build_model(config: Config) -> keras.Model:
     The layers "memory", with logits [n, 12], and "networks", which sees the memory's logits beside the fingerprint and
     has logits [n, members, 12], are models of their own.
     """
-    fingerprint = keras.Input(TOX21.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
+    fingerprint = keras.Input(CONTRACT.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
     bits = keras.ops.cast(fingerprint, "float32")
     inputs = [fingerprint]
     if config.memory:
@@ -249,7 +262,7 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
 
 def serving_model(model: keras.Model) -> keras.Model:
     """The trained model behind the contract: `fingerprint` in, `probabilities` out."""
-    fingerprint = keras.Input(TOX21.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
+    fingerprint = keras.Input(CONTRACT.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
     probabilities = keras.ops.sigmoid(model(fingerprint, training=False))  # (n, 12)
     return keras.Model(fingerprint, {"probabilities": probabilities}, name="tox21")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from book_contracts import CONTRACTS
 from bookserve.export import publish, run_reader
-from bookserve.export.book_contracts import CIFAR10
 from bookserve.export.manifest import Manifest
 from bookserve.export.store import ModelStore
 from bookserve.training import run
@@ -110,7 +110,7 @@ def test_the_modern_network_is_asked_for_the_mirror_image_too(pictures: ImageSpl
     served = cifar10.serving_model(model)
     images = pictures.test.images[:5]
     outputs = served(images)
-    assert set(outputs) == {tensor.name for tensor in CIFAR10.outputs}
+    assert set(outputs) == {tensor.name for tensor in CONTRACTS["cifar10"].outputs}
     logits = (np.array(model(images, training=False)) + np.array(model(images[:, :, ::-1], training=False))) / 2
     np.testing.assert_allclose(outputs["probabilities"], keras.ops.softmax(logits), atol=1e-6)
     np.testing.assert_array_equal(outputs["classes"], np.argmax(logits, axis=1))

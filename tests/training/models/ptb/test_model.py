@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 from rich.console import Console
 
+from book_contracts import CONTRACTS
 from bookserve.export import publish, run_reader
-from bookserve.export.book_contracts import PTB
 from bookserve.export.store import ModelStore
 from bookserve.training import run
 from bookserve.training.datasets import ptb as ptb_data
@@ -185,7 +185,7 @@ def test_the_serving_model_keeps_the_contract(trained: Trained, text: ptb_data.T
     for length in (1, 2, 9):
         tokens = text.test[: 4 * length].reshape(4, length)
         outputs = {name: np.asarray(value) for name, value in served(tokens).items()}
-        assert set(outputs) == {tensor.name for tensor in PTB.outputs}
+        assert set(outputs) == {tensor.name for tensor in CONTRACTS["ptb"].outputs}
         expected = keras.ops.softmax(model(tokens)[:, -1]).numpy()
         np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-6)
         np.testing.assert_array_equal(outputs["top_ids"], np.argsort(-expected, kind="stable")[:, :10])

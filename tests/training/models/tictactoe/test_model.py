@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from rich.console import Console
 
+from book_contracts import CONTRACTS
 from bookserve.export import onnx_graph, publish, run_reader
-from bookserve.export.book_contracts import TICTACTOE
 from bookserve.export.store import ModelStore
 from bookserve.training import run
 from bookserve.training.datasets.files import DataRequest
@@ -74,7 +74,7 @@ def test_taken_squares_have_no_probability_at_all(untrained: keras.Model) -> Non
 def test_the_serving_model_keeps_the_contract(untrained: keras.Model) -> None:
     tree = trees.tree()
     outputs = tictactoe.serving_model(untrained)(tree.boards)
-    assert set(outputs) == {tensor.name for tensor in TICTACTOE.outputs}
+    assert set(outputs) == {tensor.name for tensor in CONTRACTS["tictactoe"].outputs}
     probabilities, value = outputs["probabilities"].numpy(), outputs["value"].numpy()
     assert (probabilities.dtype, value.dtype) == (np.float32, np.float32)
     assert (probabilities.shape, value.shape) == ((5_478, 9), (5_478,))

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from rich.console import Console
 
+from book_contracts import CONTRACTS
 from bookserve.export import onnx_graph, parity, savedmodel
-from bookserve.export.book_contracts import TOX21
 from bookserve.training import run
 from bookserve.training.datasets import tox21 as tox21_data
 from bookserve.training.datasets.files import DataRequest, Origin
@@ -114,7 +114,7 @@ def test_training_learns_and_keeps_its_best_epoch(
     assert metrics["test"]["auc"] > 0.85
     assert metrics["valid"]["auc"] == pytest.approx(max(history["val_auc"]))
     assert metrics["test"]["auc"] == pytest.approx(np.mean(list(metrics["test auc"].values())))
-    assert list(metrics["test auc"]) == list(metrics["test forest_auc"]) == list(TOX21.labels)
+    assert list(metrics["test auc"]) == list(metrics["test forest_auc"]) == list(CONTRACTS["tox21"].labels)
     assert 0.5 < metrics["test"]["forest_auc"] < 1
     assert metrics["test"]["precision"] == pytest.approx(np.mean(list(metrics["test precision"].values())))
     assert 0.5 < metrics["test"]["nr_ar_accuracy"] <= 1
@@ -225,10 +225,10 @@ def test_the_run_is_served_alike_by_both_engines(
     expected = network(molecules.test.fingerprints[:9])["probabilities"].numpy()
     assert expected.shape == (9, 12)
     assert ((expected > 0) & (expected < 1)).all()
-    servable = savedmodel.load(result.folder / "model.keras", TOX21)
+    servable = savedmodel.load(result.folder / "model.keras", CONTRACTS["tox21"])
     savedmodel.save(servable, tmp_path / "1")
-    onnx_graph.convert(servable, TOX21, tmp_path / "1" / onnx_graph.LOCATION)
-    differences = parity.check(tmp_path / "1", TOX21, {"fingerprint": molecules.test.fingerprints})
+    onnx_graph.convert(servable, CONTRACTS["tox21"], tmp_path / "1" / onnx_graph.LOCATION)
+    differences = parity.check(tmp_path / "1", CONTRACTS["tox21"], {"fingerprint": molecules.test.fingerprints})
     assert differences["probabilities"] < 1e-5
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from book_contracts import CONTRACTS
 from bookserve.export import onnx_graph
-from bookserve.export.book_contracts import CONTRACTS
 from bookserve.export.savedmodel import ServingModule
 from bookserve.serving.server.engines.onnx_rows import graph, walk
 from bookserve.training.models import MODELS

@@ -1,45 +1,36 @@
-"""POST /api/v1/tictactoe: boards to the best move, the probability of each square, and what the player may expect."""
+"""The task `board`: boards of tic-tac-toe to the best move, the probability of each square, and what to expect."""
 
 from typing import Any
 
 import numpy as np
-from flask import Blueprint, Response, request
+from flask import Request
 
 from bookserve.clients import outputs
 from bookserve.clients.inputs import boards
-from bookserve.export.book_contracts import TICTACTOE
+from bookserve.export.contracts import Contract
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.problems import bad_value, shown
-from bookserve.serving.gateway.responses import json_response
+from bookserve.serving.gateway.request_parsing import Choice
 
-PATH = "/api/v1/tictactoe"
 EXAMPLE = {"board": ["X", "", "O", "", "X", "", "", "", ""], "player": "O"}
 
 _SQUARE = {"enum": ["X", "O", ""]}
 
 
-def routes(dependencies: Dependencies) -> Blueprint:
-    """The model's routes."""
-    blueprint = Blueprint("tictactoe", __name__)
-
-    @blueprint.post(PATH)
-    def predict() -> Response:
-        choice = request_parsing.choice(request)
-        body = request_parsing.read_json_only(request, dependencies.limits, EXAMPLE)
-        request_parsing.known_fields(body, ("board", "player"), EXAMPLE)
-        positions = _positions(request_parsing.field(body, "board", EXAMPLE), body.get("player"), dependencies.limits)
-        planes = np.stack([boards.planes(board) for board in positions])
-        return json_response(
-            outputs.tictactoe(dependencies.models.predict(TICTACTOE, {"board": planes}, choice), positions)
-        )
-
-    return blueprint
+def predict(request: Request, contract: Contract, choice: Choice, dependencies: Dependencies) -> dict[str, Any]:
+    """The answer to one request."""
+    body = request_parsing.read_json_only(request, dependencies.limits, EXAMPLE)
+    request_parsing.known_fields(body, ("board", "player"), EXAMPLE)
+    positions = _positions(request_parsing.field(body, "board", EXAMPLE), body.get("player"), dependencies.limits)
+    planes = np.stack([boards.planes(board) for board in positions]).astype(contract.inputs[0].dtype)
+    prediction = dependencies.models.predict(contract, {contract.inputs[0].name: planes}, choice)
+    return outputs.board(contract, prediction, positions)
 
 
-def openapi(limits: Limits) -> dict[str, Any]:
+def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
     """The model's part of the OpenAPI document: its paths' operations, without the problems that all share."""
     flat = schemas.list_of(_SQUARE, boards.SQUARES)
     rows = schemas.list_of(schemas.list_of(_SQUARE, 3), 3)
@@ -61,7 +52,8 @@ def openapi(limits: Limits) -> dict[str, Any]:
         {"board": {"description": text, "anyOf": [board, many]}}, EXAMPLE, optional={"player": player}
     )
     description = "X begins. Boards that no game comes to, and games that are over, are refused."
-    return {PATH: {"post": schemas.prediction("predictTictactoe", "Which move is best?", description, body, item)}}
+    summary = "Which move is best?"
+    return {path: {"post": schemas.prediction("predict", contract.model, summary, description, body, item)}}
 
 
 def _positions(value: object, player: object, limits: Limits) -> list[list[str]]:

@@ -1,4 +1,4 @@
-// The panel of linear regression: drag a point along x, see the y of the fitted line.
+// The panel of one number in and one out: drag a point along x, see the y of the fitted line.
 
 import { Plot } from "./plot.js";
 import { Latest, Panel, ask, colour, element } from "./shared.js";
@@ -6,9 +6,11 @@ import { Latest, Panel, ask, colour, element } from "./shared.js";
 const RANGE = [-1, 2];
 const STEPS = 30;
 
-export function startLinear() {
-  const panel = new Panel("linear");
-  const number = element("linear-x");
+export function startLine(model) {
+  const { name } = model;
+  const output = model.outputs[0].name;
+  const panel = new Panel(name);
+  const number = element(`${name}-x`);
   let line = [];
   let y = null;
 
@@ -28,8 +30,8 @@ export function startLinear() {
   const latest = new Latest(async (x) => {
     if (!line.length) await fit().catch(() => {}); // the question below says what is wrong
     await panel.ask({ x }, (predictions) => {
-      y = predictions ? predictions[0].y : null;
-      element("linear-y").textContent = y === null ? "–" : y.toFixed(3);
+      y = predictions ? predictions[0][output] : null;
+      element(`${name}-y`).textContent = y === null ? "–" : y.toFixed(3);
       plot.canvas.setAttribute("aria-valuetext", y === null ? "no answer" : `x ${x.toFixed(2)}, y ${y.toFixed(2)}`);
       plot.draw();
     });
@@ -41,14 +43,14 @@ export function startLinear() {
     latest.run(x);
   };
 
-  const plot = new Plot(element("linear-canvas"), { x: RANGE, y: [-4, 14], point: [0.5, 0], step: 0.05, moved, paint });
+  const plot = new Plot(element(`${name}-canvas`), { x: RANGE, y: [-4, 14], point: [0.5, 0], step: 0.05, moved, paint });
 
   const fit = async () => {
     const x = Array.from({ length: STEPS + 1 }, (_, step) => RANGE[0] + ((RANGE[1] - RANGE[0]) * step) / STEPS);
     const options = { method: "POST", body: JSON.stringify({ x }), headers: { "Content-Type": "application/json" } };
-    const { predictions } = await ask("/api/v1/linear", options);
-    line = predictions.map((prediction, index) => [x[index], prediction.y]);
-    const ys = predictions.map((prediction) => prediction.y);
+    const { predictions } = await ask(`/api/v1/${name}`, options);
+    line = predictions.map((prediction, index) => [x[index], prediction[output]]);
+    const ys = predictions.map((prediction) => prediction[output]);
     const [low, high] = [Math.min(...ys), Math.max(...ys)];
     const margin = 0.1 * (high - low) || 1;
     plot.y = [low - margin, high + margin];

@@ -1,4 +1,4 @@
-// The panel of logistic regression: drag a point in the plane, see how probable class 1 is there.
+// The panel of two numbers in and two classes: drag a point in the plane, see how probable the second class is there.
 
 import { Plot } from "./plot.js";
 import { Bars, Latest, Panel, ask, element } from "./shared.js";
@@ -7,9 +7,9 @@ const ACROSS = [-2.8, 2.8];
 const UP = [-2.1, 2.1];
 const [COLUMNS, ROWS] = [48, 36]; // of the shading
 
-export function startLogistic() {
-  const panel = new Panel("logistic");
-  const bars = new Bars(element("logistic-bars"), ["0", "1"]);
+export function startPlane({ name, labels }) {
+  const panel = new Panel(name);
+  const bars = new Bars(element(`${name}-bars`), labels);
   const field = document.createElement("canvas");
   field.width = COLUMNS;
   field.height = ROWS;
@@ -25,20 +25,21 @@ export function startLogistic() {
     if (!known) await shade().catch(() => {}); // the question below says what is wrong
     await panel.ask({ x: [point] }, (predictions) => {
       const prediction = predictions?.[0];
-      element("logistic-class").textContent = prediction?.class ?? "–";
-      bars.show(prediction && { 0: 1 - prediction.probability, 1: prediction.probability }, prediction?.class);
+      element(`${name}-class`).textContent = prediction?.class ?? "–";
+      const shares = prediction && [1 - prediction.probability, prediction.probability];
+      bars.show(shares && { [labels[0]]: shares[0], [labels[1]]: shares[1] }, prediction?.class);
       plot.draw();
     });
   });
 
   const moved = (point) => {
     const text = point.map((value) => value.toFixed(2)).join(", ");
-    element("logistic-point").textContent = text;
+    element(`${name}-point`).textContent = text;
     plot.canvas.setAttribute("aria-label", `A plane with a point at ${text}`);
     latest.run(point);
   };
 
-  const plot = new Plot(element("logistic-canvas"), { x: ACROSS, y: UP, point: [1, 0.5], step: 0.2, moved, paint });
+  const plot = new Plot(element(`${name}-canvas`), { x: ACROSS, y: UP, point: [1, 0.5], step: 0.2, moved, paint });
 
   const shade = async () => {
     const centre = ([low, high], cell, cells) => low + ((high - low) * (cell + 0.5)) / cells;
@@ -47,11 +48,11 @@ export function startLogistic() {
       for (let column = 0; column < COLUMNS; column++) x.push([centre(ACROSS, column, COLUMNS), centre(UP, row, ROWS)]);
     }
     const options = { method: "POST", body: JSON.stringify({ x }), headers: { "Content-Type": "application/json" } };
-    const { predictions } = await ask("/api/v1/logistic", options);
+    const { predictions } = await ask(`/api/v1/${name}`, options);
     const context = field.getContext("2d");
     const pixels = context.createImageData(COLUMNS, ROWS);
     predictions.forEach(({ probability }, cell) => {
-      // Orange for class 0, blue for class 1, clear where neither is likelier.
+      // Orange for the first class, blue for the second, clear where neither is likelier.
       const lean = 2 * probability - 1;
       pixels.data.set([...(lean < 0 ? [224, 133, 38] : [54, 111, 224]), 170 * Math.abs(lean)], 4 * cell);
     });

@@ -5,15 +5,15 @@ import { Panel, element, percent } from "./shared.js";
 const PAUSE = 250; // milliseconds without a key before the next words are asked for
 const SUGGESTIONS = 8;
 
-export function startPtb() {
-  const panel = new Panel("ptb");
-  const text = element("ptb-text");
-  const warmth = element("ptb-temperature");
+export function startWords({ name }) {
+  const panel = new Panel(name);
+  const text = element(`${name}-text`);
+  const warmth = element(`${name}-temperature`);
   let timer = 0;
 
   const noteUnknown = (unknown) => {
     const names = [...new Set(unknown)].map((word) => `“${word}”`).join(", ");
-    element("ptb-unknown").textContent = unknown.length ? `The model does not know ${names}.` : "";
+    element(`${name}-unknown`).textContent = unknown.length ? `The model does not know ${names}.` : "";
   };
 
   const append = (words) => {
@@ -34,7 +34,7 @@ export function startPtb() {
   };
 
   const show = (predictions) => {
-    element("ptb-next").replaceChildren(...(predictions?.[0].words ?? []).map(button));
+    element(`${name}-next`).replaceChildren(...(predictions?.[0].words ?? []).map(button));
     noteUnknown(predictions?.[0].unknown ?? []);
   };
 
@@ -50,8 +50,8 @@ export function startPtb() {
 
   const generate = () => {
     clearTimeout(timer);
-    const body = { text: text.value, words: element("ptb-words").valueAsNumber, temperature: warmth.valueAsNumber };
-    panel.ask(body, (predictions) => predictions && append(predictions[0].words), "/api/v1/ptb/generate");
+    const body = { text: text.value, words: element(`${name}-words`).valueAsNumber, temperature: warmth.valueAsNumber };
+    panel.ask(body, (predictions) => predictions && append(predictions[0].words), `/api/v1/${name}/generate`);
   };
 
   text.addEventListener("input", () => {
@@ -59,9 +59,9 @@ export function startPtb() {
     panel.cancel();
     timer = setTimeout(suggest, PAUSE);
   });
-  warmth.addEventListener("input", () => (element("ptb-warmth").textContent = warmth.valueAsNumber.toFixed(1)));
-  element("ptb-generate").addEventListener("click", generate);
-  element("ptb-clear").addEventListener("click", () => {
+  warmth.addEventListener("input", () => (element(`${name}-warmth`).textContent = warmth.valueAsNumber.toFixed(1)));
+  element(`${name}-generate`).addEventListener("click", generate);
+  element(`${name}-clear`).addEventListener("click", () => {
     text.value = "";
     suggest();
     text.focus();

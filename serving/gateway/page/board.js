@@ -5,10 +5,10 @@ import { Panel, element, percent } from "./shared.js";
 const LINES = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 3, 6], [1, 4, 7], [2, 5, 8], [0, 4, 8], [2, 4, 6]];
 const THINKING = 450; // milliseconds, so that a move can be followed
 
-export function startTictactoe() {
-  const panel = new Panel("tictactoe");
-  const hints = element("tictactoe-hints");
-  const status = element("tictactoe-status");
+export function startBoard({ name }) {
+  const panel = new Panel(name);
+  const hints = element(`${name}-hints`);
+  const status = element(`${name}-status`);
   const squares = [];
   let board = [];
   let human = "X";
@@ -45,7 +45,7 @@ export function startTictactoe() {
     paint();
     if (over()) {
       panel.cancel();
-      element("tictactoe-value").textContent = "";
+      element(`${name}-value`).textContent = "";
     } else {
       panel.ask({ board, player: turn() }, answered);
     }
@@ -58,7 +58,7 @@ export function startTictactoe() {
     }
     const [{ move, probabilities, value }] = predictions;
     thoughts = probabilities;
-    element("tictactoe-value").textContent = `For ${turn()} the model expects ${value >= 0 ? "+" : ""}${value.toFixed(2)}`;
+    element(`${name}-value`).textContent = `For ${turn()} the model expects ${value >= 0 ? "+" : ""}${value.toFixed(2)}`;
     paint();
     if (turn() === human) return;
     const mine = game;
@@ -72,7 +72,7 @@ export function startTictactoe() {
     game += 1;
     panel.cancel();
     board = Array(9).fill("");
-    human = document.querySelector('input[name="tictactoe-side"]:checked').value;
+    human = element(name).querySelector('input[type="radio"]:checked').value;
     next();
   };
 
@@ -86,9 +86,9 @@ export function startTictactoe() {
     });
     squares.push(square);
   }
-  element("tictactoe-board").append(...squares);
+  element(`${name}-board`).append(...squares);
   hints.addEventListener("change", paint);
-  element("tictactoe-new").addEventListener("click", start);
-  for (const side of document.querySelectorAll('input[name="tictactoe-side"]')) side.addEventListener("change", start);
+  element(`${name}-new`).addEventListener("click", start);
+  for (const side of element(name).querySelectorAll('input[type="radio"]')) side.addEventListener("change", start);
   start();
 }

@@ -1,28 +1,24 @@
-// The panel of Tox21: type or pick a molecule, see it drawn, with the probability of each of twelve assays.
+// The panel of molecules: type or pick one, see it drawn, with what the model says of it, such as its activity in assays.
 
-import { Bars, Panel, element } from "./shared.js";
+import { Bars, Panel, element, scoresOf } from "./shared.js";
 
-const ASSAYS = [
-  "NR-AR", "NR-AR-LBD", "NR-AhR", "NR-Aromatase", "NR-ER", "NR-ER-LBD",
-  "NR-PPAR-gamma", "SR-ARE", "SR-ATAD5", "SR-HSE", "SR-MMP", "SR-p53",
-];
 const PAUSE = 300; // milliseconds without a key before a molecule is asked for
 
-export function startTox21() {
-  const panel = new Panel("tox21");
-  const bars = new Bars(element("tox21-bars"), ASSAYS);
-  const field = element("tox21-smiles");
-  const drawing = element("tox21-drawing");
+export function startMolecules({ name, labels }) {
+  const panel = new Panel(name);
+  const bars = new Bars(element(`${name}-bars`), labels);
+  const field = element(`${name}-smiles`);
+  const drawing = element(`${name}-drawing`);
   let timer = 0;
 
   const show = (predictions) => {
-    const probabilities = predictions?.[0].probabilities;
-    bars.show(probabilities, ...ASSAYS.filter((assay) => probabilities?.[assay] >= 0.5));
+    const scores = scoresOf(predictions?.[0]);
+    bars.show(scores, ...labels.filter((label) => scores?.[label] >= 0.5));
   };
 
   const draw = (smiles) => {
     drawing.alt = `Structure of ${smiles}`;
-    drawing.src = `/api/v1/tox21/drawing?smiles=${encodeURIComponent(smiles)}`;
+    drawing.src = `/api/v1/${name}/drawing?smiles=${encodeURIComponent(smiles)}`;
   };
 
   const predict = () => {
@@ -47,7 +43,7 @@ export function startTox21() {
     panel.cancel();
     timer = setTimeout(predict, PAUSE);
   });
-  for (const button of document.querySelectorAll("#tox21 [data-smiles]")) {
+  for (const button of element(name).querySelectorAll("[data-smiles]")) {
     button.addEventListener("click", () => {
       field.value = button.dataset.smiles;
       predict();

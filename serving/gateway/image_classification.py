@@ -1,0 +1,63 @@
+"""The task `image-classification`: pictures, as files, as a raw body or as pixels, to the class of each."""
+
+from typing import Any
+
+from flask import Request
+
+from bookserve.clients import forms, outputs
+from bookserve.clients.inputs import pictures
+from bookserve.export.contracts import Contract
+from bookserve.serving.gateway import openapi as schemas
+from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.dependencies import Dependencies
+from bookserve.serving.gateway.image_body import ImageBody
+from bookserve.serving.gateway.request_parsing import Choice
+
+_CURL = "curl -F file=@{file} http://127.0.0.1:8080{path}"
+
+
+def predict(request: Request, contract: Contract, choice: Choice, dependencies: Dependencies) -> dict[str, Any]:
+    """The answer to one request."""
+    means, tensor = contract.preprocessing, contract.inputs[0]
+    assert means is not None
+    levels = _body(contract, request.path).images(request, dependencies.limits)
+    inputs = {tensor.name: pictures.tensor(levels, means, tensor)}
+    return outputs.rows(contract, dependencies.models.predict(contract, inputs, choice))
+
+
+def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
+    """The model's part of the OpenAPI document: its paths' operations, without the problems that all share."""
+    means, scores = contract.preprocessing, forms.scores(contract)
+    assert means is not None
+    assert means.size is not None
+    assert scores is not None
+    labels = contract.labels
+    numbers = schemas.by_label(labels, schemas.number_of(scores)) if labels else {"type": "array"}
+    item = schemas.struct({"class": {"enum": list(labels)} if labels else {"type": "string"}, scores.name: numbers})
+    size = f"{means.size[0]} by {means.size[1]} pixels"
+    text = {
+        "centred": f"Pictures of any size, light or dark, one {_sign(contract)} each, which is scaled and centred.",
+        "crop": f"Pictures of any size: the central square is cut out and scaled to {size}.",
+        "stretch": f"Pictures of any size, scaled to {size}.",
+    }[means.resize]
+    body = _body(contract, path).openapi(limits)
+    return {path: {"post": schemas.prediction("predict", contract.model, "What does it show?", text, body, item)}}
+
+
+def _body(contract: Contract, path: str) -> ImageBody:
+    means = contract.preprocessing
+    assert means is not None
+    assert means.size is not None
+    centred = means.resize == "centred"
+    return ImageBody(
+        height=means.size[0],
+        width=means.size[1],
+        channels=3 if means.colour == "rgb" else 0,
+        decode=lambda content: pictures.levels(content, means),
+        what=f"a picture of one {_sign(contract)}" if centred else "a picture",
+        curl=_CURL.format(file="seven.png" if centred else "ship.png", path=path),
+    )
+
+
+def _sign(contract: Contract) -> str:
+    return "digit" if all(label.isdigit() for label in contract.labels) else "sign"

@@ -1,0 +1,119 @@
+"""The task `molecules`: molecules as SMILES to what the model says of each, such as its activity in some assays.
+
+`GET /api/v1/NAME/drawing?smiles=CCO` draws a molecule for the page, as a picture of its own: an SVG that a page loads
+as an image runs no script, and opened by itself it is in a sandbox.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flask import Request, Response
+
+from bookserve.clients import outputs
+from bookserve.clients.inputs import molecules
+from bookserve.export.contracts import Contract, Fingerprint
+from bookserve.serving.gateway import openapi as schemas
+from bookserve.serving.gateway import request_parsing
+from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.dependencies import Dependencies
+from bookserve.serving.gateway.molecule_pool import MoleculePool
+from bookserve.serving.gateway.problems import Problem, bad_value, shown
+from bookserve.serving.gateway.request_parsing import Choice
+
+EXAMPLE = {"smiles": "CCO"}
+
+# RDKit writes colours as style attributes.
+_DRAWING_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+_SMILES = {"type": "string", "minLength": 1, "maxLength": molecules.MAX_CHARACTERS, "pattern": "^[!-~]+$"}
+
+
+def predict(request: Request, contract: Contract, choice: Choice, dependencies: Dependencies) -> dict[str, Any]:
+    """The answer to one request."""
+    body = request_parsing.read_json_only(request, dependencies.limits, EXAMPLE)
+    value = request_parsing.only_field(body, "smiles", EXAMPLE)
+    items = request_parsing.one_or_many(value, "smiles", isinstance(value, list), dependencies.limits.items, EXAMPLE)
+    texts = [_text(item, name) for name, item in items]
+    bits = _fingerprints(dependencies.molecule_pool, _kind(contract), [name for name, _ in items], texts)
+    inputs = {contract.inputs[0].name: bits.astype(contract.inputs[0].dtype)}
+    return outputs.molecules(contract, dependencies.models.predict(contract, inputs, choice), texts)
+
+
+def draw(request: Request, molecule_pool: MoleculePool) -> Response:
+    """The drawing of a molecule."""
+    example = f"{request.path}?smiles=CCO"
+    for name in request.args:
+        if name != "smiles":
+            raise bad_value(f"?{name[:40]}", "smiles as the only parameter", shown(name), example)
+    smiles = _text(request.args.get("smiles"), "?smiles")
+    try:
+        svg = molecule_pool.drawing(smiles)
+    except molecules.MoleculeError as error:
+        raise _problem(error, "?smiles", smiles, example) from error
+    return Response(
+        svg, content_type="image/svg+xml; charset=iso-8859-1", headers={"Content-Security-Policy": _DRAWING_POLICY}
+    )
+
+
+def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
+    """The model's part of the OpenAPI document: its paths' operations, without the problems that all share."""
+    kind = _kind(contract)
+    row = schemas.row(contract)
+    item = schemas.struct({"smiles": {"type": "string"}, **row["properties"]})
+    molecule = schemas.one_or_many(_SMILES, limits.items, f"a molecule of at most {molecules.MAX_ATOMS} atoms, or more")
+    text = (
+        f"Molecules are given as SMILES; their Morgan fingerprints (radius {kind.radius}, {kind.bits} bits) go to the "
+        "model."
+    )
+    body = schemas.json_body({"smiles": molecule}, EXAMPLE)
+    drawing = {
+        "operationId": "drawMolecule",
+        "tags": ["models"],
+        "summary": "The structure of a molecule as a picture.",
+        "parameters": [{"name": "smiles", "in": "query", "required": True, "schema": _SMILES}],
+        "responses": {
+            "200": {"description": "The drawing.", "content": {"image/svg+xml": {"schema": {"type": "string"}}}}
+        },
+    }
+    summary = "Which assays does it set off?" if contract.labels else "What does it say of a molecule?"
+    return {
+        path: {"post": schemas.prediction("predict", contract.model, summary, text, body, item)},
+        f"{path}/drawing": {"get": drawing},
+    }
+
+
+def _kind(contract: Contract) -> Fingerprint:
+    assert contract.preprocessing is not None
+    assert contract.preprocessing.fingerprint is not None
+    return contract.preprocessing.fingerprint
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise bad_value(name, "a molecule as SMILES", shown(value), EXAMPLE)
+    try:
+        molecules.check_text(value)
+    except molecules.MoleculeError as error:
+        raise _problem(error, name, value, EXAMPLE) from error
+    return value
+
+
+def _fingerprints(
+    molecule_pool: MoleculePool, kind: Fingerprint, names: list[str], texts: list[str]
+) -> npt.NDArray[np.uint8]:
+    try:
+        outcomes = molecule_pool.fingerprints(texts, kind.radius, kind.bits)
+    except molecules.MoleculeError as error:
+        raise _problem(error, names[0].partition("[")[0], texts[0] if len(texts) == 1 else texts, EXAMPLE) from error
+    rows = []
+    for name, text, outcome in zip(names, texts, outcomes, strict=True):
+        if isinstance(outcome, molecules.MoleculeError):
+            raise _problem(outcome, name, text, EXAMPLE) from outcome
+        rows.append(outcome)
+    return np.stack(rows)
+
+
+def _problem(error: molecules.MoleculeError, name: str, given: object, example: object) -> Problem:
+    if isinstance(error, molecules.MoleculeTooLarge):
+        return Problem(413, f"{name}: {error}", field=name, given=shown(given), example=example)
+    return bad_value(name, "a molecule as SMILES", f"{shown(given)}: {error}", example)

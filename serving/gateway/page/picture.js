@@ -1,0 +1,54 @@
+// The panel of pictures: drop, choose or pick one, see which class it is.
+
+import { SCENES } from "./scenes.js";
+import { Panel, element, pngOf, showClass, takeFiles } from "./shared.js";
+
+const SIDE = 256; // pixels of a drawn picture
+const FIRST = "ship"; // the drawn picture that is asked at once
+
+export function startPicture({ name, labels, preprocessing }) {
+  const panel = new Panel(name);
+  const show = showClass(name, labels);
+  const [height, width] = preprocessing.size;
+  const known = Object.keys(SCENES).filter((thing) => labels.includes(thing));
+  const canvas = element(`${name}-canvas`);
+  const small = element(`${name}-small`);
+
+  // The central part, or all of it, as the gateway cuts it.
+  const draw = (picture) => {
+    const scale = Math.min(picture.width / width, picture.height / height);
+    const size = preprocessing.resize === "crop" ? [scale * width, scale * height] : [picture.width, picture.height];
+    const cut = [(picture.width - size[0]) / 2, (picture.height - size[1]) / 2, ...size];
+    for (const target of [canvas, small]) {
+      const context = target.getContext("2d");
+      context.imageSmoothingQuality = "high";
+      context.fillStyle = "#fff";
+      context.fillRect(0, 0, target.width, target.height);
+      context.drawImage(picture, ...cut, 0, 0, target.width, target.height);
+    }
+  };
+
+  const take = (file) => panel.askFile(file, draw, show);
+
+  const scene = (thing) => {
+    const picture = document.createElement("canvas");
+    picture.width = picture.height = SIDE;
+    const context = picture.getContext("2d");
+    context.scale(picture.width / 100, picture.height / 100);
+    SCENES[thing](context);
+    return picture;
+  };
+
+  for (const thing of known) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.setAttribute("aria-label", `A drawn ${thing}`);
+    const picture = scene(thing);
+    button.append(picture);
+    button.addEventListener("click", () => take(pngOf(picture)));
+    element(`${name}-scenes`).append(button);
+  }
+  [small.width, small.height] = [width, height];
+  if (known.length) take(pngOf(scene(known.includes(FIRST) ? FIRST : known[0])));
+  takeFiles(canvas, element(`${name}-file`), take);
+}

@@ -14,6 +14,7 @@ from bookserve.export.contracts import Contract, Example
 from bookserve.export.errors import ExportError
 
 Rows = Mapping[str, npt.NDArray[Any]]
+TOLERANCE = 1e-4  # of the largest value of an output: the processor may be another one, which rounds otherwise
 _INLINE = 20_000  # values of an example that a manifest holds
 
 
@@ -41,7 +42,7 @@ def differences(contract: Contract, run: parity.Run, recorded: Mapping[str, floa
     """Output -> the largest difference of the answer to the contract's example from the one that stands there.
 
     `recorded` has the differences between the version's own graphs when it was made (`Manifest.parity`): as much is
-    allowed, where that is more than `parity.TOLERANCE`.
+    allowed, where that is more than `TOLERANCE`.
 
     Raises:
         ExportError: an answer is further away, or of another shape or type; the message has the worst value.
@@ -57,7 +58,7 @@ def differences(contract: Contract, run: parity.Run, recorded: Mapping[str, floa
         except (KeyError, ValueError, TypeError) as error:
             raise ExportError(f"the manifest's example has no output '{tensor.name}' of its type: {error}") from error
     for tensor in contract.outputs:
-        tolerance = max(parity.TOLERANCE, recorded.get(tensor.name, 0.0))
+        tolerance = max(TOLERANCE, recorded.get(tensor.name, 0.0))
         whose = ("the manifest's example", "the graph")
         found[tensor.name] = parity.difference(tensor, expected, answer, whose, tolerance)
     return found

@@ -64,7 +64,7 @@ def test_another_answer_than_in_the_manifest_fails_with_the_worst_value(store: M
     (told,) = json.loads(result.stdout)
     assert (told["model"], told["version"], told["good"]) == ("score", 1, False)
     assert told["findings"][0] == {"what": "files", "told": "2, all as published", "good": True}
-    assert "differ in 'scores' by 0.0250001, more than 0.000235" in told["findings"][1]["told"]
+    assert "differ in 'scores' by 0.0250001, more than 0.00038" in told["findings"][1]["told"]
     assert "1 of 1 versions failed: score version 1" in result.stderr
 
 

@@ -1,7 +1,7 @@
 """`models.config`, a text ModelServerConfig: what the servers load of each model, and the labels that they answer to.
 
 It is the only place where labels and rollbacks stand, so one rename changes what everybody is served. What a
-ModelServerConfig has no field for is a comment in its first lines: `# rolled back: mnist 3`.
+ModelServerConfig has no field for is a comment in its first lines: `# rolled back: digits 3`.
 
 Which versions the servers load: the newest. With labels also the labelled ones and the one before the newest, because
 TensorFlow Serving moves a label only to a version that it has loaded. After a rollback no version above its target, as

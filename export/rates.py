@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bookserve.export.engines import onnx_graph
+from bookserve.export.engines import Run, onnx_graph
 from bookserve.export.figures import Rows
 
 BATCHES = (1, 16)
@@ -33,18 +33,31 @@ def compare(float32: Path, int8: Path, rows: Rows, fixed_batch: int | None = Non
     found = {}
     for batch in (fixed_batch,) if fixed_batch else BATCHES:
         inputs = {name: array.take(range(batch), axis=0, mode="wrap") for name, array in rows.items()}
+        calls = {name: _calls(run, inputs) for name, run in runs.items()}
         rounds: dict[str, list[float]] = {name: [] for name in runs}
-        for number in range(_ROUNDS + 1):  # the first warms up
+        for number in range(_ROUNDS):
             for name in runs if number % 2 else reversed(runs):
-                calls, began = 0, time.thread_time()
-                while (seconds := time.thread_time() - began) < _SECONDS:
-                    runs[name](inputs)
-                    calls += 1
-                rounds[name].append(calls * batch / seconds)
-        ratios = [after / before for before, after in zip(*(kept[1:] for kept in rounds.values()), strict=True)]
-        before, after = (statistics.median(kept[1:]) for kept in rounds.values())
+                seconds = _seconds(runs[name], inputs, calls[name])
+                rounds[name].append(calls[name] * batch / seconds)
+        ratios = [after / before for before, after in zip(rounds["float32"], rounds["int8"], strict=True)]
+        before, after = (statistics.median(rounds[name]) for name in runs)
         found[batch] = Rate(before, after, statistics.median(ratios))
     return found
+
+
+def _calls(run: Run, inputs: Rows) -> int:
+    """How many calls take about _SECONDS. The clock is asked seldom: on some machines it takes as long as a call."""
+    calls = 1
+    while (seconds := _seconds(run, inputs, calls)) < _SECONDS / 2:
+        calls *= 2
+    return max(1, round(calls * _SECONDS / seconds))
+
+
+def _seconds(run: Run, inputs: Rows, calls: int) -> float:
+    began = time.thread_time()
+    for _ in range(calls):
+        run(inputs)
+    return max(time.thread_time() - began, 1e-9)
 
 
 def speed_up(rates: Mapping[int, Rate]) -> float:

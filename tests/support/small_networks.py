@@ -85,9 +85,9 @@ def _write(
     path: Path, nodes: list[Any], weights: dict[str, Any], entry: tuple[str, int, list[int]], rows: Any, wanted: Any
 ) -> Path:
     """The graph with a last layer from `features` to what is `wanted` for the rows."""
-    name, kind, sizes = entry
+    name = entry[0]
     classes = wanted.shape[1] > 1
-    model = _model(nodes, weights, entry, "features", TensorProto.FLOAT, [None])
+    model = _model(nodes, weights, entry, "features", [None])
     features = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {name: rows})[0].astype(np.float64)
     centre = wanted.mean(axis=0)
     pull = 1e-2 * np.eye(features.shape[1]) * features.var()
@@ -100,7 +100,7 @@ def _write(
     output = "probabilities" if classes else "y"
     gemm = helper.make_node("Gemm", ["features", "last", "last_shift"], ["scores" if classes else output], name="last")
     tail = [helper.make_node("Softmax", ["scores"], [output])] if classes else []
-    model = _model([*nodes, gemm, *tail], weights, entry, output, TensorProto.FLOAT, [wanted.shape[1]])
+    model = _model([*nodes, gemm, *tail], weights, entry, output, [wanted.shape[1]])
     onnx.checker.check_model(model, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
@@ -108,14 +108,18 @@ def _write(
 
 
 def _model(
-    nodes: list[Any], weights: dict[str, Any], entry: tuple[str, int, list[int]], output: str, kind: int, sizes: list[Any]
+    nodes: list[Any],
+    weights: dict[str, Any],
+    entry: tuple[str, int, list[int]],
+    output: str,
+    sizes: list[Any],
 ) -> Any:
     name, dtype, shape = entry
     graph = helper.make_graph(
         nodes,
         "small",
         [helper.make_tensor_value_info(name, dtype, ["n", *shape])],
-        [helper.make_tensor_value_info(output, kind, ["n", *sizes])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", *sizes])],
         [numpy_helper.from_array(np.asarray(array), key) for key, array in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

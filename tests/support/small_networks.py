@@ -63,7 +63,7 @@ def write_convolutional(path: Path) -> Path:
 def write_dense(path: Path) -> Path:
     """`x` float32 [n, 48] to `y` float32 [n, 1]: R² 0.9."""
     chance = np.random.default_rng(0)
-    weights = {"w1": _normal(chance, FEATURES, 512), "w2": _normal(chance, 512, 512), "b1": _normal(chance, 512)}
+    weights = {"w1": _normal(chance, FEATURES, 320), "w2": _normal(chance, 320, 320), "b1": _normal(chance, 320)}
     node = helper.make_node
     nodes = [
         node("MatMul", ["x", "w1"], ["m1"], name="first"),
@@ -72,7 +72,7 @@ def write_dense(path: Path) -> Path:
         node("MatMul", ["r1", "w2"], ["m2"], name="second"),
         node("Relu", ["m2"], ["features"]),
     ]
-    x, y = points(3_000, 1)
+    x, y = points(2_000, 1)
     return _write(path, nodes, weights, ("x", TensorProto.FLOAT, [FEATURES]), x, y)
 
 

@@ -27,20 +27,28 @@ class Figure:
     """A number that says how good outputs are.
 
     `rows` are the inputs, held out from calibration, whose outputs are judged. `score(outputs, places)` is the number
-    for the rows at `places`, among which a row may be repeated. `resampled` is False where the number is no matter of
-    chance, as for all games of a tree: there is no interval then.
+    for the rows at `places`, among which a row may be repeated. `resamples` is how often rows are drawn anew for the
+    interval; 0 where the number is no matter of chance, as for all games of a tree.
     """
 
     name: str
     rows: Rows
     score: Score
     higher_is_better: bool = True
-    resampled: bool = True
+    resamples: int = RESAMPLES
 
     @property
     def count(self) -> int:
         """How many rows there are."""
         return len(next(iter(self.rows.values())))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a trained model is quantised with: training rows that calibrate, and the figure of its test rows."""
+
+    calibration: Rows
+    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -65,10 +73,10 @@ def compare(figure: Figure, float32: Rows, int8: Rows) -> Comparison:
     everything = np.arange(figure.count)
     before, after = figure.score(float32, everything), figure.score(int8, everything)
     interval = None
-    if figure.resampled:
+    if figure.resamples:
         chance = np.random.default_rng(_SEED)
         differences = []
-        for _ in range(RESAMPLES):
+        for _ in range(figure.resamples):
             places = chance.integers(0, figure.count, figure.count)
             differences.append(figure.score(int8, places) - figure.score(float32, places))
         low, high = np.quantile(differences, (0.025, 0.975))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bookserve.export import figures, rates
 from bookserve.export.engines import Run, onnx_graph
-from bookserve.export.errors import ExportError
+from bookserve.export.errors import ExportError, NoGainError
 from bookserve.export.figures import Comparison, Figure, Rows
 from bookserve.export.int8_demands import Demands
 from bookserve.export.quantization import DYNAMIC, Quantizer, Recipe, batches, in_float, static_recipes
@@ -25,10 +25,6 @@ Array = npt.NDArray[Any]
 _ROWS_AT_ONCE = 64
 _JUDGED_NODES = 40  # at most, half of them from the beginning of the graph and half from its end
 _FLOAT_NODES = (1, 2, 4, 8, 16)  # tried in turn, the most harmful first
-
-
-class NoGainError(ExportError):
-    """No int8 graph is good and fast enough; the message says what came out."""
 
 
 @dataclass(frozen=True)

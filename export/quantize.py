@@ -9,8 +9,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from bookserve.export import card, confined, contracts, description, manifest
 from bookserve.export.errors import ConfinedError, ExportError, StoreError
+from bookserve.export.figures import Measurement, Rows
 from bookserve.export.int8_demands import Demands
 from bookserve.export.manifest import Manifest, Quantization
 from bookserve.export.store import ModelStore
@@ -93,6 +96,55 @@ def quantize(
         raise ExportError(str(error)) from error
     except OSError as error:
         raise ExportError(f"cannot write to {store.root}: {error.strerror or error}") from error
+
+
+def from_rows(
+    store: ModelStore,
+    model: str,
+    version: int,
+    measurement: Measurement,
+    calibration_rows: int,
+    demands: Demands,
+    say: Callable[[str], None],
+) -> Manifest:
+    """As `quantize`, of a model trained here: in this process, by its own figure.
+
+    Raises:
+        ExportError: as `quantize`; NoGainError where no int8 graph is worth it.
+    """
+    from bookserve.export import int8_version
+
+    figure = measurement.figure
+    calibration = drawn(measurement.calibration, calibration_rows)
+    try:
+        source = float_version(store, model, version)
+        if source.described is None:
+            raise ExportError(f"{model} version {version} has no manifest")
+        with store.staging(model) as staged:
+            made = int8_version.make(
+                staged,
+                source.graph,
+                source.described.contract,
+                version,
+                calibration,
+                figure.rows,
+                lambda _: figure,
+                demands,
+                lambda line: say(f"{model}: {line}"),
+            )
+            made_of = (made.contract, made.quantization, made.parity, made.made_with)
+            return publish(store, staged, source, *made_of, say)
+    except StoreError as error:
+        raise ExportError(str(error)) from error
+    except OSError as error:
+        raise ExportError(f"cannot write to {store.root}: {error.strerror or error}") from error
+
+
+def drawn(rows: Rows, count: int) -> Rows:
+    """At most `count` of the rows, drawn at random, always the same ones."""
+    there = len(next(iter(rows.values())))
+    places = np.sort(np.random.default_rng(0).permutation(there)[:count])
+    return {name: array[places] for name, array in rows.items()}
 
 
 def float_version(store: ModelStore, model: str, version: int | None) -> FloatVersion:

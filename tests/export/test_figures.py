@@ -35,7 +35,7 @@ def test_the_loss_is_a_fraction_of_the_float_figure_and_the_interval_holds_the_d
 
 def test_a_figure_that_should_be_low_loses_when_it_rises_and_one_of_zero_loses_everything() -> None:
     def figure(name: str) -> figures.Figure:
-        return figures.Figure(name, ROWS, lambda outputs, _: float(outputs["f"][0]), False, resampled=False)
+        return figures.Figure(name, ROWS, lambda outputs, _: float(outputs["f"][0]), False, resamples=0)
 
     def one(value: float) -> dict[str, np.ndarray]:
         return {"f": np.array([value])}

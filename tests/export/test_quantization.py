@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import small_networks
 from onnx import numpy_helper
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
-import small_networks
 from bookserve.export import figures, quantization, rates
 from bookserve.export.contracts import Contract, Tensor
-from bookserve.export.errors import ExportError
+from bookserve.export.errors import ExportError, NoGainError
 from bookserve.export.int8_demands import Demands
 from bookserve.export.quantization import DYNAMIC, PRODUCTS, Quantizer, Recipe
-from bookserve.export.quantization_search import Found, NoGainError, Search, Source
+from bookserve.export.quantization_search import Found, Search, Source
 from bookserve.serving.server.engines.onnx_rows import walk
 from bookserve.serving.wire.onnx_graph_pb2 import ModelProto
 
@@ -40,7 +40,6 @@ def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "_SECONDS", 0.001)
-    monkeypatch.setattr(figures, "RESAMPLES", 100)
 
 
 def rows(seed: int = 3, count: int = 256) -> dict[str, np.ndarray]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import small_networks
 from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
 
-import small_networks
 from bookserve.clients.command_line import main
 from bookserve.export import confined, contracts, manifest
 from bookserve.export.manifest import DataOrigin, Manifest

@@ -102,16 +102,18 @@ class Search:
     def _recipes(self) -> Iterator[Recipe]:
         """The recipes to judge, the most promising first."""
         if self._demands.method != "dynamic" and self._quantizer.products():
-            ranked = self._ranked()
+            ranked, nearest = self._ranked()
             yield from ranked
             if self._lost:
-                for nodes in self._float_nodes(ranked[0]):
-                    yield in_float(ranked[0], nodes)
+                for nodes in self._float_nodes(nearest):
+                    yield in_float(nearest, nodes)
         if self._demands.method != "static" and self._quantizer.has_dynamic_operations():
             yield Recipe("", DYNAMIC)
 
-    def _ranked(self) -> list[Recipe]:
-        """Of each choice of operations the calibration that diverges least, the faster choice first."""
+    def _ranked(self) -> tuple[list[Recipe], Recipe]:
+        """Of each choice of operations the calibration that diverges least, the faster choice first; and of these the
+        one that diverges least.
+        """
         best: dict[tuple[str, ...], tuple[float, Recipe, Path]] = {}
         for recipe in static_recipes():
             path = self._make(recipe)
@@ -120,7 +122,8 @@ class Search:
             if divergence < best.get(recipe.operations, (np.inf,))[0]:
                 best[recipe.operations] = (divergence, recipe, path)
         speeds = {recipe: rates.speed_up(self._measured(recipe, path)) for _, recipe, path in best.values()}
-        return sorted(speeds, key=lambda recipe: -speeds[recipe])
+        _, nearest, _ = min(best.values(), key=lambda entry: entry[0])
+        return sorted(speeds, key=lambda recipe: -speeds[recipe]), nearest
 
     def _float_nodes(self, recipe: Recipe) -> Iterator[tuple[str, ...]]:
         """Nodes to leave in float: those without which the outputs of calibration rows differ least."""
@@ -142,7 +145,8 @@ class Search:
         text = f"{recipe}: {comparison.figure} {comparison.int8:.6g}, float {comparison.float32:.6g}"
         if comparison.loss > self._demands.max_loss:
             self._lost = True
-            self._refuse(f"{text}, a loss of {comparison.loss:.2%} (--max-loss {self._demands.max_loss:.2%})")
+            loss = f"{comparison.loss:.2%}" if np.isfinite(comparison.loss) else "more than all"
+            self._refuse(f"{text}, a loss of {loss} (--max-loss {self._demands.max_loss:.2%})")
             return None
         measured = self._measured(recipe, path)
         faster = rates.speed_up(measured)

@@ -33,8 +33,8 @@ def publish_int8(
     name = run.contract.model
     module = book_model(name)
     config = config_of(name, run.configuration, run.profile, run.folder.parent.parent)
-    source = "sample" if run.data.source == "sample" else "real"
-    data = module.load_data(config, DataRequest(source, data_dir), run.seed)
+    request = DataRequest("sample" if run.data.source == "sample" else "real", data_dir)
+    data = module.load_data(config, request, run.seed)
     if data.origin.sha256 != run.data.sha256:
         raise DataError(
             f"{name}: the data is not that of {run.folder}: {data.origin.name}, SHA-256 {data.origin.sha256}"

@@ -8,7 +8,7 @@ from bookserve.export import quantize as quantizing
 from bookserve.export.confined import Limits
 from bookserve.export.errors import ExportError
 from bookserve.export.int8_demands import METHODS, Demands
-from bookserve.export.options import models_dir_option
+from bookserve.export.options import max_memory_option, models_dir_option
 from bookserve.export.store import ModelStore
 
 method_option = click.option(
@@ -64,7 +64,7 @@ calibration_rows_option = click.option(
 @click.option(
     "--max-seconds", type=click.FloatRange(min=1), default=1800.0, show_default=True, help="The whole may take."
 )
-@click.option("--max-memory", type=click.IntRange(min=64), default=8192, show_default=True, help="MiB that it may use.")
+@max_memory_option
 @models_dir_option
 def quantize(
     name: str,

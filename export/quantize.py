@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,9 @@ def quantize(
     """
     if not data.is_file():
         raise ExportError(f"there is no file {data}")
+    missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise ExportError(f"quantisation needs the package '{missing[0]}': pip install 'bookserve[convert]'")
     try:
         source = float_version(store, model, version)
         with store.staging(model) as staged:

@@ -173,6 +173,17 @@ def test_a_folder_made_by_hand_is_quantised_by_what_its_graph_says(tmp_path: Pat
     assert "height version 8 is int8 already" in again.output
 
 
+def test_a_dynamic_graph_is_not_declared_independent_although_the_float_one_was(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    result = invoke(
+        *("models", "quantize", "digits", "--data", save_rows(tmp_path, 60), "--models-dir", store),
+        *("--method", "dynamic", "--max-loss", 1, "--min-speed-up", 0),
+    )
+    assert result.exit_code == 0, result.output
+    assert rows_independent(store / "digits/1") is True
+    assert rows_independent(store / "digits/2") is None
+
+
 def test_a_version_without_an_onnx_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store/score/1").mkdir(parents=True)
     (tmp_path / "store/score/1/saved_model.pb").write_bytes(b"")

@@ -5,6 +5,7 @@ DATA       ?= auto
 DATA_DIR   ?=
 MODELS_DIR ?= models
 MODELS     ?=
+PRECISION  ?= float32
 GRPC_PORT  ?= 8500
 REST_PORT  ?= 8501
 GATEWAY_PORT ?= 8080
@@ -41,8 +42,8 @@ $(DONE): pyproject.toml requirements.lock $(MOVED)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-train-all: install ## train and export every model into MODELS_DIR
-	$(BIN)/bookserve train-all $(TRAIN_OPTIONS) $(MODELS)
+train-all: install ## train and export every model into MODELS_DIR; PRECISION=int8 adds int8 versions
+	$(BIN)/bookserve train-all $(TRAIN_OPTIONS) --precision=$(PRECISION) $(MODELS)
 
 serve: install ## model server and gateway on loopback; trains first when MODELS_DIR is empty; ARGS=--verbose for their logs
 	$(BIN)/bookserve serve $(TRAIN_OPTIONS) --grpc-port=$(GRPC_PORT) --rest-port=$(REST_PORT) --gateway-port=$(GATEWAY_PORT) $(ARGS)

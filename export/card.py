@@ -29,7 +29,7 @@ def write(path: Path, run: TrainingRun, parity: dict[str, float]) -> None:
         lines += [f"![{image.stem}]({image.name})", ""]
     lines += ["## Limits", "", run.limits, "", "## How to ask", "", f"Signature `{SIGNATURE}`:", ""]
     lines += ["| tensor | type | shape |", "|---|---|---|"]
-    lines += [_row("in", tensor) for tensor in contract.inputs] + [_row("out", tensor) for tensor in contract.outputs]
+    lines += [row("in", tensor) for tensor in contract.inputs] + [row("out", tensor) for tensor in contract.outputs]
     lines += ["", "```", f"bookserve predict {contract.model} --help", "```", "", "## Numbers of the training", ""]
     lines += ["```json", json.dumps(run.config, indent=2), "```", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -44,7 +44,8 @@ def _metrics(run: TrainingRun) -> list[str]:
     return lines
 
 
-def _row(direction: str, tensor: Tensor) -> str:
+def row(direction: str, tensor: Tensor) -> str:
+    """A line of the table of tensors."""
     free = iter(tensor.free)
     shape = ", ".join(next(free) if size is None else str(size) for size in tensor.shape)
     return f"| {direction} `{tensor.name}` | {tensor.dtype} | [{shape}] |"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from bookserve.export.contracts import Contract, Tensor, shape_text
-from bookserve.export.manifest import Manifest
+from bookserve.export.manifest import Manifest, Quantization
 
 _LABELS = 12  # that are shown
 
@@ -44,9 +44,31 @@ def origin(found: Manifest) -> Iterator[str]:
         yield f"{split:<9} " + "  ".join(f"{figure} {value:.6g}" for figure, value in figures.items())
     if found.parity:
         yield "parity    " + "  ".join(f"{output} {value:.2g}" for output, value in found.parity.items())
+    if found.quantization is not None:
+        yield from (f"int8      {line}" for line in quantization(found.quantization))
     if found.rows_independent is not None:
         yield f"rows      declared {'independent' if found.rows_independent else 'dependent'}"
     yield "made with " + "  ".join(f"{library} {number}" for library, number in found.made_with.items())
+
+
+def quantization(found: Quantization) -> list[str]:
+    """How an int8 graph was made, and what it is worth."""
+    interval = f", 95 % interval {found.interval[0]:+.3g} to {found.interval[1]:+.3g}" if found.interval else ""
+    how = f"{found.method}, {found.calibration}" if found.calibration else found.method
+    kept = f", in float: {', '.join(found.float_nodes)}" if found.float_nodes else ""
+    smaller = found.bytes["int8"] / found.bytes["float32"]
+    change = f"{found.difference:+.3g}{interval}"
+    told = [
+        f"int8 ({how}) of version {found.version}{kept}",
+        f"{found.figure} {found.int8:.6g}, float {found.float32:.6g}: {change}, on {found.rows} rows",
+        f"graph {found.bytes['int8']:,} bytes, {smaller:.0%} of {found.bytes['float32']:,}",
+    ]
+    for batch, rate in found.rates.items():
+        told.append(
+            f"batch {batch}: {rate['int8']:,.0f} rows a second of one core, float {rate['float32']:,.0f}: "
+            f"{rate['speed_up']:.2f}x"
+        )
+    return told
 
 
 def _tensor(tensor: Tensor) -> str:

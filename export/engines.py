@@ -16,8 +16,8 @@ Rows = Mapping[str, npt.NDArray[Any]]
 Run = Callable[[Rows], dict[str, npt.NDArray[Any]]]
 
 
-def onnx_graph(path: Path) -> Run:
-    """An ONNX graph, by ONNX Runtime on the CPU.
+def onnx_graph(path: Path, threads: int = 0) -> Run:
+    """An ONNX graph, by ONNX Runtime on the CPU; `threads` are as many as there are cores where it is 0.
 
     Raises:
         ExportError: ONNX Runtime does not load it.
@@ -26,6 +26,7 @@ def onnx_graph(path: Path) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class below this one

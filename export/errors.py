@@ -5,6 +5,10 @@ class ExportError(Exception):
     """A run or a model cannot be published; the message says what is wrong with it and what to do."""
 
 
+class NoGainError(ExportError):
+    """No int8 graph is good and fast enough to be published; the message says what came out."""
+
+
 class ConfinedError(ExportError):
     """A file could not be tried in its child process; the message goes on from the file's name."""
 

@@ -14,8 +14,10 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from bookserve.export import run_reader
-from bookserve.export.errors import ExportError
+from bookserve.export.errors import ExportError, NoGainError
+from bookserve.export.int8_demands import Demands
 from bookserve.export.options import models_dir_option, runs_dir_option
+from bookserve.export.quantize_command import max_loss_option, min_speed_up_option
 from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import ModelStore
 from bookserve.training import run_writer
@@ -25,6 +27,7 @@ from bookserve.training.models import MODELS, PROFILES, STANDARD, contract
 
 logger = logging.getLogger(__name__)
 
+PRECISIONS = ("float32", "int8")
 SAMPLERS = ("tpe", "random", "grid")
 
 profile_option = click.option(
@@ -51,6 +54,13 @@ data_dir_option = click.option(
 )
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Same seed, same figures."
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=PRECISIONS[0],
+    show_default=True,
+    help="int8: one more version, whose graph is int8, calibrated on training rows and judged on test rows.",
 )
 fresh_option = click.option(
     "--fresh", is_flag=True, help="Start anew, even where a training of the same settings was stopped halfway."
@@ -133,6 +143,9 @@ def train(
 @runs_dir_option
 @seed_option
 @fresh_option
+@precision_option
+@max_loss_option
+@min_speed_up_option
 @_stoppable()
 def train_all(
     names: tuple[str, ...],
@@ -143,15 +156,21 @@ def train_all(
     runs_dir: Path,
     seed: int,
     fresh: bool,
+    precision: str,
+    max_loss: float,
+    min_speed_up: float,
 ) -> None:
     """Train and export every model, or those that are named; one that fails does not stop the others.
 
-    One that was stopped halfway goes on from its last complete epoch; all others are trained anew.
+    One that was stopped halfway goes on from its last complete epoch; all others are trained anew. With --precision
+    int8 each model gets a second version, whose graph is int8, where that is within --max-loss and faster.
     """
     with silence_tensorflow():
         from bookserve.export.publish import publish
+        from bookserve.training.quantized import publish_int8
         from bookserve.training.run import train_model
     _check_alone("train-all")
+    demands = Demands(max_loss=max_loss, min_speed_up=min_speed_up)
     console = _console()
     table = Table("model", "data", "test figure", "the book's", "minutes", "version")
     failures = {}
@@ -164,7 +183,16 @@ def train_all(
                 name, DataRequest(data, data_dir), runs_dir, console, profile=profile, seed=seed, fresh=fresh
             )
             trained = True
-            published = publish(run_reader.read(result.folder, name), ModelStore(models_dir), click.echo)
+            store = ModelStore(models_dir)
+            run = run_reader.read(result.folder, name)
+            published = publish(run, store, click.echo)
+            version = str(published.version)
+            if precision == "int8":
+                try:
+                    version += f", {publish_int8(run, published, store, data_dir, demands, click.echo).version} (int8)"
+                except NoGainError as error:
+                    click.echo(f"{name}: {error}")
+                    version += " (int8 does not gain)"
         except KeyboardInterrupt as stop:
             if trained:
                 stop.add_note(f"{name}: trained, but not published; 'bookserve export {name}' publishes it")
@@ -185,7 +213,7 @@ def train_all(
             f"{metric} {result.metrics['test'][metric]:.4f}",
             "" if book is None else f"{book:.4g}",
             _minutes(began),
-            str(published.version),
+            version,
         )
     console.print(table)
     if failures:
@@ -204,14 +232,37 @@ def train_all(
 )
 @models_dir_option
 @runs_dir_option
-def export(name: str, run_folder: Path | None, models_dir: Path, runs_dir: Path) -> None:
-    """Publish a run as the next version of its model."""
+@precision_option
+@max_loss_option
+@min_speed_up_option
+@data_dir_option
+def export(
+    name: str,
+    run_folder: Path | None,
+    models_dir: Path,
+    runs_dir: Path,
+    precision: str,
+    max_loss: float,
+    min_speed_up: float,
+    data_dir: Path | None,
+) -> None:
+    """Publish a run as the next version of its model.
+
+    With --precision int8 the version after it is the same with an int8 graph. An int8 graph that loses more than
+    --max-loss of the model's own figure, or is not faster, is not published: the command ends with status 1 then. It
+    reads the run's data once more.
+    """
     try:
         with silence_tensorflow():
             run = run_reader.read(run_folder or run_reader.latest(runs_dir, name), name, contract)
             from bookserve.export.publish import publish
-        publish(run, ModelStore(models_dir), click.echo)
-    except ExportError as error:
+            from bookserve.training.quantized import publish_int8
+        store = ModelStore(models_dir)
+        published = publish(run, store, click.echo)
+        if precision == "int8":
+            demands = Demands(max_loss=max_loss, min_speed_up=min_speed_up)
+            publish_int8(run, published, store, data_dir, demands, click.echo)
+    except (DataError, TrainingError, ExportError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from bookserve.export import run_format
 from bookserve.export.contracts import Contract, to_json
+from bookserve.export.figures import Measurement
 from bookserve.training import plots, run_writer
 from bookserve.training.datasets.files import DataError, DataRequest, Origin
 from bookserve.training.devices import devices, hosts
@@ -83,6 +84,9 @@ class BookModel(Protocol):
 
     def evaluate(self, model: keras.Model, data: Any, report: Path) -> dict[str, dict[str, float]]:
         """Split -> figure -> value; images into `report`."""
+
+    def measurement(self, data: Any) -> Measurement:
+        """Training rows as the contract's inputs, and the figure of the served graph's outputs for test rows."""
 
     def serving_model(self, model: keras.Model) -> keras.Model:
         """The network behind its contract."""

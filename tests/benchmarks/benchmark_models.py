@@ -3,7 +3,7 @@
 LeNet-5 comes twice, in float32 and in int8; the int8 graph is made of the other by static quantisation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from bookserve.export.quantization import BETWEEN, PRODUCTS, Quantizer, Recipe
 from bookserve.serving.wire.tensors import Array
 
 PICTURE = (28, 28, 1)
@@ -88,27 +87,13 @@ def write_lenet5(version: Path) -> None:
 
 
 def write_lenet5_int8(version: Path) -> None:
-    """The same network with int8 weights per channel and int8 activations, calibrated on random pictures."""
+    """The same network as `bookserve models quantize` makes it, calibrated on random pictures."""
     float32 = version.parents[1] / "float32"
     write_lenet5(float32)
-    prepared = float32 / "prepared.onnx"
-    # Without ONNX Runtime's own optimisation, which leaves seven foreign opsets in the file.
-    quant_pre_process(float32 / "model.onnx", prepared, skip_optimization=True, skip_symbolic_shape=True)
     version.mkdir(parents=True)
-    quantize_static(prepared, version / "model.onnx", _RandomPictures(), quant_format=QuantFormat.QDQ, per_channel=True)
-
-
-class _RandomPictures(CalibrationDataReader):  # type: ignore[misc]
-    """The rows from which the quantiser takes the range of each activation."""
-
-    def __init__(self) -> None:
-        pictures = np.random.default_rng(1).random((_CALIBRATION_ROWS, 1, *PICTURE), np.float32)
-        self._rows: Iterator[Array] = iter(pictures)
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The next row, in the form of ONNX Runtime's feeds."""
-        row = next(self._rows, None)
-        return None if row is None else {"x": row}
+    pictures = np.random.default_rng(1).random((_CALIBRATION_ROWS, *PICTURE), np.float32)
+    quantizer = Quantizer(float32 / "model.onnx", {"x": pictures}, float32)
+    quantizer.make(Recipe("minmax", (*PRODUCTS, *BETWEEN)), version / "model.onnx")
 
 
 def write_sums(version: Path) -> None:
@@ -134,6 +119,5 @@ LENET5_INT8 = Model("lenet5-int8", "LeNet-5 int8, the same request", (1, *PICTUR
 MODELS = (
     Model("multiplication", "one multiplication of 3 numbers", (1, 3), write_multiplication),
     LENET5,
-    LENET5_INT8,
     Model("sums", "10 MiB a request, 256 rows of 10,240 float32", (256, 10_240), write_sums, (1, 4), streams=0),
 )

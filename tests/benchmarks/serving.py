@@ -39,9 +39,10 @@ from measurements import Figures, Measure, MeasurementError
 from processes import Server, by_main_thread
 from request_files import RequestFiles
 
-_PARTS = ("start", *(model.name for model in MODELS), "triton")
+_PARTS = ("start", *(model.name for model in MODELS), "int8", "triton")
 _TRITON_MODELS = (benchmark_models.LENET5, benchmark_models.LENET5_INT8)
 _TRITON_CONNECTIONS = 16
+_INT8_CONNECTIONS = (1, 16)
 _EXTRA_SECONDS = 3  # of a measurement: start, warm-up and stop
 
 
@@ -113,6 +114,8 @@ def main(
         for model in MODELS:
             if model.name in only:
                 _model(contenders, model, scratch, settings)
+        if "int8" in only:
+            _float_beside_int8(scratch, settings)
         if "triton" in only and triton is not None:
             for model in _TRITON_MODELS:
                 _beside_triton(model, triton, scratch, settings)
@@ -164,6 +167,24 @@ def _model(contenders: Mapping[str, Checkout], model: Model, scratch: Path, sett
             for name, checkout in contenders.items()
         }
         _compare(str(point), measures, settings.rounds)
+
+
+def _float_beside_int8(scratch: Path, settings: Settings) -> None:
+    """LeNet-5 in float32 and in int8, in turns."""
+    points = _measurable([Point(transport, count) for transport in ("gRPC", "REST") for count in _INT8_CONNECTIONS])
+    _say_how_long("LeNet-5, float32 beside int8", len(points) * 2, settings)
+    served: dict[str, tuple[Serve, RequestFiles]] = {}
+    for precision, model in (("float32", benchmark_models.LENET5), ("int8", benchmark_models.LENET5_INT8)):
+        store = _store(model, scratch)
+        serve = partial(checkouts.own().serve, f"--model_root={store}", *settings.flags)
+        request = request_files.tensorflow_serving(store, model.name, model.request(), model.answer(store))
+        served[precision] = (serve, request)
+    for point in points:
+        _compare(
+            str(point),
+            {name: partial(_load, serve, request, point, settings) for name, (serve, request) in served.items()},
+            settings.rounds,
+        )
 
 
 def _beside_triton(model: Model, venv: Path, scratch: Path, settings: Settings) -> None:

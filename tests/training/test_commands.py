@@ -30,14 +30,15 @@ def invoke(*arguments: str | Path) -> Result:
 @pytest.mark.usefixtures("tiny_mnist")
 def test_train_all_ends_with_a_table_and_fills_the_store(tmp_path: Path) -> None:
     folders = ["--models-dir", tmp_path / "models", "--runs-dir", tmp_path / "runs"]
-    result = invoke("train-all", "mnist", "--profile=smoke", "--data=sample", *folders)
+    int8 = ("--precision=int8", "--max-loss=1", "--min-speed-up=0")
+    result = invoke("train-all", "mnist", "--profile=smoke", "--data=sample", *int8, *folders)
     assert result.exit_code == 0, result.output
     row = next(line for line in result.output.splitlines() if line.startswith("│"))
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     assert cells[0:2] == ["mnist", "sample"]
     assert cells[2].startswith("accuracy 0.")
     assert cells[3] == "0.993"
-    assert cells[5] == "1"
+    assert cells[5] == "1, 2 (int8)"
     assert "\nmnist  1        standard  smoke    sample  accuracy" in invoke("models", "list", *folders[:2]).output
     assert "all as published" in invoke("models", "show", "mnist", *folders[:2]).output
 

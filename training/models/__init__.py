@@ -1,8 +1,8 @@
 """One module a model of the book, each with the same skeleton; one of many parts is the `model.py` of a folder.
 
 `CONTRACT` (what a version takes and gives), `Config` and `CONFIGS` (the numbers), `load_data`, `build_model`, `train`,
-`evaluate`, and `serving_model`, which wraps the trained network so that it takes and gives exactly the tensors of the
-contract.
+`evaluate`, `measurement` (what judges a served graph alone, such as an int8 one), and `serving_model`, which wraps the
+trained network so that it takes and gives exactly the tensors of the contract.
 """
 
 import importlib

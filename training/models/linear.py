@@ -4,7 +4,7 @@ As in the book: one weight, one bias, the squared error, and every step on all p
 is a mean, not a sum, so that the learning rate does not depend on the number of points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
 
+from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import toy
@@ -104,6 +105,15 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
     }
     _draw(data.test, weight, bias, report / "line.png")
     return metrics
+
+
+def measurement(data: toy.Points) -> figures.Measurement:
+    """R² of the served graph on the test points, as `evaluate` has it."""
+
+    def r2(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
+        return pearson_r2(data.test.y[places], outputs["y"][places])
+
+    return figures.Measurement(data.train.inputs, figures.Figure("r2", data.test.inputs, r2))
 
 
 def serving_model(model: keras.Model) -> keras.Model:

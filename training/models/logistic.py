@@ -4,15 +4,18 @@ As in the book: two weights, one bias, the cross-entropy, Adam, and every step o
 loss is a mean, not a sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
 
+from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import toy
@@ -113,6 +116,15 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
     }
     _draw(data.test, model, report / "clouds.png")
     return metrics
+
+
+def measurement(data: toy.Points) -> figures.Measurement:
+    """The accuracy of the served graph on the test points."""
+
+    def accuracy(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
+        return float((outputs["class"][places] == data.test.y[places]).mean())
+
+    return figures.Measurement(data.train.inputs, figures.Figure("accuracy", data.test.inputs, accuracy))
 
 
 def serving_model(model: keras.Model) -> keras.Model:

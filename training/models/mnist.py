@@ -5,15 +5,17 @@ form: rectified units, max pooling, dropout. Unlike the book's code the training
 are drawn at random, and the batch is free in the graph.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
+from bookserve.export import figures
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import mnist
@@ -137,6 +139,16 @@ def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, d
         }
     plots.confusion_matrix(data.test.labels, predicted, CONTRACT.labels, report / "confusion.png")
     return metrics
+
+
+def measurement(data: ImageSplits) -> figures.Measurement:
+    """The accuracy of the served graph on the test rows."""
+    labels = data.test.labels
+
+    def accuracy(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
+        return float((outputs["classes"][places] == labels[places]).mean())
+
+    return figures.Measurement(data.train.inputs, figures.Figure("accuracy", data.test.inputs, accuracy))
 
 
 def serving_model(model: keras.Model) -> keras.Model:

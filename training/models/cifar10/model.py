@@ -5,14 +5,16 @@ what they share. The batch is the global one: over many devices each takes its p
 whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
+from bookserve.export import figures
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import cifar10
@@ -131,6 +133,16 @@ def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, d
         report / "mistakes.png",
     )
     return metrics
+
+
+def measurement(data: ImageSplits) -> figures.Measurement:
+    """The accuracy of the served graph on the test rows."""
+    labels = data.test.labels
+
+    def accuracy(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
+        return float((outputs["classes"][places] == labels[places]).mean())
+
+    return figures.Measurement(data.train.inputs, figures.Figure("accuracy", data.test.inputs, accuracy))
 
 
 def serving_model(model: keras.Model) -> keras.Model:

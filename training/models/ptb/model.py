@@ -11,7 +11,7 @@ al. 2017); and while training, the softmax runs over a sample of the vocabulary.
 the test text is over all of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from bookserve.export import figures
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import ptb
@@ -52,6 +53,7 @@ EVALUATION_BATCH = 16  # streams read side by side
 EVALUATION_STEPS = 50
 EVALUATION_TRAIN_WORDS = 80_000  # of the training text, as many as the other splits have
 TOP = 10  # words that the contract's `top_ids` names
+WINDOW, WINDOWS = 50, 2_000  # words before the one that the served graph is judged by, and how many are judged
 PICTURE_ROWS = 8
 PICTURE_WORDS = 12  # words that the network continues a row with
 
@@ -215,6 +217,29 @@ def evaluate(model: keras.Model, data: ptb.Text, report: Path) -> dict[str, dict
         metrics[name] = {**_figures(mean_loss(model, reading, words)), "rows": float(len(words))}
     _draw_continuations(model, data, report / "continuations.png")
     return metrics
+
+
+def measurement(data: ptb.Text) -> figures.Measurement:
+    """The perplexity of the served graph for words of the test text, each after the 50 before it.
+
+    The graph begins every row anew, so this is a little above the figure of the whole text.
+    """
+    rows, nexts = windows(data.test)
+
+    def perplexity(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
+        likely = outputs["probabilities"][places, nexts[places]].astype(np.float64)
+        return float(np.exp(-np.log(np.maximum(likely, 1e-30)).mean()))
+
+    calibration = {"tokens": windows(data.train)[0]}
+    return figures.Measurement(
+        calibration, figures.Figure("perplexity", {"tokens": rows}, perplexity, higher_is_better=False)
+    )
+
+
+def windows(words: ptb.Words) -> tuple[ptb.Words, ptb.Words]:
+    """Rows from everywhere in a text, int32 [n, 50], and the word that follows each, int32 [n]."""
+    places = np.linspace(0, len(words) - WINDOW - 1, min(WINDOWS, len(words) - WINDOW), dtype=np.int64)
+    return words[places[:, None] + np.arange(WINDOW)], words[places + WINDOW]
 
 
 def serving_model(model: keras.Model) -> keras.Model:

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets.files import DataRequest, Origin, sha256_of_arrays
@@ -230,6 +231,22 @@ def best_rewards() -> tuple[float, float]:
     random = trees.uniform(tree)
     as_x, as_o = trees.walk(tree, trees.best_response(tree, random), random)
     return as_x.reward, as_o.reward
+
+
+def measurement(data: Positions) -> figures.Measurement:
+    """How many of all games the served graph loses; its rows are all positions, so there is nothing to draw."""
+    place = {board.tobytes(): number for number, board in enumerate(data.boards)}
+
+    def lost_lines(outputs: Mapping[str, npt.NDArray[Any]], _: npt.NDArray[np.int64]) -> float:
+        def player(boards: rules.Boards) -> npt.NDArray[np.floating]:
+            return outputs["probabilities"][[place[board.tobytes()] for board in boards]]
+
+        return line_figures(player)["lost_lines"]
+
+    rows = {"board": data.boards}
+    return figures.Measurement(
+        rows, figures.Figure("lost_lines", rows, lost_lines, higher_is_better=False, resamples=0)
+    )
 
 
 def serving_model(model: keras.Model) -> keras.Model:

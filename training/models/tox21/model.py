@@ -10,7 +10,7 @@ The configuration "standard" trains all assays at once on a random split, "scaff
 "book" is chapter 4's network of one assay, once for each of the twelve; what `tune` finds for it is chapter 5's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
+from bookserve.export import figures
 from bookserve.export.contracts import Contract, Fingerprint, Preprocessing, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import tox21
@@ -63,6 +64,9 @@ BOOK_ASSAY = ASSAYS.index("NR-AR")  # the one that chapters 4 and 5 look at
 EVALUATION_BATCH = 1_000
 FOREST_TREES = 50  # of the baseline, for each assay (chapter 5)
 FOREST_SEED = 0  # the baseline is the same whatever the seed of the run
+
+
+RESAMPLES = 200  # of the molecules, for an interval: twelve curves each
 
 
 @dataclass(frozen=True)
@@ -258,6 +262,15 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
     _draw_precision(data.test.results, scores[""], metrics["test precision"], report / "precision_recall.png")
     _draw_table(data.test.results, metrics, report / "assays.png")
     return metrics
+
+
+def measurement(data: tox21.Molecules) -> figures.Measurement:
+    """The mean AUC of the served graph on the test molecules."""
+
+    def auc(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
+        return mean_auc(assay_aucs(data.test.results[places], outputs["probabilities"][places].astype(np.float64)))
+
+    return figures.Measurement(data.train.inputs, figures.Figure("auc", data.test.inputs, auc, resamples=RESAMPLES))
 
 
 def serving_model(model: keras.Model) -> keras.Model:

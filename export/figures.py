@@ -1,0 +1,190 @@
+"""How good a graph is, as one number over rows, and how sure the difference of two graphs is.
+
+For the int8 graph of a version beside its float graph. The figure is the user's (from targets), the model's own (from
+`training/models/`), or how often the two graphs agree.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.errors import ExportError
+
+Rows = Mapping[str, npt.NDArray[Any]]
+Places = npt.NDArray[np.int64]
+Score = Callable[[Rows, Places], float]
+RESAMPLES = 1_000
+_SEED = 0
+_CLASS_TASKS = ("image-classification", "tabular", "text", "board")  # whose scores [n, classes] exclude each other
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that says how good outputs are.
+
+    `rows` are the inputs, held out from calibration, whose outputs are judged. `score(outputs, places)` is the number
+    for the rows at `places`, among which a row may be repeated. `resamples` is how often rows are drawn anew for the
+    interval; 0 where the number is no matter of chance, as for all games of a tree.
+    """
+
+    name: str
+    rows: Rows
+    score: Score
+    higher_is_better: bool = True
+    resamples: int = RESAMPLES
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(next(iter(self.rows.values())))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a trained model is quantised with: training rows that calibrate, and the figure of its test rows."""
+
+    calibration: Rows
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure of the float graph and of the int8 graph on the same rows.
+
+    `difference` is int8 less float, `interval` its 95 % interval by resampling the rows in pairs; None where nothing is
+    resampled. `loss` is how much worse int8 is, as a fraction of the float figure; below 0 it is better.
+    """
+
+    figure: str
+    rows: int
+    float32: float
+    int8: float
+    difference: float
+    interval: tuple[float, float] | None
+    loss: float
+
+
+def compare(figure: Figure, float32: Rows, int8: Rows) -> Comparison:
+    """The figure of both graphs' outputs on all rows of the figure."""
+    everything = np.arange(figure.count)
+    before, after = figure.score(float32, everything), figure.score(int8, everything)
+    interval = None
+    if figure.resamples:
+        chance = np.random.default_rng(_SEED)
+        differences = []
+        for _ in range(figure.resamples):
+            places = chance.integers(0, figure.count, figure.count)
+            differences.append(figure.score(int8, places) - figure.score(float32, places))
+        low, high = np.quantile(differences, (0.025, 0.975))
+        interval = (float(low), float(high))
+    return Comparison(figure.name, figure.count, before, after, after - before, interval, _loss(figure, before, after))
+
+
+def _loss(figure: Figure, before: float, after: float) -> float:
+    worse = before - after if figure.higher_is_better else after - before
+    if worse == 0 or before == 0:
+        return 0.0 if worse <= 0 else float("inf")
+    return worse / abs(before)
+
+
+def accuracy(contract: Contract, rows: Rows, labels: npt.NDArray[Any]) -> Figure:
+    """The fraction of rows whose class is that of `labels` [n], whole numbers.
+
+    Raises:
+        ExportError: the contract has no output of classes, or of scores for them.
+    """
+    classes = _classes(contract)
+    if classes is None:
+        shapes = ", ".join(f"'{tensor.name}'" for tensor in contract.outputs)
+        raise ExportError(f"the targets are classes, and no output is one of classes or of scores for them: {shapes}")
+    return Figure("accuracy", rows, lambda outputs, places: float((classes(outputs)[places] == labels[places]).mean()))
+
+
+def from_targets(contract: Contract, rows: Rows, targets: npt.NDArray[Any]) -> Figure:
+    """The figure that the user's targets ask for: accuracy for classes [n], R² for numbers of an output's shape.
+
+    Raises:
+        ExportError: no output fits them.
+    """
+    count = len(next(iter(rows.values())))
+    if targets.shape == (count, 1):
+        targets = targets[:, 0]
+    if targets.dtype.kind in "iub" and targets.ndim == 1:
+        return accuracy(contract, rows, targets)
+    if targets.dtype.kind not in "iubf":
+        raise ExportError(f"the targets are {targets.dtype}: give whole numbers (classes) or numbers")
+    for tensor in contract.outputs:
+        sizes = tensor.shape[1:] if tensor.shape[1:] != (1,) else ()
+        fits = len(sizes) == targets.ndim - 1 and all(
+            wanted in (None, size) for wanted, size in zip(sizes, targets.shape[1:], strict=True)
+        )
+        if np.dtype(tensor.dtype).kind == "f" and fits:
+            return _r2(tensor.name, rows, targets.astype(np.float64))
+    raise ExportError(f"no output has the shape of the targets, {list(targets.shape)}: rows, then sizes of one row")
+
+
+def agreement(contract: Contract, rows: Rows, float32: Rows) -> Figure:
+    """How far outputs are those of the float graph, 1 for the same.
+
+    For classes the fraction of rows with the same class; else 1 less the mean difference, as a fraction of the float
+    outputs' mean size.
+    """
+    classes = _classes(contract)
+    if classes is not None:
+        expected = classes(float32)
+        return Figure(
+            "agreement", rows, lambda outputs, places: float((classes(outputs)[places] == expected[places]).mean())
+        )
+    names = [tensor.name for tensor in contract.outputs if np.dtype(tensor.dtype).kind == "f"]
+    if not names:
+        raise ExportError("no output is a number or a class: give targets")
+
+    def closeness(outputs: Rows, places: Places) -> float:
+        return 1.0 - divergence({name: float32[name][places] for name in names}, outputs, places)
+
+    return Figure("closeness", rows, closeness)
+
+
+def divergence(expected: Rows, outputs: Rows, places: Places | slice = slice(None)) -> float:
+    """The mean difference of the float outputs named in `expected`, as a fraction of their mean size."""
+    shares = []
+    for name, wanted in expected.items():
+        if wanted.dtype.kind == "f" and wanted.size:
+            gap = np.abs(outputs[name][places].astype(np.float64) - wanted).mean()
+            shares.append(float(gap) / max(float(np.abs(wanted).mean(dtype=np.float64)), 1e-30))
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def _r2(name: str, rows: Rows, targets: npt.NDArray[np.float64]) -> Figure:
+    """1 less the squared errors as a fraction of those of the mean."""
+
+    def score(outputs: Rows, places: Places) -> float:
+        wanted = targets[places]
+        errors = (outputs[name][places].reshape(wanted.shape) - wanted) ** 2
+        return 1.0 - float(errors.sum()) / max(float(((wanted - wanted.mean(axis=0)) ** 2).sum()), 1e-30)
+
+    return Figure("r2", rows, score)
+
+
+def _classes(contract: Contract) -> Callable[[Rows], npt.NDArray[Any]] | None:
+    """Outputs -> the class of each row [n]; None where no output tells of classes."""
+    for tensor in contract.outputs:
+        if tensor.ranks and np.dtype(tensor.dtype).kind in "iu":
+            return lambda outputs, name=tensor.name: outputs[name].reshape(len(outputs[name]), -1)[:, 0]  # type: ignore[misc]
+    for tensor in contract.outputs:
+        if _scores(tensor, contract):
+            return lambda outputs, name=tensor.name: outputs[name].argmax(axis=1)  # type: ignore[misc]
+    for tensor in contract.outputs:
+        if tensor.unit == "probability" and tensor.shape[1:] in ((), (1,)):
+            return lambda outputs, name=tensor.name: outputs[name].reshape(-1) > 0.5  # type: ignore[misc]
+    return None
+
+
+def _scores(tensor: Tensor, contract: Contract) -> bool:
+    if np.dtype(tensor.dtype).kind != "f" or len(tensor.shape) != 2 or tensor.shape[1] == 1:
+        return False
+    return contract.task in _CLASS_TASKS or (contract.task == "tensors" and bool(contract.labels))

@@ -1,0 +1,161 @@
+"""Int8 graphs: their form, their bytes, whether clients may share a run, and which graph is taken."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import small_networks
+from onnx import numpy_helper
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
+
+from bookserve.export import figures, quantization, rates
+from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.errors import ExportError, NoGainError
+from bookserve.export.int8_demands import Demands
+from bookserve.export.quantization import DYNAMIC, PRODUCTS, Quantizer, Recipe
+from bookserve.export.quantization_search import Found, Search, Source
+from bookserve.serving.server.engines.onnx_rows import walk
+from bookserve.serving.wire.onnx_graph_pb2 import ModelProto
+
+STATIC = Recipe("minmax", (*PRODUCTS, *quantization.BETWEEN))
+POINTS = Contract(
+    "height", 1, (Tensor("x", "float32", (None, 48)),), (Tensor("y", "float32", (None, 1)),), task="regression"
+)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_networks.write_dense(tmp_path_factory.mktemp("dense") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_networks.write_convolutional(tmp_path_factory.mktemp("convolutional") / "model.onnx")
+
+
+@pytest.fixture(autouse=True)
+def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "_SECONDS", 0.001)
+
+
+def rows(seed: int = 3, count: int = 256) -> dict[str, np.ndarray]:
+    return {"x": small_networks.points(count, seed)[0]}
+
+
+def proof(path: Path) -> str:
+    """Why the rows of a graph are not independent; "" where they are proved."""
+    return walk.refusal(ModelProto.FromString(path.read_bytes()))
+
+
+def test_a_static_graph_has_seven_bit_weights_with_a_scale_a_channel_and_proved_rows(
+    convolutional: Path, tmp_path: Path
+) -> None:
+    calibration = {"images": small_networks.pictures(128, 3)[0]}
+    Quantizer(convolutional, calibration, tmp_path).make(STATIC, tmp_path / "int8.onnx")
+    made = onnx.load(tmp_path / "int8.onnx")
+    onnx.checker.check_model(made, full_check=True)
+    assert [entry.domain for entry in made.opset_import] == [""]
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    weights = [array for array in arrays.values() if array.dtype == np.int8 and array.ndim >= 2]
+    assert sorted(array.shape for array in weights) == [(16, 1, 5, 5), (32, 16, 5, 5), (512, 10)]
+    assert max(int(np.abs(array.astype(int)).max()) for array in weights) <= 64
+    assert {array.shape for name, array in arrays.items() if name.startswith("filters_2") and "scale" in name} == {
+        (32,)
+    }
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.4 * convolutional.stat().st_size
+    assert proof(tmp_path / "int8.onnx") == ""
+
+
+def test_a_dynamic_graph_mixes_rows_so_that_clients_do_not_share_a_run(dense: Path, tmp_path: Path) -> None:
+    Quantizer(dense, rows(), tmp_path).make(Recipe("", DYNAMIC), tmp_path / "int8.onnx")
+    operations = {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
+    assert {"DynamicQuantizeLinear", "MatMulInteger"} <= operations
+    assert "its scale follows from the values of all rows" in proof(tmp_path / "int8.onnx")
+
+
+def test_the_same_rows_give_the_same_bytes_in_every_process(dense: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", rows()["x"])
+    program = (
+        "import sys, numpy as np; from pathlib import Path; from bookserve.export.quantization import *\n"
+        "source, folder = Path(sys.argv[1]), Path(sys.argv[2])\n"
+        "quantizer = Quantizer(source, {'x': np.load(folder / 'rows.npy')}, folder)\n"
+        "for name in CALIBRATIONS: quantizer.make(Recipe(name, (*PRODUCTS, *BETWEEN)), folder / f'{name}.int8')\n"
+    )
+    made = []
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", program, dense, tmp_path]
+        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True, timeout=120)
+        made.append({path.name: path.read_bytes() for path in tmp_path.glob("*.int8")})
+    assert len(made[0]) == 3
+    assert made[0] == made[1]
+
+
+def found(graph: Path, folder: Path, demands: Demands, dark: float = 1.0) -> tuple[Found, list[str]]:
+    x, y = small_networks.points(1_000, 4)
+    held_out = {"x": x[256:]}
+    said: list[str] = []
+    search = Search(
+        Source(graph),
+        {"x": x[:256] * np.float32(dark)},
+        held_out,
+        lambda _: figures.from_targets(POINTS, held_out, y[256:]),
+        demands,
+        folder,
+        said.append,
+    )
+    return search.found(), said
+
+
+def test_the_static_graph_within_the_loss_is_taken_with_its_figures(dense: Path, tmp_path: Path) -> None:
+    taken, said = found(dense, tmp_path, Demands(max_loss=0.01, min_speed_up=0.0))
+    assert taken.recipe.method == "static"
+    assert taken.recipe.float_nodes == ()
+    comparison = taken.comparison
+    assert (comparison.figure, comparison.rows) == ("r2", 744)
+    assert comparison.int8 == pytest.approx(comparison.float32, rel=0.01)
+    assert comparison.interval is not None
+    assert comparison.interval[0] <= comparison.difference <= comparison.interval[1]
+    assert sorted(taken.rates) == [1, 16]
+    assert sum("outputs of calibration rows differ" in line for line in said) == 6
+
+
+def test_nodes_that_cost_too_much_are_left_in_float(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Quantizer._measured
+
+    def broken(self: Quantizer, calibration: str) -> TensorsData:
+        ranges: TensorsData = measured(self, calibration)
+        ranges["x"] = TensorData(lowest=np.float32(-0.02), highest=np.float32(0.02))  # the input of the first product
+        return ranges
+
+    monkeypatch.setattr(Quantizer, "_measured", broken)
+    taken, _ = found(dense, tmp_path, Demands("static", max_loss=0.01, min_speed_up=0.0))
+    assert len(taken.recipe.float_nodes) == 1
+    made = onnx.load(taken.path)
+    assert [node.input[0] for node in made.graph.node if node.name in taken.recipe.float_nodes] == ["x"]
+
+
+def test_a_graph_that_loses_too_much_is_refused(dense: Path, tmp_path: Path) -> None:
+    with pytest.raises(NoGainError, match=r"r2 -?0\.\d+, float 0\.\d+, a loss of \d+\.\d+% \(--max-loss 0\.20%\)"):
+        found(dense, tmp_path, Demands("static", min_speed_up=0.0), dark=0.01)
+
+
+def test_where_static_loses_too_much_the_dynamic_graph_is_taken(dense: Path, tmp_path: Path) -> None:
+    taken, _ = found(dense, tmp_path, Demands(max_loss=0.01, min_speed_up=0.0), dark=0.01)
+    assert taken.recipe == Recipe("", DYNAMIC)
+
+
+def test_a_graph_that_is_not_faster_is_refused(dense: Path, tmp_path: Path) -> None:
+    with pytest.raises(NoGainError, match=r"x as fast \(--min-speed-up 1000\)"):
+        found(dense, tmp_path, Demands(max_loss=0.05, min_speed_up=1000.0))
+
+
+def test_an_int8_graph_is_not_quantised_again(dense: Path, tmp_path: Path) -> None:
+    Quantizer(dense, rows(), tmp_path).make(STATIC, tmp_path / "int8.onnx")
+    with pytest.raises(ExportError, match="quantised already"):
+        Quantizer(tmp_path / "int8.onnx", rows(), tmp_path)

@@ -1,0 +1,43 @@
+"""The int8 version of a run: calibrated on its training rows, judged on its test rows by the model's own figure."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bookserve.export import quantize
+from bookserve.export.int8_demands import Demands
+from bookserve.export.manifest import Manifest
+from bookserve.export.run_reader import TrainingRun
+from bookserve.export.store import ModelStore
+from bookserve.training.datasets.files import DataError, DataRequest
+from bookserve.training.run import book_model
+from bookserve.training.tuning.search import config_of
+
+CALIBRATION_ROWS = 1_000
+
+
+def publish_int8(
+    run: TrainingRun,
+    published: Manifest,
+    store: ModelStore,
+    data_dir: Path | None,
+    demands: Demands,
+    say: Callable[[str], None],
+) -> Manifest:
+    """Make the int8 version of `published`, the float version of `run`, whose data is read again.
+
+    Raises:
+        DataError: the data cannot be had, or is not what the run was trained with.
+        TrainingError: the run's configuration is not known any more.
+        ExportError: as `quantize.from_rows`; NoGainError where no int8 graph is worth it.
+    """
+    name = run.contract.model
+    module = book_model(name)
+    config = config_of(name, run.configuration, run.profile, run.folder.parent.parent)
+    request = DataRequest("sample" if run.data.source == "sample" else "real", data_dir)
+    data = module.load_data(config, request, run.seed)
+    if data.origin.sha256 != run.data.sha256:
+        raise DataError(
+            f"{name}: the data is not that of {run.folder}: {data.origin.name}, SHA-256 {data.origin.sha256}"
+        )
+    measurement = module.measurement(data)
+    return quantize.from_rows(store, name, published.version, measurement, CALIBRATION_ROWS, demands, say)

@@ -153,6 +153,6 @@ def test_ctrl_c_during_the_training_says_what_comes_next(tmp_path: Path) -> None
     with serving(tmp_path / "models", ports, "--profile=smoke", "--data=sample") as (process, log):
         wait_until(lambda: "training them first" in log.read_text(), "the training has begun")
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait(240) == 130
         assert "'bookserve train-all' trains all models" in log.read_text().splitlines()[-1]
         assert "Traceback" not in log.read_text()

@@ -200,7 +200,11 @@ def test_preflight(plain: Server, server: Server) -> None:
 
 
 def page(server: Server) -> str:
-    return fetch(server, "/monitoring/prometheus/metrics")[2].decode()
+    """The metrics; on a busy machine the short time-out of this server is over before it has written them."""
+    while (answer := fetch(server, "/monitoring/prometheus/metrics"))[0] == 504:
+        pass
+    assert answer[0] == 200, answer
+    return answer[2].decode()
 
 
 def metric(server: Server, name: str) -> float:

@@ -175,8 +175,10 @@ def test_a_failing_model_gives_a_message_and_a_status(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("tiny_mnist")
 @pytest.mark.parametrize(
     ("error", "message"),
-    [(ExportError("the graphs differ"), "mnist: the graphs differ"), (KeyError("lost"), "mnist: KeyError: 'lost'")],
-    ids=["expected", "a defect"],
+    [
+        pytest.param(ExportError("the graphs differ"), "mnist: the graphs differ", id="expected"),
+        pytest.param(KeyError("lost"), "mnist: KeyError: 'lost'", id="a defect", marks=pytest.mark.slow),
+    ],
 )
 def test_a_model_that_cannot_be_published_is_a_failure_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str

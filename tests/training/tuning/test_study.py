@@ -59,7 +59,7 @@ def test_draws_lie_in_the_space_and_come_back_as_they_went_in(tmp_path: Path) ->
     assert draw(tmp_path / "a", 0) == trials
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("sampler", [pytest.param("random", marks=pytest.mark.slow), "tpe"])
 def test_a_study_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, sampler: str) -> None:
     settings = SETTINGS | {"sampler": sampler}
     through = draw(tmp_path / "through", 14, settings)

@@ -34,6 +34,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "fastest", lambda: "float32")
 
 
+@pytest.mark.slow
 def test_the_modern_network_learns_reports_and_is_published_with_both_graphs_alike(
     pictures: ImageSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,7 +46,7 @@ def test_every_layer_reads_the_one_before_it() -> None:
     assert networks.output_shape == (None, 1, 12)
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_one_assay_alone(together: bool, molecules: Molecules) -> None:
     config = replace(TINY, assays=("NR-AhR",), together=together, hidden=(6, 4), memory=0, epochs=8)
     keras.utils.set_random_seed(0)

@@ -12,7 +12,7 @@ import copy
 import io
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,12 @@ class Quantizer:
         self._batch = fixed_batch or _CALIBRATION_BATCH
         self._ranges: dict[str, Any] = {}
         self._prepared = scratch / "prepared.onnx"
-        logging.getLogger().setLevel(logging.ERROR)  # where the library says what the recipe decides
         whole = scratch / "whole.onnx"
         onnx.save(_load(source), whole)  # with its external data inside
         try:
             # Batch normalisation goes into the weights, constants are computed, every tensor gets its shape.
-            quant_pre_process(whole, self._prepared, skip_symbolic_shape=True)
+            with _quiet():
+                quant_pre_process(whole, self._prepared, skip_symbolic_shape=True)
             prepared = onnx.load(self._prepared)
         except Exception as error:  # the library's, ONNX Runtime's and protobuf's errors share no base class
             raise ExportError(f"the graph cannot be prepared for int8: {_first_line(error)}") from error
@@ -111,7 +111,7 @@ class Quantizer:
             ExportError: the library cannot quantise the graph.
         """
         try:
-            with redirect_stdout(io.StringIO()):
+            with _quiet():
                 (self._static if recipe.calibration else self._dynamic)(recipe, target)
             made = onnx.load(target)
             _keep_used_domains(made)
@@ -162,6 +162,19 @@ class Quantizer:
                 calibrator.collect_data(_Once(batch))  # a batch at a time: the library keeps all activations of a call
             self._ranges[calibration] = calibrator.compute_data()
         return self._ranges[calibration]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the library prints, and tells the root logger, of choices that the recipe has made."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(level)
 
 
 def static_recipes() -> list[Recipe]:

@@ -34,6 +34,27 @@ class _Stopped(Exception):
         self.number = number
 
 
+class _Asked:
+    """Notes that SIGTERM or Ctrl-C came; `wait` raises where it is time to hear of it.
+
+    A handler that raises by itself can be lost: Python drops what is raised in a callback, such as those of a fork.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        for number in (SIGTERM, SIGINT):
+            signal(number, self._note)  # more than one changes nothing: the drain has its own time limit
+
+    def _note(self, number: int, frame: object) -> None:
+        self._number = self._number or number
+
+    def wait(self) -> None:
+        """A moment. Raises _Stopped."""
+        if self._number:
+            raise _Stopped(self._number)
+        time.sleep(_POLL_SECONDS)
+
+
 @click.command()
 @click.option(
     "--models-dir",
@@ -62,8 +83,7 @@ def main(
     verbose: bool,
 ) -> None:
     """Model server and gateway together, on loopback; trains first when there are no models."""
-    signal(SIGTERM, _stop)
-    signal(SIGINT, _stop)
+    asked = _Asked()
     ports = {"--grpc-port": grpc_port, "--rest-port": rest_port, "--gateway-port": gateway_port}
     _check_ports(ports)
     level = "info" if verbose else "warning"
@@ -72,18 +92,18 @@ def main(
     stopped = 0
     try:
         if not _trained(models_dir):
-            _train(models_dir, profile, data, data_dir)
+            _train(models_dir, profile, data, data_dir, asked)
             steps.done("models trained and exported")
         _tell_missing(models_dir)
         server_flags = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", f"--bind_address={_HOST}"]
         server_flags += [f"--model_root={models_dir.absolute()}", f"--log_level={level}"]
         servers.append(("model server", _run("model-server", *server_flags)))
-        _wait_for(f"http://{_HOST}:{rest_port}/readyz", servers)
+        _wait_for(f"http://{_HOST}:{rest_port}/readyz", servers, asked)
         steps.done(f"model server ready, with the models of {models_dir}")
         gateway_options = ["--port", str(gateway_port), "--model-server", f"{_HOST}:{grpc_port}"]
         gateway_options += ["--models-dir", str(models_dir), "--log-level", level]
         servers.append(("gateway", _run("gateway", *gateway_options, quiet=not verbose)))
-        _wait_for(f"http://{_HOST}:{gateway_port}/healthz", servers)
+        _wait_for(f"http://{_HOST}:{gateway_port}/healthz", servers, asked)
         steps.done("gateway ready")
         click.echo(
             "\nCtrl-C stops both.\n\n"
@@ -93,7 +113,7 @@ def main(
         )
         while True:
             _check_alive(servers)
-            time.sleep(_POLL_SECONDS)
+            asked.wait()
     except _Stopped as stop:
         stopped = stop.number
         if servers:
@@ -125,12 +145,6 @@ class _Steps:
         self._since = now
 
 
-def _stop(number: int, frame: object) -> None:
-    for both in (SIGTERM, SIGINT):
-        signal(both, lambda number, frame: None)  # once is enough: the drain has its own time limit
-    raise _Stopped(number)
-
-
 def _check_ports(ports: dict[str, int]) -> None:
     if len(set(ports.values())) < len(ports):
         raise click.ClickException(f"{', '.join(ports)} must differ")
@@ -159,18 +173,19 @@ def _tell_missing(models_dir: Path) -> None:
         click.echo(f"not trained yet: {names} ('bookserve train-all{elsewhere} {names}' trains them)")
 
 
-def _train(models_dir: Path, profile: str, data: str, data_dir: Path | None) -> None:
+def _train(models_dir: Path, profile: str, data: str, data_dir: Path | None, asked: _Asked) -> None:
     click.echo(f"{models_dir} holds no models yet: training them first (profile {profile}, data {data})")
     options = [f"--profile={profile}", f"--data={data}", f"--models-dir={models_dir}"]
     if data_dir is not None:
         options.append(f"--data-dir={data_dir}")
     training = _run("train-all", *options)
     try:
-        status = training.wait()
+        while training.poll() is None:
+            asked.wait()
     except _Stopped:
         _end(training)
         raise
-    if status:
+    if training.returncode:
         raise click.ClickException("the training failed: its message is above")
 
 
@@ -189,7 +204,7 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(SIGTERM))
 
 
-def _wait_for(url: str, servers: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+def _wait_for(url: str, servers: list[tuple[str, subprocess.Popen[bytes]]], asked: _Asked) -> None:
     end = time.monotonic() + _START_SECONDS
     while not _answers(url):
         _check_alive(servers)
@@ -197,7 +212,7 @@ def _wait_for(url: str, servers: list[tuple[str, subprocess.Popen[bytes]]]) -> N
             raise click.ClickException(
                 f"the {servers[-1][0]} is not ready after {_START_SECONDS:g} s: see its log above"
             )
-        time.sleep(_POLL_SECONDS)
+        asked.wait()
 
 
 def _answers(url: str) -> bool:

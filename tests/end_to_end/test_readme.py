@@ -140,6 +140,7 @@ def rest(project: Project, body: Any) -> Any:
         return json.load(response)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_serve_alone_trains_first_and_says_that_it_used_the_sample(
     project: Project, served: subprocess.Popen[str]
@@ -152,6 +153,7 @@ def test_serve_alone_trains_first_and_says_that_it_used_the_sample(
         assert b"<canvas" in page.read()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_way_to_ask_gives_the_same_answer(project: Project, served: subprocess.Popen[str]) -> None:
     examples = np.load(next((project.folder / "runs/mnist").glob("*/examples.npz")))
@@ -165,6 +167,7 @@ def test_every_way_to_ask_gives_the_same_answer(project: Project, served: subpro
     assert len(classes) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_model_answers_the_command_line_and_curl(project: Project, served: subprocess.Popen[str]) -> None:
     commands = readme_commands()
@@ -213,6 +216,7 @@ def test_a_second_train_all_is_swapped_in_without_a_failed_request(
     assert {1, 2} == set(answered)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_ctrl_c_stops_everything_cleanly(project: Project, served: subprocess.Popen[str]) -> None:
     os.killpg(served.pid, signal.SIGINT)

@@ -212,7 +212,8 @@ def test_a_continuation_keeps_the_row_and_has_no_unknown_word(trained: Trained, 
     np.testing.assert_array_equal(made, ptb.continue_rows(trained[0], rows, 5, seed=1))
 
 
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
 def test_a_version_carries_the_vocabulary_and_takes_rows_of_any_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: ptb_data.Text, tied: bool
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_policy_that_the_last_update_breaks_is_an_error_of_one_line(rate: floa
         tictactoe.train(model, data, wild, 0, [StopOnNan()])
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_export_needs_and_the_seed_decides_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -214,6 +214,7 @@ def test_a_forest_without_an_active_row_says_never(molecules: Molecules, monkeyp
     assert probabilities[:, 3].any()
 
 
+@pytest.mark.slow
 def test_the_run_is_served_alike_by_both_engines(
     molecules: Molecules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,7 +49,7 @@ serve: install ## model server and gateway on loopback; trains first when MODELS
 	$(BIN)/bookserve serve $(TRAIN_OPTIONS) --grpc-port=$(GRPC_PORT) --rest-port=$(REST_PORT) --gateway-port=$(GATEWAY_PORT) $(ARGS)
 
 test: install lint typecheck ## lint, types and the fast tests
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow" -n 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: install ## accuracy and endurance checks
 	$(BIN)/python -m pytest -m slow

@@ -27,7 +27,7 @@ _log = structlog.get_logger()
 _FREE_PIECES = 2048
 _PIECE_BYTES = 128  # on average
 # A browser reads no answer before it has sent its body, so one that is too large is taken and thrown away up to here.
-_DISCARDED_BYTES = 1 << 30
+_DISCARDED_BYTES = 64 << 20
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body

@@ -22,7 +22,7 @@ JSON = "application/json"
 FORM = "multipart/form-data"
 MAX_LABEL = 64  # characters
 MAX_VERSION = 2**63 - 1
-MAX_BOUNDARY = 70  # characters, RFC 2046
+MAX_BOUNDARY = 100  # characters; RFC 2046 says 70, and there are clients that write a few more
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 # Opening brackets become 1, closing ones -1 (as a signed byte), everything else is deleted.

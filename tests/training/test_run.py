@@ -65,6 +65,7 @@ def test_a_run_leaves_everything_that_export_needs(tmp_path: Path, console: Cons
         assert examples["images"].shape == (60, 28, 28)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_mnist")
 def test_the_seed_decides_the_figures(tmp_path: Path, console: Console) -> None:
     first, again, other = (

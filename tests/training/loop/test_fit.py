@@ -59,7 +59,7 @@ def train(
     return model, history
 
 
-@pytest.mark.parametrize("stop", [0, 2])
+@pytest.mark.parametrize("stop", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_stopped_training_ends_as_one_that_ran_through(tmp_path: Path, stop: int) -> None:
     model, history = train(NO_CHECKPOINT)
     checkpoint = Checkpoint(tmp_path / "checkpoint.npz")
@@ -82,7 +82,8 @@ def test_a_complete_training_is_not_trained_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("figures", "higher", "best_epoch"), [([3.0, 1.0, 2.0, 1.0], False, 2), ([1.0, 3.0, 3.0, 2.0], True, 2)]
+    ("figures", "higher", "best_epoch"),
+    [pytest.param([3.0, 1.0, 2.0, 1.0], False, 2, marks=pytest.mark.slow), ([1.0, 3.0, 3.0, 2.0], True, 2)],
 )
 def test_the_first_best_weights_are_kept(tmp_path: Path, figures: list[float], higher: bool, best_epoch: int) -> None:
     checkpoint = Checkpoint(tmp_path / "checkpoint.npz")

@@ -164,6 +164,7 @@ def test_what_a_run_leaves_is_all_that_the_next_one_needs() -> None:
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_goes_to_its_final_value_in_a_line() -> None:
     def moved(final: float, updates: int) -> float:
         settings = replace(SETTINGS, learning_rate=0.1, final_learning_rate=final, value_weight=0.0)

@@ -1,13 +1,9 @@
 """XGBoost's own model files: `.json` and `.ubj`."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from bookserve.export import engines
-from bookserve.export.contracts import Contract, Tensor
-from bookserve.export.converters.source import ONNX, Converted, Rows, Wishes
+from bookserve.export.converters import boosted_trees
+from bookserve.export.converters.source import Converted, Wishes
 from bookserve.export.errors import ExportError
 
 FORMAT = "XGBoost"
@@ -45,41 +41,19 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         raise ExportError(f"the objective {objective} is not converted; {', '.join((*_CLASSES, *_VALUES))} are")
     width, columns = booster.num_features(), tuple(booster.feature_names or ())
     booster.feature_names = None  # the converter wants f0, f1, …
+    types = [(boosted_trees.INPUT, FloatTensorType([None, width]))]
     try:
-        graph = convert_xgboost(booster, initial_types=[("x", FloatTensorType([None, width]))], target_opset=15)
+        graph = convert_xgboost(booster, initial_types=types, target_opset=15)
     except Exception as error:  # the converter raises many kinds for what it cannot convert
         raise ExportError(f"{path} has no ONNX form: {str(error).strip().splitlines()[0]}") from error
     classes = max(2, int(learner["learner_model_param"].get("num_class", "0"))) if objective in _CLASSES else 0
-    target = folder / ONNX
-    target.write_bytes(graph.SerializeToString())
-    names = [output.name for output in graph.graph.output]
-
-    def reference(rows: Rows) -> dict[str, Any]:
-        answer = np.asarray(booster.predict(xgboost.DMatrix(rows["x"])), np.float32)
-        if not classes:
-            return {names[0]: answer.reshape(len(answer), -1)}
-        scores = answer if answer.ndim == 2 else np.stack([1 - answer, answer], axis=1)
-        return {names[0]: scores.argmax(axis=1).astype(np.int64), names[1]: scores}
-
-    outputs = (
-        (
-            Tensor(names[0], "int64", (None,), ranks=names[1]),
-            Tensor(names[1], "float32", (None, classes), unit="probability"),
-        )
-        if classes
-        else (Tensor(names[0], "float32", (None, 1)),)
-    )
-    return Converted(
-        contract=Contract(
-            wishes.model,
-            1,
-            (Tensor("x", "float32", (None, width)),),
-            outputs,
-            labels=tuple(str(number) for number in range(classes)),
-            task="tabular" if classes else "regression",
-            columns=columns,
-        ),
-        reference=reference,
-        graphs={ONNX: engines.onnx_graph(target)},
-        made_with=("xgboost", "xgboost-cpu", "onnxmltools", "onnx", "onnxruntime"),
+    return boosted_trees.converted(
+        graph,
+        folder,
+        wishes.model,
+        columns,
+        width,
+        classes,
+        lambda rows: booster.predict(xgboost.DMatrix(rows)),
+        ("xgboost", "xgboost-cpu", "onnxmltools", "onnx", "onnxruntime"),
     )

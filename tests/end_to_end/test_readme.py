@@ -163,7 +163,7 @@ def test_every_way_to_ask_gives_the_same_answer(project: Project, served: subpro
     np.testing.assert_allclose(over_rest, over_grpc, rtol=1e-6)
     predictions = [project.run(command) for command in readme_commands() if "predict mnist" in command]
     assert len(predictions) == 3
-    classes = {re.search(r"\b[0-9]\b", answer)[0] for answer in predictions}  # type: ignore[index]
+    classes = {re.search(r"\bclass\W+([0-9])\b", answer)[1] for answer in predictions}  # type: ignore[index]
     assert len(classes) == 1
 
 

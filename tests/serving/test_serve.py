@@ -1,5 +1,6 @@
 """`bookserve serve` as a process, over a store of one small model."""
 
+import os
 import re
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bookserve.serving import serve
 from model_servers import answers, free_port, wait_until, write_scale_model
 
 
@@ -156,3 +158,22 @@ def test_ctrl_c_during_the_training_says_what_comes_next(tmp_path: Path) -> None
         assert process.wait(240) == 130
         assert "'bookserve train-all' trains all models" in log.read_text().splitlines()[-1]
         assert "Traceback" not in log.read_text()
+
+
+def test_a_stop_that_comes_where_python_drops_exceptions_is_heard() -> None:
+    class Deleted:
+        def __del__(self) -> None:  # as a callback of a fork: what is raised here is lost
+            os.kill(os.getpid(), signal.SIGINT)
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        asked = serve._Asked()
+        asked.wait()
+        deleted = Deleted()
+        del deleted
+        with pytest.raises(serve._Stopped) as stopped:
+            asked.wait()
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    assert stopped.value.number == signal.SIGINT

@@ -53,7 +53,7 @@ class Server:
         return {thread: value for pid in family(self.process.pid) for thread, value in thread_seconds(pid).items()}
 
     def resident_mib(self) -> float:
-        """The memory of all processes; what they share counts for each."""
+        """The memory of all processes; what several share is divided between them (PSS)."""
         return sum(_resident_kib(pid) for pid in family(self.process.pid)) / 1024
 
     def stop(self) -> None:
@@ -112,8 +112,8 @@ def by_main_thread(before: ThreadSeconds, after: ThreadSeconds) -> tuple[float, 
 
 def _resident_kib(pid: int) -> int:
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except _ENDED:
         return 0
-    match = re.search(r"VmRSS:\s+(\d+) kB", status)
+    match = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
     return int(match[1]) if match else 0

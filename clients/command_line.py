@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train-all": ("bookserve.training.commands:train_all", "training", "Train and export every model."),
     "tune": ("bookserve.training.commands:tune", "training", "Search for better numbers of a model."),
     "clean-runs": ("bookserve.training.commands:clean_runs", "training", "Remove runs that were never finished."),
+    "evaluate": ("bookserve.clients.evaluate:main", "clients", "Say how good a version is on labelled rows."),
     "models": ("bookserve.export.commands:models", "clients", "Add, verify, compare, label, move and remove versions."),
     "model-server": ("bookserve.serving.server.main:main", "serving", "Serve models over gRPC and REST."),
     "gateway": ("bookserve.serving.gateway.main:main", "serving", "Serve the domain API and the web page."),

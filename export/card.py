@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+from bookserve.export import evaluation
 from bookserve.export.contracts import SIGNATURE, Tensor
+from bookserve.export.run_format import EVALUATION
 from bookserve.export.run_reader import TrainingRun
 
 
@@ -19,6 +21,9 @@ def write(path: Path, run: TrainingRun, parity: dict[str, float]) -> None:
             f"SHA-256 `{run.data.sha256}`."
         )
     lines += ["", "## Figures", "", *_metrics(run), ""]
+    told = path.parent / EVALUATION
+    if told.is_file():
+        lines += ["The served graph on the test rows:", "", *evaluation.text(evaluation.read(told)), ""]
     lines.append(
         f"Trained with the configuration `{run.configuration}`, profile `{run.profile}`, seed {run.seed}, on "
         f"{run.made_with['devices']}."

@@ -28,7 +28,8 @@ class Figure:
 
     `rows` are the inputs, held out from calibration, whose outputs are judged. `score(outputs, places)` is the number
     for the rows at `places`, among which a row may be repeated. `resamples` is how often rows are drawn anew for the
-    interval; 0 where the number is no matter of chance, as for all games of a tree.
+    interval; 0 where the number is no matter of chance, as for all games of a tree. `truth` are the right answers where
+    they are classes, whole numbers [n], or labels [n, labels] that are 1, 0 or NaN where that is not known.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Figure:
     score: Score
     higher_is_better: bool = True
     resamples: int = RESAMPLES
+    truth: npt.NDArray[Any] | None = None
 
     @property
     def count(self) -> int:
@@ -97,11 +99,16 @@ def accuracy(contract: Contract, rows: Rows, labels: npt.NDArray[Any]) -> Figure
     Raises:
         ExportError: the contract has no output of classes, or of scores for them.
     """
-    classes = _classes(contract)
+    classes = _classes(contract) or _only_scores(contract)
     if classes is None:
         shapes = ", ".join(f"'{tensor.name}'" for tensor in contract.outputs)
         raise ExportError(f"the targets are classes, and no output is one of classes or of scores for them: {shapes}")
-    return Figure("accuracy", rows, lambda outputs, places: float((classes(outputs)[places] == labels[places]).mean()))
+    return Figure(
+        "accuracy",
+        rows,
+        lambda outputs, places: float((classes(outputs)[places] == labels[places]).mean()),
+        truth=labels,
+    )
 
 
 def from_targets(contract: Contract, rows: Rows, targets: npt.NDArray[Any]) -> Figure:
@@ -182,6 +189,14 @@ def _classes(contract: Contract) -> Callable[[Rows], npt.NDArray[Any]] | None:
         if tensor.unit == "probability" and tensor.shape[1:] in ((), (1,)):
             return lambda outputs, name=tensor.name: outputs[name].reshape(-1) > 0.5  # type: ignore[misc]
     return None
+
+
+def _only_scores(contract: Contract) -> Callable[[Rows], npt.NDArray[Any]] | None:
+    """The classes of the one output that could be scores for them: float [n, classes], where nothing else is said."""
+    likely = [one for one in contract.outputs if np.dtype(one.dtype).kind == "f" and len(one.shape) == 2]
+    if len(likely) != 1 or likely[0].shape[1] == 1:
+        return None
+    return lambda outputs: outputs[likely[0].name].argmax(axis=1)
 
 
 def _scores(tensor: Tensor, contract: Contract) -> bool:

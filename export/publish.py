@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from bookserve.export import card, engines, golden, manifest, onnx_graph, parity, savedmodel, warmup
+from bookserve.export import card, engines, golden, manifest, onnx_graph, parity, run_format, savedmodel, warmup
 from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.manifest import Manifest
 from bookserve.export.run_reader import TrainingRun
@@ -41,7 +41,7 @@ def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None]) -> 
             answer = engines.onnx_graph(folder / onnx_graph.LOCATION)(one)
             described = replace(contract, example=golden.example(contract, one, answer))
             warmup.write(folder / warmup.LOCATION, contract.model, rows)
-            _copy_pictures(run.report, extra / "report")
+            _copy_report(run.report, extra / "report")
             card.write(extra / "report" / "card.md", run, differences)
             files = manifest.digests(folder)
             made_with = run.made_with | {name: installed_version(name) for name in _LIBRARIES}
@@ -73,7 +73,8 @@ def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None]) -> 
     return published
 
 
-def _copy_pictures(source: Path, target: Path) -> None:
+def _copy_report(source: Path, target: Path) -> None:
     target.mkdir()
-    for image in sorted(source.glob("*.png")):
-        shutil.copyfile(image, target / image.name)
+    for part in (*sorted(source.glob("*.png")), source / run_format.EVALUATION):
+        if part.is_file():  # runs of bookserve 0.1.0 have no evaluation
+            shutil.copyfile(part, target / part.name)

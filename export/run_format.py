@@ -22,6 +22,7 @@ NETWORK = "model.keras"
 EXAMPLES = "examples.npz"
 ASSETS = "assets"
 REPORT = "report"
+EVALUATION = "evaluation.json"  # in the report: the served graph on the test rows (evaluation.py)
 TENSORBOARD = "tensorboard"
 UNFINISHED = ".unfinished"
 CHECKPOINT = "checkpoint.npz"

@@ -73,6 +73,14 @@ MAY_IMPORT = {
         "bookserve.training.plots",
         "bookserve.training.run",
     },
+    "bookserve.training.held_out_rows": {
+        "bookserve.export",
+        "bookserve.training.datasets",
+        "bookserve.training.errors",
+        "bookserve.training.models",
+        "bookserve.training.run",
+        "bookserve.training.tuning",
+    },
     "bookserve.training": {"bookserve.export"},  # the commands, on top
     "bookserve.export": {"bookserve.serving.wire"},
     "bookserve.serving.wire": set[str](),
@@ -94,6 +102,13 @@ MAY_IMPORT = {
     },
     "bookserve.serving": {CONTRACTS, "bookserve.clients", "bookserve.export.options", "bookserve.serving.wire"},
     "bookserve.clients.doctor": {"bookserve.export", "bookserve.training.datasets", "bookserve.training.models"},
+    "bookserve.clients.evaluate": {
+        "bookserve.clients",
+        "bookserve.export",
+        "bookserve.training.datasets",
+        "bookserve.training.errors",
+        "bookserve.training.held_out_rows",
+    },
     "bookserve.clients": {
         CONTRACTS,
         "bookserve.export.errors",

@@ -58,6 +58,24 @@ def confusion_matrix(
     return counts
 
 
+def reliability(bins: Sequence[tuple[int, float, float]], ece: float, path: Path) -> None:
+    """How often answers came true beside how probable they were said to be; honest ones lie on the diagonal.
+
+    `bins` are (count, mean probability, fraction that came true) of answers with like probabilities; `ece` is the mean
+    distance from the diagonal.
+    """
+    figure = Figure(figsize=(4.6, 4.4), dpi=DPI, layout="constrained")
+    panel = figure.subplots()
+    counts, said, true = (np.array(column, np.float64) for column in zip(*bins, strict=True))
+    panel.plot([0, 1], [0, 1], color="grey", linewidth=1, label="honest")
+    panel.plot(said, true, color="tab:blue", linewidth=1)
+    panel.scatter(said, true, s=12 + 160 * counts / counts.max(), color="tab:blue", label="answers; area: how many")
+    panel.set(xlabel="probability", ylabel="came true", title=f"test rows, calibration error {ece:.3f}")
+    panel.set(xlim=(0, 1), ylim=(0, 1))
+    panel.legend(loc="upper left")
+    figure.savefig(path)
+
+
 def fractions(rows: Mapping[str, Sequence[float]], parts: Sequence[str], title: str, path: Path) -> None:
     """One bar a row of `rows`, split into its fractions of `parts`, which add up to 1, each with its percentage."""
     figure = Figure(figsize=(6.5, 1.2 + 0.5 * len(rows)), dpi=DPI, layout="constrained")

@@ -8,9 +8,7 @@ from bookserve.export.int8_demands import Demands
 from bookserve.export.manifest import Manifest
 from bookserve.export.run_reader import TrainingRun
 from bookserve.export.store import ModelStore
-from bookserve.training.datasets.files import DataError, DataRequest
-from bookserve.training.run import book_model
-from bookserve.training.tuning.search import config_of
+from bookserve.training.held_out_rows import measurement
 
 CALIBRATION_ROWS = 1_000
 
@@ -31,13 +29,5 @@ def publish_int8(
         ExportError: as `quantize.from_rows`; NoGainError where no int8 graph is worth it.
     """
     name = run.contract.model
-    module = book_model(name)
-    config = config_of(name, run.configuration, run.profile, run.folder.parent.parent)
-    request = DataRequest("sample" if run.data.source == "sample" else "real", data_dir)
-    data = module.load_data(config, request, run.seed)
-    if data.origin.sha256 != run.data.sha256:
-        raise DataError(
-            f"{name}: the data is not that of {run.folder}: {data.origin.name}, SHA-256 {data.origin.sha256}"
-        )
-    measurement = module.measurement(data)
-    return quantize.from_rows(store, name, published.version, measurement, CALIBRATION_ROWS, demands, say)
+    rows = measurement(published, data_dir, run.folder.parent.parent)
+    return quantize.from_rows(store, name, published.version, rows, CALIBRATION_ROWS, demands, say)

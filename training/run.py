@@ -23,7 +23,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from rich.console import Console
 
-from bookserve.export import run_format
+from bookserve.export import evaluation, run_format
 from bookserve.export.contracts import Contract, to_json
 from bookserve.export.figures import Measurement
 from bookserve.training import plots, run_writer
@@ -36,6 +36,8 @@ from bookserve.training.models import MODELS, PROFILES, STANDARD, KeyMetric
 from bookserve.training.models.purpose import PURPOSE
 
 EXAMPLE_ROWS = 512
+EVALUATION_ROWS = 256  # at a time
+SERVED = "served"  # beside the splits: the served graph on the test rows
 
 
 class Data(Protocol):
@@ -350,12 +352,26 @@ def _write(
     module, data = training.module, training.data
     report = folder / run_format.REPORT
     report.mkdir(exist_ok=True)
-    metrics = module.evaluate(model, data, report)
+    served = module.serving_model(model)
+    metrics = module.evaluate(model, data, report) | {SERVED: _evaluate_served(module, served, data, report)}
     run_writer.write_history(folder / run_format.HISTORY, history)
     plots.curves(history, report / "curves.png")
-    module.serving_model(model).save(folder / run_format.NETWORK)
+    served.save(folder / run_format.NETWORK)
     run_writer.write_examples(folder / run_format.EXAMPLES, data.examples, EXAMPLE_ROWS)
     if module.CONTRACT.assets:
         run_writer.write_assets(folder / run_format.ASSETS, cast(DataWithAssets, data).assets)
     run_writer.write_json(folder / run_format.METRICS, metrics)
     return metrics
+
+
+def _evaluate_served(module: BookModel, served: keras.Model, data: Data, report: Path) -> dict[str, float]:
+    """The figures of the served graph on the test rows; the whole evaluation and its picture go into `report`."""
+    figure = module.measurement(data).figure
+    inputs = [figure.rows[tensor.name] for tensor in served.inputs]
+    outputs = served.predict(inputs if len(inputs) > 1 else inputs[0], batch_size=EVALUATION_ROWS, verbose=0)
+    found = evaluation.evaluate(figure, outputs, module.CONTRACT)
+    run_writer.write_json(report / run_format.EVALUATION, found.to_json())
+    if found.calibration is not None:
+        bins = [(one.count, one.probability, one.true) for one in found.calibration.bins]
+        plots.reliability(bins, found.calibration.ece, report / "reliability.png")
+    return evaluation.figures_of(found)

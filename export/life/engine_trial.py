@@ -33,7 +33,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         if contract is None or not contract.whole:
             read = graph_contract.read({"folder": str(folder), "model": folder.parent.name})
             contract = contracts.from_json(read)
-        answer = _load(folder, name, contract.signature)
+        answer = load(folder, name, contract.signature)
     except ModuleNotFoundError as error:
         return {"missing": error.name}
     if contract.example is None:
@@ -47,7 +47,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         raise ExportError(f"it refuses the manifest's example: {lines[0][:300]}") from error
 
 
-def _load(folder: Path, name: str, signature: str) -> engines.Run:
+def load(folder: Path, name: str, signature: str) -> engines.Run:
+    """The graph `name` of a version folder, by its engine; ModuleNotFoundError where that is not installed."""
     match ENGINES[name][0]:
         case "ONNX Runtime":
             return engines.onnx_graph(folder / name)

@@ -48,7 +48,7 @@ def find_question(checkout: Checkout, store: Path, flags: Sequence[str]) -> Ques
 
 
 def measure(checkout: Checkout, store: Path, question: Question, flags: Sequence[str]) -> Figures:
-    """Seconds to the first answer and until all models are ready, and the MiB resident when the processes of the start are gone."""
+    """Seconds to the first answer and until all models are ready, and the MiB resident a little later."""
     began = time.perf_counter()
     with checkout.start(f"--model_root={store}", *flags) as server:
         _wait_for(server, question.path, question.body)

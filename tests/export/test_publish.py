@@ -12,8 +12,8 @@ from onnx import numpy_helper
 from tensorflow_serving.apis import prediction_log_pb2
 
 from book_contracts import CONTRACTS
+from bookserve.export import evaluation, onnx_graph, publish, run_reader, savedmodel
 from bookserve.export import manifest as manifests
-from bookserve.export import onnx_graph, publish, run_reader, savedmodel
 from bookserve.export.contracts import Contract, Tensor, to_json
 from bookserve.export.errors import ExportError
 from bookserve.export.life import engine_trial
@@ -51,6 +51,8 @@ def test_a_version_has_the_layout_of_the_store(published: Path) -> None:
         "assets.extra/tf_serving_warmup_requests",
         "assets.extra/report/curves.png",
         "assets.extra/report/confusion.png",
+        "assets.extra/report/evaluation.json",
+        "assets.extra/report/reliability.png",
         "assets.extra/report/card.md",
     }
     assert (published / "assets").is_dir()
@@ -121,6 +123,7 @@ def test_the_card_says_that_it_is_a_sample_and_how_good_it_is(published: Path, r
     assert "not the real data set" in card
     assert f"| test | {run.metrics['test']['accuracy']:.6g} |" in card
     assert "![confusion](confusion.png)" in card
+    assert "\n".join(evaluation.text(evaluation.read(run.report / "evaluation.json"))) in card
     assert "| in `images` | uint8 | [batch, 28, 28] |" in card
 
 

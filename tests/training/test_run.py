@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bookserve.export import run_format
+from bookserve.export import evaluation, run_format
 from bookserve.training import run
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.errors import DivergedError, TrainingError
@@ -55,11 +55,20 @@ def test_a_run_leaves_everything_that_export_needs(tmp_path: Path, console: Cons
     assert config["data"]["source"] == "sample"
     assert len(config["data"]["sha256"]) == 64
     assert json.loads((result.folder / "metrics.json").read_text()) == result.metrics
-    assert set(result.metrics) == {"train", "valid", "test"}
+    assert set(result.metrics) == {"train", "valid", "test", "served"}
+    served = result.metrics["served"]
+    assert served["accuracy"] == result.metrics["test"]["accuracy"]
+    assert served["accuracy_low"] <= served["accuracy"] <= served["accuracy_high"]
+    assert evaluation.figures_of(evaluation.read(result.folder / "report/evaluation.json")) == served
     rows = list(csv.DictReader((result.folder / "history.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert math.isfinite(float(rows[1]["val_loss"]))
-    assert {path.name for path in (result.folder / "report").iterdir()} == {"confusion.png", "curves.png"}
+    assert {path.name for path in (result.folder / "report").iterdir()} == {
+        "confusion.png",
+        "curves.png",
+        "evaluation.json",
+        "reliability.png",
+    }
     assert list((result.folder / "tensorboard").rglob("events.out.tfevents.*"))
     with np.load(result.folder / "examples.npz") as examples:
         assert examples["images"].shape == (60, 28, 28)

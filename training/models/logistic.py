@@ -124,7 +124,9 @@ def measurement(data: toy.Points) -> figures.Measurement:
     def accuracy(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
         return float((outputs["class"][places] == data.test.y[places]).mean())
 
-    return figures.Measurement(data.train.inputs, figures.Figure("accuracy", data.test.inputs, accuracy))
+    return figures.Measurement(
+        data.train.inputs, figures.Figure("accuracy", data.test.inputs, accuracy, truth=data.test.y)
+    )
 
 
 def serving_model(model: keras.Model) -> keras.Model:

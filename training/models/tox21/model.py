@@ -270,7 +270,8 @@ def measurement(data: tox21.Molecules) -> figures.Measurement:
     def auc(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
         return mean_auc(assay_aucs(data.test.results[places], outputs["probabilities"][places].astype(np.float64)))
 
-    return figures.Measurement(data.train.inputs, figures.Figure("auc", data.test.inputs, auc, resamples=RESAMPLES))
+    figure = figures.Figure("auc", data.test.inputs, auc, resamples=RESAMPLES, truth=data.test.results)
+    return figures.Measurement(data.train.inputs, figure)
 
 
 def serving_model(model: keras.Model) -> keras.Model:

@@ -1,0 +1,192 @@
+"""The command `bookserve evaluate`: how good a version is on labelled rows, asked in its own engine or on a server.
+
+The rows are the test rows of the training that made the version, or a file of the user's.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+
+from bookserve.clients.errors import PredictError
+from bookserve.clients.grpc_client import GrpcClient
+from bookserve.export import confined, contracts, evaluation, figures, quantization_trial
+from bookserve.export.confined import Limits
+from bookserve.export.contracts import Contract
+from bookserve.export.errors import ConfinedError, ExportError, StoreError
+from bookserve.export.evaluation_trial import ROWS, batches, write
+from bookserve.export.figures import Figure, Rows
+from bookserve.export.life.engine_trial import ENGINES
+from bookserve.export.manifest import LOCATION, Manifest
+from bookserve.export.options import max_memory_option, models_dir_option, runs_dir_option
+from bookserve.export.silence_tensorflow import silence_tensorflow
+from bookserve.export.store import ModelStore
+
+_TRIAL = "bookserve.export.evaluation_trial:run"
+_CALL_SECONDS = 60.0
+_FILES = {
+    "onnx": ("assets.extra/model.onnx", "model.onnx"),
+    "saved-model": ("saved_model.pb",),
+    "tflite": ("model.tflite",),
+}
+
+Ask = Callable[[Rows], Rows]
+
+
+@click.command()
+@click.argument("name")
+@click.option("--version", type=click.IntRange(min=1), help="By default the newest one.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Rows and right answers: .npz with an array for each input and one of targets. By default the test rows of "
+    "the training that made the version.",
+)
+@click.option(
+    "--targets",
+    metavar="ARRAY",
+    help="The array of --data with the right answers: classes, or numbers; by default 'targets' or 'labels'.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(sorted(_FILES)),
+    help="Which graph of the version is asked; by default the one that bookserve's model server takes.",
+)
+@click.option("--server", metavar="HOST:PORT", help="Ask a running model server over gRPC instead of the files.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    envvar="DATA_DIR",
+    help="A folder with the data files of the book's models, looked into first.  [env: DATA_DIR]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option(
+    "--max-seconds", type=click.FloatRange(min=1), default=1800.0, show_default=True, help="The graph may take."
+)
+@max_memory_option
+@models_dir_option
+@runs_dir_option
+def main(
+    name: str,
+    version: int | None,
+    data: Path | None,
+    targets: str | None,
+    engine: str | None,
+    server: str | None,
+    data_dir: Path | None,
+    as_json: bool,
+    max_seconds: float,
+    max_memory: int,
+    models_dir: Path,
+    runs_dir: Path,
+) -> None:
+    """Say how good version VERSION of NAME is on rows whose right answers are known.
+
+    Shown are the figure with its 95 % interval, and for classes also precision, recall and specificity of each class,
+    which class is taken for which, and how honest the probabilities are.
+    """
+    if server is not None and engine is not None:
+        raise click.UsageError("--server and --engine exclude each other: a server has its own engine")
+    if targets is not None and data is None:
+        raise click.UsageError("--targets names an array of --data, which is not given")
+    store = ModelStore(models_dir)
+    limits = Limits(max_seconds, max_memory << 20)
+    try:
+        folder = store.path(name, version if version is not None else _newest(store, name))
+        described = store.manifest(name, int(folder.name)) if (folder / LOCATION).is_file() else None
+        contract = _contract(folder, described, limits)
+        figure = _own_figure(contract, data, targets) if data is not None else _trained(described, data_dir, runs_dir)
+        if server is not None:
+            outputs = _from_server(server, contract, int(folder.name), figure.rows)
+        else:
+            outputs = _from_files(folder, engine, contract, figure.rows, limits)
+        found = evaluation.evaluate(figure, outputs, contract)
+    except (ExportError, StoreError, PredictError) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps({"model": name, "version": int(folder.name), **found.to_json()}, indent=2))
+        return
+    asked = server if server is not None else folder
+    click.echo(f"{name} version {folder.name}, {asked}:\n")
+    click.echo("\n".join(evaluation.text(found)))
+
+
+def _newest(store: ModelStore, name: str) -> int:
+    versions = store.versions(name)
+    if not versions:
+        raise StoreError(f"there is no version of {name} in {store.root}: 'bookserve models list' shows what is there")
+    return versions[-1]
+
+
+def _contract(folder: Path, described: Manifest | None, limits: Limits) -> Contract:
+    """That of the manifest, or what the graph tells."""
+    if described is not None and described.contract.whole:
+        return described.contract
+    job = {"folder": str(folder), "model": folder.parent.name}
+    try:
+        return contracts.from_json(confined.call("bookserve.export.graph_contract:read", job, limits))
+    except ConfinedError as error:
+        raise ExportError(f"{folder}: {error}") from error
+
+
+def _own_figure(contract: Contract, data: Path, targets: str | None) -> Figure:
+    """The figure that the user's rows and right answers ask for."""
+    if not data.is_file():
+        raise ExportError(f"there is no file {data}")
+    rows, right = quantization_trial.read(data, contract, targets)
+    if right is None:
+        names = " or ".join(f"'{one}'" for one in quantization_trial.TARGETS)
+        raise ExportError(f"{data} has no right answers: add an array {names}, or name one with --targets")
+    return figures.from_targets(contract, rows, right)
+
+
+def _trained(described: Manifest | None, data_dir: Path | None, runs_dir: Path) -> Figure:
+    """The figure of the model's own test rows."""
+    if described is None or described.data is None:
+        raise ExportError("nothing tells what data the version was trained with: give rows with --data")
+    with silence_tensorflow():
+        from bookserve.training.datasets.files import DataError
+        from bookserve.training.errors import TrainingError
+        from bookserve.training.held_out_rows import measurement
+    try:
+        return measurement(described, data_dir, runs_dir).figure
+    except (DataError, TrainingError) as error:
+        raise ExportError(str(error)) from error
+
+
+def _from_files(folder: Path, engine: str | None, contract: Contract, rows: Rows, limits: Limits) -> Rows:
+    names = _FILES[engine] if engine is not None else tuple(ENGINES)
+    file = next((name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise ExportError(f"{folder} has none of {', '.join(names)}")
+    with tempfile.TemporaryDirectory(prefix="bookserve-") as scratch:
+        asked, told = Path(scratch, "rows.npz"), Path(scratch, "outputs.npz")
+        write(asked, rows)
+        job = {
+            "folder": str(folder),
+            "file": file,
+            "contract": contracts.to_json(contract),
+            "rows": str(asked),
+            "outputs": str(told),
+        }
+        try:
+            confined.call(_TRIAL, job, limits)
+        except ConfinedError as error:
+            raise ExportError(f"{folder / file}: {error}") from error
+        with np.load(told, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+
+
+def _from_server(server: str, contract: Contract, version: int, rows: Rows) -> Rows:
+    step = contract.inputs[0].shape[0] or ROWS
+    with GrpcClient(server) as client:
+        parts = [
+            client.predict(
+                contract.model, part, version=version, signature=contract.signature, timeout=_CALL_SECONDS
+            ).outputs
+            for part in batches(rows, step)
+        ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

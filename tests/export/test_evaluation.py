@@ -1,0 +1,140 @@
+"""Figures of labelled rows: classes, yes-or-no labels with gaps, calibration, intervals, and their text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sklearn.metrics import brier_score_loss, confusion_matrix, precision_recall_fscore_support
+
+from bookserve.export import evaluation, figures
+from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.errors import ExportError
+
+NAMES = ("cat", "dog", "horse")
+ROWS = 3_000
+X = {"x": np.zeros((ROWS, 2), np.float32)}
+PETS = Contract(
+    "pets",
+    1,
+    (Tensor("x", "float32", (None, 2)),),
+    (
+        Tensor("probabilities", "float32", (None, 3), unit="probability"),
+        Tensor("classes", "int64", (None,), ranks="probabilities"),
+    ),
+    labels=NAMES,
+    task="image-classification",
+)
+ASSAYS = Contract("assays", 1, PETS.inputs, PETS.outputs[:1], labels=("a", "b", "c"), task="molecules")
+COIN = Contract(
+    "coin", 1, PETS.inputs, (Tensor("p", "float32", (None,), unit="probability"),), labels=("tails", "heads")
+)
+
+
+def pets(sharpness: float) -> tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]:
+    """Classes drawn from probabilities, which are told as they are (1.0) or too sure of themselves (above)."""
+    chance = np.random.default_rng(0)
+    logits = chance.normal(0, 1.5, (ROWS, 3))
+    honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = (chance.random((ROWS, 1)) > honest.cumsum(axis=1)).sum(axis=1)
+    told = np.exp(logits * sharpness)
+    told /= told.sum(axis=1, keepdims=True)
+    return truth, {"probabilities": told.astype(np.float32), "classes": told.argmax(axis=1)}
+
+
+def test_classes_are_judged_as_scikit_learn_judges_them() -> None:
+    truth, outputs = pets(1.0)
+    found = evaluation.evaluate(figures.accuracy(PETS, X, truth), outputs, PETS)
+    assert found.confusion == confusion_matrix(truth, outputs["classes"]).tolist()
+    precision, recall, _, support = precision_recall_fscore_support(truth, outputs["classes"])
+    assert [one.name for one in found.classes] == list(NAMES)
+    assert [one.precision for one in found.classes] == pytest.approx(precision.tolist())
+    assert [one.recall for one in found.classes] == pytest.approx(recall.tolist())
+    assert [one.positives for one in found.classes] == support.tolist()
+    for place, one in enumerate(found.classes):
+        others = truth != place
+        assert one.specificity == pytest.approx((outputs["classes"][others] != place).mean())
+        assert one.false_positive_rate == pytest.approx(1 - float(one.specificity or 0))
+        assert one.false_negative_rate == pytest.approx(1 - float(one.recall or 0))
+
+
+def test_the_interval_is_that_of_a_mean_of_so_many_rows() -> None:
+    truth, outputs = pets(1.0)
+    found = evaluation.evaluate(figures.accuracy(PETS, X, truth), outputs, PETS)
+    assert found.interval is not None
+    error = np.sqrt(found.value * (1 - found.value) / ROWS)
+    assert found.interval == (
+        pytest.approx(found.value - 1.96 * error, abs=0.003),
+        pytest.approx(found.value + 1.96 * error, abs=0.003),
+    )
+
+
+def test_honest_probabilities_have_a_small_calibration_error_and_too_sure_ones_a_large_one() -> None:
+    honest, sure = (
+        evaluation.evaluate(figures.accuracy(PETS, X, truth), outputs, PETS).calibration
+        for truth, outputs in (pets(1.0), pets(4.0))
+    )
+    assert honest is not None
+    assert sure is not None
+    assert honest.ece < 0.03
+    assert sure.ece > 0.15
+    assert sure.brier > honest.brier
+    assert sum(one.count for one in sure.bins) == ROWS
+
+
+def test_labels_that_are_not_known_count_nowhere() -> None:
+    chance = np.random.default_rng(1)
+    said = chance.random((ROWS, 3)).astype(np.float32)
+    truth = (chance.random((ROWS, 3)) < said).astype(np.float32)
+    truth[chance.random((ROWS, 3)) < 0.3] = np.nan
+    figure = figures.Figure("share", X, lambda _, places: float(len(places)), resamples=0, truth=truth)
+    found = evaluation.evaluate(figure, {"probabilities": said}, ASSAYS)
+    assert (found.cutoff, found.confusion, found.interval) == (0.5, [], None)
+    for place, one in enumerate(found.classes):
+        known = ~np.isnan(truth[:, place])
+        true, seen = truth[known, place] > 0.5, said[known, place] > 0.5
+        assert (one.rows, one.positives) == (known.sum(), true.sum())
+        assert one.precision == pytest.approx(true[seen].mean())
+        assert one.recall == pytest.approx(seen[true].mean())
+    known = ~np.isnan(truth)
+    assert found.calibration is not None
+    assert found.calibration.brier == pytest.approx(brier_score_loss(truth[known], said[known]))
+    assert found.calibration.ece < 0.02
+
+
+def test_a_probability_of_one_class_has_a_table_of_both() -> None:
+    chance = np.random.default_rng(2)
+    said = chance.random(ROWS).astype(np.float32)
+    truth = (chance.random(ROWS) < said).astype(np.int64)
+    found = evaluation.evaluate(figures.accuracy(COIN, X, truth), {"p": said}, COIN)
+    assert found.confusion == confusion_matrix(truth, said > 0.5).tolist()
+    assert (found.labels, [one.name for one in found.classes]) == (["tails", "heads"], ["heads"])
+    assert "| heads |" in "\n".join(evaluation.text(found))
+
+
+def test_a_class_that_nobody_is_and_nobody_sees_has_no_rates() -> None:
+    truth = np.zeros(ROWS, np.int64)
+    outputs = {"probabilities": np.tile(np.float32([0.9, 0.1, 0.0]), (ROWS, 1)), "classes": truth}
+    found = evaluation.evaluate(figures.accuracy(PETS, X, truth), outputs, PETS)
+    dog = found.classes[1]
+    assert (dog.precision, dog.recall, dog.specificity) == (None, None, 1.0)
+    assert evaluation.text(found)  # an empty cell, no error
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 10**12])
+def test_a_right_answer_that_is_no_class_of_the_model_is_refused(wrong: int) -> None:
+    truth, outputs = pets(1.0)
+    truth[17] = wrong
+    with pytest.raises(ExportError, match=f"a right answer is class {wrong}: the model has 3, from 0 to 2"):
+        evaluation.evaluate(figures.accuracy(PETS, X, truth), outputs, PETS)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    for truth, outputs in (pets(1.0), (np.zeros(ROWS, np.int64), pets(1.0)[1])):
+        found = evaluation.evaluate(figures.accuracy(PETS, X, truth), outputs, PETS)
+        path = tmp_path / "evaluation.json"
+        path.write_text(json.dumps(found.to_json(), allow_nan=False))
+        assert evaluation.text(evaluation.read(path)) == evaluation.text(found)
+        assert evaluation.figures_of(evaluation.read(path)) == evaluation.figures_of(found)

@@ -7,7 +7,7 @@ same bytes around the values. Everything else is read and written with the messa
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,12 +25,22 @@ _DTYPE, _SHAPE, _DIM, _SIZE, _CONTENT = 0x08, 0x12, 0x12, 0x08, 0x22
 _PACKED = {np.dtype("<f4"): 0x2A, np.dtype("<f8"): 0x32, np.dtype("?"): 0x5A}
 
 
+class _Known(NamedTuple):
+    """A request that ends with the values of its one tensor: what all requests have that begin like it."""
+
+    request: messages.PredictRequest
+    alias: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    length: int  # of the whole request
+
+
 class PredictRequests:
     """Reads PredictRequests; remembers how those begin that end with the values of their one tensor."""
 
     def __init__(self) -> None:
         self._prefixes: dict[int, int] = {}  # length of a request -> length of what stands before its values
-        self._known: dict[bytes, tuple[messages.PredictRequest, str, np.dtype[Any], tuple[int, ...]]] = {}
+        self._known: dict[bytes, _Known] = {}
 
     def read(self, data: bytes) -> tuple[messages.PredictRequest, dict[str, Array] | None]:
         """The request, and its tensors by alias where they could be read at once; else `tensors` has them.
@@ -41,8 +51,9 @@ class PredictRequests:
         prefix = self._prefixes.get(len(data))
         if prefix is not None:
             known = self._known.get(data[:prefix])
-            if known is not None:
-                request, alias, dtype, shape = known
+            # Another request may begin alike and have more behind its values, such as an output filter.
+            if known is not None and known.length == len(data):
+                request, alias, dtype, shape, _ = known
                 # A copy, as the values may lie anywhere, and a model wants them where its numbers belong.
                 return request, {alias: np.frombuffer(data, dtype, offset=prefix).reshape(shape).copy()}
         return messages.PredictRequest.FromString(data), None
@@ -79,7 +90,7 @@ class PredictRequests:
         shared.CopyFrom(request)
         shared.inputs.clear()
         self._prefixes[len(data)] = len(prefix)
-        self._known[prefix] = shared, alias, array.dtype, array.shape
+        self._known[prefix] = _Known(shared, alias, array.dtype, array.shape, len(data))
 
 
 def write_response(

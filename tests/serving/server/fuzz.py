@@ -175,6 +175,7 @@ class Client:
         self._predict = self._channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         self._infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         self._http: http.client.HTTPConnection | None = None
+        self._answered = time.monotonic()  # the last time on that connection
         self.asking: tuple[float, str] | None = None  # since when, and what
 
     def ask(self, model: Model, inputs: dict[str, Array], chance: random.Random) -> None:
@@ -204,7 +205,8 @@ class Client:
                 right, name = code in _DOCUMENTED_HTTP, f"HTTP {code}"
         except (OSError, http.client.HTTPException) as error:
             self._http = None
-            right, name, details = False, type(error).__name__, str(error)
+            idle = began - self._answered
+            right, name, details = False, type(error).__name__, f"{error}; the connection was idle for {idle:.1f} s"
         seconds = time.monotonic() - began
         leak = any(word in details for word in _PATHS)
         compared = right and answer is not None and _compare(model, inputs, answer)
@@ -223,6 +225,7 @@ class Client:
         self._http.request("POST", path, body, headers)
         response = self._http.getresponse()
         data = response.read()
+        self._answered = time.monotonic()
         return response.status, "" if response.status == 200 else data.decode("utf-8", "replace")
 
     def close(self) -> None:

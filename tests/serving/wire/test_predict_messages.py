@@ -77,6 +77,20 @@ def test_a_request_that_ends_with_something_like_its_values_is_always_read_in_fu
         np.testing.assert_array_equal(requests.tensors(ours, data)["x"], array)
 
 
+def test_a_request_that_begins_like_another_and_has_more_behind_its_values_is_read_in_full() -> None:
+    requests = PredictRequests()
+    small, large = np.arange(4, dtype=np.float32), np.arange(12, dtype=np.float32)
+    read(requests, request_of(small).SerializeToString())
+    read(requests, request_of(large).SerializeToString())
+    filtered = request_of(small)
+    filtered.output_filter.append("y" * 30)  # as long as the request with the large tensor
+    data = filtered.SerializeToString()
+    assert len(data) == len(request_of(large).SerializeToString())
+    request, inputs = read(requests, data)
+    assert list(request.output_filter) == ["y" * 30]
+    np.testing.assert_array_equal(inputs["x"], small)
+
+
 def test_what_is_no_request_and_what_is_no_tensor() -> None:
     requests = PredictRequests()
     with pytest.raises(DecodeError):

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "support"))
+
 from model_servers import Server, server_starter, wait_until, write_scale_model
 
 CRASHING = Path(__file__).with_name("crashing.tflite")

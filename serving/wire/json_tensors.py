@@ -26,6 +26,7 @@ _CARRIED_AS: dict[DataType, DataType] = {
     tensorflow_pb2.DT_HALF: tensorflow_pb2.DT_FLOAT,
     tensorflow_pb2.DT_BFLOAT16: tensorflow_pb2.DT_FLOAT,
 }
+_WIDER = {numpy_type(narrow): numpy_type(wide) for narrow, wide in _CARRIED_AS.items()}
 # The types that JSON can carry, as struct packs them; strings are not packed. TensorFlow Serving lacks uint16.
 _FORMATS: dict[DataType, str] = {
     element.number: element.packed
@@ -378,10 +379,10 @@ def write_columns(outputs: Mapping[str, Array]) -> bytes:
 
 def widened(tensors: Mapping[str, Array]) -> Mapping[str, Array]:
     """The tensors, those that JSON carries as another type in that type."""
-    carried = {numpy_type(narrow): numpy_type(wide) for narrow, wide in _CARRIED_AS.items()}
-    if not any(tensor.dtype in carried for tensor in tensors.values()):
-        return tensors
-    return {name: tensor.astype(carried.get(tensor.dtype, tensor.dtype)) for name, tensor in tensors.items()}
+    for tensor in tensors.values():
+        if tensor.dtype in _WIDER:
+            return {name: tensor.astype(_WIDER.get(tensor.dtype, tensor.dtype)) for name, tensor in tensors.items()}
+    return tensors
 
 
 def end_of_list(rows: int | None) -> str:

@@ -50,8 +50,8 @@ class TensorFlowRest:
                 )
             if not signature.inputs:
                 raise invalid_argument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
-            types = {alias: tensor.data_type for alias, tensor in signature.inputs.items()}
-            inputs = read_tensors(body, types, _may_have_booleans(exchange.body), signature.may_be_omitted)
+            booleans = _may_have_booleans(exchange.body)
+            inputs = read_tensors(body, signature.input_types, booleans, signature.may_be_omitted)
         except JsonError as error:
             raise ServingError(error.code, str(error)) from error
         write = write_rows if "instances" in body else write_columns

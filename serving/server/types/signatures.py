@@ -20,6 +20,7 @@ from bookserve.serving.server.types.errors import (
     not_found,
 )
 from bookserve.serving.wire import tensorflow_pb2
+from bookserve.serving.wire.tensorflow_pb2 import DataType
 from bookserve.serving.wire.tensors import Array, TensorError, TensorSpec, data_type, read_spec, to_array, type_word
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,11 @@ class Signature:
     def required(self) -> Mapping[str, TensorSpec]:
         """The inputs of every run, in the order of `inputs`: those that are not optional."""
         return {alias: spec for alias, spec in self.inputs.items() if alias not in self.optional}
+
+    @cached_property
+    def input_types(self) -> Mapping[str, DataType]:
+        """The element type of each input."""
+        return {alias: spec.data_type for alias, spec in self.inputs.items()}
 
     @cached_property
     def may_be_omitted(self) -> frozenset[str]:

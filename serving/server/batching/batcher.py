@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 _NICENESS = 5  # of worker threads: the loop goes first, and beside other programs they still get a third of a core
 
 
+_RETRY_SECONDS = 0.01
+
+
 class Owner(Protocol):
     """Who asked. A task whose owner is no longer open (gone, or past its deadline) is dropped instead of run."""
 
@@ -148,12 +151,17 @@ class RunThreads:
         if core is not None:
             _lower_priority()
         while (batcher := self._ready.get()) is not None:
-            self._running.add(number)
-            if core is not None and kept != (len(self._running) > 1):
-                kept = not kept
-                _keep_to({core} if kept else self._everywhere)
-            batcher.run_one_batch()
-            self._running.discard(number)
+            try:
+                self._running.add(number)
+                if core is not None and kept != (len(self._running) > 1):
+                    kept = not kept
+                    _keep_to({core} if kept else self._everywhere)
+                batcher.run_one_batch()
+            except Exception:  # a thread that ends would leave its share of all requests unanswered
+                with contextlib.suppress(Exception):
+                    log.exception("fault on a run thread")
+            finally:
+                self._running.discard(number)
 
 
 def _lower_priority() -> None:
@@ -389,7 +397,17 @@ class Batcher:
         tasks, outcomes = self._run_batch(batch)
         if self._is_over(batch):
             self._run_threads.schedule(self)
-        self._loop.call_soon_threadsafe(_deliver, tasks, outcomes, self._on_run)
+        self._hand_over(tasks, outcomes)
+
+    def _hand_over(self, tasks: list[Task], outcomes: list[Outcome]) -> None:
+        """To the event loop; where there is no memory for that, once there is."""
+        while True:
+            try:
+                self._loop.call_soon_threadsafe(_deliver, tasks, outcomes, self._on_run)
+            except MemoryError:
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
 
     def _run_here(self) -> None:
         """The same on the event loop, for a batch that is brief."""
@@ -420,7 +438,17 @@ class Batcher:
             return batch
 
     def _run_batch(self, batch: Batch) -> tuple[list[Task], list[Outcome]]:
-        """The tasks, and the outcome of each: those whose owners are gone are not run."""
+        """The tasks, and the outcome of each: those whose owners are gone are not run. Raises nothing."""
+        try:
+            return self._run_those_wanted(batch)
+        except MemoryError:
+            outcome = out_of_memory()
+        except Exception:
+            log.exception("fault while running a batch")
+            outcome = refusals.fault()
+        return batch.tasks, [outcome] * len(batch.tasks)
+
+    def _run_those_wanted(self, batch: Batch) -> tuple[list[Task], list[Outcome]]:
         tasks: list[Task] = []
         gone: list[Task] = []
         for task in batch.tasks:
@@ -575,5 +603,6 @@ def _deliver(tasks: list[Task], outcomes: list[Outcome], on_run: Callable[[Batch
     for task, outcome in zip(tasks, outcomes, strict=True):
         try:
             task.done(outcome)
-        except Exception:
-            log.exception("fault while answering a request")  # the others still get their answers
+        except Exception:  # the others still get their answers
+            with contextlib.suppress(Exception):
+                log.exception("fault while answering a request")

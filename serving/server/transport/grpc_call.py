@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from bookserve.serving.server.transport import compression
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes
+from bookserve.serving.server.types.errors import out_of_memory
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
 
@@ -37,6 +38,7 @@ _JOINED = 64 << 10  # an answer up to this size is copied behind its prefix, a l
 _UNQUOTED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 # TensorFlow Serving cuts its messages there (model_servers/grpc_status_util.cc).
 _MAX_STATUS_MESSAGE = 1024
+_FULL = out_of_memory()
 _TIMEOUT_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
@@ -272,6 +274,8 @@ class GrpcApplication:
             await send(_END)
         except OSError:  # the client is gone
             call.drop()
+        except MemoryError:
+            await self._fail(call, send, _FULL.code, _FULL.message)
         except Exception:
             log.exception("fault while answering a call of %s", call.path.decode("utf-8", "replace"))
             await self._fail(call, send, tensorflow_error_pb2.INTERNAL, "internal error")
@@ -283,6 +287,8 @@ class GrpcApplication:
     def _handle(self, call: GrpcCall, handler: Handler, message: bytes) -> None:
         try:
             handler(call, message)
+        except MemoryError:
+            call.fail(_FULL.code, _FULL.message)
         except Exception:  # also an OSError, which means here that a file is not there, not that the client is gone
             log.exception("fault while answering a call of %s", call.path.decode("utf-8", "replace"))
             call.fail(tensorflow_error_pb2.INTERNAL, "internal error")

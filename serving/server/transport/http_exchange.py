@@ -15,7 +15,7 @@ from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 from bookserve.serving.server.transport import compression
 from bookserve.serving.server.transport.grpc_call import PROXIED, PROXY_HEADERS
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes
-from bookserve.serving.server.types.errors import code_of_http
+from bookserve.serving.server.types.errors import HTTP_STATUS, code_of_http, out_of_memory
 from bookserve.serving.wire import tensorflow_error_pb2
 
 log = logging.getLogger(__name__)
@@ -217,6 +217,8 @@ class RestApplication:
             raise
         except ConnectionError:
             exchange.drop()
+        except MemoryError:
+            self._full(exchange)
         except Exception:
             self._fault(exchange)
         finally:
@@ -234,8 +236,14 @@ class RestApplication:
     def _handle(self, exchange: HttpExchange) -> None:
         try:
             self._handler(exchange)
+        except MemoryError:
+            self._full(exchange)
         except Exception:  # also a ConnectionError, which is another connection's here, not the client's
             self._fault(exchange)
+
+    def _full(self, exchange: HttpExchange) -> None:
+        full = out_of_memory()
+        exchange.respond(HTTP_STATUS[full.code], self._error_body(full.message), headers=(("retry-after", "1"),))
 
     def _fault(self, exchange: HttpExchange) -> None:
         log.exception("fault while answering a request")

@@ -35,6 +35,7 @@ from bookserve.serving.wire.tensors import Array, numpy_type, to_array, to_proto
 from model_servers import Server, server_starter
 
 DEADLINE_SECONDS = 60.0
+_FRESH_SECONDS = 10.0  # an idle connection may be closed by the server, as HTTP allows (--rest_idle_seconds)
 MEMORY_BYTES = 3 << 30  # --max_memory_bytes of the server
 _HUGE = (2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 2**40, 10**9)
 _SMALL = (0, 1, -1, 2, 3, 5)
@@ -220,7 +221,7 @@ class Client:
         self.asking = None
 
     def _post(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
-        if self._http is None:
+        if self._http is None or time.monotonic() - self._answered > _FRESH_SECONDS:
             self._http = http.client.HTTPConnection("127.0.0.1", self._server.rest_port, timeout=DEADLINE_SECONDS)
         self._http.request("POST", path, body, headers)
         response = self._http.getresponse()

@@ -9,12 +9,14 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bookserve.serving.server.batching import batcher as batcher_module
 from bookserve.serving.server.batching.batcher import Batcher, Outcome, RunThreads, Task
 from bookserve.serving.server.batching.policy import BatchPolicy, adaptive, from_parameters
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
@@ -370,6 +372,53 @@ def test_threads_that_run_side_by_side_keep_to_their_cores_behind_the_event_loop
         workers.stop()
     assert os.sched_getaffinity(0) == everywhere
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(MemoryError(), tensorflow_error_pb2.RESOURCE_EXHAUSTED), (ValueError("x"), tensorflow_error_pb2.INTERNAL)],
+)
+@pytest.mark.parametrize("place", ["_split", "_misfit"])
+def test_a_fault_around_a_run_is_answered_and_ends_no_thread(
+    monkeypatch: pytest.MonkeyPatch, place: str, error: Exception, code: int
+) -> None:
+    """Memory may end anywhere: also while the answer of a batch is cut into those of its requests."""
+    right, fails = getattr(batcher_module, place), [True]
+
+    def fail(*arguments: object) -> object:
+        if fails:
+            fails.pop()
+            raise error
+        return right(*arguments)
+
+    monkeypatch.setattr(batcher_module, place, fail)
+    requests = [rows(1), rows(2), rows(3, width=3), rows(4, width=3)]  # two batches, for one thread
+    outcomes = ask(Doubler(), ADAPTIVE, requests)
+    assert [outcome.code for outcome in outcomes[:2] if isinstance(outcome, ServingError)] == [code, code]
+    assert [answer[0, 0] for answer in answers(outcomes[2:])] == [6, 8]
+
+
+def test_an_outcome_is_handed_over_once_there_is_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loop:
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            self.loop, self.refusals = loop, 3
+
+        def call_soon_threadsafe(self, *arguments: Any) -> None:
+            self.refusals -= 1
+            if self.refusals >= 0:
+                raise MemoryError
+            self.loop.call_soon_threadsafe(*arguments)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.loop, name)
+
+    made = Batcher.__init__
+
+    def make(self: Batcher, engine: Any, threads: Any, loop: asyncio.AbstractEventLoop, *rest: Any) -> None:
+        made(self, engine, threads, Loop(loop), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Batcher, "__init__", make)
+    assert [answer.tolist() for answer in answers(ask(Doubler(), ADAPTIVE, [rows(1)], busy=False))] == [[[2.0, 2.0]]]
 
 
 def test_a_refused_request_keeps_none_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

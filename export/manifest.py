@@ -77,12 +77,12 @@ class Quantization:
 class Manifest:
     """One version's manifest.
 
-    `created` is the time of publishing in ISO 8601 with its zone. `parity` holds each output's largest difference
-    between the source and the graphs of the version. `files` maps each file of the version, but the manifest itself, to
-    its SHA-256. `rows_independent` is what its packager declared: whether no row of a request changes another row's
-    outputs. It is None where nobody said; the model server then proves it of an ONNX graph by itself, at each load.
-    `configuration`, `profile`, `seed` and `data` tell of a training, `source` of a model that was made elsewhere,
-    `quantization` of an int8 graph (`precision` "int8").
+    `created` is the time when the training was started, for a model made elsewhere that of publishing, in ISO 8601 with
+    its zone. `parity` holds each output's largest difference between the source and the graphs of the version. `files`
+    maps each file of the version, but the manifest itself, to its SHA-256. `rows_independent` is what its packager
+    declared: whether no row of a request changes another row's outputs. It is None where nobody said; the model server
+    then proves it of an ONNX graph by itself, at each load. `configuration`, `profile`, `seed` and `data` tell of a
+    training, `source` of a model that was made elsewhere, `quantization` of an int8 graph (`precision` "int8").
     """
 
     model: str

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from bookserve.export import publish as publishing
 from bookserve.export import run_reader
 from bookserve.export.errors import ExportError, NoGainError
 from bookserve.export.int8_demands import Demands
@@ -166,7 +167,6 @@ def train_all(
     int8 each model gets a second version, whose graph is int8, where that is within --max-loss and faster.
     """
     with silence_tensorflow():
-        from bookserve.export.publish import publish
         from bookserve.training.quantized import publish_int8
         from bookserve.training.run import train_model
     _check_alone("train-all")
@@ -185,7 +185,7 @@ def train_all(
             trained = True
             store = ModelStore(models_dir)
             run = run_reader.read(result.folder, name)
-            published = publish(run, store, click.echo)
+            published = publishing.publish(run, store, click.echo)
             version = str(published.version)
             if precision == "int8":
                 try:
@@ -230,6 +230,12 @@ def train_all(
     default=None,
     help="The run folder to publish; by default the newest complete one.",
 )
+@click.option(
+    "--formats",
+    type=click.Choice(publishing.FORMATS),
+    multiple=True,
+    help="What the version has besides the SavedModel and the ONNX graph: tflite, for LiteRT.",
+)
 @models_dir_option
 @runs_dir_option
 @precision_option
@@ -239,6 +245,7 @@ def train_all(
 def export(
     name: str,
     run_folder: Path | None,
+    formats: tuple[str, ...],
     models_dir: Path,
     runs_dir: Path,
     precision: str,
@@ -248,6 +255,9 @@ def export(
 ) -> None:
     """Publish a run as the next version of its model.
 
+    Every graph must answer as the SavedModel does, which TensorFlow 1's loader and LiteRT's converter read, too. The
+    same run gives the same files each time.
+
     With --precision int8 the version after it is the same with an int8 graph. An int8 graph that loses more than
     --max-loss of the model's own figure, or is not faster, is not published: the command ends with status 1 then. It
     reads the run's data once more.
@@ -255,11 +265,11 @@ def export(
     try:
         with silence_tensorflow():
             run = run_reader.read(run_folder or run_reader.latest(runs_dir, name), name, contract)
-            from bookserve.export.publish import publish
-            from bookserve.training.quantized import publish_int8
         store = ModelStore(models_dir)
-        published = publish(run, store, click.echo)
+        published = publishing.publish(run, store, click.echo, formats)
         if precision == "int8":
+            with silence_tensorflow():
+                from bookserve.training.quantized import publish_int8
             demands = Demands(max_loss=max_loss, min_speed_up=min_speed_up)
             publish_int8(run, published, store, data_dir, demands, click.echo)
     except (DataError, TrainingError, ExportError) as error:

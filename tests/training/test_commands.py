@@ -49,8 +49,9 @@ def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
     trained = invoke("train", "mnist", "--profile=smoke", "--data=sample", "--seed=4", *runs)
     assert trained.exit_code == 0, trained.output
     assert "mnist: test accuracy 0." in trained.output
-    exported = invoke("export", "mnist", *runs, *models)
+    exported = invoke("export", "mnist", "--formats=tflite", *runs, *models)
     assert exported.exit_code == 0, exported.output
+    assert (tmp_path / "models/mnist/1/assets.extra/model.tflite").is_file()
     assert "seed 4" in invoke("models", "show", "mnist", "1", *models).output
 
 

@@ -39,7 +39,9 @@ def test_train_all_ends_with_a_table_and_fills_the_store(tmp_path: Path) -> None
     assert cells[2].startswith("accuracy 0.")
     assert cells[3] == "0.993"
     assert cells[5] == "1, 2 (int8)"
-    assert "\nmnist  1        standard  smoke    sample  accuracy" in invoke("models", "list", *folders[:2]).output
+    listed = invoke("models", "list", *folders[:2]).output
+    assert "\nmnist  1        float32    standard  smoke    sample  accuracy" in listed
+    assert "\nmnist  2        int8       standard  smoke    sample  accuracy" in listed
     assert "all as published" in invoke("models", "show", "mnist", *folders[:2]).output
 
 

@@ -13,7 +13,7 @@ from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.life.commands import COMMANDS as LIFE_COMMANDS
 from bookserve.export.manifest import Manifest
 from bookserve.export.options import max_memory_option, max_seconds_option, models_dir_option
-from bookserve.export.quantize_command import quantize
+from bookserve.export.quantization.command import quantize
 from bookserve.export.server_options import NOBODY, Asked, server_options, until_loaded
 from bookserve.export.store import CONFIG, ModelStore
 from bookserve.serving.wire import store_servers

@@ -19,6 +19,14 @@ def rewrite(model: onnx.ModelProto) -> None:
     _replace(model, "opset_import", sorted(model.opset_import, key=lambda entry: entry.domain))
 
 
+def sort(graph: onnx.GraphProto) -> None:
+    """Put each node after those that it needs, in the graphs inside nodes, too; what no output needs is dropped."""
+    for node in graph.node:
+        for inner in _inside(node):
+            sort(inner)
+    _replace(graph, "node", list(_needed(graph)))
+
+
 class _Rewriting:
     """The numbers given so far; the graphs inside nodes go on counting."""
 

@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from bookserve.export import confined, run_format, run_reader
 from bookserve.export import publish as publishing
-from bookserve.export import run_reader
 from bookserve.export.errors import ExportError, NoGainError
-from bookserve.export.int8_demands import Demands
+from bookserve.export.manifest import Manifest
 from bookserve.export.options import models_dir_option, runs_dir_option
-from bookserve.export.quantize_command import max_loss_option, min_speed_up_option
+from bookserve.export.quantization import float16
+from bookserve.export.quantization.command import max_loss_option, min_speed_up_option
+from bookserve.export.quantization.demands import Demands
 from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import ModelStore
 from bookserve.training import run_writer
@@ -28,7 +30,7 @@ from bookserve.training.models import MODELS, PROFILES, STANDARD, contract
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "int8")
+PRECISIONS = ("float32", "int8", "float16")
 SAMPLERS = ("tpe", "random", "grid")
 
 profile_option = click.option(
@@ -61,7 +63,8 @@ precision_option = click.option(
     type=click.Choice(PRECISIONS),
     default=PRECISIONS[0],
     show_default=True,
-    help="int8: one more version, whose graph is int8, calibrated on training rows and judged on test rows.",
+    help="int8: one more version, whose graph is int8, calibrated on training rows and judged on test rows. float16: "
+    "one more version, whose graph is float16, for GPUs.",
 )
 fresh_option = click.option(
     "--fresh", is_flag=True, help="Start anew, even where a training of the same settings was stopped halfway."
@@ -193,6 +196,8 @@ def train_all(
                 except NoGainError as error:
                     click.echo(f"{name}: {error}")
                     version += " (int8 does not gain)"
+            elif precision == "float16":
+                version += f", {_publish_float16(run, published, store).version} (float16)"
         except KeyboardInterrupt as stop:
             if trained:
                 stop.add_note(f"{name}: trained, but not published; 'bookserve export {name}' publishes it")
@@ -272,6 +277,8 @@ def export(
                 from bookserve.training.quantized import publish_int8
             demands = Demands(max_loss=max_loss, min_speed_up=min_speed_up)
             publish_int8(run, published, store, data_dir, demands, click.echo)
+        elif precision == "float16":
+            _publish_float16(run, published, store)
     except (DataError, TrainingError, ExportError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -378,6 +385,12 @@ def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
         raise click.ClickException(f"cannot remove {folder}: {error.strerror or error}") from error
     if not removed:
         click.echo(f"no unfinished run lies in {runs_dir}")
+
+
+def _publish_float16(run: run_reader.TrainingRun, published: Manifest, store: ModelStore) -> Manifest:
+    """The float16 version of `published`, the float version of `run`, compared on its test rows."""
+    rows = run.folder / run_format.EXAMPLES
+    return float16.halve(store, published.model, published.version, rows, confined.NONE, click.echo)
 
 
 def _check_alone(command: str) -> None:

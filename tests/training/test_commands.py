@@ -51,10 +51,13 @@ def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
     trained = invoke("train", "mnist", "--profile=smoke", "--data=sample", "--seed=4", *runs)
     assert trained.exit_code == 0, trained.output
     assert "mnist: test accuracy 0." in trained.output
-    exported = invoke("export", "mnist", "--formats=tflite", *runs, *models)
+    exported = invoke("export", "mnist", "--formats=tflite", "--precision=float16", *runs, *models)
     assert exported.exit_code == 0, exported.output
     assert (tmp_path / "models/mnist/1/assets.extra/model.tflite").is_file()
     assert "seed 4" in invoke("models", "show", "mnist", "1", *models).output
+    shown = invoke("models", "show", "mnist", "2", *models).output
+    assert "float16   float16 of version 1" in shown
+    assert "float16   largest differences on 60 rows: probabilities" in shown
 
 
 @pytest.fixture

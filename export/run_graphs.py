@@ -55,7 +55,7 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
             differences = _largest(differences, _tflite(folder, contract, checked))
         except TfliteError as error:
             if "tflite" in job["formats"]:
-                raise ExportError(f"{contract.model} has no LiteRT file: {error}") from error
+                raise ExportError(f"no LiteRT file can be made: {error}") from error
             notes.append(f"not tried in LiteRT: {error}")
         if "tflite" not in job["formats"]:
             (folder / tflite_graph.LOCATION).unlink(missing_ok=True)

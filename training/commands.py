@@ -190,14 +190,16 @@ def train_all(
             run = run_reader.read(result.folder, name)
             published = publishing.publish(run, store, click.echo)
             version = str(published.version)
-            if precision == "int8":
+            if precision != PRECISIONS[0]:
                 try:
-                    version += f", {publish_int8(run, published, store, data_dir, demands, click.echo).version} (int8)"
+                    if precision == "int8":
+                        smaller = publish_int8(run, published, store, data_dir, demands, click.echo)
+                    else:
+                        smaller = _publish_float16(run, published, store)
+                    version += f", {smaller.version} ({precision})"
                 except NoGainError as error:
                     click.echo(f"{name}: {error}")
-                    version += " (int8 does not gain)"
-            elif precision == "float16":
-                version += f", {_publish_float16(run, published, store).version} (float16)"
+                    version += f" ({precision} does not gain)"
         except KeyboardInterrupt as stop:
             if trained:
                 stop.add_note(f"{name}: trained, but not published; 'bookserve export {name}' publishes it")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bookserve.export import card, confined, contracts, description, manifest
-from bookserve.export.errors import ConfinedError, ExportError, StoreError
+from bookserve.export.errors import ConfinedError, ExportError, NoGainError, StoreError
 from bookserve.export.manifest import Float16, Manifest
 from bookserve.export.quantization import source_version
 from bookserve.export.quantization.source_version import SourceVersion
@@ -34,7 +34,7 @@ def halve(
 
     Raises:
         ExportError: there is no such version, it has no float16 form, its answers are too far off, or the store cannot
-            be written. Nothing is published.
+            be written. Nothing is published. NoGainError where the graph would not be smaller.
     """
     if data is not None and not data.is_file():
         raise ExportError(f"there is no file {data}")
@@ -55,6 +55,9 @@ def halve(
                 made = confined.call(_TRIAL, job, limits)
             except ConfinedError as error:
                 raise ExportError(f"{model} version {source.number}: {error}") from error
+            if "larger" in made:
+                after, before = made["larger"]["float16"], made["larger"]["float32"]
+                raise NoGainError(f"a float16 graph would not be smaller: {after} bytes, now {before}")
             return _publish(store, staged, source, made, say)
     except StoreError as error:
         raise ExportError(str(error)) from error

@@ -31,7 +31,7 @@ def test_every_engine_answers_as_tensorflow_does(name: str, tmp_path: Path) -> N
     run = run_reader.read(trained.folder, name)
     store = ModelStore(tmp_path / "models")
     if name in WITHOUT_TFLITE:
-        lacking = f"{name} has no LiteRT file: LiteRT lacks TensorFlow's operation {WITHOUT_TFLITE[name]}"
+        lacking = f"{name}: no LiteRT file can be made: LiteRT lacks TensorFlow's operation {WITHOUT_TFLITE[name]}"
         with pytest.raises(ExportError, match=lacking):
             publish.publish(run, store, lambda _: None, ["tflite"])
     made = publish.publish(run, store, lambda _: None, [] if name in WITHOUT_TFLITE else ["tflite"])

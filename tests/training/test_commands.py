@@ -45,6 +45,16 @@ def test_train_all_ends_with_a_table_and_fills_the_store(tmp_path: Path) -> None
     assert "all as published" in invoke("models", "show", "mnist", *folders[:2]).output
 
 
+@pytest.mark.slow
+def test_a_float16_graph_that_would_not_be_smaller_is_no_failure(tmp_path: Path) -> None:
+    folders = ["--models-dir", tmp_path / "models", "--runs-dir", tmp_path / "runs"]
+    result = invoke("train-all", "linear", "--profile=smoke", "--precision=float16", *folders)
+    assert result.exit_code == 0, result.output
+    assert "linear: a float16 graph would not be smaller: " in result.output
+    assert "1 (float16 does not" in result.output
+    assert [path.name for path in (tmp_path / "models/linear").iterdir() if path.name.isdigit()] == ["1"]
+
+
 @pytest.mark.usefixtures("tiny_mnist")
 def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
     runs, models = ["--runs-dir", tmp_path / "runs"], ["--models-dir", tmp_path / "models"]

@@ -66,15 +66,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def write_line(path: Path, weight: float, *more: onnx.NodeProto) -> None:
-    """`y` = x times a column of `weight`, for x float32 [n, 400], and more nodes."""
+def write_line(path: Path, weight: float, *more: onnx.NodeProto, width: int = 400) -> None:
+    """`y` = x times a column of `weight`, for x float32 [n, width], and more nodes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"]), *more],
         "line",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 400])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
-        [numpy_helper.from_array(np.full((400, 1), weight, np.float32), "w")],
+        [numpy_helper.from_array(np.full((width, 1), weight, np.float32), "w")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
 
@@ -137,6 +137,14 @@ def test_a_graph_whose_answers_are_too_far_off_is_not_published(tmp_path: Path, 
     assert published == (weight < 1)
     assert done.exit_code == (0 if published else 1)
     assert (message in done.output) != published
+
+
+def test_a_graph_that_would_not_be_smaller_is_not_published(tmp_path: Path) -> None:
+    write_line(tmp_path / "line/1/model.onnx", 0.001, width=2)
+    done = invoke("models", "quantize", "line", "--precision=float16", "--models-dir", tmp_path)
+    assert done.exit_code == 1
+    assert "a float16 graph would not be smaller: " in done.output
+    assert [path.name for path in (tmp_path / "line").iterdir()] == ["1"]
 
 
 def test_what_has_no_float16_form_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bookserve.clients.errors import PredictError
 from bookserve.clients.grpc_client import GrpcClient
-from bookserve.export import confined, contracts, evaluation, figures, quantization_trial
+from bookserve.export import confined, contracts, evaluation, figures
 from bookserve.export.confined import Limits
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ConfinedError, ExportError, StoreError
@@ -22,6 +22,7 @@ from bookserve.export.figures import Figure, Rows
 from bookserve.export.life.engine_trial import ENGINES
 from bookserve.export.manifest import LOCATION, Manifest
 from bookserve.export.options import max_memory_option, models_dir_option, runs_dir_option
+from bookserve.export.quantization import trial
 from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import ModelStore
 
@@ -136,9 +137,9 @@ def _own_figure(contract: Contract, data: Path, targets: str | None) -> Figure:
     """The figure that the user's rows and right answers ask for."""
     if not data.is_file():
         raise ExportError(f"there is no file {data}")
-    rows, right = quantization_trial.read(data, contract, targets)
+    rows, right = trial.read(data, contract, targets)
     if right is None:
-        names = " or ".join(f"'{one}'" for one in quantization_trial.TARGETS)
+        names = " or ".join(f"'{one}'" for one in trial.TARGETS)
         raise ExportError(f"{data} has no right answers: add an array {names}, or name one with --targets")
     return figures.from_targets(contract, rows, right)
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bookserve.export import evaluation
-from bookserve.export.contracts import SIGNATURE, Tensor
+from bookserve.export.contracts import SIGNATURE, Contract, Tensor
 from bookserve.export.run_format import EVALUATION
 from bookserve.export.run_reader import TrainingRun
 
@@ -33,8 +33,7 @@ def write(path: Path, run: TrainingRun, parity: dict[str, float]) -> None:
     for image in sorted(path.parent.glob("*.png")):
         lines += [f"![{image.stem}]({image.name})", ""]
     lines += ["## Limits", "", run.limits, "", "## How to ask", "", f"Signature `{SIGNATURE}`:", ""]
-    lines += ["| tensor | type | shape |", "|---|---|---|"]
-    lines += [row("in", tensor) for tensor in contract.inputs] + [row("out", tensor) for tensor in contract.outputs]
+    lines += table(contract)
     lines += ["", "```", f"bookserve predict {contract.model} --help", "```", "", "## Numbers of the training", ""]
     lines += ["```json", json.dumps(run.config, indent=2), "```", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -49,8 +48,14 @@ def _metrics(run: TrainingRun) -> list[str]:
     return lines
 
 
-def row(direction: str, tensor: Tensor) -> str:
-    """A line of the table of tensors."""
+def table(contract: Contract) -> list[str]:
+    """A table with a line for each tensor."""
+    lines = ["| tensor | type | shape |", "|---|---|---|"]
+    lines += [_row("in", tensor) for tensor in contract.inputs]
+    return lines + [_row("out", tensor) for tensor in contract.outputs]
+
+
+def _row(direction: str, tensor: Tensor) -> str:
     free = iter(tensor.free)
     shape = ", ".join(next(free) if size is None else str(size) for size in tensor.shape)
     return f"| {direction} `{tensor.name}` | {tensor.dtype} | [{shape}] |"

@@ -13,11 +13,12 @@ from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.life.commands import COMMANDS as LIFE_COMMANDS
 from bookserve.export.manifest import Manifest
 from bookserve.export.options import max_memory_option, max_seconds_option, models_dir_option
-from bookserve.export.quantize_command import quantize
+from bookserve.export.quantization.command import quantize
 from bookserve.export.server_options import NOBODY, Asked, server_options, until_loaded
 from bookserve.export.store import CONFIG, ModelStore
 from bookserve.serving.wire import store_servers
 
+_COLUMNS = ("MODEL", "VERSION", "PRECISION", "CONFIG", "PROFILE", "DATA", "TEST", "CREATED", "SERVED AS")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -107,7 +108,7 @@ models.add_command(quantize)
 def list_models(models_dir: Path) -> None:
     """One line for every version of every model."""
     store = ModelStore(models_dir)
-    rows: list[tuple[str, ...]] = [("MODEL", "VERSION", "CONFIG", "PROFILE", "DATA", "TEST", "CREATED", "SERVED AS")]
+    rows: list[tuple[str, ...]] = [_COLUMNS]
     for model in store.models():
         try:
             served = _served(store, model)
@@ -119,10 +120,10 @@ def list_models(models_dir: Path) -> None:
             try:
                 found = store.manifest(model, version)
             except StoreError as error:
-                rows.append((model, str(version), "?", "?", "?", "?", "?", names))
+                rows.append((model, str(version), *["?"] * (len(_COLUMNS) - 3), names))
                 click.echo(f"warning: {error}", err=True)
                 continue
-            made = (found.configuration or "-", found.profile or "-", _data(found))
+            made = (found.precision, found.configuration or "-", found.profile or "-", _data(found))
             rows.append((model, str(version), *made, _figures(found) or "-", found.created, names))
     for model, base_path in store.moved_from().items():
         text = f"warning: {CONFIG} has {model} in {base_path}, not in this store: 'bookserve models config' mends that"

@@ -24,10 +24,18 @@ _LAST_WORDS = 400  # characters of the child's own messages that an error shows
 
 @dataclass(frozen=True)
 class Limits:
-    """What the child may use: seconds on the clock, and bytes of memory that it writes to."""
+    """What the child may use: seconds on the clock, and bytes of memory that it writes to; None for any."""
 
-    seconds: float = 600.0
-    memory_bytes: int = 8 << 30
+    seconds: float | None = 600.0
+    memory_bytes: int | None = 8 << 30
+
+    @property
+    def memory(self) -> str:
+        """The limit of memory in words."""
+        return "there is" if self.memory_bytes is None else f"{self.memory_bytes >> 20} MiB (--max-memory)"
+
+
+NONE = Limits(None, None)  # for what was made here
 
 
 def call(target: str, argument: dict[str, Any], limits: Limits) -> Any:
@@ -40,12 +48,18 @@ def call(target: str, argument: dict[str, Any], limits: Limits) -> Any:
         result, words = Path(scratch, "result.json"), Path(scratch, "words")
         with words.open("wb") as stream:
             child = subprocess.Popen(
-                [sys.executable, "-m", "bookserve.export.confined", target, str(limits.memory_bytes), str(result)],
+                [sys.executable, "-m", "bookserve.export.confined", target, str(limits.memory_bytes or 0), str(result)],
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+                # The order of sets is the same in every child: converters go by it, and their graphs are then the same.
+                env={
+                    **os.environ,
+                    "TF_CPP_MIN_LOG_LEVEL": "3",
+                    "CUDA_VISIBLE_DEVICES": "",
+                    "PYTHONHASHSEED": "0",
+                },
             )
             try:
                 child.communicate(json.dumps(argument).encode(), timeout=limits.seconds)
@@ -76,7 +90,7 @@ def _how_it_died(status: int, words: Path, limits: Limits) -> str:
         reason = f"it ended the process that tried it (status {status})"
     text = words.read_text(encoding="utf-8", errors="replace")
     if "bad_alloc" in text or "MemoryError" in text:
-        return f"it needs more memory than {limits.memory_bytes >> 20} MiB (--max-memory)"
+        return f"it needs more memory than {limits.memory}"
     last = text.strip().splitlines()[-1:]
     return f"{reason}: {last[0][:_LAST_WORDS]}" if last else reason
 
@@ -84,9 +98,11 @@ def _how_it_died(status: int, words: Path, limits: Limits) -> str:
 def main() -> None:
     """The child."""
     target, memory, result = sys.argv[1:]
+    limits = Limits(memory_bytes=int(memory) or None)
     argument = json.load(sys.stdin)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
+    if limits.memory_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
     module_name, function = target.split(":")
     answer: dict[str, Any]
     try:
@@ -94,7 +110,7 @@ def main() -> None:
     except ExportError as error:
         answer = {"error": str(error)}
     except MemoryError:
-        answer = {"error": f"it needs more memory than {int(memory) >> 20} MiB (--max-memory)"}
+        answer = {"error": f"it needs more memory than {limits.memory}"}
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         answer = {"error": f"{type(error).__name__}: {lines[0][:_LAST_WORDS]}"}

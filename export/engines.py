@@ -55,6 +55,23 @@ def saved_model(folder: Path, signature: str) -> Run:
     return run
 
 
+def saved_model_session(folder: Path, signature: str) -> Run:
+    """The same by TensorFlow 1's loader, in a session: as `saved_model_cli run` and TensorFlow Serving load it."""
+    import tensorflow as tf
+
+    with tf.Graph().as_default():
+        session = tf.compat.v1.Session(config=tf.compat.v1.ConfigProto(device_count={"GPU": 0}))
+        loaded = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(folder))
+    definition = loaded.signature_def[signature]
+    wanted = {name: info.name for name, info in definition.outputs.items()}
+
+    def run(rows: Rows) -> dict[str, npt.NDArray[Any]]:
+        fed = {definition.inputs[name].name: array for name, array in rows.items()}
+        return {name: np.asarray(value) for name, value in session.run(wanted, fed).items()}
+
+    return run
+
+
 def _dtype(function: Any, name: str) -> Any:
     return function.structured_input_signature[1][name].dtype
 

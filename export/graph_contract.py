@@ -12,6 +12,7 @@ from bookserve.export.errors import ExportError
 from bookserve.export.manifest import Manifest
 
 _LIMITS = confined.Limits(seconds=60.0, memory_bytes=2 << 30)
+_TFLITE = ("model.tflite", "assets.extra/model.tflite")
 _ONNX = ("assets.extra/model.onnx", "model.onnx")
 
 
@@ -40,8 +41,9 @@ def read(job: dict[str, str]) -> dict[str, Any]:
             return contracts.to_json(_of_onnx(folder / name, model))
     if (folder / saved_model_contract.LOCATION).is_file():
         return contracts.to_json(saved_model_contract.read(folder, model))
-    if (folder / "model.tflite").is_file():
-        return contracts.to_json(_of_tflite(folder / "model.tflite", model))
+    for name in _TFLITE:
+        if (folder / name).is_file():
+            return contracts.to_json(_of_tflite(folder / name, model))
     raise ExportError(f"{folder} holds no model.onnx, saved_model.pb or model.tflite")
 
 

@@ -74,15 +74,33 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class Float16:
+    """How far the float16 graph of a version may be from the float32 graph of `version`, by which it was made.
+
+    Both were asked `rows` rows (`drawn` at random, or given) on the CPU `processor`. `tolerance` is the allowed
+    difference as a fraction of an output's largest value; the manifest's `parity` has the differences found. `bytes`
+    are those of the graphs.
+    """
+
+    version: int
+    tolerance: float
+    rows: int
+    drawn: bool
+    bytes: dict[str, int]
+    processor: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One version's manifest.
 
-    `created` is the time of publishing in ISO 8601 with its zone. `parity` holds each output's largest difference
-    between the source and the graphs of the version. `files` maps each file of the version, but the manifest itself, to
-    its SHA-256. `rows_independent` is what its packager declared: whether no row of a request changes another row's
-    outputs. It is None where nobody said; the model server then proves it of an ONNX graph by itself, at each load.
-    `configuration`, `profile`, `seed` and `data` tell of a training, `source` of a model that was made elsewhere,
-    `quantization` of an int8 graph (`precision` "int8").
+    `created` is the time when the training was started, for a model made elsewhere that of publishing, in ISO 8601 with
+    its zone. `parity` holds each output's largest difference between the source and the graphs of the version. `files`
+    maps each file of the version, but the manifest itself, to its SHA-256. `rows_independent` is what its packager
+    declared: whether no row of a request changes another row's outputs. It is None where nobody said; the model server
+    then proves it of an ONNX graph by itself, at each load. `configuration`, `profile`, `seed` and `data` tell of a
+    training, `source` of a model that was made elsewhere, `quantization` of an int8 graph (`precision` "int8"),
+    `float16` of a float16 graph.
     """
 
     model: str
@@ -101,6 +119,7 @@ class Manifest:
     precision: str = "float32"
     source: Source | None = None
     quantization: Quantization | None = None
+    float16: Float16 | None = None
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -108,6 +127,9 @@ class Manifest:
         content = {"schema": self.schema, **dataclasses.asdict(self), "contract": to_json(self.contract)}
         known = {name: value for name, value in content.items() if value is not None}
         return json.dumps(known, indent=2, allow_nan=False) + "\n"
+
+
+_PARTS = {"data": DataOrigin, "source": Source, "quantization": Quantization, "float16": Float16}
 
 
 def read(folder: Path) -> Manifest:
@@ -142,7 +164,7 @@ def parse(text: bytes, path: object) -> Manifest:
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise StoreError(f"{path} has the schema {schema!r}; this bookserve reads 1 to {SCHEMA}: update it")
     values = _fields(content, Manifest, path)
-    for name, kind in (("data", DataOrigin), ("source", Source), ("quantization", Quantization)):
+    for name, kind in _PARTS.items():
         if name in values:
             values[name] = kind(**_fields(values[name], kind, path))
     try:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import onnx
 import tf2onnx
 
-from bookserve.export import parity
+from bookserve.export import onnx_metadata, onnx_order, parity
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
 
@@ -36,13 +36,15 @@ def convert(servable: Servable, contract: Contract, path: Path, quiet: bool = Tr
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise ExportError(f"{contract.model} cannot be converted to ONNX: {error}") from error
     _order_outputs(graph, contract)
+    onnx_order.rewrite(graph)
+    onnx_metadata.write(graph, contract)
     _name_free_dimensions(graph, contract)
     try:
         onnx.checker.check_model(graph, full_check=True)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"{contract.model} uses an operation that ONNX has not: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(graph, path)
+    path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
 def _order_outputs(graph: onnx.ModelProto, contract: Contract) -> None:

@@ -1,4 +1,4 @@
-"""The proof that the graphs of a version compute the same: SavedModel against ONNX graph, or a source against both."""
+"""The proof that the graphs of a version compute the same: SavedModel against the others, or a source against all."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,30 +17,50 @@ DOUBLE_SOURCE = 1e-4  # the same where the source computes in float64 and the gr
 _LEAST = 1e-3  # an output whose values are all smaller is compared as if this were its largest: rounding around 0
 Rows = Mapping[str, npt.NDArray[Any]]
 Run = Callable[[Rows], Rows]
-_ENGINES = ("the SavedModel", "the ONNX graph")
+_SOURCE = "the SavedModel"
+_ENGINES = (_SOURCE, "the ONNX graph")
 
 
-def check(folder: Path, contract: Contract, rows: Rows) -> dict[str, float]:
-    """Output -> largest absolute difference over all rows: asked as one batch, the first row once more alone, and
-    where the contract leaves more than the batch free, cut to a single step and to half of them.
+def check(folder: Path, contract: Contract, rows: Rows, others: Mapping[str, Run] | None = None) -> dict[str, float]:
+    """Output -> largest absolute difference of the SavedModel in `folder` from the others, by name, over all rows.
+
+    The others are the ONNX graph and the same SavedModel in TensorFlow 1's loader, unless said otherwise. Rows are
+    asked as one batch, the first row once more alone, and where the contract leaves more than the batch free, cut to a
+    single step and to half of them.
 
     For an output of class numbers the value is the fraction of rows whose numbers differ, which is accepted only where
     the output that the numbers point into is tied within the tolerance.
 
     Raises:
-        ExportError: a difference is above the tolerance, or the engines give other shapes or types.
+        ExportError: a difference is above the tolerance, the engines give other shapes or types, or one refuses rows.
     """
     run_saved_model = engines.saved_model(folder, contract.signature)
-    run_onnx = engines.onnx_graph(folder / LOCATION)
+    if others is None:
+        others = {
+            _ENGINES[1]: engines.onnx_graph(folder / LOCATION),
+            "the SavedModel in TensorFlow 1's loader": engines.saved_model_session(folder, contract.signature),
+        }
     differences = dict.fromkeys((tensor.name for tensor in contract.outputs), 0.0)
     sizes: Mapping[str, float] = {}
     for batch in _batches(contract, rows):
-        expected, actual = run_saved_model(batch), run_onnx(batch)
+        expected = run_saved_model(batch)
         sizes = sizes or largest(expected)
-        for tensor in contract.outputs:
-            worst = difference(tensor, expected, actual, sizes=sizes)
-            differences[tensor.name] = max(differences[tensor.name], worst)
+        for engine, run in others.items():
+            actual = _ask(engine, run, batch)
+            for tensor in contract.outputs:
+                worst = difference(tensor, expected, actual, (_SOURCE, engine), sizes=sizes)
+                differences[tensor.name] = max(differences[tensor.name], worst)
     return differences
+
+
+def _ask(engine: str, run: Run, batch: Rows) -> Rows:
+    try:
+        return run(batch)
+    except ExportError:
+        raise
+    except Exception as error:  # the engines' own errors share no base class
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(f"{engine} refuses the rows: {' '.join(lines)[:300]}") from error
 
 
 def _batches(contract: Contract, rows: Rows) -> list[Rows]:

@@ -1,48 +1,53 @@
 """From a complete run to the next version in the model store."""
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-import tensorflow as tf
-
-from bookserve.export import card, engines, golden, manifest, onnx_graph, parity, run_format, savedmodel, warmup
-from bookserve.export.errors import ExportError, StoreError
+from bookserve.export import card, confined, contracts, manifest, run_format
+from bookserve.export.errors import ConfinedError, ExportError, StoreError
 from bookserve.export.manifest import Manifest
 from bookserve.export.run_reader import TrainingRun
 from bookserve.export.store import ModelStore
 
-PARITY_ROWS = 256
+FORMATS = ("tflite",)  # that a version has besides the SavedModel and the ONNX graph, where they are asked for
+_GRAPHS = "bookserve.export.run_graphs:make"
 _LIBRARIES = ("tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx", "bookserve")
 
 
-def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None]) -> Manifest:
-    """Write both graphs, prove them equal, publish them with warm-up, report and manifest; `say` takes a line a step.
+def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None], formats: Sequence[str] = ()) -> Manifest:
+    """Write the graphs, prove them equal, publish them with warm-up, report and manifest; `say` takes a line a step.
+
+    `formats` are those of FORMATS that are wanted, too. The files are the same each time that a run is published.
 
     Raises:
-        ExportError: the run is damaged, its network breaks the contract, or the graphs disagree; or the store is
-            damaged. Nothing is published.
+        ExportError: the run is damaged, its network breaks the contract, the graphs disagree, or a wanted format cannot
+            be had; or the store is damaged. Nothing is published.
     """
     contract = run.contract
-    rows = run.examples()
+    run.examples()
     try:
         with store.staging(contract.model) as folder:
             extra = folder / "assets.extra"
-            say(f"{contract.model}: SavedModel and ONNX graph")
-            servable = savedmodel.load(run.network, contract, run.assets())
-            savedmodel.save(servable, folder)
+            say(f"{contract.model}: {', '.join(('SavedModel', 'ONNX graph', *formats))}")
             extra.mkdir()
-            onnx_graph.convert(servable, contract, folder / onnx_graph.LOCATION)
-            differences = parity.check(folder, contract, {name: array[:PARITY_ROWS] for name, array in rows.items()})
-            one = golden.first_row(contract, rows)
-            answer = engines.onnx_graph(folder / onnx_graph.LOCATION)(one)
-            described = replace(contract, example=golden.example(contract, one, answer))
-            warmup.write(folder / warmup.LOCATION, contract.model, rows)
             _copy_report(run.report, extra / "report")
-            card.write(extra / "report" / "card.md", run, differences)
+            job = {
+                "run": str(run.folder.absolute()),
+                "folder": str(folder),
+                "contract": contracts.to_json(contract),
+                "assets": [str(path.absolute()) for path in run.assets()],
+                "formats": list(formats),
+            }
+            try:
+                made = confined.call(_GRAPHS, job, confined.NONE)
+            except ConfinedError as error:
+                raise ExportError(f"{contract.model}: {error}") from error
+            for note in made["notes"]:
+                say(f"{contract.model}: {note}")
+            card.write(extra / "report" / "card.md", run, made["parity"])
             files = manifest.digests(folder)
             made_with = run.made_with | {name: installed_version(name) for name in _LIBRARIES}
 
@@ -50,14 +55,14 @@ def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None]) -> 
                 return Manifest(
                     model=contract.model,
                     version=number,
-                    created=datetime.now(UTC).isoformat(timespec="seconds"),
-                    contract=described,
+                    created=run.started or datetime.now(UTC).isoformat(timespec="seconds"),
+                    contract=contracts.from_json(made["contract"]),
                     data=run.data,
                     configuration=run.configuration,
                     profile=run.profile,
                     seed=run.seed,
                     metrics=run.metrics,
-                    parity=differences,
+                    parity=made["parity"],
                     files=files,
                     made_with=made_with,
                 )
@@ -65,8 +70,6 @@ def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None]) -> 
             published = store.publish(contract.model, folder, describe)
     except StoreError as error:
         raise ExportError(str(error)) from error
-    except tf.errors.OpError as error:
-        raise ExportError(f"cannot write the SavedModel to {store.root}: {error.message.splitlines()[0]}") from error
     except OSError as error:
         raise ExportError(f"cannot write to {store.root}: {error.strerror or error}") from error
     say(f"{contract.model}: published as {store.path(contract.model, published.version)}")

@@ -23,7 +23,7 @@ class TrainingRun:
     """One complete run.
 
     `made_with` names the libraries and the devices; `config` the numbers of the training; `purpose` and `limits` are
-    words for the model card.
+    words for the model card; `started` is the time of the training's start in ISO 8601 with its zone.
     """
 
     folder: Path
@@ -37,6 +37,7 @@ class TrainingRun:
     made_with: dict[str, str]
     purpose: str = ""
     limits: str = ""
+    started: str = ""
 
     @property
     def network(self) -> Path:
@@ -66,19 +67,24 @@ class TrainingRun:
         Raises:
             ExportError: they are missing, damaged or not what the contract names.
         """
-        path = self.folder / run_format.EXAMPLES
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                rows = {tensor.name: content[tensor.name] for tensor in self.contract.inputs}
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise ExportError(f"{path} cannot be read: {error}") from error
-        for tensor in self.contract.inputs:
-            if rows[tensor.name].dtype.name != tensor.dtype:
-                raise ExportError(
-                    f"{path}: '{tensor.name}' is {rows[tensor.name].dtype.name}, the contract {self.contract.id} has "
-                    f"{tensor.dtype}"
-                )
-        return rows
+        return examples(self.folder, self.contract)
+
+
+def examples(folder: Path, contract: Contract) -> dict[str, npt.NDArray[Any]]:
+    """The test rows of the run in `folder` as the contract's inputs. Raises ExportError as TrainingRun.examples."""
+    path = folder / run_format.EXAMPLES
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            rows = {tensor.name: content[tensor.name] for tensor in contract.inputs}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error
+    for tensor in contract.inputs:
+        if rows[tensor.name].dtype.name != tensor.dtype:
+            raise ExportError(
+                f"{path}: '{tensor.name}' is {rows[tensor.name].dtype.name}, the contract {contract.id} has "
+                f"{tensor.dtype}"
+            )
+    return rows
 
 
 def latest(runs_dir: Path, model: str) -> Path:
@@ -130,6 +136,7 @@ def read(folder: Path, model: str, contract_of: Callable[[str], Contract] | None
             made_with={**config["made_with"], "devices": config["devices"]},
             purpose=config.get("purpose", ""),
             limits=config.get("limits", ""),
+            started=config.get("started", ""),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{folder} is damaged: {error!r}. Train again.") from error

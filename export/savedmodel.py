@@ -1,11 +1,13 @@
 """The SavedModel of a version: the trained network under the signature that its contract names."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.core.protobuf import fingerprint_pb2
 
 from bookserve.export.contracts import SIGNATURE, Contract, Tensor
 from bookserve.export.errors import ExportError
@@ -16,7 +18,6 @@ class ServingModule(tf.Module):  # type: ignore[misc]
 
     def __init__(self, network: keras.Model, contract: Contract, assets: Sequence[Path]) -> None:
         super().__init__(name=contract.model)
-        self.kept = list(network.variables)  # what is written; the network itself would bring its optimizer along
         self.assets = [tf.saved_model.Asset(str(path)) for path in assets]
         self.specs = [tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in contract.inputs]
 
@@ -26,6 +27,18 @@ class ServingModule(tf.Module):  # type: ignore[misc]
             return {tensor.name: tf.identity(outputs[tensor.name], name=tensor.name) for tensor in contract.outputs}
 
         self.serve = tf.function(serve, input_signature=self.specs, autograph=False)
+        self.kept = read_variables(network, self.serve)
+
+
+def read_variables(network: keras.Model, serve: Any) -> list[tf.Variable]:
+    """The variables of a network that its function `serve` reads, in the network's order: what a SavedModel holds.
+
+    The network itself would bring its optimizer along, and the states of its random generators. Keras's own variables,
+    which wrap these, would be written as objects that TensorFlow 1's loader does not fill, nor that of TensorFlow
+    Serving, and that LiteRT's converter takes for empty ones, without an error.
+    """
+    read = {variable.ref() for variable in serve.get_concrete_function().variables}
+    return [variable.value for variable in network.variables if variable.value.ref() in read]
 
 
 def load(path: Path, contract: Contract, assets: Sequence[Path] = ()) -> ServingModule:
@@ -38,8 +51,8 @@ def load(path: Path, contract: Contract, assets: Sequence[Path] = ()) -> Serving
         network = keras.models.load_model(path, compile=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ExportError(f"{path} cannot be loaded: {error}") from error
-    servable = ServingModule(network, contract, assets)
     try:
+        servable = ServingModule(network, contract, assets)
         function = servable.serve.get_concrete_function()
     except KeyError as error:
         raise ExportError(f"{path} has no output {error}, which the contract {contract.id} names") from error
@@ -51,8 +64,19 @@ def load(path: Path, contract: Contract, assets: Sequence[Path] = ()) -> Serving
 
 
 def save(servable: ServingModule, folder: Path) -> None:
-    """Write `saved_model.pb`, `variables/` and `assets/` into `folder`."""
+    """Write `saved_model.pb`, `variables/`, `assets/` and `fingerprint.pb` into `folder`."""
     tf.saved_model.save(servable, str(folder), signatures={SIGNATURE: servable.serve})
+    make_repeatable(folder)
+
+
+def make_repeatable(folder: Path) -> None:
+    """Give `fingerprint.pb` a uuid that comes from its sums of the other files; TensorFlow draws one at random."""
+    path = folder / "fingerprint.pb"
+    fingerprint = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
+    fingerprint.uuid = ""
+    sums = fingerprint.SerializeToString(deterministic=True)
+    fingerprint.uuid = str(int.from_bytes(hashlib.sha256(sums).digest()[:16]))
+    path.write_bytes(fingerprint.SerializeToString(deterministic=True))
 
 
 def _check(tensor: Tensor, made: Any, contract: Contract) -> None:

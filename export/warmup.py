@@ -40,4 +40,4 @@ def prediction_log(model: str, inputs: Mapping[str, npt.NDArray[Any]], signature
     request.model_spec.signature_name = signature
     for name, array in inputs.items():
         request.inputs[name].CopyFrom(to_proto(array, as_content=True))
-    return log.SerializeToString()
+    return log.SerializeToString(deterministic=True)

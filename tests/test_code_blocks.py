@@ -34,7 +34,7 @@ _ADDED = "tests/export/test_add.py adds a model and runs the lines that the comm
 NOT_RUN = {
     ("README.md", "pip install '.[serving,convert]'"): _ADDED,
     ("README.md", "bookserve model-server --model_root=$PWD/models"): _ADDED,
-    ("README.md", "bookserve models quantize score"): "tests/export/test_quantize.py runs both on a model of its own",
+    ("README.md", "bookserve models quantize score"): "tests/export/quantization/test_quantize.py runs both",
     ("README.md", "bookserve evaluate score"): "tests/clients/test_evaluate.py runs it on a model of its own",
     ("ARCHITECTURE.md", "flowchart TD"): "a drawing",
     ("CONTRIBUTING.md", "make install "): "runs all tests",

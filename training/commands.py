@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from bookserve.export import run_reader
+from bookserve.export import confined, run_format, run_reader
+from bookserve.export import publish as publishing
 from bookserve.export.errors import ExportError, NoGainError
-from bookserve.export.int8_demands import Demands
+from bookserve.export.manifest import Manifest
 from bookserve.export.options import models_dir_option, runs_dir_option
-from bookserve.export.quantize_command import max_loss_option, min_speed_up_option
+from bookserve.export.quantization import float16
+from bookserve.export.quantization.command import max_loss_option, min_speed_up_option
+from bookserve.export.quantization.demands import Demands
 from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import ModelStore
 from bookserve.training import run_writer
@@ -27,7 +30,7 @@ from bookserve.training.models import MODELS, PROFILES, STANDARD, contract
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "int8")
+PRECISIONS = ("float32", "int8", "float16")
 SAMPLERS = ("tpe", "random", "grid")
 
 profile_option = click.option(
@@ -60,7 +63,8 @@ precision_option = click.option(
     type=click.Choice(PRECISIONS),
     default=PRECISIONS[0],
     show_default=True,
-    help="int8: one more version, whose graph is int8, calibrated on training rows and judged on test rows.",
+    help="int8: one more version, whose graph is int8, calibrated on training rows and judged on test rows. float16: "
+    "one more version, whose graph is float16, for GPUs.",
 )
 fresh_option = click.option(
     "--fresh", is_flag=True, help="Start anew, even where a training of the same settings was stopped halfway."
@@ -166,7 +170,6 @@ def train_all(
     int8 each model gets a second version, whose graph is int8, where that is within --max-loss and faster.
     """
     with silence_tensorflow():
-        from bookserve.export.publish import publish
         from bookserve.training.quantized import publish_int8
         from bookserve.training.run import train_model
     _check_alone("train-all")
@@ -185,14 +188,18 @@ def train_all(
             trained = True
             store = ModelStore(models_dir)
             run = run_reader.read(result.folder, name)
-            published = publish(run, store, click.echo)
+            published = publishing.publish(run, store, click.echo)
             version = str(published.version)
-            if precision == "int8":
+            if precision != PRECISIONS[0]:
                 try:
-                    version += f", {publish_int8(run, published, store, data_dir, demands, click.echo).version} (int8)"
+                    if precision == "int8":
+                        smaller = publish_int8(run, published, store, data_dir, demands, click.echo)
+                    else:
+                        smaller = _publish_float16(run, published, store)
+                    version += f", {smaller.version} ({precision})"
                 except NoGainError as error:
                     click.echo(f"{name}: {error}")
-                    version += " (int8 does not gain)"
+                    version += f" ({precision} does not gain)"
         except KeyboardInterrupt as stop:
             if trained:
                 stop.add_note(f"{name}: trained, but not published; 'bookserve export {name}' publishes it")
@@ -230,6 +237,12 @@ def train_all(
     default=None,
     help="The run folder to publish; by default the newest complete one.",
 )
+@click.option(
+    "--formats",
+    type=click.Choice(publishing.FORMATS),
+    multiple=True,
+    help="What the version has besides the SavedModel and the ONNX graph: tflite, for LiteRT.",
+)
 @models_dir_option
 @runs_dir_option
 @precision_option
@@ -239,6 +252,7 @@ def train_all(
 def export(
     name: str,
     run_folder: Path | None,
+    formats: tuple[str, ...],
     models_dir: Path,
     runs_dir: Path,
     precision: str,
@@ -248,6 +262,9 @@ def export(
 ) -> None:
     """Publish a run as the next version of its model.
 
+    Every graph must answer as the SavedModel does, which TensorFlow 1's loader and LiteRT's converter read, too. The
+    same run gives the same files each time.
+
     With --precision int8 the version after it is the same with an int8 graph. An int8 graph that loses more than
     --max-loss of the model's own figure, or is not faster, is not published: the command ends with status 1 then. It
     reads the run's data once more.
@@ -255,13 +272,15 @@ def export(
     try:
         with silence_tensorflow():
             run = run_reader.read(run_folder or run_reader.latest(runs_dir, name), name, contract)
-            from bookserve.export.publish import publish
-            from bookserve.training.quantized import publish_int8
         store = ModelStore(models_dir)
-        published = publish(run, store, click.echo)
+        published = publishing.publish(run, store, click.echo, formats)
         if precision == "int8":
+            with silence_tensorflow():
+                from bookserve.training.quantized import publish_int8
             demands = Demands(max_loss=max_loss, min_speed_up=min_speed_up)
             publish_int8(run, published, store, data_dir, demands, click.echo)
+        elif precision == "float16":
+            _publish_float16(run, published, store)
     except (DataError, TrainingError, ExportError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -368,6 +387,12 @@ def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
         raise click.ClickException(f"cannot remove {folder}: {error.strerror or error}") from error
     if not removed:
         click.echo(f"no unfinished run lies in {runs_dir}")
+
+
+def _publish_float16(run: run_reader.TrainingRun, published: Manifest, store: ModelStore) -> Manifest:
+    """The float16 version of `published`, the float version of `run`, compared on its test rows."""
+    rows = run.folder / run_format.EXAMPLES
+    return float16.halve(store, published.model, published.version, rows, confined.NONE, click.echo)
 
 
 def _check_alone(command: str) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from bookserve.export import quantize
-from bookserve.export.int8_demands import Demands
 from bookserve.export.manifest import Manifest
+from bookserve.export.quantization import quantize
+from bookserve.export.quantization.demands import Demands
 from bookserve.export.run_reader import TrainingRun
 from bookserve.export.store import ModelStore
 from bookserve.training.held_out_rows import measurement

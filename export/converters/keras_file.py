@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bookserve.export.contracts import SIGNATURE, Contract, Tensor
-from bookserve.export.converters.source import ONNX, SAVED_MODEL, Converted, Rows, Wishes
+from bookserve.export.converters.source import ONNX, SAVED_MODEL, TENSORFLOW_1, Converted, Rows, Wishes
 from bookserve.export.errors import ExportError
 
 FORMAT = "Keras"
@@ -30,7 +30,7 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
     import keras
     import tensorflow as tf
 
-    from bookserve.export import engines
+    from bookserve.export import engines, savedmodel
     from bookserve.export.converters import tensorflow_graphs
 
     try:
@@ -40,8 +40,9 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
     contract, call = _contract(network, wishes.model)
     servable = tensorflow_graphs.Servable(contract, call)
     module = tf.Module(name=contract.model)
-    module.kept, module.serve = list(network.variables), servable.serve
+    module.kept, module.serve = savedmodel.read_variables(network, servable.serve), servable.serve
     tf.saved_model.save(module, str(folder), signatures={SIGNATURE: servable.serve})
+    savedmodel.make_repeatable(folder)
     graphs = {SAVED_MODEL: engines.saved_model(folder, SIGNATURE)}
     notes: tuple[str, ...] = ()
     tables: dict[str, int] = {}
@@ -56,7 +57,10 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         answers = call(*(tf.constant(rows[name]) for name in names))
         return {name: value.numpy() for name, value in answers.items()}
 
-    return Converted(contract, reference, graphs, tables=tables, notes=notes, made_with=tensorflow_graphs.versions())
+    checks = {TENSORFLOW_1: engines.saved_model_session(folder, SIGNATURE)}
+    return Converted(
+        contract, reference, graphs, checks, tables=tables, notes=notes, made_with=tensorflow_graphs.versions()
+    )
 
 
 def _contract(network: Any, model: str) -> tuple[Contract, Any]:

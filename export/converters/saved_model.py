@@ -6,7 +6,7 @@ from typing import Any
 
 from bookserve.export import saved_model_contract
 from bookserve.export.contracts import SIGNATURE, Contract
-from bookserve.export.converters.source import ONNX, SAVED_MODEL, Converted, Rows, Wishes
+from bookserve.export.converters.source import ONNX, SAVED_MODEL, TENSORFLOW_1, Converted, Rows, Wishes
 from bookserve.export.errors import ExportError
 
 FORMAT = "SavedModel"
@@ -40,6 +40,12 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
     graphs = {SAVED_MODEL: engines.saved_model(folder, contract.signature)}
     names = [tensor.name for tensor in contract.inputs]
     notes: list[str] = []
+    checks = {}
+    try:
+        checks[TENSORFLOW_1] = engines.saved_model_session(folder, contract.signature)
+    except Exception as error:  # as above
+        why = str(error).splitlines()[0][:300]
+        notes.append(f"TensorFlow 1's loader, which works as TensorFlow Serving's, refuses it: {why}")
     tables: dict[str, int] = {}
     if contract.signature != SIGNATURE:
         notes.append(f"kept as a SavedModel alone: it has no signature '{SIGNATURE}' for an ONNX graph")
@@ -57,6 +63,7 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         contract=contract,
         reference=reference,
         graphs=graphs,
+        checks=checks,
         tables=tables,
         example=_examples(source, contract),
         notes=tuple(notes),

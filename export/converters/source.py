@@ -20,6 +20,7 @@ Run = Callable[[Rows], dict[str, npt.NDArray[Any]]]
 ONNX = "assets.extra/model.onnx"  # inside the version folder, as the model servers read them
 TFLITE = "model.tflite"
 SAVED_MODEL = "saved_model.pb"
+TENSORFLOW_1 = "saved_model.pb in TensorFlow 1's loader"
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,16 @@ class Wishes:
 class Converted:
     """A model whose graphs are in the version folder.
 
-    `reference` runs the source by its own library, `graphs` the graphs by theirs: file in the version -> run. `tables`
-    has the inputs whose whole numbers index a table, with its size. `example` is an input that the source brings.
-    `notes` are lines for the user; `made_with` are the libraries that took part; `tolerance` is that of the parity
-    check.
+    `reference` runs the source by its own library, `graphs` the graphs by theirs: file in the version -> run, `checks`
+    the same graphs in other engines, which must answer alike: name -> run. `tables` has the inputs whose whole numbers
+    index a table, with its size. `example` is an input that the source brings. `notes` are lines for the user;
+    `made_with` are the libraries that took part; `tolerance` is that of the parity check.
     """
 
     contract: Contract
     reference: Run
     graphs: Mapping[str, Run]
+    checks: Mapping[str, Run] = field(default_factory=dict)
     tables: Mapping[str, int] = field(default_factory=dict)
     example: Rows | None = None
     notes: tuple[str, ...] = ()

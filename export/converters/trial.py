@@ -149,14 +149,14 @@ def _pixels(inputs: tuple[Tensor, ...]) -> Preprocessing:
 def _compare(
     contract: Contract, converted: Converted, rows: Rows, expected: dict[str, npt.NDArray[Any]]
 ) -> dict[str, float]:
-    """Output -> the largest difference over all graphs, on all rows and on the first alone."""
+    """Output -> the largest difference over all graphs and engines, on all rows and on the first alone."""
     differences = dict.fromkeys((tensor.name for tensor in contract.outputs), 0.0)
     batches = [(rows, expected)]
     if all(tensor.shape[:1] == (None,) for tensor in contract.inputs):
         one = golden.first_row(contract, rows)
         batches.append((one, _run(converted.reference, one, "the source")))
     sizes = parity.largest(expected)
-    for name, run in converted.graphs.items():
+    for name, run in {**converted.graphs, **converted.checks}.items():
         for batch, wanted in batches:
             found = _run(run, batch, name)
             for tensor in contract.outputs:

@@ -13,12 +13,14 @@ from google.protobuf.message import DecodeError
 
 from bookserve.export import contracts, graph_contract, manifest
 from bookserve.export.errors import ExportError, StoreError
+from bookserve.export.life import tflite_operations
 from bookserve.export.manifest import Manifest
 from bookserve.serving.wire.onnx_graph_pb2 import ModelProto, NodeProto
 from bookserve.serving.wire.tensorflow_pb2 import SavedModel
 
 _ONNX = ("assets.extra/model.onnx", "model.onnx")
 _SAVED_MODEL = "saved_model.pb"
+_TFLITE = ("model.tflite", "assets.extra/model.tflite")
 _WIDTH = 100  # of a value that is shown
 Pair = list[Any]  # what the first version has and what the second one, None where it has none
 
@@ -58,7 +60,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     """
     before, after = (_Side.of(folder) for folder in (first, second))
     changed = [name for name, _ in _pairs(before.sums, after.sums).items()]
-    graphs = [name for name in changed if name in _ONNX or name == _SAVED_MODEL]
+    graphs = [name for name in changed if name in (*_ONNX, *_TFLITE, _SAVED_MODEL)]
     operations = {name: _pairs(_operations(first / name), _operations(second / name)) for name in graphs}
     return {
         "contract": _pairs(before.contract, after.contract),
@@ -138,6 +140,8 @@ def _operations(path: Path) -> dict[str, int]:
             for graph in SavedModel.FromString(path.read_bytes()).meta_graphs:
                 counts.update(node.op for node in graph.graph_def.node)
                 counts.update(node.op for one in graph.graph_def.library.function for node in one.node_def)
+        elif path.suffix == ".tflite":
+            counts.update(tflite_operations.read(path))
         else:
             model = ModelProto.FromString(path.read_bytes())
             counts.update(_onnx_operations(model.graph.node))

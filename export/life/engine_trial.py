@@ -14,6 +14,7 @@ ENGINES = {
     "assets.extra/model.onnx": ("ONNX Runtime", "serving"),
     "model.onnx": ("ONNX Runtime", "serving"),
     "saved_model.pb": ("TensorFlow", "tensorflow"),
+    "assets.extra/model.tflite": ("LiteRT", "tflite"),
     "model.tflite": ("LiteRT", "tflite"),
 }
 

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from bookserve.export.quantization import BETWEEN, PRODUCTS, Quantizer, Recipe
+from bookserve.export.quantization.int8_graph import BETWEEN, PRODUCTS, Quantizer, Recipe
 from bookserve.serving.wire.tensors import Array
 
 PICTURE = (28, 28, 1)

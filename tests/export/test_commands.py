@@ -36,7 +36,7 @@ def store(tmp_path: Path, manifest: Manifest) -> ModelStore:
 
 def test_list_has_a_line_a_version(store: ModelStore) -> None:
     lines = invoke("models", "list", "--models-dir", store.root).output.splitlines()
-    row = ["standard", "smoke", "sample", "accuracy", "0.5", "2026-01-02T03:04:05+00:00"]
+    row = ["float32", "standard", "smoke", "sample", "accuracy", "0.5", "2026-01-02T03:04:05+00:00"]
     assert [line.split() for line in lines[1:]] == [["mnist", "1", *row], ["mnist", "2", *row, "default"]]
 
 

@@ -1,5 +1,7 @@
+import json
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ import tensorflow as tf
 from onnx import numpy_helper
 from tensorflow_serving.apis import prediction_log_pb2
 
+import http_calls
 from book_contracts import CONTRACTS
-from bookserve.export import evaluation, onnx_graph, publish, run_reader, savedmodel
+from bookserve.export import engines, evaluation, onnx_graph, publish, run_graphs, run_reader, savedmodel, tflite_graph
 from bookserve.export import manifest as manifests
 from bookserve.export.contracts import Contract, Tensor, to_json
 from bookserve.export.errors import ExportError
 from bookserve.export.life import engine_trial
 from bookserve.export.run_reader import TrainingRun
 from bookserve.export.store import ModelStore
+from model_servers import server_starter
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +30,24 @@ def published(runs_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a published version."""
     store = ModelStore(tmp_path_factory.mktemp("models"))
     run = run_reader.read(run_reader.latest(runs_dir, "mnist"), "mnist")
-    made = publish.publish(run, store, lambda _: None)
+    made = publish.publish(run, store, lambda _: None, ["tflite"])
     return store.path("mnist", made.version)
 
 
-@pytest.mark.parametrize("graph", ["saved_model.pb", "assets.extra/model.onnx"])
-def test_both_graphs_answer_the_example_as_verify_asks_it(published: Path, graph: str) -> None:
+def job(run: TrainingRun, folder: Path, *formats: str) -> dict[str, Any]:
+    """What the child that makes the graphs is told."""
+    (folder / "assets.extra").mkdir(parents=True)
+    return {
+        "run": str(run.folder),
+        "folder": str(folder),
+        "contract": to_json(run.contract),
+        "assets": [],
+        "formats": formats,
+    }
+
+
+@pytest.mark.parametrize("graph", ["saved_model.pb", "assets.extra/model.onnx", "assets.extra/model.tflite"])
+def test_every_graph_answers_the_example_as_verify_asks_it(published: Path, graph: str) -> None:
     found = manifests.read(published)
     job = {"folder": str(published), "file": graph, "contract": to_json(found.contract), "parity": found.parity}
     told = engine_trial.run(job)["differences"]
@@ -47,6 +63,7 @@ def test_a_version_has_the_layout_of_the_store(published: Path) -> None:
         "variables/variables.data-00000-of-00001",
         "variables/variables.index",
         "assets.extra/model.onnx",
+        "assets.extra/model.tflite",
         "assets.extra/manifest.json",
         "assets.extra/tf_serving_warmup_requests",
         "assets.extra/report/curves.png",
@@ -56,6 +73,15 @@ def test_a_version_has_the_layout_of_the_store(published: Path) -> None:
         "assets.extra/report/card.md",
     }
     assert (published / "assets").is_dir()
+
+
+def test_a_run_that_is_published_again_gives_the_same_files(published: Path, run: TrainingRun, tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    publish.publish(run, store, lambda _: None, ["tflite"])
+    again = store.path("mnist", 1)
+    names = {path.relative_to(again) for path in again.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(published) for path in published.rglob("*") if path.is_file()}
+    assert [str(name) for name in names if (again / name).read_bytes() != (published / name).read_bytes()] == []
 
 
 def test_the_manifest_describes_the_version(published: Path, run: TrainingRun) -> None:
@@ -70,6 +96,7 @@ def test_the_manifest_describes_the_version(published: Path, run: TrainingRun) -
     assert manifest.parity["probabilities"] < 1e-5
     assert manifest.made_with["tensorflow"] == tf.__version__
     assert (manifest.configuration, manifest.profile) == ("standard", "smoke")
+    assert manifest.created == run.started != ""
     assert manifests.changed_files(published, manifest) == []
 
 
@@ -88,6 +115,33 @@ def test_the_savedmodel_has_the_contract_s_signature(published: Path, run: Train
 def test_the_savedmodel_holds_weights_only(published: Path, run: TrainingRun) -> None:
     names = [name for name, _ in tf.train.list_variables(str(published / "variables" / "variables"))]
     assert not [name for name in names if "optimizer" in name or "momentum" in name]
+
+
+def test_the_onnx_graph_says_who_made_it_and_what_its_classes_are(published: Path) -> None:
+    graph = onnx.load(published / onnx_graph.LOCATION)
+    assert (graph.producer_name, graph.producer_version) == ("bookserve", version("bookserve"))
+    assert (graph.graph.name, graph.model_version) == ("mnist", 1)
+    told = onnxruntime.InferenceSession(published / onnx_graph.LOCATION).get_modelmeta().custom_metadata_map
+    assert json.loads(told.pop("labels")) == [str(digit) for digit in range(10)]
+    assert told == {
+        "model": "mnist",
+        "contract": "mnist/1",
+        "task": "image-classification",
+        "precision": "float32",
+        "converter": f"tf2onnx {version('tf2onnx')}",
+    }
+
+
+def test_our_server_serves_the_litert_file(published: Path, run: TrainingRun, tmp_path: Path) -> None:
+    images = run.examples()["images"][:3]
+    body = json.dumps({"inputs": images.tolist()})
+    expected = engines.onnx_graph(published / onnx_graph.LOCATION)({"images": images})
+    with server_starter(tmp_path) as start:
+        server = start(f"--model_root={published.parents[1]}", "--prefer_tflite_model")
+        answer = http_calls.post(server.rest_port, "/v1/models/mnist:predict", body).json()
+        assert http_calls.get(server.rest_port, "/v2/models/mnist").json()["platform"] == "tflite"
+    np.testing.assert_allclose(answer["outputs"]["probabilities"], expected["probabilities"], atol=1e-5)
+    assert answer["outputs"]["classes"] == expected["classes"].tolist()
 
 
 def test_the_onnx_graph_has_the_contract_s_names_and_a_free_batch(published: Path, run: TrainingRun) -> None:
@@ -127,9 +181,7 @@ def test_the_card_says_that_it_is_a_sample_and_how_good_it_is(published: Path, r
     assert "| in `images` | uint8 | [batch, 28, 28] |" in card
 
 
-def test_a_broken_onnx_graph_is_refused_and_nothing_is_published(
-    run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_onnx_graph_is_refused(run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert = onnx_graph.convert
 
     def convert_wrongly(servable: savedmodel.ServingModule, contract: Contract, path: Path) -> None:
@@ -141,8 +193,64 @@ def test_a_broken_onnx_graph_is_refused_and_nothing_is_published(
         onnx.save(graph, path)
 
     monkeypatch.setattr(onnx_graph, "convert", convert_wrongly)
+    with pytest.raises(ExportError, match=r"the ONNX graph differ in 'probabilities' by 0\.\d+, more than \d"):
+        run_graphs.make(job(run, tmp_path))
+
+
+def test_a_savedmodel_whose_variables_tensorflow_1_and_litert_lose_is_refused(
+    run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Keras's own variables, which wrap TensorFlow's: the converter takes them for empty ones.
+    monkeypatch.setattr(savedmodel, "read_variables", lambda network, _: list(network.variables))
+    with pytest.raises(ExportError, match=r"TensorFlow 1's loader refuses the rows: .* Could not find variable"):
+        run_graphs.make(job(run, tmp_path))
+    monkeypatch.setattr(engines, "saved_model_session", engines.saved_model)
+    with pytest.raises(ExportError, match="the SavedModel and the LiteRT file differ in 'probabilities'"):
+        run_graphs.make(job(run, tmp_path / "again"))
+
+
+def test_a_savedmodel_that_tensorflow_1_reads_otherwise_is_refused(
+    run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = engines.saved_model_session
+
+    def load_wrongly(folder: Path, signature: str) -> engines.Run:
+        answer = load(folder, signature)
+        return lambda rows: {name: values[::-1] for name, values in answer(rows).items()}
+
+    monkeypatch.setattr(engines, "saved_model_session", load_wrongly)
+    with pytest.raises(ExportError, match="the SavedModel and the SavedModel in TensorFlow 1's loader differ"):
+        run_graphs.make(job(run, tmp_path))
+
+
+def test_what_litert_lacks_is_told_and_refused_only_where_it_is_wanted(
+    run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lacking(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32, "x")])
+        def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"y": tf.math.digamma(x)}
+
+    module = Lacking()
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures={"serving_default": module.serve})
+
+    def convert(_: Path, signature: str, path: Path) -> engines.Run:
+        return convert_really(tmp_path / "saved", signature, path)
+
+    convert_really = tflite_graph.convert
+    monkeypatch.setattr(tflite_graph, "convert", convert)
+    told = run_graphs.make(job(run, tmp_path / "told"))
+    assert told["notes"] == ["not tried in LiteRT: LiteRT lacks TensorFlow's operation Digamma, as this model has it"]
+    with pytest.raises(ExportError, match="no LiteRT file can be made: LiteRT lacks TensorFlow's operation Digamma"):
+        run_graphs.make(job(run, tmp_path / "wanted", "tflite"))
+
+
+def test_a_child_that_fails_publishes_nothing(
+    run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "_GRAPHS", "bookserve.export.run_graphs_that_are_not:make")
     store = ModelStore(tmp_path)
-    with pytest.raises(ExportError, match=r"differ in 'probabilities' by 0\.\d+, more than \d"):
+    with pytest.raises(ExportError, match="mnist: ModuleNotFoundError: No module named"):
         publish.publish(run, store, lambda _: None)
     assert store.models() == []
     assert list((tmp_path / "mnist").iterdir()) == []

@@ -39,8 +39,20 @@ def test_train_all_ends_with_a_table_and_fills_the_store(tmp_path: Path) -> None
     assert cells[2].startswith("accuracy 0.")
     assert cells[3] == "0.993"
     assert cells[5] == "1, 2 (int8)"
-    assert "\nmnist  1        standard  smoke    sample  accuracy" in invoke("models", "list", *folders[:2]).output
+    listed = invoke("models", "list", *folders[:2]).output
+    assert "\nmnist  1        float32    standard  smoke    sample  accuracy" in listed
+    assert "\nmnist  2        int8       standard  smoke    sample  accuracy" in listed
     assert "all as published" in invoke("models", "show", "mnist", *folders[:2]).output
+
+
+@pytest.mark.slow
+def test_a_float16_graph_that_would_not_be_smaller_is_no_failure(tmp_path: Path) -> None:
+    folders = ["--models-dir", tmp_path / "models", "--runs-dir", tmp_path / "runs"]
+    result = invoke("train-all", "linear", "--profile=smoke", "--precision=float16", *folders)
+    assert result.exit_code == 0, result.output
+    assert "linear: a float16 graph would not be smaller: " in result.output
+    assert "1 (float16 does not" in result.output
+    assert [path.name for path in (tmp_path / "models/linear").iterdir() if path.name.isdigit()] == ["1"]
 
 
 @pytest.mark.usefixtures("tiny_mnist")
@@ -49,9 +61,13 @@ def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
     trained = invoke("train", "mnist", "--profile=smoke", "--data=sample", "--seed=4", *runs)
     assert trained.exit_code == 0, trained.output
     assert "mnist: test accuracy 0." in trained.output
-    exported = invoke("export", "mnist", *runs, *models)
+    exported = invoke("export", "mnist", "--formats=tflite", "--precision=float16", *runs, *models)
     assert exported.exit_code == 0, exported.output
+    assert (tmp_path / "models/mnist/1/assets.extra/model.tflite").is_file()
     assert "seed 4" in invoke("models", "show", "mnist", "1", *models).output
+    shown = invoke("models", "show", "mnist", "2", *models).output
+    assert "float16   float16 of version 1" in shown
+    assert "float16   largest differences on 60 rows: probabilities" in shown
 
 
 @pytest.fixture

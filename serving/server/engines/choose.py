@@ -8,6 +8,8 @@ from pathlib import Path
 from bookserve.serving.server.engines.engine import Engine, EngineOptions
 from bookserve.serving.server.types.errors import failed_precondition
 
+_ONNX = ("assets.extra/model.onnx", "model.onnx")
+_TFLITE = ("model.tflite", "assets.extra/model.tflite")  # the first as TensorFlow Serving has it
 # Formats that no engine runs, and that `bookserve models add` converts.
 _TO_BE_CONVERTED = (".keras", ".h5", ".hdf5", ".pt", ".pth", ".pt2", ".joblib", ".pkl", ".pickle", ".cbm", ".ubj")
 _MOST_NAMES = 8  # of files, in a message
@@ -15,8 +17,7 @@ _MOST_NAMES = 8  # of files, in a message
 
 def runs_in_the_server(version_path: Path, options: EngineOptions) -> bool:
     """Whether the engine of that version runs in the process that loads it, and could end it."""
-    graphs = ["assets.extra/model.onnx", "model.onnx"] + ["model.tflite"] * options.prefer_tflite
-    return any((version_path / graph).is_file() for graph in graphs)
+    return any((version_path / graph).is_file() for graph in (*_ONNX, *(_TFLITE if options.prefer_tflite else ())))
 
 
 def load(version_path: Path, options: EngineOptions) -> Engine:
@@ -24,15 +25,16 @@ def load(version_path: Path, options: EngineOptions) -> Engine:
 
     Raises ServingError (FAILED_PRECONDITION) when no engine can serve the folder.
     """
-    if options.prefer_tflite and (version_path / "model.tflite").is_file():
+    tflite = _first(version_path, _TFLITE) if options.prefer_tflite else None
+    if tflite is not None:
         from bookserve.serving.server.engines.tflite_engine import TfliteEngine
 
-        return TfliteEngine(version_path / "model.tflite", options)
-    for candidate in (version_path / "assets.extra" / "model.onnx", version_path / "model.onnx"):
-        if candidate.is_file():
-            from bookserve.serving.server.engines.onnx_engine import OnnxEngine
+        return TfliteEngine(tflite, options)
+    onnx = _first(version_path, _ONNX)
+    if onnx is not None:
+        from bookserve.serving.server.engines.onnx_engine import OnnxEngine
 
-            return OnnxEngine(candidate, version_path / "saved_model.pb", options)
+        return OnnxEngine(onnx, version_path / "saved_model.pb", options)
     if (version_path / "saved_model.pb").is_file():
         from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
 
@@ -40,10 +42,14 @@ def load(version_path: Path, options: EngineOptions) -> Engine:
     raise failed_precondition(f"{version_path} holds no model: {_found(version_path)}")
 
 
+def _first(version_path: Path, graphs: tuple[str, ...]) -> Path | None:
+    return next((version_path / graph for graph in graphs if (version_path / graph).is_file()), None)
+
+
 def _found(version_path: Path) -> str:
     """What is there instead, and what to do about it."""
     names = sorted(path.name for path in version_path.iterdir())
-    if "model.tflite" in names:
+    if _first(version_path, _TFLITE) is not None:
         return "it has a model.tflite, which is served with --prefer_tflite_model"
     for name in names:
         suffix = Path(name).suffix.lower()

@@ -97,7 +97,10 @@ def missing(policy: Policy, available: Collection[int]) -> set[int]:
     return set(policy.versions - set(available)) if isinstance(policy, Specific) else set()
 
 
-_OF_A_VERSION = ("saved_model.pb", "saved_model.pbtxt", "model.onnx", "assets.extra/model.onnx", "model.tflite")
+_OF_A_VERSION = (
+    *("saved_model.pb", "saved_model.pbtxt", "model.onnx", "assets.extra/model.onnx"),
+    *("model.tflite", "assets.extra/model.tflite"),
+)
 
 
 def why_none(base_path: Path) -> str:

@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,10 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bookserve.export import manifest as manifests
 from bookserve.export.contracts import Tensor
+from bookserve.export.errors import StoreError
 from bookserve.export.life import compare
 from bookserve.export.store import ModelStore
 
 Invoke = Callable[..., Result]
+TFLITE = Path(__file__).parents[2] / "serving/server/models/crashing.tflite"  # of tflite-micro, see test_trial.py there
 
 
 def test_two_versions_differ_in_figures_and_graph(store: ModelStore, invoke: Invoke) -> None:
@@ -69,6 +72,21 @@ def test_another_contract_and_other_operations_are_told(store: ModelStore) -> No
     lines = list(compare.lines(told))
     assert "operations  assets.extra/model.onnx: Constant 0 -> 2" in lines
     assert "files       assets.extra/report/card.md: gone, 8 bytes" in lines
+
+
+@pytest.mark.parametrize("name", ["model.tflite", "assets.extra/model.tflite"])
+def test_operations_of_a_litert_file_are_told(store: ModelStore, name: str) -> None:
+    folder = store.path("score", 2)
+    shutil.copyfile(TFLITE, folder / name)
+    told = compare.compare(store.path("score", 1), folder)
+    counts = {"FULLY_CONNECTED": [None, 5], "QUANTIZE": [None, 2], "SOFTMAX": [None, 1], "SVDF": [None, 7]}
+    assert told["operations"] == {name: counts}
+    (folder / name).write_bytes(TFLITE.read_bytes()[:2000])
+    with pytest.raises(StoreError, match=r"model\.tflite cannot be read: it is damaged"):
+        compare.compare(store.path("score", 1), folder)
+    (folder / name).write_bytes(b"text that is no LiteRT file")
+    with pytest.raises(StoreError, match=r"model\.tflite cannot be read: it is no LiteRT file"):
+        compare.compare(store.path("score", 1), folder)
 
 
 def test_a_version_without_a_manifest_is_read_from_its_graph(store: ModelStore) -> None:

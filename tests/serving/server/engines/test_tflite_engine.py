@@ -9,6 +9,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
 
+from bookserve.export import graph_contract
 from bookserve.export.converters import tflite_file
 from bookserve.export.converters.source import Wishes
 from bookserve.export.errors import ExportError
@@ -72,6 +73,22 @@ def test_a_model_without_signatures_is_served_by_its_tensor_names(tmp_path: Path
     (x,), (y,) = signature.inputs, signature.outputs
     (answer,) = engine.run(signature, {x: np.zeros((1, 3), np.float32)}, [y])
     assert answer.tolist() == [[1, 1, 1]]
+
+
+def test_the_file_may_lie_in_assets_extra_where_export_puts_it(tmp_path: Path, flatbuffer: bytes) -> None:
+    folder = write_scale_model(tmp_path / "scale", 1, 5.0)
+    (folder / "assets.extra").mkdir()
+    (folder / "assets.extra/model.tflite").write_bytes(flatbuffer)
+    assert choose.load(folder, OPTIONS).name == "tflite"
+    assert choose.load(folder, EngineOptions()).name == "onnx"
+    (folder / "model.onnx").unlink()
+    assert choose.runs_in_the_server(folder, OPTIONS)
+    assert not choose.runs_in_the_server(folder, EngineOptions())
+    (read,) = graph_contract.of_version(folder, "scale", None).inputs
+    assert (read.name, read.dtype, read.shape) == ("x", "float32", (None, 3))
+    (folder / "model.tflite").write_bytes(b"no flatbuffer, and first in turn")
+    with pytest.raises(ServingError, match=r"1/model\.tflite does not load"):
+        choose.load(folder, OPTIONS)
 
 
 def test_the_file_is_taken_only_when_asked_for(tmp_path: Path, flatbuffer: bytes) -> None:
@@ -246,6 +263,7 @@ def test_operations_that_are_missing_are_named(tmp_path: Path, bare: bytes, oper
     ("names", "message"),
     [
         (["model.tflite"], "--prefer_tflite_model"),
+        (["assets.extra/model.tflite"], "--prefer_tflite_model"),
         (["digits.onnx"], r"digits\.onnx: rename it to model\.onnx"),
         (["net.keras"], r"`bookserve models add digits .*net\.keras`"),
         (["net.h5"], "models add digits"),

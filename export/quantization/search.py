@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bookserve.export import figures, rates
+from bookserve.export import figures
 from bookserve.export.engines import Run, onnx_graph
 from bookserve.export.errors import ExportError, NoGainError
 from bookserve.export.figures import Comparison, Figure, Rows
-from bookserve.export.int8_demands import Demands
-from bookserve.export.quantization import DYNAMIC, Quantizer, Recipe, batches, in_float, static_recipes
-from bookserve.export.rates import Rate
+from bookserve.export.quantization import rates
+from bookserve.export.quantization.demands import Demands
+from bookserve.export.quantization.int8_graph import DYNAMIC, Quantizer, Recipe, batches, in_float, static_recipes
+from bookserve.export.quantization.rates import Rate
 
 Array = npt.NDArray[Any]
 _ROWS_AT_ONCE = 64

@@ -3,25 +3,26 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import numpy as np
+import onnx
 
-from bookserve.export import contracts, example_inputs, golden, warmup
+from bookserve.export import contracts, example_inputs, golden, onnx_metadata, warmup
 from bookserve.export.contracts import Contract
 from bookserve.export.engines import onnx_graph
 from bookserve.export.errors import ExportError
 from bookserve.export.figures import Figure, Rows
-from bookserve.export.int8_demands import Demands
 from bookserve.export.manifest import Quantization
 from bookserve.export.parity import LOCATION
-from bookserve.export.quantization_search import Found, Search, Source
+from bookserve.export.quantization.demands import Demands
+from bookserve.export.quantization.search import Found, Search, Source
 
 EXAMPLE = "assets.extra/example.json"  # inside the version folder: the body of a REST request
-_LIBRARIES = ("bookserve", "numpy", "onnx", "onnxruntime")
+LIBRARIES = ("bookserve", "numpy", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def make(
     with tempfile.TemporaryDirectory(prefix="bookserve-") as scratch:
         source = Source(graph, fixed_batch(contract))
         found = Search(source, calibration, held_out, figure, demands, Path(scratch), say).found()
-        target.write_bytes(found.path.read_bytes())
+        quantised = onnx.load(found.path)
+        onnx_metadata.write(quantised, contract, "int8")
+        target.write_bytes(quantised.SerializeToString(deterministic=True))
     first = {name: array[:1] for name, array in held_out.items()}
     answer = onnx_graph(target)(first)
     contract = replace(contract, example=golden.example(contract, first, answer))
@@ -76,7 +79,7 @@ def make(
         contract,
         _record(found, version, calibration, demands, sizes),
         found.differences,
-        {name: installed_version(name) for name in _LIBRARIES},
+        installed(LIBRARIES),
     )
 
 
@@ -119,6 +122,11 @@ def _record(found: Found, version: int, calibration: Rows, demands: Demands, siz
         },
         processor=processor(),
     )
+
+
+def installed(libraries: Sequence[str]) -> dict[str, str]:
+    """Library -> its version here."""
+    return {name: installed_version(name) for name in libraries}
 
 
 def processor() -> str:

@@ -12,16 +12,17 @@ import small_networks
 from onnx import numpy_helper
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
-from bookserve.export import figures, quantization, rates
+from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError, NoGainError
-from bookserve.export.int8_demands import Demands
-from bookserve.export.quantization import DYNAMIC, PRODUCTS, Quantizer, Recipe
-from bookserve.export.quantization_search import Found, Search, Source
+from bookserve.export.quantization import int8_graph, rates
+from bookserve.export.quantization.demands import Demands
+from bookserve.export.quantization.int8_graph import DYNAMIC, PRODUCTS, Quantizer, Recipe
+from bookserve.export.quantization.search import Found, Search, Source
 from bookserve.serving.server.engines.onnx_rows import walk
 from bookserve.serving.wire.onnx_graph_pb2 import ModelProto
 
-STATIC = Recipe("minmax", (*PRODUCTS, *quantization.BETWEEN))
+STATIC = Recipe("minmax", (*PRODUCTS, *int8_graph.BETWEEN))
 POINTS = Contract(
     "height", 1, (Tensor("x", "float32", (None, 48)),), (Tensor("y", "float32", (None, 1)),), task="regression"
 )
@@ -80,7 +81,7 @@ def test_a_dynamic_graph_mixes_rows_so_that_clients_do_not_share_a_run(dense: Pa
 def test_the_same_rows_give_the_same_bytes_in_every_process(dense: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", rows()["x"])
     program = (
-        "import sys, numpy as np; from pathlib import Path; from bookserve.export.quantization import *\n"
+        "import sys, numpy as np; from pathlib import Path; from bookserve.export.quantization.int8_graph import *\n"
         "source, folder = Path(sys.argv[1]), Path(sys.argv[2])\n"
         "quantizer = Quantizer(source, {'x': np.load(folder / 'rows.npy')}, folder)\n"
         "for name in CALIBRATIONS: quantizer.make(Recipe(name, (*PRODUCTS, *BETWEEN)), folder / f'{name}.int8')\n"

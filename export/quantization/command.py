@@ -4,13 +4,15 @@ from pathlib import Path
 
 import click
 
-from bookserve.export import quantize as quantizing
 from bookserve.export.confined import Limits
 from bookserve.export.errors import ExportError
-from bookserve.export.int8_demands import METHODS, Demands
 from bookserve.export.options import max_memory_option, models_dir_option
+from bookserve.export.quantization import float16
+from bookserve.export.quantization import quantize as quantizing
+from bookserve.export.quantization.demands import METHODS, Demands
 from bookserve.export.store import ModelStore
 
+PRECISIONS = ("int8", "float16")
 method_option = click.option(
     "--method",
     type=click.Choice(METHODS),
@@ -45,10 +47,18 @@ calibration_rows_option = click.option(
 @click.argument("name")
 @click.argument("version", type=click.IntRange(min=1), required=False)
 @click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=PRECISIONS[0],
+    show_default=True,
+    help="int8: for CPUs, with a figure. float16: for GPUs, half the size; the other options are for int8.",
+)
+@click.option(
     "--data",
     type=click.Path(path_type=Path),
-    required=True,
-    help="Rows: .npz with an array for each input, or .npy for one. Those that do not calibrate are for the figure.",
+    default=None,
+    help="Rows: .npz with an array for each input, or .npy for one. Those that do not calibrate are for the figure. "
+    "float16 is compared on them, or else on random rows.",
 )
 @click.option(
     "--targets",
@@ -69,7 +79,8 @@ calibration_rows_option = click.option(
 def quantize(
     name: str,
     version: int | None,
-    data: Path,
+    precision: str,
+    data: Path | None,
     targets: str | None,
     method: str,
     max_loss: float,
@@ -81,13 +92,23 @@ def quantize(
 ) -> None:
     """Make the next version of NAME with an int8 graph, smaller and faster than the float graph of VERSION.
 
-    VERSION is by default the newest one that is not int8. Only ONNX graphs are quantised. Figure, size and speed of
+    VERSION is by default the newest one that is float32. Only ONNX graphs are quantised. Figure, size and speed of
     both graphs are measured, and stand in the manifest and the model card. A graph that loses more than --max-loss, or
     is not faster, is not published: the command ends with status 1 then.
+
+    With --precision float16 the graph is float16, but for inputs and outputs. It is published if its answers are near
+    enough to the float32 graph's, on the CPU; figure and speed are not measured.
     """
+    if precision == "int8" and data is None:
+        raise click.UsageError("--precision int8 needs --data: rows that calibrate and rows for the figure")
+    if precision == "float16" and targets is not None:
+        raise click.UsageError("--targets is for --precision int8")
     wishes = quantizing.Wishes(targets, calibration_rows, Demands(method, max_loss, min_speed_up))
     limits = Limits(max_seconds, max_memory << 20)
     try:
-        quantizing.quantize(ModelStore(models_dir), name, version, data, wishes, limits, click.echo)
+        if data is None or precision == "float16":
+            float16.halve(ModelStore(models_dir), name, version, data, limits, click.echo)
+        else:
+            quantizing.quantize(ModelStore(models_dir), name, version, data, wishes, limits, click.echo)
     except ExportError as error:
         raise click.ClickException(str(error)) from error

@@ -11,8 +11,8 @@ from bookserve.export import contracts, example_inputs, figures
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
 from bookserve.export.figures import Figure, Rows
-from bookserve.export.int8_demands import Demands
-from bookserve.export.int8_version import fixed_batch, make
+from bookserve.export.quantization.demands import Demands
+from bookserve.export.quantization.int8_version import fixed_batch, make
 
 TARGETS = ("targets", "labels")  # the arrays of the data file that are taken for targets, where nobody names one
 _LEAST = 20  # rows of a data file, of which half are held out

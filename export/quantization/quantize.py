@@ -3,10 +3,8 @@
 What is published appears whole or not at all; a graph that does not gain is not published.
 """
 
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,14 +13,14 @@ import numpy as np
 from bookserve.export import card, confined, contracts, description, manifest
 from bookserve.export.errors import ConfinedError, ExportError, StoreError
 from bookserve.export.figures import Measurement, Rows
-from bookserve.export.int8_demands import Demands
 from bookserve.export.manifest import Manifest, Quantization
+from bookserve.export.quantization import source_version
+from bookserve.export.quantization.demands import Demands
+from bookserve.export.quantization.source_version import SourceVersion
 from bookserve.export.store import ModelStore
 
 PRECISION = "int8"
-_TRIAL = "bookserve.export.quantization_trial:run"
-_GRAPHS = ("assets.extra/model.onnx", "model.onnx")
-CARD = "assets.extra/report/card.md"
+_TRIAL = "bookserve.export.quantization.trial:run"
 
 
 @dataclass(frozen=True)
@@ -32,16 +30,6 @@ class Wishes:
     targets: str | None = None
     calibration_rows: int = 1_000
     demands: Demands = field(default_factory=Demands)
-
-
-@dataclass(frozen=True)
-class FloatVersion:
-    """The version that is quantised: its number, folder, graph, and manifest if it has one."""
-
-    number: int
-    folder: Path
-    graph: Path
-    described: Manifest | None
 
 
 def quantize(
@@ -65,7 +53,7 @@ def quantize(
     if missing:
         raise ExportError(f"quantisation needs the package '{missing[0]}': pip install 'bookserve[convert]'")
     try:
-        source = float_version(store, model, version)
+        source = source_version.find(store, model, version)
         with store.staging(model) as staged:
             contract = None if source.described is None else source.described.contract
             job = {
@@ -116,12 +104,12 @@ def from_rows(
     Raises:
         ExportError: as `quantize`; NoGainError where no int8 graph is worth it.
     """
-    from bookserve.export import int8_version
+    from bookserve.export.quantization import int8_version
 
     figure = measurement.figure
     calibration = drawn(measurement.calibration, calibration_rows)
     try:
-        source = float_version(store, model, version)
+        source = source_version.find(store, model, version)
         if source.described is None:
             raise ExportError(f"{model} version {version} has no manifest")
         with store.staging(model) as staged:
@@ -151,38 +139,10 @@ def drawn(rows: Rows, count: int) -> Rows:
     return {name: array[places] for name, array in rows.items()}
 
 
-def float_version(store: ModelStore, model: str, version: int | None) -> FloatVersion:
-    """The version to quantise.
-
-    Raises:
-        StoreError: there is none, or its manifest is damaged.
-        ExportError: it has no ONNX graph, or is int8 already.
-    """
-    if version is None:
-        store.path(model)
-        version = next((n for n in reversed(store.versions(model)) if _precision(store, model, n) != PRECISION), None)
-        if version is None:
-            raise ExportError(f"{model} has no version with a float graph")
-    folder = store.path(model, version)
-    graph = next((folder / name for name in _GRAPHS if (folder / name).is_file()), None)
-    if graph is None:
-        raise ExportError(f"{model} version {version} has no ONNX graph, which is what is quantised: {folder}")
-    if _precision(store, model, version) == PRECISION:
-        raise ExportError(f"{model} version {version} is int8 already")
-    described = store.manifest(model, version) if (folder / manifest.LOCATION).is_file() else None
-    return FloatVersion(version, folder, graph, described)
-
-
-def _precision(store: ModelStore, model: str, version: int) -> str:
-    if not (store.path(model, version) / manifest.LOCATION).is_file():
-        return ""
-    return store.manifest(model, version).precision
-
-
 def publish(
     store: ModelStore,
     staged: Path,
-    source: FloatVersion,
+    source: SourceVersion,
     contract: contracts.Contract,
     quantization: Quantization,
     parity: dict[str, float],
@@ -194,33 +154,16 @@ def publish(
     Raises:
         StoreError, OSError: the store cannot be written.
     """
-    if (source.folder / "assets").is_dir():
-        shutil.copytree(source.folder / "assets", staged / "assets")
-    before = source.described
-    (staged / CARD).parent.mkdir(exist_ok=True)
-    (staged / CARD).write_text(_card(source, contract, quantization), encoding="utf-8")
+    source_version.copy_assets(source, staged)
+    source_version.write_card(source, staged, _card(source, contract, quantization))
     files = manifest.digests(staged)
 
     def describe(number: int) -> Manifest:
-        return Manifest(
-            model=contract.model,
-            version=number,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            contract=contract,
-            parity=parity,
-            files=files,
-            made_with=({} if before is None else before.made_with) | made_with,
-            metrics={"test": {quantization.figure: quantization.int8, "rows": float(quantization.rows)}},
-            data=None if before is None else before.data,
-            profile="" if before is None else before.profile,
-            seed=None if before is None else before.seed,
-            configuration="" if before is None else before.configuration,
-            # A dynamic graph takes its scales from all rows of a run, whatever was said of the float graph.
-            rows_independent=before.rows_independent if before and quantization.method == "static" else None,
-            precision=PRECISION,
-            source=None if before is None else before.source,
-            quantization=quantization,
-        )
+        made = source_version.derived(source, contract, number, PRECISION, parity, files, made_with)
+        # A dynamic graph takes its scales from all rows of a run, whatever was said of the float graph.
+        rows_independent = made.rows_independent if quantization.method == "static" else None
+        metrics = {"test": {quantization.figure: quantization.int8, "rows": float(quantization.rows)}}
+        return replace(made, metrics=metrics, rows_independent=rows_independent, quantization=quantization)
 
     published = store.publish(contract.model, staged, describe)
     for line in description.quantization(quantization):
@@ -229,18 +172,11 @@ def publish(
     return published
 
 
-def _card(source: FloatVersion, contract: contracts.Contract, found: Quantization) -> str:
-    """The model card: what the quantisation did, then the card of the float version."""
+def _card(source: SourceVersion, contract: contracts.Contract, found: Quantization) -> list[str]:
+    """The beginning of the model card: what the quantisation did."""
     text = [f"# {contract.model}, int8", "", f"Version {source.number} with int8 weights and activations.", ""]
     text += [f"- {line}" for line in description.quantization(found)]
     text += [f"- measured on {found.processor}", ""]
     if found.method == "dynamic":
         text += ["Scales are taken from all rows of a run: requests of different clients do not share a run.", ""]
-    text += ["| tensor | type | shape |", "|---|---|---|"]
-    text += [card.row("in", tensor) for tensor in contract.inputs]
-    text += [card.row("out", tensor) for tensor in contract.outputs]
-    text.append("")
-    before = source.folder / CARD
-    if before.is_file():
-        text += [f"What follows is the card of version {source.number}.", "", before.read_text(encoding="utf-8")]
-    return "\n".join(text)
+    return [*text, *card.table(contract), ""]

@@ -77,7 +77,7 @@ class Quantizer:
         self._ranges: dict[str, Any] = {}
         self._prepared = scratch / "prepared.onnx"
         whole = scratch / "whole.onnx"
-        onnx.save(_load(source), whole)  # with its external data inside
+        onnx.save(load(source), whole)  # with its external data inside
         try:
             # Batch normalisation goes into the weights, constants are computed, every tensor gets its shape.
             with _quiet():
@@ -209,7 +209,12 @@ class _Once(CalibrationDataReader):  # type: ignore[misc]
         return self._left.pop() if self._left else None
 
 
-def _load(source: Path) -> onnx.ModelProto:
+def load(source: Path) -> onnx.ModelProto:
+    """The float graph in a file, with its external data inside.
+
+    Raises:
+        ExportError: it cannot be read, is quantised already, or is too large.
+    """
     try:
         graph = onnx.load(source)
     except Exception as error:  # protobuf's errors and onnx's own share no base class

@@ -1,0 +1,49 @@
+// The address that reproduces an input: "#try=" and the input as JSON. Back and forward go through the inputs.
+//
+// What is behind "#" stays in the browser. An input without a short form, such as a photograph, is not kept.
+
+const MARK = "#try=";
+const LONGEST = 8_000; // characters
+const SETTLED = 1_000; // milliseconds; inputs that follow each other faster are one entry of the history
+
+let first = true;
+let last = 0;
+let restoring = false;
+
+// The input in the address, or null.
+export function recall() {
+  if (!location.hash.startsWith(MARK)) return null;
+  try {
+    return JSON.parse(decodeURIComponent(location.hash.slice(MARK.length)));
+  } catch {
+    return null;
+  }
+}
+
+// The page asks with this input now. What it asks by itself when it is loaded leaves the address as it is.
+export function remember(input) {
+  const text = input === null ? "" : `${MARK}${encodeURIComponent(JSON.stringify(input))}`;
+  const hash = text.length > LONGEST ? "" : text;
+  const silent = first || restoring || hash === location.hash;
+  first = false;
+  if (silent) return;
+  const address = location.pathname + location.search + hash;
+  const now = performance.now();
+  if (now - last < SETTLED) history.replaceState(null, "", address);
+  else history.pushState(null, "", address);
+  last = now;
+}
+
+// Calls `restore` with the input of the address, null for none, when the person goes back or forward.
+export function followAddress(restore) {
+  addEventListener("popstate", () => {
+    if (location.hash && !location.hash.startsWith(MARK)) return; // a place on the page
+    restoring = true;
+    try {
+      restore(recall());
+    } finally {
+      restoring = false;
+    }
+    last = 0;
+  });
+}

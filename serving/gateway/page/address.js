@@ -7,7 +7,7 @@ const LONGEST = 8_000; // characters
 const SETTLED = 1_000; // milliseconds; inputs that follow each other faster are one entry of the history
 
 let first = true;
-let last = 0;
+let last = -Infinity; // when the newest entry was made
 let restoring = false;
 
 // The input in the address, or null.
@@ -44,6 +44,6 @@ export function followAddress(restore) {
     } finally {
       restoring = false;
     }
-    last = 0;
+    last = -Infinity;
   });
 }

@@ -24,7 +24,7 @@ export class Programs {
 
   add(id, title) {
     const tab = make("button", { type: "button", role: "tab", id: `code-tab-${id}`, "aria-controls": `code-panel-${id}` }, title);
-    const text = make("pre", { id: `code-${id}`, tabindex: "0", role: "region", "aria-label": title });
+    const text = make("pre", { id: `code-${id}`, tabindex: "0", role: "group", "aria-label": title });
     const copy = make("button", { type: "button", class: "copy" }, "Copy");
     const hint = make("p", { class: "hint" }, HINTS[id] ?? "");
     const panel = make("div", { role: "tabpanel", id: `code-panel-${id}`, "aria-labelledby": tab.id }, hint, text, copy);

@@ -60,13 +60,13 @@ class Operation {
   addBody() {
     this.body = make("textarea", { rows: "4", spellcheck: "false", "aria-label": "JSON body" });
     this.body.value = JSON.stringify(this.example);
-    const schema = make("details", {}, make("summary", {}, "Schema of the body"), make("pre", { tabindex: "0", role: "region", "aria-label": "Schema" }, pretty(this.schema)));
+    const schema = make("details", {}, make("summary", {}, "Schema of the body"), make("pre", { tabindex: "0", role: "group", "aria-label": "Schema" }, pretty(this.schema)));
     this.form.append(make("label", { class: "field" }, "JSON body", this.body), schema);
   }
 
   addTry() {
-    this.curl = make("pre", { class: "curl", tabindex: "0", role: "region", "aria-label": "As a command" });
-    this.answer = make("pre", { class: "answer", "aria-live": "polite", tabindex: "0", role: "region", "aria-label": "Answer" });
+    this.curl = make("pre", { class: "curl", tabindex: "0", role: "group", "aria-label": "As a command" });
+    this.answer = make("pre", { class: "answer", "aria-live": "polite", tabindex: "0", role: "group", "aria-label": "Answer" });
     this.answer.hidden = true;
     this.form.append(this.curl, make("div", { class: "buttons" }, make("button", { type: "submit" }, "Try it")));
     this.panel.append(this.answer);

@@ -27,5 +27,5 @@ export function table(caption, head, rows) {
   const columns = make("tr", {}, ...head.map((text) => make("th", { scope: "col" }, text)));
   const lines = rows.map(([first, ...others]) => make("tr", {}, make("th", { scope: "row" }, first), ...others.map((cell) => make("td", {}, cell))));
   const made = make("table", { class: "grid" }, make("caption", {}, caption), make("thead", {}, columns), make("tbody", {}, ...lines));
-  return make("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": caption }, made);
+  return make("div", { class: "scrolls", tabindex: "0", role: "group", "aria-label": caption }, made);
 }

@@ -51,7 +51,7 @@ function alike(metrics) {
 function int8({ figure: name, float32, int8: small, difference, interval, rows, version }) {
   const sure = interval?.length === 2 ? `, 95 % interval ${figure(interval[0])} to ${figure(interval[1])}` : "";
   const text = `The int8 graph of version ${version}, on ${rows} rows: the difference is ${figure(difference)}${sure}.`;
-  return [table("int8 beside float32", ["", "float32", "int8"], [[words(name), figure(float32), figure(small)]]), make("p", { class: "hint" }, text)];
+  return [table("int8 beside float32", ["figure", "float32", "int8"], [[words(name), figure(float32), figure(small)]]), make("p", { class: "hint" }, text)];
 }
 
 export function showVersions({ version: answers, versions }) {
@@ -76,7 +76,7 @@ export function showVersions({ version: answers, versions }) {
   const differ = figures.filter(([name]) => name).length > 1;
   const cell = ([, values], name) => (values[name] === undefined ? "" : figure(values[name]));
   for (const name of names) rows.push([`${words(name)} (${split})`, ...figures.map((one) => cell(one, name))]);
-  const head = ["", ...shown.map(({ version }) => `version ${version}`)];
+  const head = ["fact", ...shown.map(({ version }) => `version ${version}`)];
   if (differ) {
     const [place, before] = figures.flatMap(([name], index) => (name ? [index] : []));
     head.push(`${shown[place].version} less ${shown[before].version}`);

@@ -15,10 +15,12 @@ const KINDS = [
 export function render(text) {
   const made = [];
   let lines = text.split(/\r?\n/);
+  let title = "";
   while (lines.length) {
     const [, take] = KINDS.find(([pattern]) => pattern.test(lines[0])) ?? [null, paragraph];
-    const [element, rest] = take(lines);
+    const [element, rest] = take(lines, title);
     if (element) made.push(element);
+    if (take === heading) title = element?.textContent ?? "";
     lines = rest;
   }
   return made;
@@ -40,7 +42,7 @@ const span = (lines, fits) => {
 function code(lines) {
   const end = 1 + span(lines.slice(1), (line) => !line.startsWith("```"));
   const text = lines.slice(1, end).join("\n");
-  return [make("pre", { tabindex: "0", role: "region", "aria-label": "Code" }, text), lines.slice(end + 1)];
+  return [make("pre", { tabindex: "0", role: "group", "aria-label": "Code" }, text), lines.slice(end + 1)];
 }
 
 // The page has a heading of the first level, and the card one of the second.
@@ -49,11 +51,11 @@ function heading([line, ...rest]) {
   return signs.length === 1 ? [null, rest] : [make("h3", {}, ...inline(text)), rest];
 }
 
-function grid(lines) {
+function grid(lines, title) {
   const end = span(lines, (line) => line.startsWith("|"));
   const cells = lines.slice(0, end).map((line) => line.replace(/^\||\|\s*$/g, "").split("|").map((cell) => cell.trim().replaceAll("`", "")));
   const [head, , ...rows] = cells;
-  return [table(head.filter(Boolean).join(", "), head, rows), lines.slice(end)];
+  return [table(title || "Table", head, rows), lines.slice(end)];
 }
 
 function list(lines) {

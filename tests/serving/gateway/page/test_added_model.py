@@ -1,0 +1,121 @@
+"""A model that `bookserve models add` made, on the page of a real gateway and model server: nothing was written for it.
+
+The programs that its page prints are run as they are printed.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from gateway_pages import gateway, open_page
+from model_servers import server_starter, write_scale_model
+
+BIN = Path(sys.executable).parent
+NOTICED = 5_000  # milliseconds, within which a page knows that something changed
+
+
+def publish(folder: Path, factor: float) -> None:
+    """Adds the next version of "score", which gives x times the factor."""
+    source = write_scale_model(folder / f"source-{factor}", 1, factor) / "model.onnx"
+    command = [BIN / "bookserve", "models", "add", "score", source, "--models-dir", folder / "models"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the folder "models", a store with "score" version 1."""
+    folder = tmp_path_factory.mktemp("added")
+    publish(folder, 2.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    """A gateway in front of a model server, over the store."""
+    with server_starter(folder) as start:
+        server = start(f"--model_root={folder / 'models'}", "--enable_metrics", "--file_system_poll_wait_seconds=0.2")
+        with gateway(server.target, folder, f"--model-server-rest={server.url}") as url:
+            yield url
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """The model's page, which has asked the contract's example."""
+    with open_page(browser, url, permissions=["clipboard-read", "clipboard-write"]) as page:
+        page.goto("/models/score")
+        expect(page.locator("#score-version")).to_contain_text("Answered by score version")
+        yield page
+
+
+def test_the_page_asks_the_example_of_the_contract_and_then_what_is_typed(page) -> None:
+    body = json.loads(page.locator("#score-body").input_value())
+    assert len(body["inputs"]["x"][0]) == 3
+    (row, *_) = json.loads(page.locator("#score-answer").text_content())
+    assert row["y"] == pytest.approx([2 * value for value in body["inputs"]["x"][0]], rel=1e-5)
+    page.locator("#score-body").fill('{"inputs": [[1, 2, 4]]}')
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#score-answer")).to_contain_text("8")
+    page.locator("#score-body").fill('{"inputs": [[1, 2]]}')
+    expect(page.locator("#score-answer")).to_have_text("")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#score-body")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#score-message")).to_contain_text("Please give the model's inputs, x: float32 [n,3].")
+
+
+def test_what_the_manifest_and_the_contract_say_is_shown(page) -> None:
+    expect(page.locator("#tensors tbody tr")).to_have_text(["xinfloat32[rows, 3]", "youtfloat32[rows, 3]"])
+    expect(page.locator("#versions")).to_contain_text("model.onnx (ONNX)")
+    expect(page.locator("#figures")).to_contain_text("The version has no figures.")
+
+
+NODE = pytest.mark.skipif(not shutil.which("node"), reason="no node on PATH")
+SLOW = [pytest.param("triton", marks=pytest.mark.slow), pytest.param("tfserving", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("program", ["curl", "python", "grpc", "rest", *SLOW, pytest.param("javascript", marks=NODE)])
+def test_each_program_runs_as_it_is_printed(page, tmp_path: Path, program: str) -> None:
+    page.locator("#score-body").fill('{"inputs": {"x": [[1.25, -2, 1000]]}}')
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#score-answer")).to_contain_text("2000")
+    page.locator(f"#code-tab-{program}").click()
+    page.locator("#code-panels").get_by_role("button", name="Copy").locator("visible=true").click()
+    expect(page.locator("#code-panels button:visible")).to_have_text("Copied")
+    text = page.evaluate("navigator.clipboard.readText()")
+    assert text == page.locator(f"#code-{program}").text_content()
+    commands = {"curl": ["sh", "-c", text], "rest": ["sh", "-c", text]}
+    if program == "javascript":
+        (tmp_path / "ask.mjs").write_text(text)
+        commands[program] = ["node", "ask.mjs"]
+    command = commands.get(program, [sys.executable, "-c", text])
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"-?[0-9][0-9.e+]*", done.stdout)
+    assert {2.5, -4.0, 2000.0} <= {float(number.rstrip(".")) for number in found}, done.stdout
+
+
+def test_the_last_minutes_are_those_of_the_model_server(page) -> None:
+    expect(page.locator("#live-facts")).to_be_visible()
+    facts = page.locator("#live-facts div")
+    expect(facts.filter(has_text="Latency, 99 % below").locator("dd")).to_have_text(re.compile(r"[0-9.]+ ms"))
+    assert int(facts.filter(has=page.get_by_text("Requests", exact=True)).locator("dd").text_content()) > 0
+
+
+def test_a_published_version_is_told_within_five_seconds_and_asked_on_demand(page, folder: Path) -> None:
+    page.locator("#score-body").fill('{"inputs": [[1, 2, 4]]}')
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#score-version")).to_contain_text("score version 1")
+    publish(folder, 3.0)
+    expect(page.locator("#health")).to_have_text("Version 2 answers", timeout=NOTICED)
+    expect(page.locator("#changed")).to_contain_text("The answer below is of version 1.")
+    expect(page.locator("#versions thead th")).to_have_text(["fact", "version 2", "version 1"])
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.locator("#score-version")).to_contain_text("score version 2")
+    expect(page.locator("#score-answer")).to_contain_text("12")
+    expect(page.locator("#changed")).to_be_hidden()

@@ -17,7 +17,8 @@ from stand_in_models import WORDS
 CHROMIUM = next((path for path in ("/usr/bin/chromium", shutil.which("chromium")) if path and Path(path).exists()), "")
 SEVEN = Path(__file__).resolve().parents[2] / "clients" / "examples" / "seven.png"
 _QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-_MILLISECONDS = 20_000  # until a page shows what a test expects
+_MILLISECONDS = 20_000  # until a page shows what a test expects, on a busy machine
+NOTICED = 5_000  # until a page shows that something changed, on an idle one
 
 
 @contextmanager

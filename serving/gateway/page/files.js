@@ -6,7 +6,7 @@ export function pngOf(canvas) {
   return new Blob([Uint8Array.from(letters, (letter) => letter.charCodeAt(0))], { type: "image/png" });
 }
 
-// A place where files are dropped, and a button that chooses one.
+// A place where files are dropped, and a button that chooses one. A picture may also be pasted anywhere on the page.
 export function takeFiles(target, input, take) {
   input.addEventListener("change", () => {
     if (input.files[0]) take(input.files[0]);
@@ -21,5 +21,10 @@ export function takeFiles(target, input, take) {
   target.addEventListener("drop", (event) => {
     if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
   });
+  document.addEventListener("paste", (event) => {
+    const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
+    if (!file) return;
+    event.preventDefault();
+    take(file);
+  });
 }
-

@@ -29,7 +29,7 @@ def load(page: Page, path: str) -> None:
     elif path == "/":
         expect(page.locator(".card")).to_have_count(11)
     else:
-        expect(page.locator("#card-content p")).to_be_visible()
+        expect(page.locator("#card-content p").first).to_be_visible()
         name = path.removeprefix("/models/")
         if name in ("mnist", "letters"):
             page.locator(f"#{name}-file").set_input_files(SEVEN)

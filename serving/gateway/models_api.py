@@ -48,9 +48,7 @@ class ModelsApi:
         @blueprint.get("/<name>/state")
         def show_state(name: str) -> Response:
             contract = self._known(name)
-            live = self._live.recent(name) if self._live else {"reason": _UNKNOWN_REST}
-            state = self._state(contract, self._models.readiness(contract))
-            return json_response({**state, "stored": self._stored(name), "live": live})
+            return json_response(self._now(contract))
 
         @blueprint.get("/<name>/versions/<int:version>/report/<picture>")
         def show_report_image(name: str, version: int, picture: str) -> Response:
@@ -93,6 +91,18 @@ class ModelsApi:
                 away = readiness
             found.append({**self._state(contract, readiness), **self._judged(name, readiness.version)})
         return found
+
+    def _now(self, contract: Contract) -> dict[str, Any]:
+        """What of a model may change from one moment to the next."""
+        name, readiness = contract.model, self._models.readiness(contract)
+        tracked = [] if readiness.away else self._models.statuses(name)
+        return {
+            **self._state(contract, readiness),
+            "stored": self._stored(name),
+            "loaded": [status.version for status in tracked if status.state == "AVAILABLE"],
+            "labels": self._store.labels(name) if self._store else {},
+            "live": self._live.recent(name) if self._live else {"reason": _UNKNOWN_REST},
+        }
 
     def _model(self, contract: Contract) -> dict[str, Any]:
         name, readiness = contract.model, self._models.readiness(contract)

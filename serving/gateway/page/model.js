@@ -3,17 +3,20 @@
 import { followAddress, recall } from "./address.js";
 import { ask, taskText } from "./api.js";
 import { Programs } from "./code.js";
+import { Comparison } from "./compare.js";
 import { element, figure, make } from "./dom.js";
 import { showCard, showFigures, showTensors, showVersions } from "./facts.js";
 import { startPanel } from "./panels/kinds.js";
 import { ASKED, DOUBT } from "./panel.js";
 import { now, poll, showHealth } from "./poll.js";
 
+const comparison = new Comparison();
 const name = document.body.dataset.model;
 const address = `/api/v1/models/${encodeURIComponent(name)}`;
 
 let started = null; // {panel, restore} of the model's panel
 let tensors = ""; // what the panel was made for
+let otherForm = false; // whether the version that answers needs another panel
 let seen = ""; // what the facts were made of
 let answered = 0; // the version of the answer that is shown
 let lostAt = "";
@@ -51,9 +54,11 @@ async function describe() {
     started = startPanel(model, element("panel"), recall());
     followAddress(started.restore);
   } else if (tensors !== shapeOf(model)) {
+    otherForm = true;
     const text = `Version ${model.version} takes or gives something else than the form below.`;
     changed(text, "Load its form", () => location.reload());
   }
+  comparison.offer(model);
   showFigures(model);
   showVersions(model);
   showTensors(model);
@@ -81,7 +86,7 @@ function showLive({ reason, seconds, requests, rate, errors, p50, p99 }) {
 }
 
 async function told(state) {
-  const { ready, version, reason, stored, live, away: gone } = state;
+  const { ready, version, reason, stored, loaded, labels, live, away: gone } = state;
   const back = lostAt && ready;
   if (ready) {
     lostAt = "";
@@ -95,13 +100,13 @@ async function told(state) {
     showHealth(false, gone ? "The model server does not answer" : "Not served now");
   }
   showLive(live);
-  const key = JSON.stringify([ready, version, stored]);
+  const key = JSON.stringify([ready, version, stored, loaded, labels]);
   if (key !== seen || !started) {
     await describe();
     seen = key;
   }
   if (back && started?.panel.failed) started.panel.again();
-  const newer = ready && answered && version !== answered && started && element("changed").dataset.text !== "form";
+  const newer = ready && answered && version !== answered && !otherForm;
   if (newer) changed(`Version ${version} answers now. The answer below is of version ${answered}.`, "Ask again", () => started.panel.again());
 }
 
@@ -121,5 +126,5 @@ const look = poll(`${address}/state`, (state) => told(state).catch(lost), lost);
 document.addEventListener(DOUBT, look);
 document.addEventListener(ASKED, ({ detail }) => {
   answered = detail.version;
-  changed("");
+  if (!otherForm) changed("");
 });

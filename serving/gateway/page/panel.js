@@ -50,19 +50,21 @@ export class Panel {
 
   // `body` becomes JSON. `input` is what the address keeps, from which the panel can ask the same again.
   ask(body, show, { path = `/api/v1/${this.name}`, input = body } = {}) {
-    const headers = { "Content-Type": "application/json" };
     remember(input);
-    return this.question((signal) => this.post(path, { body: JSON.stringify(body), headers, signal }), show, { path, body });
+    const options = { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
+    return this.question((signal) => this.post(path, { ...options, signal }), show, { path, body, options });
   }
 
   askPicture(picture, show, input = null) {
     remember(input);
-    return this.question((signal) => this.send(picture, signal), show, { file: "picture.png" });
+    const asked = this.upload(picture);
+    return this.question((signal) => this.post(asked.path, { ...asked.options, signal }), show, asked);
   }
 
   // A file that the browser shows as well: `draw` gets its pixels before it is sent.
   askFile(file, draw, show, input = null) {
     remember(input);
+    const asked = this.upload(file);
     const job = async (signal) => {
       const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => {
         throw new Fault("The browser cannot read this file as a picture. Please give PNG, JPEG, WebP or BMP.", { status: 400 });
@@ -70,9 +72,15 @@ export class Panel {
       signal.throwIfAborted();
       draw(bitmap);
       bitmap.close();
-      return this.send(file, signal);
+      return this.post(asked.path, { ...asked.options, signal });
     };
-    return this.question(job, show, { file: file.name || "picture.png" });
+    return this.question(job, show, asked);
+  }
+
+  upload(file) {
+    const body = new FormData();
+    body.append("file", file);
+    return { path: `/api/v1/${this.name}`, file: file.name || "picture.png", options: { body } };
   }
 
   async question(job, show, asked) {
@@ -89,15 +97,10 @@ export class Panel {
     } else {
       this.say("", `Answered by ${this.name} version ${value.version} in ${value.milliseconds} ms`);
       show(value.predictions);
-      const detail = { path: `/api/v1/${this.name}`, ...asked, version: value.version, predictions: value.predictions };
-      document.dispatchEvent(new CustomEvent(ASKED, { detail }));
+      // The same question to another version, for a comparison.
+      const repeat = (version, signal) => this.post(`${asked.path}?version=${version}`, { ...asked.options, signal });
+      document.dispatchEvent(new CustomEvent(ASKED, { detail: { ...asked, ...value, repeat } }));
     }
-  }
-
-  send(picture, signal) {
-    const body = new FormData();
-    body.append("file", picture);
-    return this.post(`/api/v1/${this.name}`, { body, signal });
   }
 
   async post(path, options) {

@@ -87,7 +87,9 @@ def test_request_ids_are_taken_only_when_harmless(client) -> None:
         )
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/nope", "/openapi.json", "/page/model.js", "/models/mnist", "/api/v1/models"])
+@pytest.mark.parametrize(
+    "path", ["/", "/healthz", "/nope", "/openapi.json", "/page/model.js", "/models/mnist", "/api/v1/models"]
+)
 def test_every_answer_has_the_security_headers(client, path) -> None:
     headers = client.get(path).headers
     assert headers["X-Content-Type-Options"] == "nosniff"

@@ -109,7 +109,7 @@ def test_the_store_tells_of_a_model_while_the_model_server_is_away(client, backe
 def test_the_state_has_what_is_published_and_why_nothing_is_measured(client, models_dir) -> None:
     (models_dir / "mnist" / "4").mkdir()
     state = client.get("/api/v1/models/mnist/state").get_json()
-    assert (state["ready"], state["version"], state["stored"]) == (True, 3, [4, 3])
+    assert (state["ready"], state["version"], state["stored"], state["loaded"]) == (True, 3, [4, 3], [3])
     assert "--model-server-rest" in state["live"]["reason"]
     assert client.get("/api/v1/models/nope/state").status_code == 404
 

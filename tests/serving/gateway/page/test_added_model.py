@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from bookserve.export.store import ModelStore
 from gateway_pages import gateway, open_page
 from model_servers import server_starter, write_scale_model
 
@@ -28,7 +30,7 @@ def publish(folder: Path, factor: float) -> None:
 
 
 def release(folder: Path) -> None:
-    """Makes the model of version 1 version 2 as well."""
+    """Makes what is in version 1 version 2 as well."""
     model = folder / "models" / "score"
     shutil.copytree(model / "1", model / "2.tmp").rename(model / "2")
 
@@ -127,3 +129,24 @@ def test_a_published_version_is_told_and_asked_on_demand(page, folder: Path) -> 
     page.get_by_role("button", name="Ask again").click()
     expect(page.locator("#score-version")).to_contain_text("score version 2")
     expect(page.locator("#changed")).to_be_hidden()
+
+
+@pytest.mark.slow
+def test_two_versions_are_asked_the_same_and_stand_side_by_side(browser: Browser, tmp_path: Path) -> None:
+    publish(tmp_path, 2.0)
+    publish(tmp_path, 3.0)
+    ModelStore(tmp_path / "models").label("score", "stable", 1)
+    with server_starter(tmp_path) as start:
+        server = start(f"--model_root={tmp_path / 'models'}")
+        with gateway(server.target, tmp_path) as url, open_page(browser, url) as page:
+            page.goto(f"/models/score#try={quote(json.dumps({'inputs': [[1, 2, 4]]}))}")
+            expect(page.locator("#score-version")).to_contain_text("score version 2")
+            page.get_by_label("Compare with").select_option(label="version 1 (stable)")
+            table = page.locator("#compare-content table")
+            expect(table.locator("thead th")).to_have_text(["value", "version 2", "version 1", "difference"])
+            expect(table.locator("tbody tr")).to_have_text(["y 132-1", "y 264-2", "y 3128-4"])
+            page.locator("#score-body").fill('{"inputs": [[10, 2, 4]]}')
+            page.get_by_role("button", name="Ask", exact=True).click()
+            expect(table.locator("tbody tr").first).to_have_text("y 13020-10")
+            page.get_by_label("Compare with").select_option(label="no other version")
+            expect(table).to_have_count(0)

@@ -1,5 +1,6 @@
 """Each kind of panel in a real Chromium, against a real gateway, whose model server is a stand-in."""
 
+import base64
 import io
 import re
 import sys
@@ -220,6 +221,19 @@ def test_a_picture_is_picked_and_one_is_chosen(page, tmp_path) -> None:
         {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"},
     )
     expect(page.locator("#cifar10-message")).to_contain_text("cannot read this file")
+
+
+def test_a_picture_is_pasted(page) -> None:
+    visit(page, "mnist", answered=False)
+    paste = """async (letters) => {
+      const bytes = Uint8Array.from(atob(letters), (letter) => letter.charCodeAt(0));
+      const data = new DataTransfer();
+      data.items.add(new File([bytes], "seven.png", { type: "image/png" }));
+      document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, cancelable: true }));
+    }"""
+    page.evaluate(paste, base64.b64encode(SEVEN.read_bytes()).decode())
+    expect(page.locator("#mnist-version")).to_contain_text("mnist version 3")
+    expect(page.locator("#code-curl")).to_contain_text("file=@seven.png")
 
 
 def test_a_photograph_of_any_size_is_sent(page) -> None:

@@ -1,7 +1,7 @@
 // Two versions on the same input: what another version says of what was asked last, beside the answer.
 
 import { Newest } from "./api.js";
-import { element, figure, make, table } from "./dom.js";
+import { element, figure, leaves, make, table } from "./dom.js";
 import { ASKED } from "./panel.js";
 
 const ROWS = 40; // of the table
@@ -45,12 +45,6 @@ export class Comparison {
     element("compare-content").replaceChildren(...content);
     element("compare-message").textContent = message;
   }
-}
-
-// Each value of a prediction by its place, such as "probabilities 7".
-function leaves(value, place = []) {
-  if (value === null || typeof value !== "object") return [[place.join(" "), value]];
-  return Object.entries(value).flatMap(([key, item]) => leaves(item, [...place, Array.isArray(value) ? Number(key) + 1 : key]));
 }
 
 function beside(first, one, second, other) {

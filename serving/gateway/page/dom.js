@@ -29,3 +29,9 @@ export function table(caption, head, rows) {
   const made = make("table", { class: "grid" }, make("caption", {}, caption), make("thead", {}, columns), make("tbody", {}, ...lines));
   return make("div", { class: "scrolls", tabindex: "0", role: "group", "aria-label": caption }, made);
 }
+
+// Each value of a prediction by its place, such as "probabilities 7".
+export function leaves(value, place = []) {
+  if (value === null || typeof value !== "object") return [[place.join(" "), value]];
+  return Object.entries(value).flatMap(([key, item]) => leaves(item, [...place, Array.isArray(value) ? Number(key) + 1 : key]));
+}

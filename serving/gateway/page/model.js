@@ -2,6 +2,7 @@
 
 import { followAddress, recall } from "./address.js";
 import { ask, taskText } from "./api.js";
+import { Batch } from "./batch.js";
 import { Programs } from "./code.js";
 import { Comparison } from "./compare.js";
 import { element, figure, make } from "./dom.js";
@@ -51,6 +52,7 @@ async function describe() {
   if (!started) {
     tensors = shapeOf(model);
     new Programs(model);
+    new Batch(model);
     started = startPanel(model, element("panel"), recall());
     followAddress(started.restore);
   } else if (tensors !== shapeOf(model)) {

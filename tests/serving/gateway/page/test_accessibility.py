@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from book_contracts import CONTRACTS
 from gateway_pages import SEVEN, open_page
-from stand_in_models import OTHERS
+from stand_in_models import OTHERS, FakeServer
 
 # Beside axe's own choice: targets of 24 pixels, and names that hold the visible text.
 OPTIONS = {
@@ -43,6 +43,10 @@ def check(page: Page, path: str) -> None:
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+    check_axe(page)
+
+
+def check_axe(page: Page) -> None:
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         found = Axe().run(page, options=OPTIONS).response["violations"]
@@ -58,6 +62,26 @@ def test_axe_finds_nothing_and_no_width_scrolls_sideways(page, path: str) -> Non
 @pytest.mark.parametrize("path", REST)
 def test_axe_finds_nothing_on_the_other_pages(page, path: str) -> None:
     check(page, path)
+
+
+@pytest.mark.slow
+def test_axe_finds_nothing_in_errors_results_and_old_states(page, stand_in: FakeServer) -> None:
+    load(page, "/models/wine")
+    content = "\n".join(["acid,sugar,age", *["1,2,3"] * 300]).encode()
+    page.locator("#batch-files").set_input_files({"name": "wine.csv", "mimeType": "text/csv", "buffer": content})
+    expect(page.locator("#batch-table tbody tr")).to_have_count(200)
+    page.get_by_label("acid").fill("")
+    expect(page.locator("#wine-message")).not_to_be_empty()
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    check_axe(page)
+    stand_in.models = ()
+    expect(page.locator("body.stale")).to_be_attached()
+    check_axe(page)
+    page.goto("/")
+    expect(page.locator(".card.away")).to_have_count(11)
+    page.get_by_label("Search").fill("nothing like it")
+    check_axe(page)
 
 
 def test_the_first_tab_skips_to_the_content_and_arrows_choose_a_program(page) -> None:

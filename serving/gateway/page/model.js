@@ -10,6 +10,7 @@ import { showCard, showFigures, showTensors, showVersions } from "./facts.js";
 import { startPanel } from "./panels/kinds.js";
 import { ASKED, DOUBT } from "./panel.js";
 import { now, poll, showHealth } from "./poll.js";
+import { Explanation } from "./why.js";
 
 const comparison = new Comparison();
 const name = document.body.dataset.model;
@@ -53,6 +54,7 @@ async function describe() {
     tensors = shapeOf(model);
     new Programs(model);
     new Batch(model);
+    new Explanation(model);
     started = startPanel(model, element("panel"), recall());
     followAddress(started.restore);
   } else if (tensors !== shapeOf(model)) {

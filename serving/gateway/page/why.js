@@ -16,6 +16,8 @@ export class Explanation {
     this.model = model;
     this.newest = new Newest();
     this.parts = { "image-classification": pictureParts, text: model.labels.length ? textParts : null, tabular: rowParts, regression: rowParts }[model.form];
+    if (this.parts === rowParts && model.inputs[0].shape[1] < 2) this.parts = null;
+    element("why").hidden = !this.parts;
     if (!this.parts) return;
     element("why-ask").addEventListener("click", () => this.explain());
     document.addEventListener(ASKED, ({ detail }) => this.ready(detail));
@@ -27,8 +29,8 @@ export class Explanation {
     this.asked = asked;
     this.show([], "");
     const count = this.parts === pictureParts ? CELLS ** 2 : this.parts(asked, this.model).length;
-    element("why").hidden = count < (this.parts === rowParts ? 2 : 1);
-    element("why-cost").textContent = `Asks the model ${count} times more.`;
+    element("why-ask").disabled = !count;
+    element("why-cost").textContent = count ? `Asks the model ${count} times more.` : "There is nothing to leave out.";
   }
 
   show(content, message) {
@@ -117,7 +119,7 @@ async function canvasOf({ options }) {
 const cellOf = ({ width, height }, place) => {
   const [across, down] = [place % CELLS, Math.floor(place / CELLS)];
   const [left, top] = [Math.floor((across * width) / CELLS), Math.floor((down * height) / CELLS)];
-  return [left, top, Math.ceil(((across + 1) * width) / CELLS) - left, Math.ceil(((down + 1) * height) / CELLS) - top];
+  return [left, top, Math.floor(((across + 1) * width) / CELLS) - left, Math.floor(((down + 1) * height) / CELLS) - top];
 };
 
 // Each cell of a picture covered: by the ground of a drawn sign, which is its corner's colour, else by the mean colour.

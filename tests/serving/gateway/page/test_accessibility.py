@@ -131,3 +131,9 @@ def test_nothing_below_moves_when_an_answer_arrives(page) -> None:
     expect(page.locator("#tox21-drawing")).to_have_attribute("alt", "Structure of CCO")
     expect(page.locator("#tox21-version")).to_contain_text("version 3")
     assert page.locator("#code").evaluate("element => element.offsetTop") == before
+    page.goto("/models/mnist")
+    expect(page.locator("#mnist-canvas")).to_be_visible()
+    before = page.locator("#code").evaluate("element => element.offsetTop")
+    page.locator("#mnist-file").set_input_files(SEVEN)
+    expect(page.locator("#mnist-version")).to_contain_text("version 3")
+    assert page.locator("#code").evaluate("element => element.offsetTop") == before

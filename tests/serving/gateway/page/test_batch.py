@@ -4,6 +4,7 @@ import csv
 import io
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from gateway_pages import SEVEN
@@ -80,6 +81,7 @@ def test_a_batch_is_stopped_and_keeps_what_was_answered(page) -> None:
     assert len(saved(page)) == 257
 
 
+@pytest.mark.slow
 def test_models_of_boards_and_tensors_take_one_at_a_time(page) -> None:
     page.goto("/models/double")
     expect(page.locator("#double-body")).to_be_visible()

@@ -71,6 +71,7 @@ def test_each_kind_of_input_comes_back_from_its_address(page, model: str, kept: 
     expect(page.locator(field)).to_have_text(value)
 
 
+@pytest.mark.slow
 def test_an_address_that_holds_nonsense_is_as_good_as_none(page) -> None:
     for nonsense in ("{", quote('{"x": "a"}'), quote("[1, 2]"), quote("null"), "%"):
         visit(page, f"wine#try={nonsense}")

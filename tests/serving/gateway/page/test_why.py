@@ -52,6 +52,7 @@ def test_the_cells_of_a_picture_that_matter_are_marked(page, model: str) -> None
     assert page.locator("#why-content canvas").evaluate(marked)
 
 
+@pytest.mark.slow
 def test_where_there_is_nothing_to_leave_out_nothing_is_offered(page) -> None:
     page.goto("/models/linear")
     expect(page.locator("#linear-version")).to_contain_text("version 3")

@@ -124,6 +124,7 @@ class ModelsApi:
             **self._judged(name, readiness.version),
             **_tensors(contract),
             "example": self._example(name, readiness.version),
+            "evaluation": self._evaluation(name, readiness.version),
             "addresses": {"grpc": self._models.address, "rest": self._rest or None},
             "versions": versions,
         }
@@ -157,6 +158,12 @@ class ModelsApi:
 
     def _stored(self, name: str) -> list[int]:
         return self._store.contracts.versions(name) if self._store else []
+
+    def _evaluation(self, name: str, version: int) -> dict[str, Any] | None:
+        """Of the version that answers, or of the newest in the store."""
+        versions = self._stored(name)
+        chosen = version if version in versions else next(iter(versions), 0)
+        return self._store.evaluation(name, chosen) if self._store and chosen else None
 
     def _example(self, name: str, version: int) -> dict[str, Any] | None:
         """The inputs of the manifest's example."""

@@ -21,6 +21,8 @@ _FIELDS = (  # of a manifest, what is shown
     "source",
 )
 _CARD = "card.md"
+_EVALUATION = "evaluation.json"
+_MAX_EVALUATION_BYTES = 4 << 20
 _MAX_CARD_BYTES = 1 << 20
 _MAX_EXAMPLE_CHARACTERS = 50_000
 _MAX_CONFIG_BYTES = 4 << 20
@@ -62,6 +64,25 @@ class Store:
         if not isinstance(inputs, dict) or len(json.dumps(inputs)) > _MAX_EXAMPLE_CHARACTERS:
             return None
         return inputs
+
+    def evaluation(self, model: str, version: int) -> dict[str, Any] | None:
+        """How the graph of a version did on its test rows: `figure`, `value`, `rows`, and where the report has them the
+        95 % `interval`, each of `classes`, and the `calibration` without its bins; None where it has no evaluation.
+        """
+        path = self._assets(model, version) / "report" / _EVALUATION
+        try:
+            if path.is_symlink() or path.stat().st_size > _MAX_EVALUATION_BYTES:
+                return None
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        if not isinstance(content, dict) or not {"figure", "value", "rows"} <= content.keys():
+            return None
+        told = {name: content[name] for name in ("figure", "value", "rows", "interval", "classes") if name in content}
+        honest = content.get("calibration")
+        if isinstance(honest, dict):
+            told["calibration"] = {name: honest[name] for name in ("ece", "brier") if name in honest}
+        return told
 
     def labels(self, model: str) -> dict[str, int]:
         """Label -> version, as the store's models.config has them for the servers."""

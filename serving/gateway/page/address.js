@@ -6,9 +6,12 @@ const MARK = "#try=";
 const LONGEST = 8_000; // characters
 const SETTLED = 1_000; // milliseconds; inputs that follow each other faster are one entry of the history
 
-let first = true;
+const ACTS = ["input", "change", "pointerdown", "keydown", "paste", "drop"]; // of a person
+
 let last = -Infinity; // when the newest entry was made
-let restoring = false;
+// Whether the next input is not a person's: it is the page's first, or comes from the address.
+let restored = true;
+for (const act of ACTS) document.addEventListener(act, () => (restored = false), true);
 
 // The input in the address, or null.
 export function recall() {
@@ -20,12 +23,14 @@ export function recall() {
   }
 }
 
-// The page asks with this input now. What it asks by itself when it is loaded leaves the address as it is.
+// The page asks with this input now, which leaves the address as it is where the page asks by itself. null stands for an
+// input that has no address, false for one that is not to be kept.
 export function remember(input) {
+  if (input === false) return;
   const text = input === null ? "" : `${MARK}${encodeURIComponent(JSON.stringify(input))}`;
   const hash = text.length > LONGEST ? "" : text;
-  const silent = first || restoring || hash === location.hash;
-  first = false;
+  const silent = restored || hash === location.hash;
+  restored = false;
   if (silent) return;
   const address = location.pathname + location.search + hash;
   const now = performance.now();
@@ -38,12 +43,8 @@ export function remember(input) {
 export function followAddress(restore) {
   addEventListener("popstate", () => {
     if (location.hash && !location.hash.startsWith(MARK)) return; // a place on the page
-    restoring = true;
-    try {
-      restore(recall());
-    } finally {
-      restoring = false;
-    }
+    restored = true; // also of a question that has to wait for the one before it
     last = -Infinity;
+    restore(recall());
   });
 }

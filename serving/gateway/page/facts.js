@@ -4,6 +4,7 @@ import { element, figure, make, table } from "./dom.js";
 import { render } from "./markdown.js";
 
 const SIDE_BY_SIDE = 5; // versions
+const RATES = ["precision", "recall", "specificity"];
 const SPLITS = ["test", "valid"]; // the first that there is stands for a version
 
 const words = (name) => name.replaceAll("_", " ");
@@ -26,6 +27,7 @@ export function showFigures(model) {
     const rows = splits.map(([split, figures]) => [split, ...names.map((name) => figure(figures[name]))]);
     content.push(table(`Figures of version ${version.version}`, ["data", ...names.map(words)], rows));
   }
+  if (model.evaluation) content.push(...judged(model.evaluation));
   const quantized = version?.manifest?.quantization;
   if (quantized) content.push(...int8(quantized));
   const pictures = (version?.report ?? []).map((path) => {
@@ -47,6 +49,23 @@ function alike(metrics) {
   }
   return [...groups.values()].map((splits) => [Object.keys(splits[0][1]), splits]);
 }
+
+// How the served graph did on the test rows, and how far that can be trusted.
+function judged({ figure: name, value, rows, interval, classes = [], calibration }) {
+  const sure = interval ? ` Its 95 % interval is ${figure(interval[0])} to ${figure(interval[1])}.` : "";
+  const made = [make("p", { id: "judged" }, `The served graph on ${rows} test rows: ${words(name)} ${figure(value)}.${sure}`)];
+  if (calibration) {
+    const text = `Calibration: the probabilities are off by ${percentOf(calibration.ece)} on average (expected calibration error); Brier score ${figure(calibration.brier)}.`;
+    made.push(make("p", { class: "hint" }, text));
+  }
+  if (classes.length) {
+    const cells = (one) => [one.name, String(one.rows), String(one.positives), ...RATES.map((rate) => percentOf(one[rate]))];
+    made.push(table("Each class on the test rows", ["class", "rows", "of it", ...RATES], classes.map(cells)));
+  }
+  return made;
+}
+
+const percentOf = (share) => (typeof share === "number" ? `${figure(100 * share)} %` : "–");
 
 function int8({ figure: name, float32, int8: small, difference, interval, rows, version }) {
   const sure = interval?.length === 2 ? `, 95 % interval ${figure(interval[0])} to ${figure(interval[1])}` : "";

@@ -144,6 +144,22 @@ def test_a_version_has_its_labels_card_and_example(client, assets, models_dir) -
     assert client.get("/api/v1/models/mnist").get_json()["versions"][0]["card"] is None
 
 
+def test_the_evaluation_of_the_version_that_answers_is_told(client, assets) -> None:
+    classes = [{"name": "0", "rows": 10, "positives": 5, "precision": 1.0, "recall": 0.8, "specificity": 1.0}]
+    evaluation = {"figure": "accuracy", "value": 0.9, "rows": 10, "interval": [0.7, 1.0], "classes": classes}
+    told = {**evaluation, "calibration": {"ece": 0.05, "brier": 0.2}}
+    written = {**told, "confusion": [[5]], "calibration": {**told["calibration"], "bins": []}}
+    path = assets / "report" / "evaluation.json"
+    path.write_text(json.dumps(written))
+    assert client.get("/api/v1/models/mnist").get_json()["evaluation"] == told
+    for broken in ("", "[]", "{", '{"figure": "accuracy"}', "[" * 5000):
+        path.write_text(broken)
+        assert client.get("/api/v1/models/mnist").get_json()["evaluation"] is None
+    path.unlink()
+    path.symlink_to(assets / "manifest.json")
+    assert client.get("/api/v1/models/mnist").get_json()["evaluation"] is None
+
+
 @pytest.mark.parametrize("text", ["", "nonsense {", "model_config_list {"])
 def test_labels_of_a_broken_config_are_none(client, assets, models_dir, text) -> None:
     (models_dir / "models.config").write_text(text)

@@ -49,7 +49,7 @@ export function startBoard({ name }, initial) {
       panel.cancel();
       element(`${name}-value`).textContent = "";
     } else {
-      panel.ask({ board, player: turn() }, answered, { input: { board, human } });
+      panel.ask({ board, player: turn() }, answered, { input: turn() === human && { board, human } });
     }
   };
 

@@ -11,6 +11,14 @@ from bookserve.export.manifest import LOCATION
 from gateway_pages import CHROMIUM, SEVEN, gateway, open_browser, open_page, write_vocabulary
 from stand_in_models import OTHERS, FakeServer, serve
 
+EVALUATION = {
+    "figure": "accuracy",
+    "value": 0.875,
+    "rows": 8,
+    "interval": [0.625, 1.0],
+    "classes": [{"name": "good", "rows": 8, "positives": 4, "precision": 1.0, "recall": 0.75, "specificity": None}],
+    "calibration": {"ece": 0.03125, "brier": 0.25, "bins": []},
+}
 CONFIG = 'model_config_list { config { name: "wine" version_labels { key: "canary" value: 3 } } }'
 CARD = """# wine
 
@@ -75,6 +83,7 @@ def url(stand_in: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
         report = (store / "wine" / str(version) / LOCATION).parent / "report"
         report.mkdir()
         (report / "card.md").write_text(CARD)
+        (report / "evaluation.json").write_text(json.dumps(EVALUATION))
     change_manifest(store, "double", 3, data=None, source={"format": "ONNX", "name": "double.onnx", "sha256": "0" * 64})
     report = (store / "letters" / "3" / LOCATION).parent / "report"
     report.mkdir()

@@ -176,7 +176,9 @@ def test_a_model_that_there_is_not_is_said_to_be_none(page) -> None:
 
 def test_figures_versions_and_the_card_are_those_of_the_store(page) -> None:
     visit(page, "wine")
-    expect(page.locator("#figures td")).to_have_text(["0.875", "8"])
+    expect(page.locator("#judged")).to_contain_text("accuracy 0.875. Its 95 % interval is 0.625 to 1.")
+    expect(page.locator("#figures")).to_contain_text("off by 3.125 % on average")
+    expect(page.locator("#figures td")).to_have_text(["0.875", "8", "8", "4", "100 %", "75 %", "–"])
     rows = {
         row.locator("th").text_content(): row.locator("td").all_text_contents()
         for row in page.locator("#versions tbody tr").all()

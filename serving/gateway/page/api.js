@@ -19,6 +19,8 @@ const WORDS = {
   504: "The model took too long. Try again.",
 };
 
+const REFUSED = /^the model server refused: (.*)$/s; // by the model, whose reason is about its own tensors
+
 export const taskText = (task) => TASKS[task] ?? "What it is for is not known";
 
 // An error whose message is for a person. `lost` is whether it may come from a server that is away.
@@ -32,7 +34,9 @@ export class Fault extends Error {
 }
 
 // What the gateway says was wrong, as a sentence. Its own `detail` is for programs.
-function sentence({ expected, given }, status) {
+function sentence({ expected, given, detail }, status) {
+  const [, reason] = REFUSED.exec(detail) ?? [];
+  if (status === 400 && reason) return `The model refuses this input: ${reason}.`;
   if (status === 413) return `This is too large${expected ? `: please give ${expected}` : ""}.`;
   if (status === 415) return expected ? `${WORDS[415]} Please give ${expected}.` : WORDS[415];
   if (expected && given) return `Please give ${expected}. This is ${given}.`;

@@ -124,6 +124,12 @@ function python(value) {
   return text(value);
 }
 
+// As `python`, for an array: {"b64": …} of the REST form is bytes.
+function pythonArray(value) {
+  if (Array.isArray(value)) return `[${value.map(pythonArray).join(", ")}]`;
+  return typeof value?.b64 === "string" ? `base64.b64decode(${text(value.b64)})` : python(value);
+}
+
 function programsOf(model, { path, body, file, version, predictions }) {
   const url = location.origin + path.split("/").map(encodeURIComponent).join("/");
   const arrays = Object.entries(tensorsOf(model, body));
@@ -196,7 +202,7 @@ function tensorsOf(model, body) {
 
 function arrayOf(model, [name, value]) {
   const { dtype, shape } = model.inputs.find((input) => input.name === name);
-  const written = value === undefined ? "" : python(value);
+  const written = value === undefined ? "" : pythonArray(value);
   if (written && written.length <= LONG) return `np.array(${written}, dtype="${dtype}")`;
   const sizes = shape.map((size) => size ?? 1);
   return `np.zeros((${sizes.join(", ")}${sizes.length === 1 ? "," : ""}), dtype="${dtype}")`;
@@ -206,10 +212,11 @@ function ofServer(model, arrays) {
   const { name, signature, addresses } = model;
   const values = arrays.map((entry) => `    ${text(entry[0])}: ${arrayOf(model, entry)},`).join("\n");
   const inputs = `inputs = {\n${values}\n}`;
+  const bytes = values.includes("base64.") ? "import base64\n\n" : "";
   const other = signature === "serving_default" ? "" : signature;
   const body = { ...(other && { signature_name: other }), inputs: Object.fromEntries(arrays.filter(([, value]) => value !== undefined)) };
   return {
-    grpc: `import numpy as np
+    grpc: `${bytes}import numpy as np
 
 from bookserve.clients.grpc_client import GrpcClient
 
@@ -218,7 +225,7 @@ with GrpcClient(${text(addresses.grpc)}) as client:
     answer = client.predict(${text(name)}, inputs${other && `, signature=${text(other)}`})
     print(answer.version, answer.outputs)`,
     rest: addresses.rest && `curl -d ${shell(text(body))} ${shell(`${addresses.rest}/v1/models/${encodeURIComponent(name)}:predict`)}`,
-    tfserving: `import grpc
+    tfserving: `${bytes}import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -232,7 +239,7 @@ for key, value in inputs.items():
 with grpc.insecure_channel(${text(addresses.grpc)}) as channel:
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     print(stub.Predict(request, timeout=30))`,
-    triton: `import numpy as np
+    triton: `${bytes}import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import np_to_triton_dtype
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from onnx import TensorProto
 from playwright.sync_api import Browser, Page, expect
 
 from bookserve.export.store import ModelStore
 from gateway_pages import gateway, open_page
-from model_servers import server_starter, write_scale_model
+from model_servers import server_starter, write_echo_model, write_scale_model
 
 BIN = Path(sys.executable).parent
 
@@ -129,6 +130,45 @@ def test_a_published_version_is_told_and_asked_on_demand(page, folder: Path) -> 
     page.get_by_role("button", name="Ask again").click()
     expect(page.locator("#score-version")).to_contain_text("score version 2")
     expect(page.locator("#changed")).to_be_hidden()
+
+
+@pytest.mark.slow
+def test_inputs_of_every_type_have_a_page_and_programs(browser: Browser, tmp_path: Path) -> None:
+    types = {
+        "f": TensorProto.FLOAT,
+        "h": TensorProto.FLOAT16,
+        "i": TensorProto.INT64,
+        "u": TensorProto.UINT8,
+        "b": TensorProto.BOOL,
+        "s": TensorProto.STRING,
+    }
+    source = write_echo_model(tmp_path / "source", 1, types) / "model.onnx"
+    command = [BIN / "bookserve", "models", "add", "echo", source, "--models-dir", tmp_path / "models"]
+    subprocess.run(command, check=True, capture_output=True)
+    given = {"in_f": [[1.5]], "in_h": [[0.5]], "in_i": [[-7]], "in_u": [[255]], "in_b": [[True]]}
+    given["in_s"] = [['it\'s "naïve"', {"b64": "bmHDr3Zl"}]]
+    with server_starter(tmp_path) as start:
+        server = start(f"--model_root={tmp_path / 'models'}")
+        rest = f"--model-server-rest={server.url}"
+        with gateway(server.target, tmp_path, rest) as url, open_page(browser, url) as page:
+            page.goto("/models/echo")
+            expect(page.locator("#echo-version")).to_contain_text("echo version 1")  # of the example
+            page.locator("#echo-body").fill(json.dumps({"inputs": given}))
+            page.get_by_role("button", name="Ask", exact=True).click()
+            expect(page.locator("#echo-answer")).to_contain_text("255")
+            assert "base64.b64decode" in (page.locator("#code-grpc").text_content() or "")
+            for program in ("curl", "python", "rest", "grpc", "triton", "tfserving"):
+                text = page.locator(f"#code-{program}").text_content()
+                shell = program in ("curl", "rest")
+                command = ["sh", "-c", text] if shell else [sys.executable, "-c", text]
+                done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+                assert done.returncode == 0, f"{text}\n{done.stderr}"
+                assert "255" in done.stdout, done.stdout
+                assert re.search(r"na(ï|\\xc3|\\303)", done.stdout), done.stdout
+            page.locator("#echo-body").fill(json.dumps({"inputs": {**given, "in_s": [[{"b64": "/w=="}]]}}))
+            page.get_by_role("button", name="Ask", exact=True).click()
+            expect(page.locator("#echo-message")).to_contain_text("The model refuses this input: input 'in_s'")
+            expect(page.locator("#echo-body")).to_have_attribute("aria-invalid", "true")
 
 
 @pytest.mark.slow

@@ -58,6 +58,7 @@ def test_a_line_that_is_no_row_is_named_and_nothing_is_asked(page) -> None:
     expect(page.locator("#batch-table tbody tr").nth(1)).to_have_text("-2.53-10.5")
 
 
+@pytest.mark.slow
 def test_pictures_are_asked_together(page) -> None:
     page.goto("/models/letters")
     expect(page.locator("#batch")).to_be_visible()

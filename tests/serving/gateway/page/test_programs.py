@@ -27,11 +27,12 @@ def test_a_picture_is_asked_where_it_lies(page) -> None:
         assert "'class': 'i'" in run(page, program, SEVEN.parent).replace('"', "'").replace(":'", ": '")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "field", "value", "printed"),
     [
         ("linear", "#linear-x", "1.5", "9.5"),
-        pytest.param("wine", "#wine-row input >> nth=0", "-3", "0.95257", marks=pytest.mark.slow),
+        ("wine", "#wine-row input >> nth=0", "-3", "0.95257"),
     ],
 )
 def test_a_row_of_numbers_is_asked_over_grpc_as_tensors(page, tmp_path, model, field, value, printed) -> None:

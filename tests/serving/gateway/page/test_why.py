@@ -26,6 +26,7 @@ def test_the_number_of_a_row_that_matters_comes_first(page) -> None:
     expect(page.locator("#why-content table")).to_have_count(0)  # it was of another row
 
 
+@pytest.mark.slow
 def test_the_word_of_a_text_that_matters_comes_first(page) -> None:
     page.goto("/models/mood")
     page.locator("#mood-text").fill("the stock rose")  # the stand-in reads the last word only

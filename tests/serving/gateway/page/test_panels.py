@@ -33,9 +33,9 @@ def held(page) -> Page:
 
 
 def visit(page: Page, model: str, *, answered: bool = True) -> None:
-    """Opens the model's page and waits for the answer to what it asks by itself, if it does."""
+    """Opens the model's page, waits for its panel, and for the answer to what it asks by itself, if it does."""
     page.goto(f"/models/{model}")
-    expect(page.locator("#health")).to_have_text("Version 3 answers")
+    expect(page.locator("#panel .try")).to_be_visible()
     if answered:
         expect(page.locator(f"#{model}-version")).to_contain_text(f"{model} version 3")
 

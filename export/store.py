@@ -32,6 +32,7 @@ from bookserve.export.models_config import LABELS, Entry, Release
 
 CONFIG = "models.config"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_RESERVED = "models"  # of a model, as /api/v1/models is taken
 _VERSION = re.compile(r"[1-9][0-9]*")
 UntilLoaded = Callable[[list[int]], None]  # waits for these versions; raises StoreError where they do not come
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
@@ -90,6 +91,8 @@ class ModelStore:
         """
         if not _NAME.fullmatch(model):
             raise StoreError(f"'{model}' is no model name: letters, digits, '_', '-' and '.' only, the first no sign")
+        if model == _RESERVED:
+            raise StoreError(f"a model cannot be called '{model}': the gateway lists all models at that address")
         parent = self.root / model
         parent.mkdir(parents=True, exist_ok=True)
         fsync(self.root)

@@ -96,11 +96,12 @@ def main(
             steps.done("models trained and exported")
         _tell_missing(models_dir)
         server_flags = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", f"--bind_address={_HOST}"]
-        server_flags += [f"--model_root={models_dir.absolute()}", f"--log_level={level}"]
+        server_flags += [f"--model_root={models_dir.absolute()}", f"--log_level={level}", "--enable_metrics"]
         servers.append(("model server", _run("model-server", *server_flags)))
         _wait_for(f"http://{_HOST}:{rest_port}/readyz", servers, asked)
         steps.done(f"model server ready, with the models of {models_dir}")
         gateway_options = ["--port", str(gateway_port), "--model-server", f"{_HOST}:{grpc_port}"]
+        gateway_options += ["--model-server-rest", f"http://{_HOST}:{rest_port}"]
         gateway_options += ["--models-dir", str(models_dir), "--log-level", level]
         servers.append(("gateway", _run("gateway", *gateway_options, quiet=not verbose)))
         _wait_for(f"http://{_HOST}:{gateway_port}/healthz", servers, asked)

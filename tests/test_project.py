@@ -227,7 +227,8 @@ def test_the_wheel_carries_every_module_and_data_file(tmp_path: Path) -> None:
     for module, path in modules():
         relative = path.relative_to(ROOT)
         assert f"bookserve/{relative}" in names, module
-    for path in (ROOT / "serving/gateway/page").iterdir():
-        assert f"bookserve/serving/gateway/page/{path.name}" in names
+    for folder in ("page", "templates"):
+        for path in (ROOT / "serving/gateway" / folder).rglob("*.*"):
+            assert f"bookserve/{path.relative_to(ROOT)}" in names
     for room in ROOMS:
         assert f"bookserve/{room}/py.typed" in names

@@ -7,31 +7,26 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 import flask
 import structlog
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from bookserve.serving.gateway import models_api, openapi, predictions
+from bookserve.serving.gateway import openapi, pages, predictions
 from bookserve.serving.gateway.catalog import Catalog, ModelName
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.metrics import CONTENT_TYPE, Metrics
 from bookserve.serving.gateway.model_backend import ModelBackend, PredictClient
+from bookserve.serving.gateway.models_api import ModelsApi
 from bookserve.serving.gateway.molecule_pool import MoleculePool
-from bookserve.serving.gateway.problems import Problem
+from bookserve.serving.gateway.problems import Problem, too_large
 from bookserve.serving.gateway.responses import json_response
+from bookserve.serving.gateway.server_metrics import ServerMetrics
 from bookserve.serving.gateway.store import Store
 from bookserve.serving.wire import hosts
 
-_PAGE = Path(__file__).parent / "page"
-_PAGE_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-}
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self';"
@@ -54,11 +49,12 @@ def create_app(
     molecule_pool: MoleculePool,
     metrics: Metrics | None = None,
     draining: Callable[[], bool] = lambda: False,
+    server_metrics: ServerMetrics | None = None,
 ) -> Flask:
     """Builds the application around a client to the model server and RDKit's processes.
 
     `metrics` are counted and shown; without them the application makes its own. `draining` tells whether the process is
-    about to stop: the gateway is unready then, and closes its connections.
+    about to stop: the gateway is unready then, and closes its connections. `server_metrics` are the model server's.
     """
     metrics = metrics or Metrics()
     app = Flask("bookserve.gateway", static_folder=None)
@@ -70,9 +66,9 @@ def create_app(
     catalog = Catalog(models, contracts)
     dependencies = Dependencies(models, config.limits, store, molecule_pool)
     app.register_blueprint(predictions.routes(catalog, dependencies))
-    app.register_blueprint(models_api.routes(models, catalog, store))
+    app.register_blueprint(ModelsApi(models, catalog, store, server_metrics, config.model_server_rest).routes())
+    app.register_blueprint(pages.routes())
     _add_probes(app, models, catalog, metrics, draining)
-    _add_page(app)
 
     @app.get("/openapi.json")
     def show_openapi() -> Response:
@@ -107,24 +103,6 @@ def _add_probes(
             raise Problem(503, "; ".join(dict.fromkeys(faults)))
         versions = {name: state.version for name, state in readiness.items() if state.ready}
         return json_response({"status": "ready", "models": versions})
-
-
-def _add_page(app: Flask) -> None:
-    files = {path.name: path.read_bytes() for path in _PAGE.iterdir() if path.suffix in _PAGE_TYPES}
-
-    @app.get("/")
-    def index() -> Response:
-        return page("index.html")
-
-    @app.get("/docs")
-    def docs() -> Response:
-        return page("docs.html")
-
-    @app.get("/page/<name>")
-    def page(name: str) -> Response:
-        if name not in files:
-            raise Problem(404, "the page has no such file")
-        return Response(files[name], content_type=_PAGE_TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"})
 
 
 def _add_logging_and_headers(app: Flask, metrics: Metrics, draining: Callable[[], bool]) -> None:
@@ -180,9 +158,8 @@ def _add_error_handlers(app: Flask, config: GatewayConfig) -> None:
         return error.response(g.request_id)
 
     @app.errorhandler(RequestEntityTooLarge)
-    def too_large(_: RequestEntityTooLarge) -> Response:
-        detail = f"a body may have {config.limits.body_bytes} bytes (--max-body-bytes): send less at a time"
-        return Problem(413, detail).response(g.request_id)
+    def too_large_body(_: RequestEntityTooLarge) -> Response:
+        return too_large(config.limits.body_bytes).response(g.request_id)
 
     @app.errorhandler(HTTPException)
     def http_exception(error: HTTPException) -> Response:

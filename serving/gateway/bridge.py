@@ -19,7 +19,7 @@ from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]
 
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.metrics import Metrics
-from bookserve.serving.gateway.problems import Problem
+from bookserve.serving.gateway.problems import Problem, too_large
 
 _log = structlog.get_logger()
 
@@ -78,7 +78,7 @@ class Bridge:
         if int(declared) > limit:
             if int(declared) <= limit + _DISCARDED_BYTES and "expect" not in scope.headers:
                 await self._discard(exchange)
-            raise _too_large(limit)
+            raise too_large(limit)
         if declared == "0" and "transfer-encoding" not in scope.headers:
             return b""
         pieces, size = [], 0
@@ -87,7 +87,7 @@ class Bridge:
                 async for piece in exchange:
                     size += len(piece)
                     if size > limit:
-                        raise _too_large(limit)
+                        raise too_large(limit)
                     pieces.append(piece)
                     if len(pieces) > _FREE_PIECES and size < _PIECE_BYTES * len(pieces):
                         raise Problem(400, "the body comes in needlessly small chunks: send it in larger ones")
@@ -124,10 +124,6 @@ class Bridge:
         response = problem.response(request_id)
         # The rest of the body is not read, so the connection cannot carry another request.
         return problem.status, [*response.headers.items(), ("Connection", "close")], response.get_data()
-
-
-def _too_large(limit: int) -> Problem:
-    return Problem(413, f"a body may have {limit} bytes (--max-body-bytes): send less at a time")
 
 
 def _environ(scope: Scope, body: bytes) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class GatewayConfig:
     """How one gateway runs."""
 
     model_server: str = "127.0.0.1:8500"
+    model_server_rest: str = ""  # such as "http://127.0.0.1:8501": for the metrics of the last minutes, and to show it
     model_seconds: float = 10.0  # the deadline of a call to the model server
     models_dir: Path | None = None  # the model store: contracts, metrics, report pictures, vocabularies
     bind: str = "127.0.0.1"

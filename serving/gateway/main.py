@@ -27,6 +27,7 @@ from bookserve.serving.gateway.bridge import Bridge
 from bookserve.serving.gateway.config import GatewayConfig, Limits
 from bookserve.serving.gateway.metrics import Metrics
 from bookserve.serving.gateway.molecule_pool import MoleculePool
+from bookserve.serving.gateway.server_metrics import ServerMetrics
 from bookserve.serving.wire import hosts
 
 _BACKLOG = 1024
@@ -34,6 +35,12 @@ _HEADER_MILLISECONDS = 10_000
 _POLL_SECONDS = 0.01
 
 _log = structlog.get_logger()
+
+
+def _http_url(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value and not value.startswith(("http://", "https://")):
+        raise click.BadParameter("give a URL such as http://127.0.0.1:8501")
+    return value.rstrip("/")
 
 
 @click.command()
@@ -46,6 +53,13 @@ _log = structlog.get_logger()
 )
 @click.option(
     "--model-server", default="127.0.0.1:8500", show_default=True, metavar="HOST:PORT", help="The model server's gRPC."
+)
+@click.option(
+    "--model-server-rest",
+    default="",
+    metavar="URL",
+    callback=_http_url,
+    help="The model server's REST, such as http://127.0.0.1:8501: the page shows it, and its last minutes' metrics.",
 )
 @click.option("--model-seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 600))
 @click.option(
@@ -95,6 +109,7 @@ def main(
     bind: str,
     allowed_hosts: str,
     model_server: str,
+    model_server_rest: str,
     model_seconds: float,
     models_dir: Path | None,
     max_body_bytes: int,
@@ -126,7 +141,9 @@ def main(
         concurrent=concurrent,
         waiting=waiting,
     )
-    config = GatewayConfig(model_server, model_seconds, models_dir, bind, tuple(hosts.listed(allowed_hosts)), limits)
+    config = GatewayConfig(
+        model_server, model_server_rest, model_seconds, models_dir, bind, tuple(hosts.listed(allowed_hosts)), limits
+    )
     with reserve(bind, port) as reserved, GrpcClient(model_server) as backend, closing(MoleculePool()) as molecule_pool:
         asyncio.run(_serve(config, backend, molecule_pool, reserved.getsockname()[1], drain_seconds))
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
@@ -181,7 +198,10 @@ async def _serve(
     bind = config.bind
     metrics = Metrics()
     draining = threading.Event()
-    app = create_app(config, backend, molecule_pool, metrics, draining.is_set)
+    server_metrics = ServerMetrics(config.model_server_rest) if config.model_server_rest else None
+    if server_metrics is not None:
+        server_metrics.start()
+    app = create_app(config, backend, molecule_pool, metrics, draining.is_set, server_metrics)
     bridge = Bridge(app, config.limits, metrics)
     server = Server(
         bridge,

@@ -21,6 +21,7 @@ from bookserve.serving.gateway.request_parsing import Choice
 
 _T = TypeVar("_T")
 _NOBODY = "bookserve-nobody"  # a name that no model has
+_STATE_SECONDS = 2.0  # after which a model server that does not tell its state counts as away
 
 
 class PredictClient(Protocol):
@@ -52,13 +53,14 @@ class Readiness:
     """Whether one model can answer.
 
     `version` is the one that answers, 0 for none. `reason` says why the model cannot answer; a model that the model
-    server was never given is `absent`, which is no fault.
+    server was never given is `absent`, which is no fault. `away` means that the model server answers nothing.
     """
 
     ready: bool
     version: int
     reason: str
     absent: bool = False
+    away: bool = False
 
 
 class ContractChanged(Exception):
@@ -132,12 +134,13 @@ class ModelBackend:
     def readiness(self, contract: Contract) -> Readiness:
         """Whether the newest version of the contract's model is loaded and keeps the contract."""
         try:
-            metadata = self._backend.metadata(contract.model, timeout=self._timeout)
+            metadata = self._backend.metadata(contract.model, timeout=min(self._timeout, _STATE_SECONDS))
         except errors.NotFound:
             reason = f"the model server at {self.address} has no version of {contract.model} loaded"
             return Readiness(False, 0, reason, absent=True)
         except errors.PredictError as error:
-            return Readiness(False, 0, from_model_server(error, self.address).detail)
+            away = isinstance(error, errors.Unavailable | errors.DeadlineExceeded)
+            return Readiness(False, 0, from_model_server(error, self.address).detail, away=away)
         own = self._own(contract, metadata.version)
         mismatch = forms.mismatch(own, metadata) if own.whole else ""
         return Readiness(not mismatch, metadata.version, mismatch)

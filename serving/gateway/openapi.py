@@ -41,6 +41,19 @@ _METRICS = {
     "summary": "Counts and durations of the answers, for Prometheus.",
     "responses": {"200": {"description": "The series.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 }
+_CARD = {
+    "operationId": "showCard",
+    "tags": ["gateway"],
+    "summary": "The model card of a version.",
+    "parameters": [
+        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
+        {**_CHOICE[0], "in": "path", "required": True, "description": "A version of the store."},
+    ],
+    "responses": {
+        "200": {"description": "The card.", "content": {"text/markdown": {"schema": {"type": "string"}}}},
+        "404": {"description": "No such model or version, or it has no card."},
+    },
+}
 
 
 def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -61,6 +74,10 @@ def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
             },
             "/api/v1/models": _get("listModels", "Every model, and whether it can answer."),
             "/api/v1/models/{name}": _get("showModel", "A model's versions, their states and figures.", "name"),
+            "/api/v1/models/{name}/state": _get(
+                "showState", "Whether a model can answer, its versions in the store, and its last minutes.", "name"
+            ),
+            "/api/v1/models/{name}/versions/{version}/card": {"get": _CARD},
             "/healthz": _get("healthz", "Whether the gateway runs."),
             "/metrics": {"get": _METRICS},
             "/readyz": _get("readyz", "Whether the models can answer."),

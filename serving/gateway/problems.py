@@ -72,6 +72,12 @@ def bad_value(field: str, expected: str, given: str, example: object) -> Problem
     )
 
 
+def too_large(limit: int) -> Problem:
+    """A 413 for a body of more than `limit` bytes."""
+    detail = f"a body may have {limit} bytes (--max-body-bytes): send less at a time"
+    return Problem(413, detail, expected=f"at most {limit / 2**20:.3g} MiB")
+
+
 def shown(value: object) -> str:
     """A short text for a value of a body, safe in messages and logs: its kind, and itself where it is small."""
     match value:

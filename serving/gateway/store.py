@@ -1,17 +1,31 @@
-"""What the gateway tells of the model store: contracts, the manifests' figures, the report's images. Reads only.
+"""What the gateway tells of the model store: contracts, figures, labels, the report's images and card. Reads only.
 
 A name from a request reaches the file system only after it matched a strict pattern, and no link is followed.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import text_format
+
 from bookserve.clients.inputs import words
 from bookserve.clients.store_contracts import StoreContracts
+from bookserve.serving.wire.tensorflow_serving_pb2 import ModelServerConfig
 
 _VOCABULARIES = 8  # kept at once; versions are never rewritten
-_FIELDS = ("created", "contract", "data", "profile", "metrics", "parity")  # of a manifest, what is shown
+_MANIFESTS = 64  # the same
+_FIELDS = (  # of a manifest, what is shown
+    *("created", "contract", "configuration", "data", "metrics", "parity", "precision", "profile", "quantization"),
+    "source",
+)
+_CARD = "card.md"
+_EVALUATION = "evaluation.json"
+_MAX_EVALUATION_BYTES = 4 << 20
+_MAX_CARD_BYTES = 1 << 20
+_MAX_EXAMPLE_CHARACTERS = 50_000
+_MAX_CONFIG_BYTES = 4 << 20
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.png")
 
 
@@ -22,11 +36,80 @@ class Store:
         self.contracts = StoreContracts(root)
         self._root = root
         self._vocabularies: dict[tuple[str, int, str], words.Vocabulary] = {}
+        self._manifests: dict[tuple[str, int], dict[str, Any]] = {}
 
     def manifest(self, model: str, version: int) -> dict[str, Any] | None:
-        """What the manifest of a version says, or None when there is none that can be read."""
+        """What the manifest of a version says, but for its example, or None when there is none that can be read."""
+        key = (model, version)
+        kept = self._manifests.get(key)
+        if kept is not None:
+            return kept
         content = self.contracts.manifest(model, version)
-        return None if content is None else {name: content[name] for name in _FIELDS if name in content}
+        if content is None:
+            return None
+        shown = {name: content[name] for name in _FIELDS if name in content}
+        if isinstance(shown.get("contract"), dict):
+            shown["contract"] = {name: value for name, value in shown["contract"].items() if name != "example"}
+        if len(self._manifests) >= _MANIFESTS:
+            self._manifests.clear()
+        self._manifests[key] = shown
+        return shown
+
+    def example(self, model: str, version: int) -> dict[str, Any] | None:
+        """The inputs of the example in a version's manifest, in the REST form; None where it has none or a long one."""
+        content = self.contracts.manifest(model, version) or {}
+        contract = content.get("contract")
+        example = contract.get("example") if isinstance(contract, dict) else None
+        inputs = example.get("inputs") if isinstance(example, dict) else None
+        if not isinstance(inputs, dict) or len(json.dumps(inputs)) > _MAX_EXAMPLE_CHARACTERS:
+            return None
+        return inputs
+
+    def evaluation(self, model: str, version: int) -> dict[str, Any] | None:
+        """How the graph of a version did on its test rows: `figure`, `value`, `rows`, and where the report has them the
+        95 % `interval`, each of `classes`, and the `calibration` without its bins; None where it has no evaluation.
+        """
+        path = self._assets(model, version) / "report" / _EVALUATION
+        try:
+            if path.is_symlink() or path.stat().st_size > _MAX_EVALUATION_BYTES:
+                return None
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        if not isinstance(content, dict) or not {"figure", "value", "rows"} <= content.keys():
+            return None
+        told = {name: content[name] for name in ("figure", "value", "rows", "interval", "classes") if name in content}
+        honest = content.get("calibration")
+        if isinstance(honest, dict):
+            told["calibration"] = {name: honest[name] for name in ("ece", "brier") if name in honest}
+        return told
+
+    def labels(self, model: str) -> dict[str, int]:
+        """Label -> version, as the store's models.config has them for the servers."""
+        path = self._root / "models.config"
+        try:
+            if path.is_symlink() or path.stat().st_size > _MAX_CONFIG_BYTES:
+                return {}
+            config = text_format.Parse(path.read_text(encoding="utf-8"), ModelServerConfig())
+        except (OSError, ValueError, text_format.ParseError):
+            return {}
+        entries = (entry for entry in config.model_config_list.config if entry.name == model)
+        return {label: number for entry in entries for label, number in sorted(entry.version_labels.items())}
+
+    def has_card(self, model: str, version: int) -> bool:
+        """Whether a version has a model card."""
+        path = self._assets(model, version) / "report" / _CARD
+        return path.is_file() and not path.is_symlink()
+
+    def card(self, model: str, version: int) -> str | None:
+        """The model card of a version, in Markdown; None where it has none that can be read."""
+        path = self._assets(model, version) / "report" / _CARD
+        try:
+            if not self.has_card(model, version) or path.stat().st_size > _MAX_CARD_BYTES:
+                return None
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
 
     def report_images(self, model: str, version: int) -> list[str]:
         """The file names of the report's images, sorted."""

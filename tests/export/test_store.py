@@ -70,6 +70,15 @@ def test_a_name_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_name_that_the_gateway_needs_for_its_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be called 'models'"), ModelStore(tmp_path).staging("models"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    for name in ("model", "models2", "Models"):
+        with ModelStore(tmp_path).staging(name):
+            pass
+
+
 def test_a_failed_publisher_leaves_nothing(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
 

@@ -1,18 +1,11 @@
 // The page /docs: every operation of /openapi.json with its parameters, a body that works, a curl line, and a try.
 
-import { Newest, ask, element } from "./shared.js";
+import { Newest, ask } from "./api.js";
+import { element, make } from "./dom.js";
 
 const JSON_TYPE = "application/json";
 const FORM_TYPE = "multipart/form-data";
 const SHOWN = 20_000; // characters of an answer
-
-// An element with attributes, and children that are elements or text.
-function make(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
 
 // JSON as a person would write it: lists that hold no lists on one line.
 function pretty(value) {
@@ -67,13 +60,13 @@ class Operation {
   addBody() {
     this.body = make("textarea", { rows: "4", spellcheck: "false", "aria-label": "JSON body" });
     this.body.value = JSON.stringify(this.example);
-    const schema = make("details", {}, make("summary", {}, "Schema of the body"), make("pre", {}, pretty(this.schema)));
+    const schema = make("details", {}, make("summary", {}, "Schema of the body"), make("pre", { tabindex: "0", role: "group", "aria-label": "Schema" }, pretty(this.schema)));
     this.form.append(make("label", { class: "field" }, "JSON body", this.body), schema);
   }
 
   addTry() {
-    this.curl = make("pre", { class: "curl" });
-    this.answer = make("pre", { class: "answer", "aria-live": "polite" });
+    this.curl = make("pre", { class: "curl", tabindex: "0", role: "group", "aria-label": "As a command" });
+    this.answer = make("pre", { class: "answer", "aria-live": "polite", tabindex: "0", role: "group", "aria-label": "Answer" });
     this.answer.hidden = true;
     this.form.append(this.curl, make("div", { class: "buttons" }, make("button", { type: "submit" }, "Try it")));
     this.panel.append(this.answer);

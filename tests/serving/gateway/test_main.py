@@ -16,11 +16,12 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from book_contracts import write_manifests
 from bookserve.clients.gateway_client import GatewayClient
-from bookserve.serving.gateway.main import reserve
+from bookserve.serving.gateway.main import main, reserve
 from http_calls import Answer, ask, connect, get, open_raw, post, read_raw
 from stand_in_models import FakeServer, serve
 
@@ -395,3 +396,10 @@ def test_a_signal_during_the_start_leaves_no_process(tmp_path) -> None:
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8501", "file:///etc/passwd", "ftp://127.0.0.1"])
+def test_the_model_servers_rest_is_a_url(url: str) -> None:
+    done = CliRunner().invoke(main, ["--model-server-rest", url])
+    assert done.exit_code == 2
+    assert "give a URL such as http://127.0.0.1:8501" in done.output

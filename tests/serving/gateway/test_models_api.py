@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from book_contracts import CONTRACTS
 from bookserve.clients import errors
+from bookserve.export.contracts import to_json
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.problems import MEDIA_TYPE
@@ -30,12 +32,19 @@ def assets(tmp_path):
 
 def test_the_list_tells_who_can_answer(client, backend) -> None:
     models = client.get("/api/v1/models").get_json()["models"]
-    mnist = {"name": "mnist", "contract": "mnist/1", "ready": True, "version": 3, "reason": None}
-    assert mnist in models
+    mnist = next(model for model in models if model["name"] == "mnist")
+    told = {"contract": "mnist/1", "ready": True, "version": 3, "reason": None, "task": "image-classification"}
+    assert mnist.items() >= told.items()
     backend.fail_metadata = errors.Unavailable("x")
     mnist = next(model for model in client.get("/api/v1/models").get_json()["models"] if model["name"] == "mnist")
-    assert (mnist["ready"], mnist["version"]) == (False, None)
+    assert (mnist["ready"], mnist["version"], mnist["away"]) == (False, None, True)
     assert "make serve" in mnist["reason"]
+
+
+def test_a_server_that_is_away_is_asked_once_for_all_models(client, backend) -> None:
+    backend.fail_metadata = errors.DeadlineExceeded("late")
+    assert {model["away"] for model in client.get("/api/v1/models").get_json()["models"]} == {True}
+    assert backend.metadata_calls == 1
 
 
 def test_one_model_has_its_contract_versions_and_figures(client, assets) -> None:
@@ -90,7 +99,75 @@ def test_a_broken_manifest_is_none(client, assets, content) -> None:
     assert client.get("/api/v1/models/mnist").get_json()["versions"][0]["manifest"] is None
 
 
-def test_an_away_model_server_is_503(client, backend) -> None:
+def test_the_store_tells_of_a_model_while_the_model_server_is_away(client, backend, assets) -> None:
+    backend.fail_metadata = errors.Unavailable("x")
+    model = client.get("/api/v1/models/mnist").get_json()
+    assert (model["ready"], model["version"], model["away"]) == (False, None, True)
+    assert [(version["version"], version["state"]) for version in model["versions"]] == [(3, None)]
+
+
+def test_the_state_has_what_is_published_and_why_nothing_is_measured(client, models_dir) -> None:
+    (models_dir / "mnist" / "4").mkdir()
+    state = client.get("/api/v1/models/mnist/state").get_json()
+    assert (state["ready"], state["version"], state["stored"], state["loaded"]) == (True, 3, [4, 3], [3])
+    assert "--model-server-rest" in state["live"]["reason"]
+    assert client.get("/api/v1/models/nope/state").status_code == 404
+
+
+def test_headline_picture_and_history_are_of_the_version_that_answers(client, assets, models_dir) -> None:
+    older = models_dir / "mnist" / "2" / "assets.extra" / "manifest.json"
+    older.parent.mkdir(parents=True)
+    older.write_text(json.dumps({**MANIFEST, "version": 2, "metrics": {"test": {"accuracy": 0.9}}}))
+    mnist = next(one for one in client.get("/api/v1/models").get_json()["models"] if one["name"] == "mnist")
+    assert mnist["headline"] == {"name": "accuracy", "split": "test", "value": 0.99}
+    assert mnist["picture"] == "/api/v1/models/mnist/versions/3/report/curves.png"
+    assert mnist["history"] == [[2, 0.9], [3, 0.99]]
+    assert mnist["origin"] == "training"
+
+
+def test_a_version_has_its_labels_card_and_example(client, assets, models_dir) -> None:
+    contract = {**to_json(CONTRACTS["mnist"]), "example": {"inputs": {"images": [[[0]]]}, "outputs": {}}}
+    (assets / "manifest.json").write_text(json.dumps({**MANIFEST, "contract": contract}))
+    (models_dir / "models.config").write_text(
+        'model_config_list { config { name: "mnist" base_path: "/m" version_labels { key: "stable" value: 3 } } }'
+    )
+    model = client.get("/api/v1/models/mnist").get_json()
+    newest = model["versions"][0]
+    assert newest["labels"] == ["stable"]
+    assert model["example"] == {"images": [[[0]]]}
+    assert "example" not in newest["manifest"]["contract"]
+    card = client.get(newest["card"])
+    assert (card.text, card.content_type) == ("# card", "text/markdown; charset=utf-8")
+    (assets / "report" / "card.md").unlink()
+    (assets / "report" / "card.md").symlink_to(assets / "manifest.json")
+    assert client.get(newest["card"]).status_code == 404
+    assert client.get("/api/v1/models/mnist").get_json()["versions"][0]["card"] is None
+
+
+def test_the_evaluation_of_the_version_that_answers_is_told(client, assets) -> None:
+    classes = [{"name": "0", "rows": 10, "positives": 5, "precision": 1.0, "recall": 0.8, "specificity": 1.0}]
+    evaluation = {"figure": "accuracy", "value": 0.9, "rows": 10, "interval": [0.7, 1.0], "classes": classes}
+    told = {**evaluation, "calibration": {"ece": 0.05, "brier": 0.2}}
+    written = {**told, "confusion": [[5]], "calibration": {**told["calibration"], "bins": []}}
+    path = assets / "report" / "evaluation.json"
+    path.write_text(json.dumps(written))
+    assert client.get("/api/v1/models/mnist").get_json()["evaluation"] == told
+    for broken in ("", "[]", "{", '{"figure": "accuracy"}', "[" * 5000):
+        path.write_text(broken)
+        assert client.get("/api/v1/models/mnist").get_json()["evaluation"] is None
+    path.unlink()
+    path.symlink_to(assets / "manifest.json")
+    assert client.get("/api/v1/models/mnist").get_json()["evaluation"] is None
+
+
+@pytest.mark.parametrize("text", ["", "nonsense {", "model_config_list {"])
+def test_labels_of_a_broken_config_are_none(client, assets, models_dir, text) -> None:
+    (models_dir / "models.config").write_text(text)
+    assert client.get("/api/v1/models/mnist").get_json()["versions"][0]["labels"] == []
+
+
+def test_an_away_model_server_is_503_without_a_store(backend, molecule_pool) -> None:
+    client = create_app(GatewayConfig(), backend, molecule_pool).test_client()
     backend.fail_metadata = errors.Unavailable("x")
     response = client.get("/api/v1/models/mnist")
     assert response.status_code == 503

@@ -1,14 +1,18 @@
 // The panel of pictures: drop, choose or pick one, see which class it is.
 
 import { SCENES } from "./scenes.js";
-import { Panel, element, pngOf, showClass, takeFiles } from "./shared.js";
+import { showClass } from "../bars.js";
+import { element } from "../dom.js";
+import { pngOf, takeFiles } from "../files.js";
+import { Panel } from "../panel.js";
 
 const SIDE = 256; // pixels of a drawn picture
 const FIRST = "ship"; // the drawn picture that is asked at once
 
-export function startPicture({ name, labels, preprocessing }) {
+export function startPicture(model, initial) {
+  const { name, labels, preprocessing } = model;
   const panel = new Panel(name);
-  const show = showClass(name, labels);
+  const show = showClass(model);
   const [height, width] = preprocessing.size;
   const known = Object.keys(SCENES).filter((thing) => labels.includes(thing));
   const canvas = element(`${name}-canvas`);
@@ -28,7 +32,7 @@ export function startPicture({ name, labels, preprocessing }) {
     }
   };
 
-  const take = (file) => panel.askFile(file, draw, show);
+  const take = (file, input) => panel.askFile(file, draw, show, input);
 
   const scene = (thing) => {
     const picture = document.createElement("canvas");
@@ -45,10 +49,16 @@ export function startPicture({ name, labels, preprocessing }) {
     button.setAttribute("aria-label", `A drawn ${thing}`);
     const picture = scene(thing);
     button.append(picture);
-    button.addEventListener("click", () => take(pngOf(picture)));
+    button.addEventListener("click", () => take(pngOf(picture), { scene: thing }));
     element(`${name}-scenes`).append(button);
   }
   [small.width, small.height] = [width, height];
-  if (known.length) take(pngOf(scene(known.includes(FIRST) ? FIRST : known[0])));
-  takeFiles(canvas, element(`${name}-file`), take);
+  takeFiles(canvas, element(`${name}-file`), (file) => take(file, null));
+
+  const restore = (input) => {
+    const thing = known.find((one) => one === input?.scene) ?? known.find((one) => one === FIRST) ?? known[0];
+    if (thing) take(pngOf(scene(thing)), { scene: thing });
+  };
+  restore(initial);
+  return { panel, restore };
 }

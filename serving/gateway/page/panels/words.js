@@ -1,13 +1,14 @@
 // The panel of the language model: type the beginning of a sentence, take one of the next words, or let it go on.
 
-import { Panel, element, percent } from "./shared.js";
+import { element, percent } from "../dom.js";
+import { Panel } from "../panel.js";
 
 const PAUSE = 250; // milliseconds without a key before the next words are asked for
 const SUGGESTIONS = 8;
 
-export function startWords({ name }) {
-  const panel = new Panel(name);
+export function startWords({ name }, initial) {
   const text = element(`${name}-text`);
+  const panel = new Panel(name, text);
   const warmth = element(`${name}-temperature`);
   let timer = 0;
 
@@ -50,8 +51,14 @@ export function startWords({ name }) {
 
   const generate = () => {
     clearTimeout(timer);
-    const body = { text: text.value, words: element(`${name}-words`).valueAsNumber, temperature: warmth.valueAsNumber };
-    panel.ask(body, (predictions) => predictions && append(predictions[0].words), `/api/v1/${name}/generate`);
+    const count = element(`${name}-words`);
+    if (!count.checkValidity() || !Number.isInteger(count.valueAsNumber)) {
+      panel.refuse(`Please give a whole number of words from ${count.min} to ${count.max}.`, count);
+      return;
+    }
+    const body = { text: text.value, words: count.valueAsNumber, temperature: warmth.valueAsNumber };
+    const path = `/api/v1/${name}/generate`;
+    panel.ask(body, (predictions) => predictions && append(predictions[0].words), { path, input: { text: text.value } });
   };
 
   text.addEventListener("input", () => {
@@ -66,5 +73,12 @@ export function startWords({ name }) {
     suggest();
     text.focus();
   });
-  suggest();
+
+  const first = text.value;
+  const restore = (input) => {
+    text.value = typeof input?.text === "string" ? input.text : first;
+    suggest();
+  };
+  restore(initial);
+  return { panel, restore };
 }

@@ -1,6 +1,6 @@
 // A plane with axes on a canvas, and a point in it that mouse, touch, pen and arrow keys move. Calls `moved` with it.
 
-import { colour } from "./shared.js";
+import { colour } from "../dom.js";
 
 export class Plot {
   constructor(canvas, { x, y, point, step, moved, paint }) {
@@ -25,7 +25,12 @@ export class Plot {
 
   move(x, y) {
     const within = (value, [low, high]) => Math.min(Math.max(value, low), high);
-    this.point = [within(x, this.x), within(y, this.y)];
+    this.put(within(x, this.x), within(y, this.y));
+  }
+
+  // Anywhere, also outside of what is shown.
+  put(x, y) {
+    this.point = [x, y];
     this.draw();
     this.moved(this.point);
   }

@@ -1,13 +1,15 @@
 // The panel of molecules: type or pick one, see it drawn, with what the model says of it, such as its activity in assays.
 
-import { Bars, Panel, element, scoresOf } from "./shared.js";
+import { Bars, scoresOf } from "../bars.js";
+import { element } from "../dom.js";
+import { Panel } from "../panel.js";
 
 const PAUSE = 300; // milliseconds without a key before a molecule is asked for
 
-export function startMolecules({ name, labels }) {
-  const panel = new Panel(name);
+export function startMolecules({ name, labels }, initial) {
   const bars = new Bars(element(`${name}-bars`), labels);
   const field = element(`${name}-smiles`);
+  const panel = new Panel(name, field);
   const drawing = element(`${name}-drawing`);
   let timer = 0;
 
@@ -29,7 +31,7 @@ export function startMolecules({ name, labels }) {
     if (smiles) {
       panel.ask({ smiles }, (predictions) => {
         show(predictions);
-        draw(smiles);
+        if (predictions) draw(smiles);
       });
     } else {
       panel.cancel();
@@ -43,11 +45,18 @@ export function startMolecules({ name, labels }) {
     panel.cancel();
     timer = setTimeout(predict, PAUSE);
   });
-  for (const button of element(name).querySelectorAll("[data-smiles]")) {
+  for (const button of element(`${name}-try`).querySelectorAll("[data-smiles]")) {
     button.addEventListener("click", () => {
       field.value = button.dataset.smiles;
       predict();
     });
   }
-  predict();
+
+  const first = field.value;
+  const restore = (input) => {
+    field.value = typeof input?.smiles === "string" ? input.smiles : first;
+    predict();
+  };
+  restore(initial);
+  return { panel, restore };
 }

@@ -1,11 +1,12 @@
 // The panel of tic-tac-toe: play against the model as X or O, with what it thinks of each square.
 
-import { Panel, element, percent } from "./shared.js";
+import { element, percent } from "../dom.js";
+import { Panel } from "../panel.js";
 
 const LINES = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 3, 6], [1, 4, 7], [2, 5, 8], [0, 4, 8], [2, 4, 6]];
 const THINKING = 450; // milliseconds, so that a move can be followed
 
-export function startBoard({ name }) {
+export function startBoard({ name }, initial) {
   const panel = new Panel(name);
   const hints = element(`${name}-hints`);
   const status = element(`${name}-status`);
@@ -29,7 +30,8 @@ export function startBoard({ name }) {
       square.disabled = Boolean(board[place]) || over() || turn() !== human;
       square.dataset.mark = board[place];
       square.classList.toggle("winning", winning.includes(place));
-      square.setAttribute("aria-label", `Row ${1 + Math.floor(place / 3)}, column ${1 + (place % 3)}: ${board[place] || "free"}`);
+      const named = `Row ${1 + Math.floor(place / 3)}, column ${1 + (place % 3)}`;
+      square.setAttribute("aria-label", `${named}: ${board[place] || "free"} ${square.lastChild.textContent}`.trim());
     });
   };
 
@@ -47,7 +49,7 @@ export function startBoard({ name }) {
       panel.cancel();
       element(`${name}-value`).textContent = "";
     } else {
-      panel.ask({ board, player: turn() }, answered);
+      panel.ask({ board, player: turn() }, answered, { input: turn() === human && { board, human } });
     }
   };
 
@@ -68,12 +70,20 @@ export function startBoard({ name }) {
     next();
   };
 
-  const start = () => {
+  const side = (player) => element(`${name}-try`).querySelector(`input[type="radio"][value="${player}"]`);
+
+  const start = (from = Array(9).fill("")) => {
     game += 1;
     panel.cancel();
-    board = Array(9).fill("");
-    human = element(name).querySelector('input[type="radio"]:checked').value;
+    board = from;
+    human = side("X").checked ? "X" : "O";
     next();
+  };
+
+  const restore = (input) => {
+    const known = Array.isArray(input?.board) && input.board.length === 9 && input.board.every((mark) => ["X", "O", ""].includes(mark));
+    side(input?.human === "O" ? "O" : "X").checked = true;
+    start(known ? [...input.board] : undefined);
   };
 
   for (let place = 0; place < 9; place++) {
@@ -88,7 +98,8 @@ export function startBoard({ name }) {
   }
   element(`${name}-board`).append(...squares);
   hints.addEventListener("change", paint);
-  element(`${name}-new`).addEventListener("click", start);
-  for (const side of element(name).querySelectorAll('input[type="radio"]')) side.addEventListener("change", start);
-  start();
+  element(`${name}-new`).addEventListener("click", () => start());
+  for (const player of ["X", "O"]) side(player).addEventListener("change", () => start());
+  restore(initial);
+  return { panel, restore };
 }

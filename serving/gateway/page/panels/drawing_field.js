@@ -1,7 +1,7 @@
 // A field to draw on with mouse, touch, pen or keyboard. Calls `begun` when a stroke begins or the field is emptied, and
 // `changed` after each stroke.
 
-import { pngOf } from "./shared.js";
+import { pngOf } from "../files.js";
 
 export class DrawingField {
   static PEN = 20; // pixels of the canvas, about two of a field of 28
@@ -17,6 +17,7 @@ export class DrawingField {
     this.keys = false;
     this.drawing = false;
     this.saved = null;
+    this.strokes = []; // of each stroke its places, [x, y, x, y, …] in whole pixels
     this.wipe();
     canvas.addEventListener("pointerdown", (event) => this.press(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
@@ -33,6 +34,7 @@ export class DrawingField {
   }
 
   wipe() {
+    this.strokes = [];
     this.saved = this.last = this.pointer = null;
     this.drawing = false;
     this.context.fillStyle = "#fff";
@@ -44,6 +46,16 @@ export class DrawingField {
     const picture = pngOf(this.canvas);
     if (this.keys) this.showCursor();
     return picture;
+  }
+
+  // Draws strokes that were kept, and is changed by them.
+  redraw(strokes) {
+    for (const stroke of strokes) {
+      const places = stroke.map(Number);
+      this.begin({ x: places[0], y: places[1] });
+      for (let place = 0; place + 1 < places.length; place += 2) this.line({ x: places[place], y: places[place + 1] });
+    }
+    if (this.strokes.length) this.changed();
   }
 
   showPicture(bitmap) {
@@ -68,7 +80,7 @@ export class DrawingField {
     this.begun();
     this.pointer = event.pointerId;
     this.canvas.setPointerCapture(event.pointerId);
-    this.last = this.position(event);
+    this.begin(this.position(event));
     this.line(this.last);
   }
 
@@ -84,6 +96,11 @@ export class DrawingField {
     this.changed();
   }
 
+  begin(place) {
+    this.strokes.push([]);
+    this.last = place;
+  }
+
   line(to) {
     const context = this.context;
     context.strokeStyle = "#111";
@@ -93,6 +110,7 @@ export class DrawingField {
     context.moveTo(this.last.x, this.last.y);
     context.lineTo(to.x, to.y);
     context.stroke();
+    this.strokes.at(-1).push(Math.round(to.x), Math.round(to.y));
     this.last = to;
   }
 
@@ -101,7 +119,10 @@ export class DrawingField {
     if (event.key === "Delete" || event.key === "Backspace") {
       this.clear();
     } else if (event.key === " ") {
-      if (!this.drawing) this.begun();
+      if (!this.drawing) {
+        this.begun();
+        this.begin({ ...this.cursor });
+      }
       this.drawing = true;
       this.step([0, 0]);
     } else if (event.key in moves) {

@@ -1,5 +1,6 @@
-// One panel a model: its kind by what the gateway takes for it, its element made from the kind's template.
+// The panel of a model: its kind by what the gateway takes for it, its element made from the kind's template.
 
+import { element } from "../dom.js";
 import { startBoard } from "./board.js";
 import { startDrawing } from "./drawing.js";
 import { startLabel } from "./label.js";
@@ -8,13 +9,11 @@ import { startMolecules } from "./molecules.js";
 import { startNumbers } from "./numbers.js";
 import { startPicture } from "./picture.js";
 import { startPlane } from "./plane.js";
-import { ask, element } from "./shared.js";
 import { startTensors } from "./tensors.js";
 import { startWords } from "./words.js";
 
 const PLACE = "NAME"; // what a template has for the model's name
 const STARTS = {
-  // in the order of the page
   line: startLine,
   plane: startPlane,
   numbers: startNumbers,
@@ -46,16 +45,10 @@ function kindOf({ form, inputs, outputs, labels, preprocessing }) {
   }
 }
 
-// Adds the panels of models, and the links to them. A model that the gateway does not describe now is left out.
-export async function addPanels(names) {
-  const models = await Promise.all(names.map((name) => ask(`/api/v1/models/${encodeURIComponent(name)}`).catch(() => null)));
-  const known = models.filter(Boolean).map((model) => ({ model, kind: kindOf(model) }));
-  const order = Object.keys(STARTS);
-  known.sort((a, b) => order.indexOf(a.kind) - order.indexOf(b.kind));
-  for (const { model, kind } of known) addPanel(model, kind);
-}
-
-function addPanel(model, kind) {
+// Puts the panel of a model into `place` and starts it with an input, null for its own first one. Returns the panel and
+// how it takes another input.
+export function startPanel(model, place, input) {
+  const kind = kindOf(model);
   const { name } = model;
   const made = element(`${kind}-panel`).content.cloneNode(true);
   for (const part of made.querySelectorAll("*")) {
@@ -65,10 +58,6 @@ function addPanel(model, kind) {
       }
     }
   }
-  made.querySelector("h2").textContent = name;
-  const link = document.createElement("a");
-  Object.assign(link, { href: `#${encodeURIComponent(name)}`, id: `${name}-link`, textContent: name });
-  element("links").append(link);
-  element("panels").append(made);
-  STARTS[kind](model);
+  place.replaceChildren(made);
+  return STARTS[kind](model, input);
 }

@@ -1,13 +1,17 @@
 // The panel of two numbers in and two classes: drag a point in the plane, see how probable the second class is there.
 
 import { Plot } from "./plot.js";
-import { Bars, Latest, Panel, ask, element } from "./shared.js";
+import { Latest, ask } from "../api.js";
+import { Bars } from "../bars.js";
+import { element } from "../dom.js";
+import { Panel } from "../panel.js";
 
 const ACROSS = [-2.8, 2.8];
 const UP = [-2.1, 2.1];
+const START = [1, 0.5];
 const [COLUMNS, ROWS] = [48, 36]; // of the shading
 
-export function startPlane({ name, labels }) {
+export function startPlane({ name, labels }, initial) {
   const panel = new Panel(name);
   const bars = new Bars(element(`${name}-bars`), labels);
   const field = document.createElement("canvas");
@@ -39,7 +43,7 @@ export function startPlane({ name, labels }) {
     latest.run(point);
   };
 
-  const plot = new Plot(element(`${name}-canvas`), { x: ACROSS, y: UP, point: [1, 0.5], step: 0.2, moved, paint });
+  const plot = new Plot(element(`${name}-canvas`), { x: ACROSS, y: UP, point: START, step: 0.2, moved, paint });
 
   const shade = async () => {
     const centre = ([low, high], cell, cells) => low + ((high - low) * (cell + 0.5)) / cells;
@@ -60,5 +64,10 @@ export function startPlane({ name, labels }) {
     known = true;
   };
 
-  plot.move(...plot.point);
+  const restore = (input) => {
+    const row = input?.x?.[0];
+    plot.put(...(Array.isArray(row) && row.length === 2 && row.every(Number.isFinite) ? row : START));
+  };
+  restore(initial);
+  return { panel, restore };
 }

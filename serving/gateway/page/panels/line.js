@@ -1,16 +1,19 @@
 // The panel of one number in and one out: drag a point along x, see the y of the fitted line.
 
 import { Plot } from "./plot.js";
-import { Latest, Panel, ask, colour, element } from "./shared.js";
+import { Latest, ask } from "../api.js";
+import { colour, element } from "../dom.js";
+import { Panel } from "../panel.js";
 
 const RANGE = [-1, 2];
 const STEPS = 30;
+const START = 0.5;
 
-export function startLine(model) {
+export function startLine(model, initial) {
   const { name } = model;
   const output = model.outputs[0].name;
-  const panel = new Panel(name);
   const number = element(`${name}-x`);
+  const panel = new Panel(name, number);
   let line = [];
   let y = null;
 
@@ -29,21 +32,24 @@ export function startLine(model) {
 
   const latest = new Latest(async (x) => {
     if (!line.length) await fit().catch(() => {}); // the question below says what is wrong
-    await panel.ask({ x }, (predictions) => {
-      y = predictions ? predictions[0][output] : null;
-      element(`${name}-y`).textContent = y === null ? "–" : y.toFixed(3);
-      plot.canvas.setAttribute("aria-valuetext", y === null ? "no answer" : `x ${x.toFixed(2)}, y ${y.toFixed(2)}`);
-      plot.draw();
-    });
+    await panel.ask({ x }, show);
   });
 
+  const show = (predictions) => {
+    y = predictions ? predictions[0][output] : null;
+    element(`${name}-y`).textContent = y === null ? "–" : y.toFixed(3);
+    const text = y === null ? "no answer" : `x ${plot.point[0].toFixed(2)}, y ${y.toFixed(2)}`;
+    plot.canvas.setAttribute("aria-valuetext", text);
+    plot.draw();
+  };
+
   const moved = ([x]) => {
-    number.value = x.toFixed(2);
+    if (number.valueAsNumber !== x) number.value = Number(x.toFixed(2));
     plot.canvas.setAttribute("aria-valuenow", x.toFixed(2));
     latest.run(x);
   };
 
-  const plot = new Plot(element(`${name}-canvas`), { x: RANGE, y: [-4, 14], point: [0.5, 0], step: 0.05, moved, paint });
+  const plot = new Plot(element(`${name}-canvas`), { x: RANGE, y: [-4, 14], point: [START, 0], step: 0.05, moved, paint });
 
   const fit = async () => {
     const x = Array.from({ length: STEPS + 1 }, (_, step) => RANGE[0] + ((RANGE[1] - RANGE[0]) * step) / STEPS);
@@ -56,10 +62,23 @@ export function startLine(model) {
     plot.y = [low - margin, high + margin];
   };
 
+  // What is typed is asked as it is, also where the picture does not reach.
   number.addEventListener("change", () => {
-    if (number.value !== "" && Number.isFinite(number.valueAsNumber)) plot.move(number.valueAsNumber, plot.point[1]);
+    if (Number.isFinite(number.valueAsNumber)) {
+      plot.put(number.valueAsNumber, plot.point[1]);
+    } else {
+      panel.refuse("Please give a number.");
+      show(null);
+    }
   });
-  plot.move(...plot.point);
+
+  const restore = (input) => {
+    const x = Number.isFinite(input?.x) ? input.x : START;
+    number.value = x;
+    plot.put(x, 0);
+  };
+  restore(initial);
+  return { panel, restore };
 }
 
 // About five round numbers within a range.

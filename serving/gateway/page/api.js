@@ -1,0 +1,104 @@
+// Asking the gateway, and what went wrong in words for a person.
+
+const AWAY = "The gateway does not answer. Start it with 'make serve', then this page goes on by itself.";
+const TASKS = {
+  "image-classification": "Names what a picture shows",
+  text: "Works on text",
+  tabular: "Classifies a row of numbers",
+  molecules: "Predicts properties of a molecule",
+  board: "Plays on a board",
+  regression: "Estimates a number",
+  tensors: "Takes tensors",
+};
+const WORDS = {
+  404: "This model or version is not served now.",
+  408: "Sending took too long. Try again, or send less.",
+  415: "This kind of file is not taken.",
+  502: "The model gave no usable answer. The gateway's log says why.",
+  503: "The model cannot answer now.",
+  504: "The model took too long. Try again.",
+};
+
+const REFUSED = /^the model server refused: (.*)$/s; // by the model, whose reason is about its own tensors
+
+export const taskText = (task) => TASKS[task] ?? "What it is for is not known";
+
+// An error whose message is for a person. `lost` is whether it may come from a server that is away.
+export class Fault extends Error {
+  constructor(message, { status = 0, field = "" } = {}) {
+    super(message);
+    this.status = status;
+    this.field = field;
+    this.lost = status === 0 || status >= 502 || status === 404;
+  }
+}
+
+// What the gateway says was wrong, as a sentence. Its own `detail` is for programs.
+function sentence({ expected, given, detail }, status) {
+  const [, reason] = REFUSED.exec(detail) ?? [];
+  if (status === 400 && reason) return `The model refuses this input: ${reason}.`;
+  if (status === 413) return `This is too large${expected ? `: please give ${expected}` : ""}.`;
+  if (status === 415) return expected ? `${WORDS[415]} Please give ${expected}.` : WORDS[415];
+  if (expected && given) return `Please give ${expected}. This is ${given}.`;
+  if (expected) return `Please give ${expected}.`;
+  return WORDS[status] ?? "The gateway could not answer. Its log says why.";
+}
+
+export async function ask(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Fault(AWAY);
+  }
+  const document_ = await response.json().catch(() => null);
+  if (!response.ok || !document_) {
+    const { status } = response;
+    throw new Fault(sentence(document_ ?? {}, status), { status, field: document_?.field });
+  }
+  return document_;
+}
+
+// The newest job of its kind: a newer one, or cancel(), overtakes it, and nothing that it comes to is used.
+export class Newest {
+  cancel() {
+    this.running?.abort();
+    this.running = null;
+  }
+
+  // {value} or {error} of `job`, which gets a signal that aborts it; null when it was overtaken.
+  async run(job) {
+    this.cancel();
+    const mine = (this.running = new AbortController());
+    let outcome;
+    try {
+      outcome = { value: await job(mine.signal) };
+    } catch (error) {
+      outcome = { error };
+    }
+    return this.running === mine ? outcome : null;
+  }
+}
+
+// Runs one asynchronous job at a time; of those that come meanwhile only the newest is run afterwards.
+export class Latest {
+  constructor(job) {
+    this.job = job;
+    this.waiting = null;
+    this.busy = false;
+  }
+
+  async run(...values) {
+    this.waiting = values;
+    if (this.busy) return;
+    this.busy = true;
+    while (this.waiting) {
+      const next = this.waiting;
+      this.waiting = null;
+      await this.job(...next);
+    }
+    this.busy = false;
+  }
+}
+

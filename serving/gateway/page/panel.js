@@ -1,0 +1,112 @@
+// One model's panel: its newest question, what it was answered, and what went wrong.
+//
+// A question has three outcomes. Answered: `show` gets the predictions. Failed: the message says why, the field is
+// marked, and `show` gets null. Overtaken by a newer question or by cancel(): `show` is not called.
+
+import { remember } from "./address.js";
+import { Fault, Newest, ask } from "./api.js";
+import { element } from "./dom.js";
+
+// What other parts of the page listen for, on `document`: a question and its answer, and that a server may be away.
+export const ASKED = "bookserve-asked";
+export const DOUBT = "bookserve-doubt";
+
+export class Panel {
+  // `field` is where a person writes; it is marked when what is written there is refused.
+  constructor(name, field = null) {
+    this.name = name;
+    this.field = field;
+    this.newest = new Newest();
+    this.message = element(`${name}-message`);
+    this.version = element(`${name}-version`);
+    this.failed = false;
+    this.again = () => {};
+    field?.setAttribute("aria-describedby", [field.getAttribute("aria-describedby"), this.message.id].filter(Boolean).join(" "));
+  }
+
+  // Nothing is asked any more, for one because the field is empty.
+  cancel() {
+    this.newest.cancel();
+    this.say("", "");
+  }
+
+  say(message, version) {
+    this.message.textContent = message;
+    this.version.textContent = version;
+    this.mark(false);
+  }
+
+  // What was written cannot be asked: `message` says why.
+  refuse(message, field = this.field) {
+    this.newest.cancel();
+    this.say(message, "");
+    this.mark(true, field);
+  }
+
+  mark(wrong, field = this.field) {
+    for (const marked of element(`${this.name}-try`).querySelectorAll("[aria-invalid]")) marked.removeAttribute("aria-invalid");
+    if (wrong) field?.setAttribute("aria-invalid", "true");
+  }
+
+  // `body` becomes JSON. `input` is what the address keeps, from which the panel can ask the same again.
+  ask(body, show, { path = `/api/v1/${this.name}`, input = body } = {}) {
+    remember(input);
+    const options = { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
+    return this.question((signal) => this.post(path, { ...options, signal }), show, { path, body, options });
+  }
+
+  askPicture(picture, show, input = null) {
+    remember(input);
+    const asked = this.upload(picture);
+    return this.question((signal) => this.post(asked.path, { ...asked.options, signal }), show, asked);
+  }
+
+  // A file that the browser shows as well: `draw` gets its pixels before it is sent.
+  askFile(file, draw, show, input = null) {
+    remember(input);
+    const asked = this.upload(file);
+    const job = async (signal) => {
+      const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => {
+        throw new Fault("The browser cannot read this file as a picture. Please give PNG, JPEG, WebP or BMP.", { status: 400 });
+      });
+      signal.throwIfAborted();
+      draw(bitmap);
+      bitmap.close();
+      return this.post(asked.path, { ...asked.options, signal });
+    };
+    return this.question(job, show, asked);
+  }
+
+  upload(file) {
+    const body = new FormData();
+    body.append("file", file);
+    return { path: `/api/v1/${this.name}`, file: file.name || "picture.png", options: { body } };
+  }
+
+  async question(job, show, asked) {
+    this.again = () => this.question(job, show, asked);
+    const outcome = await this.newest.run(job);
+    if (!outcome) return;
+    const { value, error } = outcome;
+    this.failed = Boolean(error);
+    if (error) {
+      this.say(error.message, "");
+      this.mark(error.status === 400 || error.status === 413);
+      if (error.lost) document.dispatchEvent(new Event(DOUBT));
+      show(null);
+    } else {
+      this.say("", `Answered by ${this.name} version ${value.version} in ${value.milliseconds} ms`);
+      show(value.predictions);
+      // The same question to another version, for a comparison.
+      const repeat = (version, signal) => this.post(`${asked.path}?version=${version}`, { ...asked.options, signal });
+      document.dispatchEvent(new CustomEvent(ASKED, { detail: { ...asked, ...value, repeat } }));
+    }
+  }
+
+  async post(path, options) {
+    const started = performance.now();
+    const { version, predictions } = await ask(path, { method: "POST", ...options });
+    if (!predictions?.length) throw new Fault("The gateway's answer holds no prediction.", { status: 502 });
+    return { version, predictions, milliseconds: Math.round(performance.now() - started) };
+  }
+}

@@ -1,0 +1,56 @@
+// The panel of a model that takes tensors: give them as JSON, see the outputs as JSON. Works for every model, from its
+// contract alone.
+
+import { element } from "../dom.js";
+import { Panel } from "../panel.js";
+
+const LARGE = 4096; // values; larger inputs without an example are left to the person
+const SHOWN = 20_000; // characters of an answer
+
+export function startTensors(model, initial) {
+  const { name } = model;
+  const body = element(`${name}-body`);
+  const panel = new Panel(name, body);
+  const answer = element(`${name}-answer`);
+
+  const show = (predictions) => {
+    const text = predictions ? JSON.stringify(predictions, null, 1) : "";
+    answer.textContent = text.length > SHOWN ? `${text.slice(0, SHOWN)} …` : text;
+  };
+
+  const predict = () => {
+    try {
+      panel.ask(JSON.parse(body.value), show);
+    } catch (error) {
+      show(null);
+      panel.refuse(`This is not JSON: ${error.message}`);
+    }
+  };
+
+  const restore = (input) => {
+    const first = example(model);
+    body.value = input || first ? pretty(input ?? first) : "";
+    if (body.value) predict();
+    else show(null);
+  };
+  body.addEventListener("input", () => {
+    panel.cancel();
+    show(null);
+  });
+  element(`${name}-ask`).addEventListener("click", predict);
+  restore(initial);
+  return { panel, restore };
+}
+
+// The example of the contract, else zeros where the inputs are small; null where they are large.
+export function example({ inputs, example: known }) {
+  if (known) return { inputs: known };
+  const sizes = inputs.map(({ shape }) => shape.map((size) => size ?? 1));
+  if (!inputs.length || sizes.some((size) => size.reduce((all, one) => all * one, 1) > LARGE)) return null;
+  const fill = ([size, ...others], value) => (size === undefined ? value : Array.from({ length: size }, () => fill(others, value)));
+  const zero = (dtype) => (dtype === "object" ? "text" : dtype === "bool" ? false : 0);
+  return { inputs: Object.fromEntries(inputs.map(({ name, dtype }, place) => [name, fill(sizes[place], zero(dtype))])) };
+}
+
+// Lists without lists in them on one line.
+const pretty = (value) => JSON.stringify(value, null, 1).replace(/\[[^[\]{}]*\]/g, (list) => list.replace(/\s+/g, " "));

@@ -1,0 +1,164 @@
+// Which part of the input mattered: the same question again with one part changed at a time, and how much less the
+// answer's score is then. It works for every model, since only predictions are asked for.
+
+import { Newest, ask } from "./api.js";
+import { scoresOf } from "./bars.js";
+import { element, figure, make, table } from "./dom.js";
+import { pngOf } from "./files.js";
+import { ASKED } from "./panel.js";
+
+const [CELLS, SIDE] = [6, 192]; // of a picture: the grid across and down, pixels of what is sent
+const PARTS = 36; // of a text or a row; those behind are left as they are
+const FEW = 16; // inputs of a request
+
+export class Explanation {
+  constructor(model) {
+    this.model = model;
+    this.newest = new Newest();
+    this.parts = { "image-classification": pictureParts, text: model.labels.length ? textParts : null, tabular: rowParts, regression: rowParts }[model.form];
+    if (this.parts === rowParts && model.inputs[0].shape[1] < 2) this.parts = null;
+    element("why").hidden = !this.parts;
+    if (!this.parts) return;
+    element("why-ask").addEventListener("click", () => this.explain());
+    document.addEventListener(ASKED, ({ detail }) => this.ready(detail));
+  }
+
+  // What was asked last can be explained, and costs so many questions.
+  ready(asked) {
+    this.newest.cancel();
+    this.asked = asked;
+    this.show([], "");
+    const count = this.parts === pictureParts ? CELLS ** 2 : this.parts(asked, this.model).length;
+    element("why-ask").disabled = !count;
+    element("why-cost").textContent = count ? `Asks the model ${count} times more.` : "There is nothing to leave out.";
+  }
+
+  show(content, message) {
+    element("why-content").replaceChildren(...content);
+    element("why-message").textContent = message;
+  }
+
+  async explain() {
+    this.show([make("p", { class: "hint" }, "Asking …")], "");
+    const outcome = await this.newest.run(async (signal) => {
+      const { asked, model } = this;
+      const before = measure(asked.predictions[0]);
+      const parts = await this.parts(asked, model);
+      const values = [];
+      for (let from = 0; from < parts.length; from += FEW) values.push(...(await this.askSome(parts.slice(from, from + FEW), before.name, signal)));
+      return { before, parts: parts.map((part, place) => ({ ...part, change: values[place] === null ? null : values[place] - before.value })) };
+    });
+    if (!outcome) return;
+    if (outcome.error) this.show([], outcome.error.message);
+    else if (this.parts === pictureParts) this.show(await heatOf(this.asked, outcome.value), "");
+    else this.show([tableOf(outcome.value)], "");
+  }
+
+  // The number of each part's prediction; null for one that the gateway refuses, such as a picture without a sign.
+  async askSome(parts, name, signal) {
+    try {
+      const { predictions } = await ask(this.asked.path, { method: "POST", ...requestOf(parts.map(({ input }) => input)), signal });
+      return predictions.map((prediction) => measure(prediction, name).value);
+    } catch (error) {
+      if (error.status !== 400) throw error;
+      if (parts.length === 1) return [null];
+      const values = [];
+      for (const part of parts) values.push(...(await this.askSome([part], name, signal)));
+      return values;
+    }
+  }
+}
+
+function requestOf(inputs) {
+  if (inputs[0] instanceof Blob) {
+    const body = new FormData();
+    for (const file of inputs) body.append("file", file, "picture.png");
+    return { body };
+  }
+  const [field] = Object.keys(inputs[0]);
+  return { headers: { "Content-Type": "application/json" }, body: JSON.stringify({ [field]: inputs.map((input) => input[field]) }) };
+}
+
+// The number that is watched: the score of a label, the likeliest one's first, or the first number of the answer.
+function measure(prediction, wanted) {
+  const scores = scoresOf(prediction);
+  if (scores) {
+    const name = wanted ?? prediction.class ?? Object.keys(scores).reduce((best, label) => (scores[label] > scores[best] ? label : best));
+    return { name, value: scores[name] };
+  }
+  const [name, value] = Object.entries(prediction).find(([key, item]) => typeof item === "number" && (!wanted || key === wanted)) ?? ["", NaN];
+  return { name, value };
+}
+
+function textParts({ body }) {
+  const words = body.text.split(/\s+/).filter(Boolean);
+  if (words.length < 2) return [];
+  return words.slice(0, PARTS).map((word, place) => ({ name: word, input: { text: words.filter((_, other) => other !== place).join(" ") } }));
+}
+
+// Each number of a row by the one of the contract's example, or 0.
+function rowParts({ body }, { columns, example }) {
+  const row = [body.x].flat(2);
+  const usual = Object.values(example ?? {})[0]?.[0] ?? [];
+  return row.slice(0, PARTS).map((value, place) => {
+    const other = Number.isFinite(usual[place]) && usual[place] !== value ? usual[place] : 0;
+    const name = `${columns[place] ?? `x${place + 1}`} ${figure(other)} instead of ${figure(value)}`;
+    return { name, input: { x: row.map((number, at) => (at === place ? other : number)) } };
+  });
+}
+
+async function canvasOf({ options }) {
+  const bitmap = await createImageBitmap(options.body.get("file"), { imageOrientation: "from-image" });
+  const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
+  const canvas = make("canvas", { width: Math.round(bitmap.width * scale) || 1, height: Math.round(bitmap.height * scale) || 1 });
+  canvas.getContext("2d", { willReadFrequently: true }).drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return canvas;
+}
+
+// Where a cell of the grid lies on a canvas.
+const cellOf = ({ width, height }, place) => {
+  const [across, down] = [place % CELLS, Math.floor(place / CELLS)];
+  const [left, top] = [Math.floor((across * width) / CELLS), Math.floor((down * height) / CELLS)];
+  return [left, top, Math.floor(((across + 1) * width) / CELLS) - left, Math.floor(((down + 1) * height) / CELLS) - top];
+};
+
+// Each cell of a picture covered: by the ground of a drawn sign, which is its corner's colour, else by the mean colour.
+async function pictureParts(asked, { preprocessing }) {
+  const canvas = await canvasOf(asked);
+  const context = canvas.getContext("2d");
+  const whole = context.getImageData(0, 0, canvas.width, canvas.height);
+  const pixels = preprocessing.resize === "centred" ? 1 : whole.data.length / 4;
+  const sums = [0, 0, 0];
+  for (let at = 0; at < 4 * pixels; at += 4) for (const colour of [0, 1, 2]) sums[colour] += whole.data[at + colour];
+  return Array.from({ length: CELLS ** 2 }, (_, place) => {
+    context.putImageData(whole, 0, 0);
+    context.fillStyle = `rgb(${sums.map((sum) => Math.round(sum / pixels)).join(" ")})`;
+    context.fillRect(...cellOf(canvas, place));
+    return { name: "", input: pngOf(canvas) };
+  });
+}
+
+function tableOf({ before, parts }) {
+  const sorted = [...parts].sort((a, b) => Math.abs(b.change ?? 0) - Math.abs(a.change ?? 0));
+  const text = (change) => (change === null ? "refused" : `${change > 0 ? "+" : ""}${figure(change)}`);
+  return table(`How ${before.name} (${figure(before.value)}) changes`, ["without, or with", "change"], sorted.map(({ name, change }) => [name, text(change)]));
+}
+
+// The picture with those cells marked that it needs: the more the score falls without one, the more.
+async function heatOf(asked, { before, parts }) {
+  const canvas = await canvasOf(asked);
+  const context = canvas.getContext("2d");
+  const falls = parts.map(({ change }) => Math.max(0, -(change ?? 0)));
+  const most = Math.max(...falls);
+  falls.forEach((fall, place) => {
+    context.fillStyle = `rgb(214 93 14 / ${most ? (0.75 * fall) / most : 0})`;
+    context.fillRect(...cellOf(canvas, place));
+  });
+  const hint = most > 0.001
+    ? `Marked is what “${before.name}” needs: without the strongest cell its score falls by ${figure(most)}.`
+    : `No single cell matters: without any of them the score of “${before.name}” stays.`;
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", hint);
+  canvas.className = "heat";
+  return [canvas, make("p", { class: "hint" }, hint)];
+}

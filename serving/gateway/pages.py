@@ -1,0 +1,46 @@
+"""The pages for a person: the list of models, a model's own page, the API's page, and the files that they load."""
+
+from pathlib import Path
+
+from flask import Blueprint, Response, render_template
+
+from bookserve.clients.store_contracts import is_name
+from bookserve.serving.gateway.problems import Problem
+
+FOLDER = Path(__file__).parent
+_FILES = FOLDER / "page"
+_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+_FRESH = {"Cache-Control": "no-cache"}  # kept by the browser, and compared with ours each time
+
+
+def routes() -> Blueprint:
+    """The routes. What a page shows of models it asks the API for, so that it can ask again."""
+    blueprint = Blueprint("pages", __name__, template_folder=str(FOLDER / "templates"))
+    files = {
+        path.relative_to(_FILES).as_posix(): path.read_bytes() for path in _FILES.rglob("*") if path.suffix in _TYPES
+    }
+
+    def page(template: str, **values: str) -> Response:
+        return Response(render_template(template, **values), content_type="text/html; charset=utf-8", headers=_FRESH)
+
+    @blueprint.get("/")
+    def show_models() -> Response:
+        return page("models.html")
+
+    @blueprint.get("/models/<name>")
+    def show_model(name: str) -> Response:
+        if not is_name(name):
+            raise Problem(404, "no model has such a name; GET / lists the models")
+        return page("model.html", name=name)
+
+    @blueprint.get("/docs")
+    def show_api() -> Response:
+        return page("docs.html")
+
+    @blueprint.get("/page/<path:name>")
+    def send_file(name: str) -> Response:
+        if name not in files:
+            raise Problem(404, "the page has no such file")
+        return Response(files[name], content_type=_TYPES[Path(name).suffix], headers=_FRESH)
+
+    return blueprint

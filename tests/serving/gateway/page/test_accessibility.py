@@ -1,0 +1,139 @@
+"""Every page for people with other eyes, hands and screens: axe-core, widths, keyboard, forced colours."""
+
+import io
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from book_contracts import CONTRACTS
+from gateway_pages import SEVEN, open_page
+from stand_in_models import OTHERS, FakeServer
+
+# Beside axe's own choice: targets of 24 pixels, and names that hold the visible text.
+OPTIONS = {
+    "resultTypes": ["violations"],
+    "rules": {"target-size": {"enabled": True}, "label-content-name-mismatch": {"enabled": True}},
+}
+WIDTHS = (360, 768, 1600)
+FEW = ("/", "/models/wine")
+REST = ("/docs", *(f"/models/{name}" for name in (*CONTRACTS, *OTHERS) if f"/models/{name}" not in FEW))
+
+
+def load(page: Page, path: str) -> None:
+    """Opens a page and waits until it shows all that it shows by itself."""
+    page.goto(path)
+    if path == "/docs":
+        expect(page.locator("#readyz .curl")).not_to_be_empty()
+    elif path == "/":
+        expect(page.locator(".card")).to_have_count(11)
+    else:
+        expect(page.locator("#card-content p").first).to_be_visible()
+        name = path.removeprefix("/models/")
+        if name in ("mnist", "letters"):
+            page.locator(f"#{name}-file").set_input_files(SEVEN)
+        if name != "mood":
+            expect(page.locator(f"#{name}-version")).to_contain_text("version 3")
+
+
+def check(page: Page, path: str) -> None:
+    """Loads a page and finds nothing wrong with it, in light and dark, at any width."""
+    load(page, path)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    check_axe(page)
+
+
+def check_axe(page: Page) -> None:
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found = Axe().run(page, options=OPTIONS).response["violations"]
+        assert [(fault["id"], [node["target"] for node in fault["nodes"]]) for fault in found] == []
+
+
+@pytest.mark.parametrize("path", FEW)
+def test_axe_finds_nothing_and_no_width_scrolls_sideways(page, path: str) -> None:
+    check(page, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", REST)
+def test_axe_finds_nothing_on_the_other_pages(page, path: str) -> None:
+    check(page, path)
+
+
+@pytest.mark.slow
+def test_axe_finds_nothing_in_errors_results_and_old_states(page, stand_in: FakeServer) -> None:
+    load(page, "/models/wine")
+    content = "\n".join(["acid,sugar,age", *["1,2,3"] * 300]).encode()
+    page.locator("#batch-files").set_input_files({"name": "wine.csv", "mimeType": "text/csv", "buffer": content})
+    expect(page.locator("#batch-table tbody tr")).to_have_count(200)
+    page.get_by_label("acid").fill("")
+    expect(page.locator("#wine-message")).not_to_be_empty()
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    check_axe(page)
+    stand_in.models = ()
+    expect(page.locator("body.stale")).to_be_attached()
+    check_axe(page)
+    page.goto("/")
+    expect(page.locator(".card.away")).to_have_count(11)
+    page.get_by_label("Search").fill("nothing like it")
+    check_axe(page)
+
+
+def test_the_first_tab_skips_to_the_content_and_arrows_choose_a_program(page) -> None:
+    load(page, "/models/wine")
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    expect(page.locator(".skip")).to_be_in_viewport()
+    page.keyboard.press("Enter")
+    expect(page.locator("#content")).to_be_focused()
+    page.locator("#code-tab-curl").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#code-tab-python")).to_be_focused()
+    expect(page.locator("#code-python")).to_be_visible()
+    expect(page.locator("#code-curl")).to_be_hidden()
+    page.keyboard.press("End")
+    expect(page.locator("#code-json")).to_be_visible()
+
+
+def test_a_digit_is_drawn_with_the_keyboard(page) -> None:
+    page.goto("/models/mnist")
+    page.locator("#mnist-canvas").focus()
+    page.keyboard.down(" ")
+    for _ in range(8):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.up(" ")
+    expect(page.locator("#mnist-version")).to_contain_text("mnist version 3")
+
+
+def test_bars_and_dots_stay_in_forced_colours_and_nothing_moves_where_that_is_asked(browser, url: str) -> None:
+    with open_page(browser, url, forced_colors="active", reduced_motion="reduce") as page:
+        load(page, "/models/wine")
+        shown = Image.open(io.BytesIO(page.locator("#wine-bars progress").first.screenshot())).convert("RGB")
+        full, empty = (shown.getpixel((round(across * shown.width), shown.height // 2)) for across in (0.25, 0.75))
+        assert full != empty  # both classes are as probable, so half of the bar is full
+        dot, ground = (
+            page.locator(selector).evaluate(f"element => getComputedStyle(element{pseudo}).backgroundColor")
+            for selector, pseudo in (("#health", ", '::before'"), ("body", ""))
+        )
+        assert dot != ground
+        assert page.locator("html").evaluate("element => getComputedStyle(element).scrollBehavior") == "auto"
+
+
+def test_nothing_below_moves_when_an_answer_arrives(page) -> None:
+    load(page, "/models/tox21")
+    before = page.locator("#code").evaluate("element => element.offsetTop")
+    page.locator("#tox21-smiles").fill("CCO")
+    expect(page.locator("#tox21-drawing")).to_have_attribute("alt", "Structure of CCO")
+    expect(page.locator("#tox21-version")).to_contain_text("version 3")
+    assert page.locator("#code").evaluate("element => element.offsetTop") == before
+    page.goto("/models/mnist")
+    expect(page.locator("#mnist-canvas")).to_be_visible()
+    before = page.locator("#code").evaluate("element => element.offsetTop")
+    page.locator("#mnist-file").set_input_files(SEVEN)
+    expect(page.locator("#mnist-version")).to_contain_text("version 3")
+    assert page.locator("#code").evaluate("element => element.offsetTop") == before

@@ -87,7 +87,7 @@ class Server:
     @property
     def crashes(self) -> list[str]:
         """The lines of the log that tell of one."""
-        return [line for line in self.log.read_text().splitlines() if CRASH.search(line)]
+        return [line for line in self.log.read_text(errors="replace").splitlines() if CRASH.search(line)]
 
     @property
     def target(self) -> str:
@@ -179,4 +179,4 @@ def server_starter(folder: Path) -> Iterator[StartServer]:
         for server in servers:
             if server.process.poll() is None:
                 server.kill()
-            assert server.may_crash or not server.crashes, server.log.read_text()
+            assert server.may_crash or not server.crashes, server.log.read_text(errors="replace")

@@ -14,7 +14,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from bookserve.export import durable, manifest
 from bookserve.export.errors import StoreError
@@ -23,7 +23,6 @@ from bookserve.export.store import ModelStore
 from bookserve.serving.wire import version_folder, version_signature
 
 MAX_BYTES = 10 << 30  # that an archive may hold, unless said otherwise
-_MAX_MANIFEST_BYTES = 16 << 20  # as in the model server
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
 _LEVEL = 6  # of gzip, its default
@@ -134,7 +133,7 @@ def _check(path: Path, max_bytes: int) -> tuple[Manifest, bytes]:
     found, text, seen = None, b"", set()
     for name, size, stream in _members(path, max_bytes):
         if found is None:
-            if not name.endswith(f"/{manifest.LOCATION}") or size > _MAX_MANIFEST_BYTES:
+            if not name.endswith(f"/{manifest.LOCATION}") or size > version_folder.MAX_MANIFEST_BYTES:
                 raise StoreError(f"{path} is no archive of a version: its first file is {name}, not a manifest")
             text = stream.read(size)
             found = manifest.parse(text, f"{path}: {manifest.LOCATION}")
@@ -218,8 +217,7 @@ def _inside(name: str, found: Manifest, path: Path) -> str:
 
 
 def _plain(name: str, path: Path) -> None:
-    parts = name.split("/")
-    if PurePosixPath(name).is_absolute() or "\\" in name or not all(part.strip(".") for part in parts):
+    if not version_folder.is_inside(name):
         raise StoreError(f"{path}: {name!r} is no path inside a version")
 
 

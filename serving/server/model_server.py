@@ -10,6 +10,7 @@ elsewhere, requests under way and those that still arrive are answered, and then
 import asyncio
 import gc
 import logging
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -18,8 +19,12 @@ from typing import Any, NoReturn
 from bookserve.serving.server.api.admin import ModelAdmin, default_roots
 from bookserve.serving.server.assembly import Process, check, run, worker_count
 from bookserve.serving.server.models import integrity, trial
+from bookserve.serving.server.models.buckets.cache import Cache
+from bookserve.serving.server.models.buckets.root import BucketRoot
+from bookserve.serving.server.models.buckets.source import Buckets, FetchingLoader
 from bookserve.serving.server.models.config import (
     ModelSetting,
+    base_path,
     copied_from,
     discover,
     from_message,
@@ -27,6 +32,7 @@ from bookserve.serving.server.models.config import (
     read_config_file,
 )
 from bookserve.serving.server.models.manager import ManagerOptions, ModelManager, unavailable
+from bookserve.serving.server.models.servable import Loader
 from bookserve.serving.server.models.trial import Trials
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.settings.flags import Flags
@@ -36,6 +42,7 @@ from bookserve.serving.server.types.errors import ServingError, failed_precondit
 from bookserve.serving.server.workers.pool import Pool
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+from bookserve.serving.wire.bucket import BucketAddress, BucketError
 from bookserve.serving.wire.store_servers import Registration
 
 log = logging.getLogger(__name__)
@@ -62,6 +69,8 @@ class ModelServer:
             max_loaded=flags.max_loaded_models,
             lenient=self._lenient,
         )
+        self._buckets = Buckets(Cache(_cache_folder(flags), flags.model_cache_max_bytes))
+        self._bucket_root: BucketRoot | None = None
         self._answering: Process | Pool
         self._manager: ModelManager[Any]
         if count > 1:
@@ -74,18 +83,23 @@ class ModelServer:
 
             self._listeners = Listeners(flags, count)
             self._answering = pool = Pool(flags, count, self._listeners, try_version)
-            self._manager = ModelManager(pool, options, on_change=pool.changed)
+            loader: Loader[Any] = FetchingLoader(pool, self._buckets)
+            in_bucket = self._buckets.versions
+            self._manager = ModelManager(loader, options, on_change=pool.changed, in_bucket=in_bucket)
         else:
             self._answering = process = Process(flags, trials=trials)
             self._listeners = Listeners(flags)
-            self._manager = ModelManager(process.loader, options, process.observer.follow)
+            loader = FetchingLoader(process.loader, self._buckets)
+            in_bucket, on_settings = self._buckets.versions, process.observer.follow
+            self._manager = ModelManager(loader, options, on_settings, in_bucket=in_bucket)
 
     async def start(self) -> None:
         """Loads the models, then opens the ports. Raises ServingError for settings that make no sense."""
         flags = self._flags
         if flags.max_loaded_models and not flags.lazy_loading:
             raise invalid_argument("--max_loaded_models needs --lazy_loading")
-        settings = self._settings()
+        settings = await self._settings()
+        self._check_buckets(settings)
         admin = self._make_admin(settings)
         if flags.model_config_file:
             self._manager.check_labels(settings)
@@ -113,9 +127,9 @@ class ModelServer:
         """Lets the commands that change a model store find this server, where it follows one."""
         flags = self._flags
         config = Path(flags.model_config_file)
-        root = config.absolute().parent if config.name == "models.config" else Path(flags.model_root).absolute()
+        root = config.absolute().parent if config.name == "models.config" else base_path(flags.model_root)
         follows = flags.model_config_file_poll_wait_seconds > 0 if flags.model_config_file else flags.model_root
-        if follows and flags.port:
+        if follows and flags.port and isinstance(root, Path):
             try:
                 tls = bool(flags.ssl_config_file)
                 self._registration = Registration(root, flags.bind_address, flags.port, tls=tls)
@@ -134,7 +148,7 @@ class ModelServer:
 
     def _make_admin(self, settings: list[ModelSetting]) -> ModelAdmin:
         flags = self._flags
-        roots = [Path(root).absolute() for root in flags.allowed_model_roots.split(",") if root]
+        roots = [base_path(root) for root in flags.allowed_model_roots.split(",") if root]
         logs_of_start = [setting.request_log.prefix for setting in settings if setting.request_log]
         log_roots = {Path(prefix).absolute().parent for prefix in (*logs_of_start, flags.request_log_file) if prefix}
         return ModelAdmin(
@@ -144,21 +158,23 @@ class ModelServer:
             self._answering.until_in_step,
         )
 
-    def _settings(self) -> list[ModelSetting]:
+    async def _settings(self) -> list[ModelSetting]:
+        """The models to serve, as they are configured now. Raises ServingError where that cannot be read."""
         flags = self._flags
         if flags.model_config_file:
             settings = read_config_file(Path(flags.model_config_file))
-            for name, base_path in copied_from(Path(flags.model_config_file), settings).items():
+            for name, elsewhere in copied_from(Path(flags.model_config_file), settings).items():
                 text = (
                     "%s has %s in %s, not beside it: where the store was copied, 'bookserve models config' mends that"
                 )
-                log.warning(text, flags.model_config_file, name, base_path)
+                log.warning(text, flags.model_config_file, name, elsewhere)
             return settings
-        for flag, value in (("model_root", flags.model_root), ("model_base_path", flags.model_base_path)):
-            if "://" in value:
-                raise invalid_argument(f"--{flag}={value}: this server reads local folders only: copy or mount it")
         if flags.model_root:
-            return discover(Path(flags.model_root).absolute())
+            root = base_path(flags.model_root)
+            if isinstance(root, Path):
+                return await asyncio.to_thread(discover, root)
+            self._bucket_root = self._bucket_root or BucketRoot(self._buckets, root)
+            return await self._bucket_root.settings()
         if not flags.model_base_path:
             raise invalid_argument(
                 "Both server_options.model_base_path and server_options.model_config_file are empty!"
@@ -168,7 +184,16 @@ class ModelServer:
             flags.model_name,
             flags.model_base_path,
         )
-        return [ModelSetting(flags.model_name, Path(flags.model_base_path).absolute())]
+        return [ModelSetting(flags.model_name, base_path(flags.model_base_path))]
+
+    def _check_buckets(self, settings: list[ModelSetting]) -> None:
+        """Raises ServingError (INVALID_ARGUMENT) for a bucket that can never be asked here."""
+        for setting in settings:
+            if isinstance(setting.base_path, BucketAddress):
+                try:
+                    self._buckets.listing(setting.base_path)
+                except BucketError as error:
+                    raise invalid_argument(str(error)) from error
 
     async def _follow_config_file(self, poll_seconds: float) -> None:
         """Applies the config file over and over, whatever was changed meanwhile; a broken one changes nothing."""
@@ -208,7 +233,7 @@ class ModelServer:
         while True:
             await asyncio.sleep(poll_seconds)
             try:
-                found = await asyncio.to_thread(self._settings)
+                found = await self._settings()
             except ServingError as error:
                 if str(error) != complaint:
                     complaint = str(error)
@@ -250,6 +275,12 @@ class ModelServer:
         self._unregister()
         self._listeners.close()
         await self._answering.kill()
+
+
+def _cache_folder(flags: Flags) -> Path:
+    """Where versions of buckets are kept."""
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(flags.model_cache_dir or Path(user) / "bookserve" / "models").expanduser().absolute()
 
 
 async def _serve(flags: Flags, trials: Trials | None, serves: Callable[[], None]) -> int:

@@ -5,6 +5,12 @@ CARD = "assets.extra/report/card.md"  # which a version of a model store has
 SIGNATURE = "assets.extra/model.sig"  # over every other file
 WARMUP = "assets.extra/tf_serving_warmup_requests"
 BATCHING = "batching_params.pbtxt"
+GRAPHS = (
+    *("saved_model.pb", "saved_model.pbtxt", "model.onnx", "assets.extra/model.onnx"),
+    *("model.tflite", "assets.extra/model.tflite"),
+)
+MAX_MANIFEST_BYTES = 16 << 20
+_MAX_NAME, _MAX_PART = 1024, 255  # characters of a file's path, and bytes of each part of it
 _BY_HAND = (BATCHING, WARMUP, SIGNATURE)
 
 
@@ -14,3 +20,11 @@ def may_lie_beside(name: str) -> bool:
     That is what is put there after the version was published, and hidden files, which file managers leave behind.
     """
     return name in _BY_HAND or name.rpartition("/")[2].startswith(".")
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name that came from elsewhere is a plain path of a file inside a version, on every system."""
+    parts = name.split("/")
+    printable = not any(ord(character) < 32 or ord(character) == 127 for character in name)
+    short = len(name) <= _MAX_NAME and all(len(part.encode("utf-8", "surrogatepass")) <= _MAX_PART for part in parts)
+    return printable and short and "\\" not in name and all(part.strip(".") for part in parts)

@@ -10,12 +10,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bookserve.serving.wire.version_folder import MANIFEST, SIGNATURE
+from bookserve.serving.wire.version_folder import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE
 
 if TYPE_CHECKING:
     from model_signing import hashing
 
-_MAX_MANIFEST_BYTES = 16 << 20
 _MAX_SIGNATURE_BYTES = 16 << 20
 
 
@@ -71,7 +70,7 @@ def _check_subject(manifest: Path, version: int, models: Collection[str]) -> Non
     """A signed version may not lie under another name or number, as an old one in the place of a new one."""
     try:
         with manifest.open("rb") as file:
-            content = json.loads(file.read(_MAX_MANIFEST_BYTES))
+            content = json.loads(file.read(MAX_MANIFEST_BYTES))
         signed = content["model"], content["version"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise SignatureError(f"it has no manifest that ties its signature to a model and number: {error!r}") from error

@@ -16,11 +16,13 @@ from typing import Any, Protocol
 from bookserve.serving.server.models import config as model_config
 from bookserve.serving.server.models.config import ModelSetting
 from bookserve.serving.server.models.manager import ModelManager, unavailable
+from bookserve.serving.server.models.version_policy import BasePath
 from bookserve.serving.server.transport.grpc_call import GrpcCall
 from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import ServingError, invalid_argument, not_found
-from bookserve.serving.wire import hosts, tensorflow_error_pb2
+from bookserve.serving.wire import bucket, hosts, tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+from bookserve.serving.wire.bucket import BucketAddress, BucketError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 _MAX_PATH = 4096
@@ -87,13 +89,14 @@ def is_local(peer: str) -> bool:
     return address.is_loopback
 
 
-def default_roots(settings: Iterable[ModelSetting], model_root: str) -> list[Path]:
+def default_roots(settings: Iterable[ModelSetting], model_root: str) -> list[BasePath]:
     """Where added models may lie when nobody says: beside those of the start, and below --model_root."""
-    roots = {Path(model_root).absolute()} if model_root else set()
+    roots = {model_config.base_path(model_root)} if model_root else set()
     for setting in settings:
         parent = setting.base_path.parent
-        roots.add(setting.base_path if parent == Path(parent.anchor) else parent)  # never the whole file system
-    return sorted(roots)
+        whole = parent == parent.parent  # file system, or bucket: never that
+        roots.add(setting.base_path if whole else parent)
+    return sorted(roots, key=str)
 
 
 class Admin(Protocol):
@@ -139,7 +142,7 @@ class ModelAdmin:
     def __init__(
         self,
         manager: ModelManager[Any],
-        roots: Sequence[Path],
+        roots: Sequence[BasePath],
         log_roots: Iterable[Path] = (),
         until_known: Callable[[], Awaitable[None]] = _at_once,
     ) -> None:
@@ -200,13 +203,18 @@ class ModelAdmin:
         await self._apply(settings, name)
 
     def _find(self, name: str) -> ModelSetting:
-        for root in self._roots:
+        for root in self._folders:
             setting = model_config.find(root, name)
             if setting is not None:
                 return setting
         raise not_found(
             f"there is no folder '{name}' with version folders in --allowed_model_roots={self._shown_roots()}"
         )
+
+    @property
+    def _folders(self) -> list[Path]:
+        """The roots on this machine."""
+        return [root for root in self._roots if isinstance(root, Path)]
 
     def _shown_roots(self) -> str:
         return ",".join(map(str, self._roots))
@@ -226,24 +234,36 @@ class ModelAdmin:
         _check_name(model.name)
         path = model.base_path
         shown = f"base_path {path[:255]!r} of model {model.name} is not accepted"
-        if "://" in path or path.lower().startswith("file:"):
-            raise invalid_argument(f"{shown}: this server reads local folders only, no URLs")
-        if not path.startswith("/"):
-            raise invalid_argument(
-                f"Expected model {model.name} to have an absolute path or URI; got base_path()={path[:255]}"
-            )
-        if "\0" in path or len(path) > _MAX_PATH:
-            raise invalid_argument(f"{shown}: it holds NUL or has more than {_MAX_PATH} characters")
-        if ".." in Path(path).parts:
-            raise invalid_argument(f"{shown}: '..' is not allowed in it")
-        real = Path(os.path.realpath(path))
-        if not any(real.is_relative_to(os.path.realpath(root)) for root in self._roots):
+        if bucket.is_address(path) or path.lower().startswith("file:"):
+            inside = self._is_inside_address(path, shown)
+        else:
+            inside = self._is_inside_folder(path, shown, model.name)
+        if not inside:
             raise ServingError(
                 tensorflow_error_pb2.PERMISSION_DENIED,
                 f"{shown}: it is not inside of --allowed_model_roots={self._shown_roots()}",
             )
         if model.HasField("logging_config"):
             model_config.check_prefix(model.logging_config.log_collector_config.filename_prefix, self._log_roots)
+
+    def _is_inside_address(self, path: str, shown: str) -> bool:
+        try:
+            address = bucket.parse(path)
+        except BucketError as error:
+            raise invalid_argument(f"{shown}: only folders and buckets are read, no URLs of other kinds") from error
+        return any(address.is_relative_to(root) for root in self._roots if isinstance(root, BucketAddress))
+
+    def _is_inside_folder(self, path: str, shown: str, name: str) -> bool:
+        if not path.startswith("/"):
+            raise invalid_argument(
+                f"Expected model {name} to have an absolute path or URI; got base_path()={path[:255]}"
+            )
+        if "\0" in path or len(path) > _MAX_PATH:
+            raise invalid_argument(f"{shown}: it holds NUL or has more than {_MAX_PATH} characters")
+        if ".." in Path(path).parts:
+            raise invalid_argument(f"{shown}: '..' is not allowed in it")
+        real = Path(os.path.realpath(path))
+        return any(real.is_relative_to(os.path.realpath(root)) for root in self._folders)
 
 
 def _check_name(name: str) -> None:

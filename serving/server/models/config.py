@@ -5,10 +5,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bookserve.serving.server.models.version_policy import All, Latest, Policy, Specific, versions_on_disk
+from bookserve.serving.server.models.version_policy import All, BasePath, Latest, Policy, Specific, versions_on_disk
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.types.errors import invalid_argument
+from bookserve.serving.wire import bucket
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
+from bookserve.serving.wire.bucket import BucketError
 
 # How a request log is written.
 JSON_LINES = "jsonl"
@@ -55,7 +57,7 @@ class ModelSetting:
     """One model to serve: where its version folders are, which of them to load, and their labels."""
 
     name: str
-    base_path: Path
+    base_path: BasePath
     policy: Policy = field(default_factory=Latest)
     labels: Mapping[str, int] = field(default_factory=dict)
     request_log: RequestLogSetting | None = None
@@ -70,17 +72,35 @@ def read_config_file(path: Path) -> list[ModelSetting]:
     return from_message(text_protos.read(path, messages.ModelServerConfig()))
 
 
+def from_text(text: str, path: object) -> list[ModelSetting]:
+    """The same of a file's text; `path` is for messages. Raises as `read_config_file`."""
+    return from_message(text_protos.parse(text, path, messages.ModelServerConfig()))
+
+
 def copied_from(config: Path, settings: Iterable[ModelSetting]) -> dict[str, Path]:
     """Model -> its base path, where the config file has a folder of that model beside it and names another.
 
     So it is with a copied model store, whose config file still names the original.
     """
-    beside = {setting.name: config.absolute().parent / setting.name for setting in settings}
-    return {
-        setting.name: setting.base_path
-        for setting in settings
-        if beside[setting.name].is_dir() and beside[setting.name].resolve() != setting.base_path.resolve()
-    }
+    root, copied = config.absolute().parent, {}
+    for setting in settings:
+        beside, base_path = root / setting.name, setting.base_path
+        if isinstance(base_path, Path) and beside.is_dir() and beside.resolve() != base_path.resolve():
+            copied[setting.name] = base_path
+    return copied
+
+
+def base_path(text: str) -> BasePath:
+    """The base path in a flag or a config file: the address of a bucket, or a folder, here made absolute.
+
+    Raises ServingError (INVALID_ARGUMENT) for an address that is not a bucket's.
+    """
+    if not bucket.is_address(text):
+        return Path(text).absolute()
+    try:
+        return bucket.parse(text)
+    except BucketError as error:
+        raise invalid_argument(str(error)) from error
 
 
 def discover(root: Path) -> list[ModelSetting]:
@@ -146,7 +166,7 @@ def from_message(config: messages.ModelServerConfig, configured: Collection[str]
 def _setting(model: messages.ModelConfig, is_configured: bool) -> ModelSetting:
     if not model.name:
         raise invalid_argument("a model of the config has no name")
-    if not model.base_path.startswith("/"):
+    if not model.base_path.startswith("/") and not bucket.is_address(model.base_path):
         raise invalid_argument(
             f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
         )
@@ -178,7 +198,7 @@ def _setting(model: messages.ModelConfig, is_configured: bool) -> ModelSetting:
             chosen = All()
         case "specific":
             chosen = Specific(frozenset(policy.specific.versions))
-    return ModelSetting(model.name, Path(model.base_path), chosen, dict(model.version_labels), _request_log(model))
+    return ModelSetting(model.name, base_path(model.base_path), chosen, dict(model.version_labels), _request_log(model))
 
 
 def _request_log(model: messages.ModelConfig) -> RequestLogSetting | None:

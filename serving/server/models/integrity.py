@@ -19,13 +19,12 @@ from typing import Any
 
 from bookserve.serving.server.types.errors import ServingError, failed_precondition
 from bookserve.serving.wire import version_signature
-from bookserve.serving.wire.version_folder import CARD, MANIFEST, may_lie_beside
+from bookserve.serving.wire.version_folder import CARD, MANIFEST, MAX_MANIFEST_BYTES, may_lie_beside
 
 log = logging.getLogger(__name__)
 
 _GRAPHS = ("assets.extra/model.onnx", "model.onnx")
 _NOT_READ = ("variables/", "assets.extra/report/")  # where there is an ONNX graph
-_MAX_MANIFEST_BYTES = 16 << 20
 
 
 # Path -> what changes when the file or folder there changes, or another takes its place.
@@ -127,7 +126,7 @@ def _verify(root: Path, files: dict[str, os.stat_result], has_graph: bool) -> se
         if CARD in files or any(root.parent.glob(f"[1-9]*/{MANIFEST}")):
             log.warning("%s has lost its manifest (%s): its files are loaded unchecked", root, MANIFEST)
         return set()
-    listed = _listed(root, files[MANIFEST].st_size)
+    listed = listed_files(root)
     if listed is None:
         return set()
     absent = sorted(listed.keys() - files.keys())
@@ -149,12 +148,17 @@ def _verify(root: Path, files: dict[str, os.stat_result], has_graph: bool) -> se
     return verified
 
 
-def _listed(root: Path, size: int) -> dict[str, Any] | None:
-    """Path -> SHA-256 of the manifest; None for one of another kind, which tells of no files."""
-    if size > _MAX_MANIFEST_BYTES:
-        raise _refused(root, f"its manifest has {size} bytes, more than {_MAX_MANIFEST_BYTES}")
+def listed_files(root: Path) -> dict[str, Any] | None:
+    """Path -> SHA-256 of the manifest of a version; None for one of another kind, which tells of no files.
+
+    Raises ServingError (FAILED_PRECONDITION) where it is too large or cannot be read as JSON, OSError where it is not
+    there.
+    """
+    path = root / MANIFEST
+    if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
+        raise _refused(root, f"its manifest has {size} bytes, more than {MAX_MANIFEST_BYTES}")
     try:
-        content = json.loads((root / MANIFEST).read_bytes())
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise _refused(root, f"its manifest cannot be read: {error}") from error
     files = content.get("files") if isinstance(content, dict) else None

@@ -5,13 +5,12 @@ import ctypes
 import gc
 import logging
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from bookserve.serving.server.batching import row_independence
 from bookserve.serving.server.batching.batcher import Batcher, BatchRun, RunThreads
@@ -25,6 +24,7 @@ from bookserve.serving.server.batching.policy import (
 from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import Engine, EngineOptions
 from bookserve.serving.server.models import integrity, manifest, warmup
+from bookserve.serving.server.models.own_thread import on_own_thread
 from bookserve.serving.server.models.servable import Servable
 from bookserve.serving.server.models.trial import Trials
 from bookserve.serving.server.models.version_counts import VersionCounts
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
 
 log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 _MLMD_UUID = "assets.extra/mlmd_uuid"  # in a version's folder, as in TensorFlow Serving
 _MAX_MLMD_UUID = 128  # bytes of it that are read
@@ -113,7 +111,7 @@ class InProcessLoader:
             return loaded
 
         async with self._loads:
-            loaded = await self._on_thread(f"load {name} {version}", load)
+            loaded = await on_own_thread(self._loop, f"load {name} {version}", load)
         engine, policy, batchable = loaded
         self._engines.append(engine)
         counts = self._events.counts(name, version)
@@ -137,7 +135,8 @@ class InProcessLoader:
         del servable.engine, servable.batcher
         async with self._unloads:
             # On a thread, as freeing a large model takes its time; nobody else holds it any more.
-            await self._on_thread(f"unload {servable.model} {servable.version}", lambda: self._free(held))
+            name = f"unload {servable.model} {servable.version}"
+            await on_own_thread(self._loop, name, lambda: self._free(held))
 
     def profiled(self) -> "TensorFlowEngine | None":
         """The version that TensorFlow loaded last; None where it runs none."""
@@ -161,30 +160,6 @@ class InProcessLoader:
         held.clear()
         gc.collect()
         self._trim()
-
-    async def _on_thread(self, name: str, work: Callable[[], Result]) -> Result:
-        """Runs work on a thread of its own, which nobody waits for when the process ends meanwhile."""
-        future: asyncio.Future[Result] = self._loop.create_future()
-
-        def report(outcome: Result | Exception) -> None:
-            if future.cancelled():
-                return
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-
-        def run() -> None:
-            outcome: Result | Exception
-            try:
-                outcome = work()
-            except Exception as fault:
-                outcome = fault
-            with suppress(RuntimeError):  # the loop has been closed
-                self._loop.call_soon_threadsafe(report, outcome)
-
-        threading.Thread(target=run, name=name, daemon=True).start()
-        return await future
 
 
 def _load(

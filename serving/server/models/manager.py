@@ -12,7 +12,7 @@ longest makes room.
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +30,10 @@ from bookserve.serving.server.models.catalog import (
 )
 from bookserve.serving.server.models.config import ModelSetting
 from bookserve.serving.server.models.servable import Loaded, Loader
+from bookserve.serving.server.models.version_policy import Policy
 from bookserve.serving.server.types.errors import ServingError, exhausted, failed_precondition, not_found
 from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire.bucket import BucketAddress, BucketRefused
 from bookserve.serving.wire.tensorflow_serving_pb2 import GetModelStatusResponse, ModelVersionStatus
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,13 @@ _UNLOADING, _END = ModelVersionStatus.UNLOADING, ModelVersionStatus.END
 _ENDED_VERSIONS = 5
 _REMOVED_MODELS = 32
 _MAX_WAITING = 2000  # requests that wait for one version to load
+
+InBucket = Callable[[BucketAddress], Awaitable[dict[int, Path]]]  # raises BucketError
+
+
+async def _no_buckets(address: BucketAddress) -> dict[int, Path]:
+    raise BucketRefused(f"{address} cannot be read here")
+
 
 _CANCELLED = ServingError(tensorflow_error_pb2.CANCELLED, "Loading of servable cancelled")
 
@@ -116,12 +125,15 @@ class ModelManager(Generic[Loaded]):
         options: ManagerOptions,
         on_settings: Callable[[Sequence[ModelSetting]], None] = lambda settings: None,
         on_change: Callable[[], None] = lambda: None,
+        in_bucket: InBucket = _no_buckets,
     ) -> None:
         """`on_settings` is told the configured models, before the first request that can meet them.
 
         `on_change` is called when what `state` answers has changed, maybe more than once for one change.
+        `in_bucket` answers the versions below the address of a bucket.
         """
         self._loader = loader
+        self._in_bucket = in_bucket
         self._on_settings = on_settings
         self._tell_change = on_change
         self._change = asyncio.Event()  # set by every change
@@ -277,7 +289,7 @@ class ModelManager(Generic[Loaded]):
     async def wanted(self, settings: Iterable[ModelSetting]) -> dict[str, set[int]]:
         """The versions that these settings want loaded, of those on disk, by model."""
         listed = list(settings)
-        folders = await asyncio.to_thread(_list_all, listed)
+        folders = await self._list(listed)
         return {
             setting.name: set() if isinstance(found, OSError) else version_policy.wanted(setting.policy, found)
             for setting, found in zip(listed, folders, strict=True)
@@ -437,11 +449,27 @@ class ModelManager(Generic[Loaded]):
         async with self._looking:
             models = list(self._models.values())
             settings = [model.setting for model in models]
-            for model, setting, found in zip(
-                models, settings, await asyncio.to_thread(_list_all, settings), strict=True
-            ):
+            for model, setting, found in zip(models, settings, await self._list(settings), strict=True):
                 if self._models.get(setting.name) is model and model.setting is setting:
                     self._take(model, found)
+
+    async def _list(self, settings: list[ModelSetting]) -> list[dict[int, Path] | OSError]:
+        """The versions of each model; local folders one after another, buckets all at once."""
+        local = [(s.policy, s.base_path) for s in settings if isinstance(s.base_path, Path)]
+        addresses = {s.base_path for s in settings if isinstance(s.base_path, BucketAddress)}
+        remote = asyncio.gather(*(self._list_bucket(address) for address in addresses))
+        in_folders = iter(await asyncio.to_thread(_list_all, local))
+        in_buckets = dict(zip(addresses, await remote, strict=True))
+        return [
+            in_buckets[setting.base_path] if isinstance(setting.base_path, BucketAddress) else next(in_folders)
+            for setting in settings
+        ]
+
+    async def _list_bucket(self, address: BucketAddress) -> dict[int, Path] | OSError:
+        try:
+            return await self._in_bucket(address)
+        except OSError as error:
+            return error
 
     def _take(self, model: _Model[Loaded], found: dict[int, Path] | OSError) -> None:
         """Acts on the listing of a model's folder: what cannot be listed changes nothing."""
@@ -676,11 +704,11 @@ def _least_used(version: _Version[Loaded]) -> tuple[bool, int]:
     return servable.in_flight > 0, servable.last_used
 
 
-def _list_all(settings: list[ModelSetting]) -> list[dict[int, Path] | OSError]:
+def _list_all(folders: list[tuple[Policy, Path]]) -> list[dict[int, Path] | OSError]:
     found: list[dict[int, Path] | OSError] = []
-    for setting in settings:
+    for policy, base_path in folders:
         try:
-            found.append(version_policy.find(setting.policy, setting.base_path))
+            found.append(version_policy.find(policy, base_path))
         except OSError as error:
             found.append(error)
     return found

@@ -38,12 +38,22 @@ class Flags:
         "that a process may hold; 0: 80 % of what there is, at least 4 GiB, -1: no limit",
     )
     model_name: str = _flag("default", "name of the one model (without --model_config_file)")
-    model_base_path: str = _flag("", "folder of the version folders of the one model")
+    model_base_path: str = _flag(
+        "", "folder of the version folders of the one model, or their address: s3://, gs:// or az://BUCKET/PATH"
+    )
     model_config_file: str = _flag("", "text ModelServerConfig file with the models to serve")
     model_config_file_poll_wait_seconds: int = _flag(0, "seconds between two looks at that file; 0 reads it once")
-    model_root: str = _flag("", "serve every model below this folder, also those that come later")
+    model_root: str = _flag("", "serve every model below this folder or address, also those that come later")
+    model_cache_dir: str = _flag(
+        "", "folder for versions fetched from s3://, gs:// and az://; default: bookserve/models in the user's cache"
+    )
+    model_cache_max_bytes: int = _flag(
+        20 << 30, "that it may hold; versions that no server has make room, the longest unused first"
+    )
     allowed_model_roots: str = _flag(
-        "", "folders, with commas, inside which models may be added at run time; default: where those of the start lie"
+        "",
+        "folders or addresses, with commas, inside which models may be added at run time;"
+        " default: where those of the start lie",
     )
     admin_token_file: str = _flag(
         "", "file with the token that changes of models need; without it only this machine may change them"

@@ -17,7 +17,11 @@ def read(path: Path, into: Config) -> Config:
     Raises ServingError (INVALID_ARGUMENT) that names the file when it cannot be read, and the line and the reason as
     protobuf's C++ library words them when it cannot be parsed.
     """
-    content = text(path)
+    return parse(text(path), path, into)
+
+
+def parse(content: str, path: object, into: Config) -> Config:
+    """Reads a text into a message, and answers it. Raises as `read`, with `path` for the file."""
     try:
         return text_format.Parse(content, into)
     except text_format.ParseError as error:
@@ -33,5 +37,5 @@ def text(path: Path) -> str:
         raise _invalid(path, error) from error
 
 
-def _invalid(path: Path, reason: object) -> ServingError:
+def _invalid(path: object, reason: object) -> ServingError:
     return invalid_argument(f"Invalid protobuf file: '{path}': {reason}")

@@ -309,8 +309,9 @@ def test_paths_of_elsewhere_and_strange_names_are_refused(server: Server, models
     (models / "inside").unlink(missing_ok=True)
     (models / "inside").symlink_to("/etc")
     paths = {
-        "s3://bucket/m": "no URLs",
-        "gs://bucket/m": "no URLs",
+        "s3://bucket/m": "--allowed_model_roots",
+        "gs://bucket/../m": "no URLs",
+        "hdfs://host/m": "no URLs",
         f"http://127.0.0.1:{hits.getsockname()[1]}/": "no URLs",
         "file:///etc": "no URLs",
         "file:/etc": "no URLs",

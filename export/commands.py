@@ -11,6 +11,7 @@ from bookserve.export.confined import Limits
 from bookserve.export.contracts import TASKS, Contract
 from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.life.commands import COMMANDS as LIFE_COMMANDS
+from bookserve.export.life.transfer_commands import COMMANDS as TRANSFER_COMMANDS
 from bookserve.export.manifest import Manifest
 from bookserve.export.options import max_memory_option, max_seconds_option, models_dir_option
 from bookserve.export.quantization.command import quantize
@@ -27,7 +28,7 @@ def models() -> None:
     """Add, list, verify, compare, label, move and remove what the model store holds."""
 
 
-for command in LIFE_COMMANDS:
+for command in (*LIFE_COMMANDS, *TRANSFER_COMMANDS):
     models.add_command(command)
 
 

@@ -13,14 +13,15 @@ import io
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bookserve.export import durable, manifest
 from bookserve.export.errors import StoreError
+from bookserve.export.life import arrival
+from bookserve.export.life.arrival import Arrived
 from bookserve.export.manifest import Manifest
 from bookserve.export.store import ModelStore
-from bookserve.serving.wire import version_folder, version_signature
+from bookserve.serving.wire import version_folder
 
 MAX_BYTES = 10 << 30  # that an archive may hold, unless said otherwise
 _BLOCK = tarfile.BLOCKSIZE
@@ -36,15 +37,7 @@ def pack(store: ModelStore, model: str, version: int | None, path: Path) -> list
         StoreError: no such version, it has no manifest, its files are not those of the manifest, or `path` cannot be
             written.
     """
-    folder = store.path(model, version)
-    found = manifest.read(folder)
-    if any(entry.is_symlink() for entry in folder.rglob("*")):
-        raise StoreError(f"{folder} has links, which no archive holds: copy the files")
-    wrong = manifest.changed_files(folder, found)
-    if wrong:
-        raise StoreError(f"{folder} is not as published ({', '.join(wrong)}): see 'bookserve models verify {model}'")
-    beside = sorted(manifest.digests(folder).keys() - found.files.keys())
-    names = [manifest.LOCATION, *sorted({*found.files, *({version_folder.SIGNATURE} & set(beside))})]
+    folder, found, names = contents(store, model, version)
     try:
         with durable.new_file(path) as file, gzip.GzipFile("", "wb", _LEVEL, file, mtime=0) as stream:
             for name in names:
@@ -52,7 +45,24 @@ def pack(store: ModelStore, model: str, version: int | None, path: Path) -> list
             stream.write(b"\0" * (2 * _BLOCK))
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-    return [name for name in beside if name not in names]
+    return sorted(manifest.digests(folder).keys() - {*names})
+
+
+def contents(store: ModelStore, model: str, version: int | None) -> tuple[Path, Manifest, list[str]]:
+    """What of a version travels: its folder, its manifest, and the names of its files, the manifest first.
+
+    Raises:
+        StoreError: no such version, it has no manifest, or its files are not those of the manifest.
+    """
+    folder = store.path(model, version)
+    found = manifest.read(folder)
+    if any(entry.is_symlink() for entry in folder.rglob("*")):
+        raise StoreError(f"{folder} has links, which no archive holds: copy the files")
+    wrong = manifest.changed_files(folder, found)
+    if wrong:
+        raise StoreError(f"{folder} is not as published ({', '.join(wrong)}): see 'bookserve models verify {model}'")
+    signed = {version_folder.SIGNATURE} if (folder / version_folder.SIGNATURE).is_file() else set()
+    return folder, found, [manifest.LOCATION, *sorted({*found.files, *signed})]
 
 
 def _write(stream: gzip.GzipFile, name: str, path: Path) -> None:
@@ -73,27 +83,16 @@ def _write(stream: gzip.GzipFile, name: str, path: Path) -> None:
     stream.write(b"\0" * (-info.size % _BLOCK))
 
 
-@dataclass(frozen=True)
-class Unpacked:
-    """What `unpack` did: the version, whether it was there before, and whether it lost a signature by a new number."""
-
-    model: str
-    version: int
-    was_there: bool = False
-    signature_lost: bool = False
-
-
 def unpack(
     store: ModelStore,
     path: Path,
     model: str | None = None,
     max_bytes: int = MAX_BYTES,
     public_key: Path | None = None,
-) -> Unpacked:
+) -> Arrived:
     """Publish the version in the archive `path` as a version of `model`, by default of the model that it names.
 
-    It keeps its number where that is free, and else becomes the next version. Where the store has the same version
-    already, nothing is done. With `public_key` it must be signed with that.
+    See arrival.py for its number. With `public_key` it must be signed with that.
 
     Raises:
         StoreError: the archive is none, is damaged, too large or not signed, or holds what no version does; or the
@@ -101,27 +100,12 @@ def unpack(
     """
     try:
         found, text = _check(path, max_bytes)
-        model = model or found.model
-        there = store.root / model / str(found.version) / manifest.LOCATION
-        if model == found.model and there.is_file() and there.read_bytes() == text:
-            return Unpacked(model, found.version, was_there=True)
-        with store.staging(model) as folder:
-            for name, size, stream in _members(path, max_bytes):
-                _extract(folder / _inside(name, found, path), size, stream, found.files, path, folder)
-            if public_key is not None:
-                version_signature.verify(folder, public_key, found.version, [found.model])
-            if model == found.model and not (store.root / model / str(found.version)).exists():
-                store.take_in(model, folder, found.version)
-                return Unpacked(model, found.version)
-            signed = folder / version_folder.SIGNATURE
-            lost = signed.exists()
-            signed.unlink(missing_ok=True)
-            number = None if (store.root / model / str(found.version)).exists() else found.version
-            name = model
-            made = store.publish(name, folder, lambda version: replace(found, model=name, version=version), number)
-            return Unpacked(model, made.version, signature_lost=lost)
-    except version_signature.SignatureError as error:
-        raise StoreError(f"{path}: {error}") from error
+
+        def write(folder: Path) -> None:
+            for name, _, stream in _members(path, max_bytes):
+                _extract(_inside(name, found, path), stream, found, path, folder)
+
+        return arrival.take_in(store, found, text, write, model, public_key)
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise StoreError(f"{path} is damaged, or no archive of a version: {error}") from error
     except OSError as error:
@@ -136,17 +120,13 @@ def _check(path: Path, max_bytes: int) -> tuple[Manifest, bytes]:
             if not name.endswith(f"/{manifest.LOCATION}") or size > version_folder.MAX_MANIFEST_BYTES:
                 raise StoreError(f"{path} is no archive of a version: its first file is {name}, not a manifest")
             text = stream.read(size)
-            found = manifest.parse(text, f"{path}: {manifest.LOCATION}")
-            if found.version < 1:
-                raise StoreError(f"{path} is of version {found.version}, which is no version: 1 is the first")
-            for listed in found.files:
-                _plain(listed, path)
+            found = arrival.read_manifest(text, path)
         inside = _inside(name, found, path)
         if inside in seen:
             raise StoreError(f"{path} holds {inside} twice")
         seen.add(inside)
         if inside in found.files:
-            _compare(inside, _sha256(stream, size), found.files, path)
+            arrival.check_sum(inside, _sha256(stream), found, path)
     if found is None:
         raise StoreError(f"{path} is empty")
     missing = sorted(found.files.keys() - seen)
@@ -210,36 +190,24 @@ def _inside(name: str, found: Manifest, path: Path) -> str:
     inside = name.removeprefix(prefix)
     if inside == name:
         raise StoreError(f"{path}: {name} is not below {prefix}")
-    _plain(inside, path)
+    arrival.check_name(inside, path)
     if inside not in found.files and inside not in (manifest.LOCATION, version_folder.SIGNATURE):
         raise StoreError(f"{path}: {inside} is not in the manifest")
     return inside
 
 
-def _plain(name: str, path: Path) -> None:
-    if not version_folder.is_inside(name):
-        raise StoreError(f"{path}: {name!r} is no path inside a version")
-
-
-def _sha256(stream: _Part, size: int) -> str:
+def _sha256(stream: _Part) -> str:
     digest = hashlib.sha256()
     while data := stream.read(_CHUNK):
         digest.update(data)
     return digest.hexdigest()
 
 
-def _extract(target: Path, size: int, stream: _Part, files: dict[str, str], path: Path, folder: Path) -> None:
-    digest = hashlib.sha256()
+def _extract(name: str, stream: _Part, found: Manifest, path: Path, folder: Path) -> None:
+    target, digest = folder / name, hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("xb") as file:
         while data := stream.read(_CHUNK):
             digest.update(data)
             file.write(data)
-    name = target.relative_to(folder).as_posix()
-    if name in files:
-        _compare(name, digest.hexdigest(), files, path)
-
-
-def _compare(name: str, digest: str, files: dict[str, str], path: Path) -> None:
-    if digest != files[name]:
-        raise StoreError(f"{path}: {name} is not the file that the manifest lists (SHA-256 {digest})")
+    arrival.check_sum(name, digest.hexdigest(), found, path)

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from bookserve.export.errors import StoreError
-from bookserve.export.life import archive, bucket_transfer
+from bookserve.export.life import archive, bucket_transfer, registry, registry_transfer
+from bookserve.export.life.registry import Reference
 from bookserve.export.options import models_dir_option
 from bookserve.export.store import ModelStore
 from bookserve.serving.wire import bucket
@@ -14,31 +15,29 @@ from bookserve.serving.wire.bucket import BucketAddress, BucketError
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-class _Address(click.ParamType[BucketAddress]):
-    name = "address"
-
-    def convert(
-        self, value: str | BucketAddress, param: click.Parameter | None, ctx: click.Context | None
-    ) -> BucketAddress:
-        """The address in an argument."""
-        if isinstance(value, BucketAddress):
-            return value
-        try:
-            return bucket.parse(value)
-        except BucketError as error:
-            self.fail(str(error), param, ctx)
+def _place(context: click.Context, parameter: click.Parameter, value: str) -> BucketAddress | Reference:
+    """The place that an argument names."""
+    try:
+        return registry.parse(value) if value.startswith(registry.SCHEME) else bucket.parse(value)
+    except (StoreError, BucketError) as error:
+        raise click.BadParameter(f"{error}; or oci://HOST/REPOSITORY:TAG of a registry") from error
 
 
 @click.command()
 @click.argument("version", metavar="NAME[/VERSION]")
-@click.argument("destination", type=_Address(), metavar="DEST")
+@click.argument("destination", callback=_place, metavar="DEST")
 @models_dir_option
-def push(version: str, destination: BucketAddress, models_dir: Path) -> None:
-    """Copy a version, by default the newest of NAME, to a bucket.
+def push(version: str, destination: BucketAddress | Reference, models_dir: Path) -> None:
+    """Copy a version, by default the newest of NAME, to a bucket or a registry. Nothing there is replaced.
 
-    DEST is s3://BUCKET/PATH, gs://BUCKET/PATH or az://CONTAINER/PATH, and the version gets the folder NAME/VERSION
-    below it. Its manifest is written last, and no other version is replaced: model servers with --model_root=DEST load
-    it when it is whole. Credentials come from the cloud's environment variables.
+    \b
+    DEST is one of
+      s3://BUCKET/PATH  gs://BUCKET/PATH  az://CONTAINER/PATH
+      oci://HOST/REPOSITORY:TAG
+
+    In a bucket the version gets the folder NAME/VERSION below PATH, the manifest last: model servers with
+    --model_root=DEST load it when it is whole. In a registry it is a ModelPack artifact. Credentials come from the
+    cloud's environment variables, and from what `docker login` left.
     """
     name, slash, number = version.partition("/")
     if slash and not (number.isascii() and number.isdigit() and int(number) > 0):
@@ -46,17 +45,23 @@ def push(version: str, destination: BucketAddress, models_dir: Path) -> None:
     store = ModelStore(models_dir)
     try:
         folder = store.path(name, int(number) if slash else None)
-        copied = bucket_transfer.push(store, name, int(folder.name), destination, click.echo)
+        if isinstance(destination, Reference):
+            copied = registry_transfer.push(store, name, int(folder.name), destination, click.echo)
+        else:
+            copied = bucket_transfer.push(store, name, int(folder.name), destination, click.echo)
     except StoreError as error:
         raise click.ClickException(str(error)) from error
     what = f"{name} version {folder.name}"
     click.echo(f"{what} is in {destination}" + ("" if copied else " already"))
+    if isinstance(destination, Reference):
+        click.echo(f"  bookserve models pull {destination}")
+        return
     click.echo(f"  bookserve model-server --model_root={destination} --port=8500 --rest_api_port=8501")
     click.echo(f"  bookserve models pull {destination / name / folder.name}")
 
 
 @click.command()
-@click.argument("source", type=_Address())
+@click.argument("source", callback=_place)
 @click.argument("name", required=False)
 @click.option(
     "--max-bytes",
@@ -67,17 +72,22 @@ def push(version: str, destination: BucketAddress, models_dir: Path) -> None:
 )
 @click.option("--key", type=_FILE, default=None, help="PEM file of a public key: the version must be signed with it.")
 @models_dir_option
-def pull(source: BucketAddress, name: str | None, max_bytes: int, key: Path | None, models_dir: Path) -> None:
-    """Publish a version that lies in a bucket as a version of NAME.
+def pull(
+    source: BucketAddress | Reference, name: str | None, max_bytes: int, key: Path | None, models_dir: Path
+) -> None:
+    """Publish a version that lies in a bucket or a registry as a version of NAME.
 
-    SOURCE is the address of a version, such as s3://BUCKET/PATH/score/3, or of a model, whose newest version is taken.
-    NAME is by default the model's own. The version keeps its number where that is free, and becomes the next one where
-    another version has it. Every file must have the SHA-256 of the version's manifest; it is published whole or not at
-    all.
+    SOURCE is the address of a version, such as s3://BUCKET/PATH/score/3, or of a model there, whose newest version is
+    taken, or oci://HOST/REPOSITORY:TAG. NAME is by default the model's own. The version keeps its number where that is
+    free, and becomes the next one where another version has it. Every file must have the SHA-256 of the version's
+    manifest; it is published whole or not at all.
     """
     store = ModelStore(models_dir)
     try:
-        made = bucket_transfer.pull(store, source, click.echo, name, max_bytes, key)
+        if isinstance(source, Reference):
+            made = registry_transfer.pull(store, source, click.echo, name, max_bytes, key)
+        else:
+            made = bucket_transfer.pull(store, source, click.echo, name, max_bytes, key)
     except StoreError as error:
         raise click.ClickException(str(error)) from error
     what = f"{made.model} version {made.version}"

@@ -62,13 +62,19 @@ class Registry:
     def __init__(self, reference: Reference) -> None:
         """Registries on loopback are asked without TLS, as Docker does. Raises StoreError without the library."""
         try:
+            import requests
             from oras.provider import Registry as Client
             from requests.adapters import HTTPAdapter
             from urllib3.util.retry import Retry
         except ModuleNotFoundError as error:
             raise StoreError(f"{reference} needs the package '{error.name}': pip install 'bookserve[oci]'") from error
         self._reference = reference
-        self._client: Client = Client(insecure=_LOOPBACK.fullmatch(reference.host) is not None)
+        insecure = _LOOPBACK.fullmatch(reference.host) is not None
+        with self._told():
+            first = requests.get(f"http{'' if insecure else 's'}://{reference.host}/v2/", timeout=_SECONDS, stream=True)
+            first.close()
+        basic = first.headers.get("WWW-Authenticate", "").lower().startswith("basic")
+        self._client: Client = Client(insecure=insecure, auth_backend="basic" if basic else "token")
         session = self._client.session
         for scheme in ("https://", "http://"):
             retry = Retry(_RETRIES, backoff_factor=0.5, status_forcelist=_FAULTS)
@@ -79,6 +85,10 @@ class Registry:
         self._container: Container = self._client.get_container(str(reference).removeprefix(SCHEME))
         with self._told():
             self._client.auth.load_configs(self._container)
+        if basic and not hasattr(self._client.auth, "_basic_auth"):  # which the library then asks for
+            raise StoreError(
+                f"{reference}: the registry asks for credentials: 'docker login {reference.host}' keeps them"
+            )
 
     @property
     def _base(self) -> str:

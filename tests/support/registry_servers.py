@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +21,15 @@ def answers(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=5):
             return True
+    except urllib.error.HTTPError as error:
+        return error.code == 401
     except OSError:
         return False
 
 
 @contextmanager
-def docker_registry(folder: Path) -> Iterator[str]:
-    """HOST:PORT of an empty one. Skips the test where the program is not installed."""
+def docker_registry(folder: Path, users: str = "") -> Iterator[str]:
+    """HOST:PORT of an empty one, with users as `htpasswd -B` prints them. Skips the test where it is not installed."""
     if shutil.which(PROGRAM) is None:
         pytest.skip(f"{PROGRAM} is not installed: apt-get install {PROGRAM}")
     port = free_port()
@@ -35,6 +38,10 @@ def docker_registry(folder: Path) -> Iterator[str]:
         f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder / 'blobs'}}}}}\n"
         f"http: {{addr: '127.0.0.1:{port}'}}\n"
     )
+    if users:
+        (folder / "users").write_text(users)
+        with config.open("a") as file:
+            file.write(f"auth: {{htpasswd: {{realm: here, path: {folder / 'users'}}}}}\n")
     with (folder / "registry.log").open("w") as log:
         process = subprocess.Popen([PROGRAM, "serve", config], stdout=log, stderr=subprocess.STDOUT)
     try:

@@ -1,8 +1,8 @@
 """`bookserve serve`: the model server and the gateway together on loopback, over one model store.
 
-What `make serve` runs. On an empty store the models are trained first. Both servers are processes of their own; Ctrl-C
-or SIGTERM drains the gateway, then the model server, and when one of them dies the other is stopped. Of their logs
-warnings and errors are shown, and with --verbose all lines.
+What `make serve` runs. On an empty store the models are trained first; nothing is trained into a bucket. Both servers
+are processes of their own; Ctrl-C or SIGTERM drains the gateway, then the model server, and when one of them dies the
+other is stopped. Of their logs warnings and errors are shown, and with --verbose all lines.
 """
 
 import ctypes
@@ -18,7 +18,8 @@ from signal import SIGINT, SIGTERM, signal
 import click
 
 from bookserve.clients.doctor import left_out
-from bookserve.export.options import local_folder
+from bookserve.serving.wire import bucket
+from bookserve.serving.wire.bucket import BucketAddress, BucketError
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 60.0
@@ -55,13 +56,21 @@ class _Asked:
         time.sleep(_POLL_SECONDS)
 
 
+def _place(context: click.Context, parameter: click.Parameter, value: str) -> Path | BucketAddress:
+    """Where the models are, as --models-dir says."""
+    try:
+        return bucket.parse(value) if bucket.is_address(value) else Path(value)
+    except BucketError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.command()
 @click.option(
     "--models-dir",
-    default=Path("models"),
-    type=click.Path(path_type=Path),
-    callback=local_folder,
+    default="models",
+    callback=_place,
     show_default=True,
+    help="The model store, or its address in a bucket: s3://, gs:// or az://BUCKET/PATH.",
 )
 @click.option("--profile", default="default", show_default=True, help="Of the training, when the store is empty.")
 @click.option("--data", default="auto", show_default=True, help="For the training, when the store is empty.")
@@ -73,7 +82,7 @@ class _Asked:
     "--verbose", is_flag=True, help="Show the servers' whole logs, with a line for each request of the gateway."
 )
 def main(
-    models_dir: Path,
+    models_dir: Path | BucketAddress,
     profile: str,
     data: str,
     data_dir: Path | None,
@@ -91,18 +100,24 @@ def main(
     servers: list[tuple[str, subprocess.Popen[bytes]]] = []
     stopped = 0
     try:
-        if not _trained(models_dir):
-            _train(models_dir, profile, data, data_dir, asked)
-            steps.done("models trained and exported")
-        _tell_missing(models_dir)
+        if isinstance(models_dir, Path):
+            if not _trained(models_dir):
+                _train(models_dir, profile, data, data_dir, asked)
+                steps.done("models trained and exported")
+            _tell_missing(models_dir)
         server_flags = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", f"--bind_address={_HOST}"]
-        server_flags += [f"--model_root={models_dir.absolute()}", f"--log_level={level}", "--enable_metrics"]
+        root = models_dir.absolute() if isinstance(models_dir, Path) else models_dir
+        server_flags += [f"--model_root={root}", f"--log_level={level}", "--enable_metrics"]
         servers.append(("model server", _run("model-server", *server_flags)))
         _wait_for(f"http://{_HOST}:{rest_port}/readyz", servers, asked)
         steps.done(f"model server ready, with the models of {models_dir}")
         gateway_options = ["--port", str(gateway_port), "--model-server", f"{_HOST}:{grpc_port}"]
         gateway_options += ["--model-server-rest", f"http://{_HOST}:{rest_port}"]
-        gateway_options += ["--models-dir", str(models_dir), "--log-level", level]
+        gateway_options += ["--log-level", level]
+        if isinstance(models_dir, Path):
+            gateway_options += ["--models-dir", str(models_dir)]
+        else:
+            click.echo("the gateway reads no contracts from a bucket: its page and /api/v1 take tensors")
         servers.append(("gateway", _run("gateway", *gateway_options, quiet=not verbose)))
         _wait_for(f"http://{_HOST}:{gateway_port}/healthz", servers, asked)
         steps.done("gateway ready")

@@ -1,5 +1,6 @@
 """`bookserve serve` as a process, over a store of one small model."""
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from bookserve.serving import serve
+from bucket_servers import s3_server
+from http_calls import post
 from model_servers import answers, free_port, wait_until, write_scale_model
 
 
@@ -26,12 +29,15 @@ def store(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def serving(store: Path, ports: list[int], *more: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def serving(
+    store: Path, ports: list[int], *more: str, address: str = ""
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A `bookserve serve` over `store`, or over `address`; its log lies beside `store`."""
     log = store.parent / "serve.log"
     names = ("grpc", "rest", "gateway")
     options = [
         "--models-dir",
-        store,
+        address or store,
         *(f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)),
         *more,
     ]
@@ -93,6 +99,27 @@ def test_it_shows_its_steps_and_its_addresses_and_no_line_a_request(store: Path)
         assert (
             log.read_text().splitlines()[-1] == "model server and gateway stopped; the same command starts them again"
         )
+
+
+def test_a_store_in_a_bucket_is_served_and_the_gateway_takes_its_tensors(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = [free_port() for _ in range(3)]
+    with s3_server(tmp_path) as bucket:
+        bucket.put_folder(store / "scale", "store/scale")
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        with serving(store, ports, address="s3://models/store") as (process, log):
+            wait_until(lambda: started(process, log), "both servers are up", seconds=90)
+            assert "model server ready, with the models of s3://models/store" in log.read_text()
+            assert "the gateway reads no contracts from a bucket" in log.read_text()
+            asked = post(ports[2], "/api/v1/scale", json.dumps({"instances": [[1.0, 1.0, 1.0]]}))
+            assert asked.status == 200, asked.body
+            assert [[2.0, 2.0, 2.0]] in asked.json().values() or [2.0, 2.0, 2.0] in asked.json()["predictions"]
+            assert not Path("s3:").exists()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
 
 
 def test_it_names_the_models_that_a_stopped_training_has_left_out(store: Path) -> None:

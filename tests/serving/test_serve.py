@@ -101,6 +101,7 @@ def test_it_shows_its_steps_and_its_addresses_and_no_line_a_request(store: Path)
         )
 
 
+@pytest.mark.slow
 def test_a_store_in_a_bucket_is_served_and_the_gateway_takes_its_tensors(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,8 +116,7 @@ def test_a_store_in_a_bucket_is_served_and_the_gateway_takes_its_tensors(
             assert "model server ready, with the models of s3://models/store" in log.read_text()
             assert "the gateway reads no contracts from a bucket" in log.read_text()
             asked = post(ports[2], "/api/v1/scale", json.dumps({"instances": [[1.0, 1.0, 1.0]]}))
-            assert asked.status == 200, asked.body
-            assert [[2.0, 2.0, 2.0]] in asked.json().values() or [2.0, 2.0, 2.0] in asked.json()["predictions"]
+            assert asked.json()["predictions"] == [{"y": [2.0, 2.0, 2.0]}]
             assert not Path("s3:").exists()
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,14 @@ def test_an_answer_that_does_not_hold_is_not_published(
 def test_a_registry_that_does_not_answer_is_told(other: ModelStore, invoke: Invoke) -> None:
     result = invoke("models", "pull", "oci://127.0.0.1:9/score:1", "--models-dir", other.root)
     assert "oci://127.0.0.1:9/score:1: the registry does not answer" in result.output
+
+
+def test_without_the_library_the_message_has_the_line_that_installs_it(
+    other: ModelStore, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "oras.provider", None)
+    result = invoke("models", "pull", "oci://127.0.0.1:9/score:1", "--models-dir", other.root)
+    assert "pip install 'bookserve[oci]'" in result.output
 
 
 def test_a_reference_has_a_host_a_repository_and_a_tag() -> None:

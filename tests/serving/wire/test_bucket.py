@@ -1,6 +1,7 @@
 """Folders of buckets over Amazon's protocol: addresses, what is read, and what a bucket makes nobody believe."""
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,12 @@ def test_the_endpoint_is_the_one_of_the_environment(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert buckets.endpoint(scheme) == expected
+
+
+def test_without_the_library_the_message_has_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(BucketRefused, match=r"needs the package 'obstore': pip install 'bookserve\[buckets\]'"):
+        folder("a")
 
 
 def test_what_was_written_is_listed_and_read(monkeypatch: pytest.MonkeyPatch, server: S3Server, tmp_path: Path) -> None:

@@ -36,6 +36,17 @@ def ask(server: Server, model: str = "scale") -> Any:
         return None
 
 
+def put(server: Server, model: str, base_path: str) -> int:
+    """The status of the answer to adding a model."""
+    body = json.dumps({"base_path": base_path}).encode()
+    request = urllib.request.Request(f"{server.url}/v1/models/{model}", body, method="PUT")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 def lines(server: Server, text: str) -> list[str]:
     return [line for line in server.log.read_text().splitlines() if text in line]
 
@@ -55,13 +66,20 @@ def test_a_bucket_is_followed_and_what_is_loaded_stays_when_it_goes_away(
     upload(bucket, tmp_path, "scale", 2, 3.0)
     wait_until(lambda: ask(server) == 3.0, "version 2 is served")
 
+    assert put(server, "again", "s3://models/scale") == 200
+    assert ask(server, "again") == 3.0
+    assert put(server, "other", "s3://models/other") == 403  # outside of what the server began with
+
     bucket.kill()
     wait_until(lambda: bool(lines(server, "cannot be reached")), "the log tells of it")
     other = start_server(*flags, environment=bucket.environment)  # shares the cache, and never meets the bucket
     assert ask(other) == 3.0
     assert len(lines(other, "what the cache holds of it is served")) == 1
     assert ask(server) == 3.0
-    assert len(lines(server, "cannot be reached")) == 1
+    assert sorted(line.split(" for servable ")[1].split()[0] for line in lines(server, "cannot be reached")) == [
+        "again",
+        "scale",
+    ]
     assert server.stop() == 0
     assert other.stop() == 0
 

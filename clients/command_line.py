@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("bookserve.training.commands:export", "training", "Publish a run as the next version of its model."),
     "train-all": ("bookserve.training.commands:train_all", "training", "Train and export every model."),
     "tune": ("bookserve.training.commands:tune", "training", "Search for better numbers of a model."),
+    "runs": ("bookserve.training.run_commands:runs", "training", "List, show and compare what was trained."),
     "clean-runs": ("bookserve.training.commands:clean_runs", "training", "Remove runs that were never finished."),
     "evaluate": ("bookserve.clients.evaluate:main", "clients", "Say how good a version is on labelled rows."),
     "models": ("bookserve.export.commands:models", "clients", "Add, verify, compare, label, move and remove versions."),

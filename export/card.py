@@ -1,10 +1,12 @@
 """The model card of a version, `assets.extra/report/card.md`: what it is, how good it is, how to ask it."""
 
+import html
 import json
 from pathlib import Path
 
 from bookserve.export import evaluation
 from bookserve.export.contracts import SIGNATURE, Contract, Tensor
+from bookserve.export.manifest import DataCard
 from bookserve.export.run_format import EVALUATION
 from bookserve.export.run_reader import TrainingRun
 
@@ -13,13 +15,15 @@ def write(path: Path, run: TrainingRun, parity: dict[str, float]) -> None:
     """Write the card and refer to the images that lie beside it."""
     contract = run.contract
     lines = [f"# {contract.model}", "", run.purpose, "", "## Data", ""]
-    if run.data.source == "real":
+    if run.data.source != "sample":
         lines.append(f"The data set `{run.data.name}`, SHA-256 `{run.data.sha256}`.")
     else:
         lines.append(
             f"**A sample ({run.data.name}), not the real data set**: the figures below say nothing about the real one. "
             f"SHA-256 `{run.data.sha256}`."
         )
+    if run.data_card is not None:
+        lines += ["", *_data(run.data_card)]
     lines += ["", "## Figures", "", *_metrics(run), ""]
     told = path.parent / EVALUATION
     if told.is_file():
@@ -37,6 +41,32 @@ def write(path: Path, run: TrainingRun, parity: dict[str, float]) -> None:
     lines += ["", "```", f"bookserve predict {contract.model} --help", "```", "", "## Numbers of the training", ""]
     lines += ["```json", json.dumps(run.config, indent=2), "```", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _data(card: DataCard) -> list[str]:
+    """The rows of each split and, where there are classes or labels, of each of them; then what else is known."""
+    splits = card.splits
+    lines = ["| | " + " | ".join(splits) + " |", "|---" * (len(splits) + 1) + "|"]
+    lines.append("| rows | " + " | ".join(f"{card.rows[split]:,}" for split in splits) + " |")
+    for label in card.classes.get("train", ()):
+        cells = [f"{card.classes[split][label]:,}" for split in splits]
+        if card.missing:
+            cells = [
+                f"{cell}, missing {card.missing[split][label]:,}" for cell, split in zip(cells, splits, strict=True)
+            ]
+        lines.append(f"| {html.escape(label).replace('|', '&#124;')} | " + " | ".join(cells) + " |")
+    lines += ["", f"Splits: {card.division}."] if card.division else []
+    if card.duplicates:
+        told = ", ".join(f"{name} {count:,}" for name, count in card.duplicates.items())
+        lines += ["", f"Rows that stand in two splits: {told}."]
+    for name, values in card.ranges.items():
+        if values:
+            lines += ["", f"{name}: {values[0]:g} to {values[2]:g}, median {values[1]:g} (training rows)."]
+    if card.left_out:
+        lines += ["", f"Left out: {card.left_out:,}.", ""]
+        lines += [f"- {html.escape(line)}" for line in card.left_out_first]
+        lines += ["- …"] if card.left_out > len(card.left_out_first) else []
+    return lines
 
 
 def _metrics(run: TrainingRun) -> list[str]:

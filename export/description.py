@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from bookserve.export.contracts import Contract, Tensor, shape_text
-from bookserve.export.manifest import Float16, Manifest, Quantization
+from bookserve.export.manifest import DataCard, Float16, Manifest, Quantization
 
 _LABELS = 12  # that are shown
 
@@ -38,6 +38,8 @@ def origin(found: Manifest) -> Iterator[str]:
     yield f"created   {found.created}{numbers if found.profile else ''}"
     if found.data is not None:
         yield f"data      {found.data.source}: {found.data.name}, SHA-256 {found.data.sha256}"
+    if found.data_card is not None:
+        yield from (f"rows      {line}" for line in data_card(found.data_card))
     if found.source is not None:
         yield f"source    {found.source.format}: {found.source.name}, SHA-256 {found.source.sha256}"
     for split, figures in found.metrics.items():
@@ -51,6 +53,16 @@ def origin(found: Manifest) -> Iterator[str]:
     if found.rows_independent is not None:
         yield f"rows      declared {'independent' if found.rows_independent else 'dependent'}"
     yield "made with " + "  ".join(f"{library} {number}" for library, number in found.made_with.items())
+
+
+def data_card(found: DataCard) -> list[str]:
+    """The rows of a training."""
+    told = [", ".join(f"{split} {found.rows[split]:,}" for split in found.splits)]
+    if found.duplicates:
+        told[0] += "; in two splits: " + ", ".join(f"{name} {count:,}" for name, count in found.duplicates.items())
+    if found.left_out:
+        told[0] += f"; left out: {found.left_out:,}"
+    return told
 
 
 def quantization(found: Quantization) -> list[str]:

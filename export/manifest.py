@@ -24,11 +24,40 @@ Metrics = dict[str, dict[str, float]]  # split -> figure -> value
 
 @dataclass(frozen=True)
 class DataOrigin:
-    """Where the training rows came from: `source` is "real" or "sample", `sha256` covers the whole data set."""
+    """Where the training rows came from: `source` is "real", "sample", or "own" for a user's own data.
+
+    `sha256` covers the whole data set.
+    """
 
     source: str
     name: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What the rows of a training are.
+
+    `rows`: split -> rows. `classes`: split -> class -> rows, or label -> rows that have it. `missing`: split -> label
+    -> rows without a value. `ranges`: a quantity -> its smallest, median and largest value in the training rows.
+    `duplicates`: "test in train" -> test rows that also stand in the training rows. `division` says how the splits were
+    made; `left_out` counts what could not be used, and `left_out_first` tells of the first of it.
+    """
+
+    rows: dict[str, int]
+    classes: dict[str, dict[str, int]]
+    missing: dict[str, dict[str, int]]
+    ranges: dict[str, list[float]]
+    duplicates: dict[str, int]
+    division: str
+    left_out: int
+    left_out_first: list[str]
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits in the order of a training."""
+        known = ("train", "valid", "test")
+        return sorted(self.rows, key=lambda name: (*known, name).index(name))
 
 
 @dataclass(frozen=True)
@@ -98,9 +127,9 @@ class Manifest:
     its zone. `parity` holds each output's largest difference between the source and the graphs of the version. `files`
     maps each file of the version, but the manifest itself, to its SHA-256. `rows_independent` is what its packager
     declared: whether no row of a request changes another row's outputs. It is None where nobody said; the model server
-    then proves it of an ONNX graph by itself, at each load. `configuration`, `profile`, `seed` and `data` tell of a
-    training, `source` of a model that was made elsewhere, `quantization` of an int8 graph (`precision` "int8"),
-    `float16` of a float16 graph.
+    then proves it of an ONNX graph by itself, at each load. `configuration`, `profile`, `seed`, `config` (its numbers),
+    `data` and `data_card` tell of a training, `source` of a model that was made elsewhere, `quantization` of an int8
+    graph (`precision` "int8"), `float16` of a float16 graph.
     """
 
     model: str
@@ -112,6 +141,8 @@ class Manifest:
     made_with: dict[str, str]
     metrics: Metrics = dataclasses.field(default_factory=dict)
     data: DataOrigin | None = None
+    data_card: DataCard | None = None
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
     profile: str = ""
     seed: int | None = None
     configuration: str = "standard"  # manifests from before there were others name none
@@ -129,7 +160,13 @@ class Manifest:
         return json.dumps(known, indent=2, allow_nan=False) + "\n"
 
 
-_PARTS = {"data": DataOrigin, "source": Source, "quantization": Quantization, "float16": Float16}
+_PARTS: dict[str, type[Any]] = {
+    "data": DataOrigin,
+    "data_card": DataCard,
+    "source": Source,
+    "quantization": Quantization,
+    "float16": Float16,
+}
 
 
 def read(folder: Path) -> Manifest:

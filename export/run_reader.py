@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bookserve.export import run_format
 from bookserve.export.contracts import Contract, from_json
 from bookserve.export.errors import ExportError
-from bookserve.export.manifest import DataOrigin, Metrics
+from bookserve.export.manifest import DataCard, DataOrigin, Metrics
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class TrainingRun:
     """One complete run.
 
     `made_with` names the libraries and the devices; `config` the numbers of the training; `purpose` and `limits` are
-    words for the model card; `started` is the time of the training's start in ISO 8601 with its zone.
+    words for the model card; `started` is the time of the training's start in ISO 8601 with its zone. The network of
+    the book's model `network_of` was trained; `own_data` says where a user's own data lies, and is None for the book's.
+    `settings` are the numbers that the command line changed.
     """
 
     folder: Path
@@ -38,6 +40,10 @@ class TrainingRun:
     purpose: str = ""
     limits: str = ""
     started: str = ""
+    network_of: str = ""
+    data_card: DataCard | None = None
+    own_data: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def network(self) -> Path:
@@ -137,6 +143,10 @@ def read(folder: Path, model: str, contract_of: Callable[[str], Contract] | None
             purpose=config.get("purpose", ""),
             limits=config.get("limits", ""),
             started=config.get("started", ""),
+            network_of=config.get("network", model),
+            data_card=DataCard(**config["data_card"]) if config.get("data_card") else None,
+            own_data=config.get("own_data"),
+            settings=config.get("settings", {}),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{folder} is damaged: {error!r}. Train again.") from error

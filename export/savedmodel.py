@@ -17,7 +17,7 @@ class ServingModule(tf.Module):  # type: ignore[misc]
     """A network and its one signature: the contract's inputs in order, the contract's outputs by name."""
 
     def __init__(self, network: keras.Model, contract: Contract, assets: Sequence[Path]) -> None:
-        super().__init__(name=contract.model)
+        super().__init__(name="servable")  # a model's name may be no Python identifier
         self.assets = [tf.saved_model.Asset(str(path)) for path in assets]
         self.specs = [tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in contract.inputs]
 

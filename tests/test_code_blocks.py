@@ -36,6 +36,7 @@ NOT_RUN = {
     ("README.md", "bookserve model-server --model_root=$PWD/models"): _ADDED,
     ("README.md", "bookserve models quantize score"): "tests/export/quantization/test_quantize.py runs both",
     ("README.md", "bookserve evaluate score"): "tests/clients/test_evaluate.py runs it on a model of its own",
+    ("README.md", "bookserve train cifar10 --data-dir"): "tests/end_to_end/test_own_data.py runs its lines",
     ("ARCHITECTURE.md", "flowchart TD"): "a drawing",
     ("CONTRIBUTING.md", "make install "): "runs all tests",
     ("docker/README.md", "docker compose -p bookserve -f docker/compose.yaml --profile cpu build"): _CONTAINERS,

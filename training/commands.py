@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -25,8 +26,14 @@ from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import ModelStore
 from bookserve.training import run_writer
 from bookserve.training.datasets.files import CHOICES, Choice, DataError, DataRequest
+from bookserve.training.datasets.picture_folder import holds_pictures
 from bookserve.training.errors import TrainingError
-from bookserve.training.models import MODELS, PROFILES, STANDARD, contract
+from bookserve.training.models import MODELS, OWN_DATA, PROFILES, STANDARD, contract, names_book_data
+from bookserve.training.own_data_options import OwnDataOptions, own_data_options
+from bookserve.training.own_data_options import chosen as chosen_data
+from bookserve.training.own_data_options import run_name as name_of_run
+from bookserve.training.settings import changed as changed_settings
+from bookserve.training.settings import grid as grid_of
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +101,7 @@ def _stoppable() -> Iterator[None]:
 
 
 @click.command()
-@click.argument("name", type=click.Choice(list(MODELS)))
+@click.argument("model", type=click.Choice(list(MODELS)))
 @click.option(
     "--config",
     "configuration",
@@ -105,21 +112,41 @@ def _stoppable() -> Iterator[None]:
 @profile_option
 @data_option
 @data_dir_option
+@own_data_options
+@click.option(
+    "--name",
+    "run_name",
+    default=None,
+    help="What the run and the model in the store are called; by default MODEL, or as your own data is.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Another value for a number of the configuration, such as learning_rate=1e-3; may be given several times.",
+)
 @runs_dir_option
 @seed_option
 @fresh_option
 @_stoppable()
 def train(
-    name: str,
+    own_options: OwnDataOptions,
+    model: str,
     configuration: str,
     profile: str,
     data: Choice,
     data_dir: Path | None,
+    run_name: str | None,
+    settings: tuple[str, ...],
     runs_dir: Path,
     seed: int,
     fresh: bool,
 ) -> None:
-    """Train one model into a run folder.
+    """Train the network of one model into a run folder, on the book's data or on your own.
+
+    Your own pictures: --data-dir with a folder for each class. Your own text: --text. Your own table: --data-file, and
+    which columns are meant. The model that comes of it has the classes, columns or words of your data.
 
     A training that was stopped goes on from its last complete epoch when it is started again with the same options.
     All GPUs of this host train; where TF_CONFIG names many hosts, start the same command on each of them.
@@ -129,13 +156,45 @@ def train(
         from bookserve.training.tuning.search import config_of
     console = _console()
     try:
-        config = config_of(name, configuration, profile, runs_dir)
-        request = DataRequest(data, data_dir)
-        result = train_model(name, request, runs_dir, console, configuration, profile, seed, fresh, config)
+        config = config_of(model, configuration, profile, runs_dir)
+        own = chosen_data(model, own_options, _own_pictures(model, data, data_dir))
+        name = name_of_run(model, run_name, own)
+        request = DataRequest(data, data_dir, own)
+        result = train_model(
+            model,
+            request,
+            runs_dir,
+            console,
+            configuration,
+            profile,
+            seed,
+            fresh,
+            config,
+            name,
+            changed_settings(config, settings),
+        )
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
     metric = result.key_metric.name
     click.echo(f"{name}: test {metric} {result.metrics['test'][metric]:.4f} in {result.seconds:.0f} s, {result.folder}")
+    if own is not None:
+        click.echo(f"publish it with: bookserve export {name}")
+
+
+def _own_pictures(model: str, data: Choice, data_dir: Path | None) -> Path | None:
+    """The folder of --data-dir or DATA_DIR if it is a user's own: it has pictures, or stands on the command line.
+
+    In a folder with a file of the book's data set the book's data is meant, and so it is with --data real or sample.
+    """
+    if OWN_DATA.get(model) != "pictures" or data != "auto" or data_dir is None or not data_dir.is_dir():
+        return None
+    typed = click.get_current_context().get_parameter_source("data_dir") is ParameterSource.COMMANDLINE
+    try:
+        if names_book_data(model, data_dir):
+            return None
+        return data_dir if typed or holds_pictures(data_dir) else None
+    except OSError as error:
+        raise DataError(f"{data_dir} cannot be read: {error.strerror or error}") from error
 
 
 @click.command("train-all")
@@ -315,6 +374,13 @@ def export(
     help="Settings that the study shall have tried in the end; by default 20, or the whole grid.",
 )
 @click.option(
+    "--grid",
+    "grid_texts",
+    multiple=True,
+    metavar="NAME=VALUE,VALUE...",
+    help="Values of a number, such as dropout=0,0.5; all combinations are tried instead of the model's own space.",
+)
+@click.option(
     "--repeats",
     type=click.IntRange(min=1),
     default=1,
@@ -340,6 +406,7 @@ def tune(
     profile: str,
     sampler: str,
     trials: int | None,
+    grid_texts: tuple[str, ...],
     repeats: int,
     workers: int,
     data: Choice,
@@ -352,12 +419,15 @@ def tune(
     Ctrl-C keeps every setting that is finished; the same command goes on from there, and a larger --trials adds some.
     """
     with silence_tensorflow():
+        from bookserve.training.run import book_model, named_config
         from bookserve.training.tuning import search
     _check_alone("tune")
     console = _console()
+    sampler = "grid" if grid_texts else sampler
     study = study_name or f"{configuration}-{sampler}"
-    plan = search.Plan(configuration, profile, sampler, trials, repeats, workers, seed)
     try:
+        grid = grid_of(named_config(book_model(name), configuration, profile), grid_texts)
+        plan = search.Plan(configuration, profile, sampler, trials, repeats, workers, seed, grid)
         report = search.tune(name, study, plan, DataRequest(data, data_dir), runs_dir, console)
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
@@ -371,14 +441,20 @@ def tune(
 
 
 @click.command("clean-runs")
-@click.argument("names", metavar="[MODELS]...", nargs=-1, type=click.Choice(list(MODELS)))
+@click.argument("names", metavar="[MODELS]...", nargs=-1)
 @runs_dir_option
 def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
     """Remove unfinished runs, but those that are under way: what was stopped halfway is then trained anew."""
     folder = runs_dir
+    known = run_writer.names(runs_dir)
+    unknown = [name for name in names if name not in known and name not in MODELS]
+    if unknown:
+        raise click.ClickException(
+            f"{runs_dir} has no runs of {', '.join(unknown)}; it has runs of {', '.join(known) or 'nothing'}"
+        )
     removed = 0
     try:
-        for name in names or MODELS:
+        for name in names or known:
             for folder in run_writer.dead(runs_dir, name):
                 if run_writer.remove(folder):
                     click.echo(f"removed {folder}")

@@ -76,6 +76,18 @@ def reliability(bins: Sequence[tuple[int, float, float]], ece: float, path: Path
     figure.savefig(path)
 
 
+def predicted(true: npt.NDArray[Any], found: npt.NDArray[Any], path: Path) -> None:
+    """What was predicted, float [n], against what is true, float [n], with the line on which they agree."""
+    figure = Figure(figsize=(4.6, 4.4), dpi=DPI, layout="constrained")
+    panel = figure.subplots()
+    panel.scatter(true, found, s=14)
+    ends = [float(min(true.min(), found.min())), float(max(true.max(), found.max()))]
+    panel.plot(ends, ends, color="black", linestyle="--", label="right")
+    panel.set(xlabel="true", ylabel="predicted", title="test rows")
+    panel.legend()
+    figure.savefig(path)
+
+
 def fractions(rows: Mapping[str, Sequence[float]], parts: Sequence[str], title: str, path: Path) -> None:
     """One bar a row of `rows`, split into its fractions of `parts`, which add up to 1, each with its percentage."""
     figure = Figure(figsize=(6.5, 1.2 + 0.5 * len(rows)), dpi=DPI, layout="constrained")

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -27,6 +27,8 @@ from bookserve.export import evaluation, run_format
 from bookserve.export.contracts import Contract, to_json
 from bookserve.export.figures import Measurement
 from bookserve.training import plots, run_writer
+from bookserve.training.datasets import own_data
+from bookserve.training.datasets.data_card import DataCard
 from bookserve.training.datasets.files import DataError, DataRequest, Origin
 from bookserve.training.devices import devices, hosts
 from bookserve.training.errors import DivergedError, TrainingError
@@ -50,6 +52,17 @@ class Data(Protocol):
     @property
     def examples(self) -> Mapping[str, npt.NDArray[Any]]:
         """Test rows as the contract's inputs."""
+
+    def card(self, labels: Sequence[str]) -> DataCard:
+        """The data card; `labels` are the contract's."""
+
+
+class UsersData(Data, Protocol):
+    """A user's own data, as its readers return it."""
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """What of it could not be used, and why."""
 
 
 class DataWithAssets(Data, Protocol):
@@ -94,12 +107,20 @@ class BookModel(Protocol):
         """The network behind its contract."""
 
 
+class AdaptableModel(BookModel, Protocol):
+    """A module in `training/models/` that can be trained on a user's own data."""
+
+    def on_own_data(self, config: Any, data: Any, name: str) -> tuple[Any, Contract]:
+        """The numbers for that data, and the contract of a model of it that is called `name`."""
+
+
 @dataclass(frozen=True)
 class Training:
     """What one training is of, whichever host runs it."""
 
     name: str
     module: BookModel
+    contract: Contract
     config: Any
     data: Data
     seed: int
@@ -133,8 +154,13 @@ def train_model(
     seed: int = 0,
     fresh: bool = False,
     config: Any = None,
+    run_name: str = "",
+    settings: Mapping[str, Any] | None = None,
 ) -> Result:
     """Train the model `name` of `MODELS` and return its run, complete on disk.
+
+    Where `request` has a user's own data, its network is trained on that. `run_name` is what the run and the model in
+    the store are called: by default `name`. `settings` are fields of the `Config` that have other values.
 
     `config` is what a study found, whose name is then the `configuration`; without it the model's own is trained.
 
@@ -152,6 +178,8 @@ def train_model(
     model_module = book_model(name)
     if config is None:
         config = named_config(model_module, configuration, profile)
+    settings = settings or {}
+    config = replace(config, **settings)
     clock = time.monotonic()
     cluster = hosts.cluster()
     if cluster is not None:
@@ -160,21 +188,38 @@ def train_model(
     strategy = devices.strategy()
     make_repeatable(seed)
     data = _load(model_module, config, request, seed)
+    network, name = name, run_name or name
+    contract, words = replace(model_module.CONTRACT, model=name), PURPOSE[network]
+    if request.own is not None:
+        config, contract = cast(AdaptableModel, model_module).on_own_data(config, data, name)
+        config = replace(config, **settings)
+        words = (
+            f"The network of `{network}`, trained on the data `{data.origin.name}`; its task: {contract.task}.",
+            "It knows what its data shows, and gives an answer to anything else too: see Data for what that is.",
+        )
+    data_card = data.card(contract.labels)
+    batch, rows = getattr(config, "batch", 1), data_card.rows.get("train", 1)
+    if batch > rows:
+        raise TrainingError(f"a step of {batch} rows needs as many, and {name} has {rows} training rows: --set batch=N")
     head = {
         "model": name,
-        "contract": to_json(model_module.CONTRACT),
-        "purpose": PURPOSE[name][0],
-        "limits": PURPOSE[name][1],
+        "network": network,
+        "contract": to_json(contract),
+        "purpose": words[0],
+        "limits": words[1],
         "configuration": configuration,
         "profile": profile,
         "seed": seed,
         "config": dataclasses.asdict(config),
+        "settings": dict(settings),
         "data": dataclasses.asdict(data.origin),
+        "data_card": dataclasses.asdict(data_card),
+        "own_data": None if request.own is None else own_data.to_json(request.own),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "devices": devices.describe(),
         "made_with": versions(),
     }
-    training = Training(name, model_module, config, data, seed, strategy, console)
+    training = Training(name, model_module, contract, config, data, seed, strategy, console)
     try:
         if cluster is None or cluster.place == 0:
             folder, metrics = _lead(training, head, runs_dir, fresh)
@@ -353,23 +398,26 @@ def _write(
     report = folder / run_format.REPORT
     report.mkdir(exist_ok=True)
     served = module.serving_model(model)
-    metrics = module.evaluate(model, data, report) | {SERVED: _evaluate_served(module, served, data, report)}
+    metrics = module.evaluate(model, data, report) | {SERVED: _evaluate_served(training, served, report)}
     run_writer.write_history(folder / run_format.HISTORY, history)
     plots.curves(history, report / "curves.png")
     served.save(folder / run_format.NETWORK)
     run_writer.write_examples(folder / run_format.EXAMPLES, data.examples, EXAMPLE_ROWS)
-    if module.CONTRACT.assets:
+    left_out = cast(UsersData, data).left_out if data.origin.source == "own" else ()
+    if left_out:
+        (report / run_format.LEFT_OUT).write_text("".join(f"{line}\n" for line in left_out), encoding="utf-8")
+    if training.contract.assets:
         run_writer.write_assets(folder / run_format.ASSETS, cast(DataWithAssets, data).assets)
     run_writer.write_json(folder / run_format.METRICS, metrics)
     return metrics
 
 
-def _evaluate_served(module: BookModel, served: keras.Model, data: Data, report: Path) -> dict[str, float]:
+def _evaluate_served(training: Training, served: keras.Model, report: Path) -> dict[str, float]:
     """The figures of the served graph on the test rows; the whole evaluation and its picture go into `report`."""
-    figure = module.measurement(data).figure
+    figure = training.module.measurement(training.data).figure
     inputs = [figure.rows[tensor.name] for tensor in served.inputs]
     outputs = served.predict(inputs if len(inputs) > 1 else inputs[0], batch_size=EVALUATION_ROWS, verbose=0)
-    found = evaluation.evaluate(figure, outputs, module.CONTRACT)
+    found = evaluation.evaluate(figure, outputs, training.contract)
     run_writer.write_json(report / run_format.EVALUATION, found.to_json())
     if found.calibration is not None:
         bins = [(one.count, one.probability, one.true) for one in found.calibration.bins]

@@ -75,6 +75,11 @@ def find(runs_dir: Path, model: str, head: Mapping[str, Any]) -> Unfinished | No
     return None
 
 
+def names(runs_dir: Path) -> list[str]:
+    """The models that have a folder of runs, by name."""
+    return sorted(path.name for path in runs_dir.iterdir() if path.is_dir()) if runs_dir.is_dir() else []
+
+
 def dead(runs_dir: Path, model: str) -> list[Path]:
     """The unfinished runs of `model` in which no process trains any more, oldest first."""
     folders = []

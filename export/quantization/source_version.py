@@ -95,6 +95,8 @@ def derived(
         files=files,
         made_with=before.made_with | made_with,
         data=before.data,
+        data_card=before.data_card,
+        config=before.config,
         profile=before.profile,
         seed=before.seed,
         configuration=before.configuration,

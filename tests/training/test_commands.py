@@ -282,6 +282,28 @@ def test_what_tune_finds_is_trained_by_its_name(
     assert failed.output.endswith("Error: no trial succeeded; the table says why\n")
 
 
+def test_a_grid_of_the_command_line_is_tried_and_its_best_trained(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pretend_training: Callable[[Callable[[TrainingTask], Outcome]], None],
+) -> None:
+    space = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
+    monkeypatch.setattr(linear, "SEARCHES", {"standard": Search("val_loss", False, space)}, raising=False)
+    pretend_training(lambda task: Outcome((task.config.learning_rate + task.config.steps,), 1.0))
+    grids = ["--grid", "learning_rate=0.5,0.25", "--grid", "steps=2,1,3", "--repeats=2"]
+    options = ["--study=mine", "--profile=smoke", "--runs-dir", tmp_path]
+    tuned = invoke("tune", "linear", *grids, *options)
+    assert tuned.exit_code == 0, tuned.output
+    assert "6 trials, 0 of them failed" in tuned.output
+    trained = invoke("train", "linear", "--config=mine", "--profile=smoke", "--runs-dir", tmp_path)
+    assert trained.exit_code == 0, trained.output
+    (config,) = tmp_path.glob("linear/2*/config.json")
+    content = json.loads(config.read_text())["config"]
+    assert (content["learning_rate"], content["steps"]) == (0.25, 1)
+    other = invoke("tune", "linear", *grids[:2], "--repeats=2", *options)
+    assert "was begun with another grid" in other.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -61,6 +61,12 @@ def at_hand(data_dir: Path | None) -> Path | None:
     return _unpacked(DataRequest("real", data_dir)) or files.at_hand("cifar10", (ARCHIVE,), data_dir)
 
 
+def named_in(data_dir: Path) -> bool:
+    """Whether a file or a folder of the data set lies in the folder, by its name."""
+    names = (ARCHIVE.name, FOLDER)
+    return any((folder / name).exists() for folder in (data_dir, data_dir / "cifar10") for name in names)
+
+
 def load(request: DataRequest, seed: int, train_rows: int | None = None) -> ImageSplits:
     """The splits; the validation rows are drawn at random from the training rows, `train_rows` of the rest are kept.
 

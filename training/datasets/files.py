@@ -25,6 +25,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bookserve.training.datasets.own_data import OwnData
+
 logger = logging.getLogger(__name__)
 
 Choice = Literal["auto", "real", "sample"]
@@ -64,20 +66,22 @@ class DataFile:
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What the caller asked for: DATA=auto|real|sample and, if given, DATA_DIR."""
+    """What the caller asked for: DATA=auto|real|sample and, if given, DATA_DIR; or data of the user's own."""
 
     choice: Choice = "auto"
     data_dir: Path | None = None
+    own: OwnData | None = None
 
 
 @dataclass(frozen=True)
 class Origin:
     """Where the rows came from, as the manifest of every version records it.
 
-    `sha256` covers all files of the data set (or, for a sample, all generated rows).
+    `source` is "own" for a user's own data. `sha256` covers all files of the data set (or, for a sample, all generated
+    rows).
     """
 
-    source: Literal["real", "sample"]
+    source: Literal["real", "sample", "own"]
     name: str
     sha256: str
 

@@ -75,6 +75,12 @@ def at_hand(data_dir: Path | None) -> Path | None:
     return files.at_hand("mnist", FILES, data_dir)
 
 
+def named_in(data_dir: Path) -> bool:
+    """Whether a file of the data set lies in the folder, by its name."""
+    names = [name for file in FILES for name in (file.name, file.plain_name)]
+    return any((folder / name).exists() for folder in (data_dir, data_dir / "mnist") for name in names)
+
+
 def load(request: DataRequest, seed: int, train_rows: int | None = None) -> ImageSplits:
     """The splits; the validation rows are drawn at random from the training rows, `train_rows` of the rest are kept.
 

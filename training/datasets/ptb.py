@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bookserve.training.datasets import files
+from bookserve.training.datasets.data_card import DataCard, duplicates, spread
 from bookserve.training.datasets.files import (
     DataError,
     DataFile,
@@ -73,7 +74,8 @@ class Text:
     """Three streams of word numbers, int32 [words], the vocabulary that numbers them, and where they came from.
 
     `vocabulary` has 10,000 words: `<unk>`, then by falling count in the whole training text; where that has fewer,
-    as in the sample, words `<unused ...>` that stand nowhere fill the rest.
+    as in the sample, words `<unused ...>` that stand nowhere fill the rest. A user's own text has as many as were asked
+    for, at most. `division` says how the splits were made; of a text nothing is left out.
     """
 
     train: Words
@@ -81,6 +83,8 @@ class Text:
     test: Words
     vocabulary: tuple[str, ...]
     origin: Origin
+    division: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def examples(self) -> dict[str, Words]:
@@ -88,10 +92,31 @@ class Text:
         rows = len(self.test) // EXAMPLE_STEPS
         return {"tokens": self.test[: rows * EXAMPLE_STEPS].reshape(rows, EXAMPLE_STEPS)}
 
+    def card(self, labels: Sequence[str]) -> DataCard:
+        """The data card: words, sentences, and words that are read as `<unk>`; sentences that stand in two splits."""
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        end = self.vocabulary.index(END)
+        sentences = {name: _sentences(words, end) for name, words in parts.items()}
+        return DataCard(
+            rows={name: len(words) for name, words in parts.items()},
+            classes={
+                name: {"sentences": len(sentences[name]), UNKNOWN: int((words == UNKNOWN_ID).sum())}
+                for name, words in parts.items()
+            },
+            ranges={"words in a sentence": spread(np.array([len(sentence) for sentence in sentences["train"]]))},
+            duplicates=duplicates({name: [each.tobytes() for each in found] for name, found in sentences.items()}),
+            division=self.division,
+        )
+
     @property
     def assets(self) -> dict[str, str]:
         """The files that a version carries along: the vocabulary, one word a line, line number = word number."""
         return {VOCABULARY_ASSET: "".join(f"{word}\n" for word in self.vocabulary)}
+
+
+def _sentences(words: Words, end: int) -> list[Words]:
+    """The sentences of a text, without the word that ends them; empty ones are left out."""
+    return [each[each != end] for each in np.split(words, np.flatnonzero(words == end) + 1) if (each != end).any()]
 
 
 def at_hand(data_dir: Path | None) -> Path | None:
@@ -117,7 +142,8 @@ def load(request: DataRequest, train_words: int | None = None) -> Text:
     else:
         origin = Origin("real", "ptb", combined_sha256(FILES))
     others = None if train_words is None else train_words // 4
-    return Text(train[:train_words], valid[:others], test[:others], vocabulary, origin)
+    division = "the data set's own" if paths is not None else "of ten documents eight train, one validates, one tests"
+    return Text(train[:train_words], valid[:others], test[:others], vocabulary, origin, division)
 
 
 def read_words(path: Path) -> list[str]:

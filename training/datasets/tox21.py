@@ -66,6 +66,11 @@ class Split:
         """The fingerprints."""
         return {"fingerprint": self.fingerprints}
 
+    @property
+    def targets(self) -> npt.NDArray[Any]:
+        """The results."""
+        return self.results
+
 
 Molecules = Splits[Split]
 

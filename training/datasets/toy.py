@@ -33,6 +33,11 @@ class Split:
         """The points."""
         return {"x": self.x}
 
+    @property
+    def targets(self) -> npt.NDArray[Any]:
+        """Heights or classes."""
+        return self.y
+
 
 Points = Splits[Split]
 
@@ -63,4 +68,5 @@ def clouds(seed: int) -> Points:
 
 def _points(name: str, train: Split, valid: Split, test: Split) -> Points:
     arrays = [array for split in (train, valid, test) for array in (split.x, split.y)]
-    return Points(train, valid, test, Origin("real", name, sha256_of_arrays(arrays)))
+    origin = Origin("real", name, sha256_of_arrays(arrays))
+    return Points(train, valid, test, origin, division="each split drawn anew from the seed")

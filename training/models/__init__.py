@@ -7,6 +7,7 @@ trained network so that it takes and gives exactly the tensors of the contract.
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from bookserve.export.contracts import Contract
 
@@ -21,6 +22,16 @@ MODELS: dict[str, str] = {
 }
 """Model -> its module, in the order in which `train-all` trains them. Modules are imported only when they run."""
 
+OWN_DATA: dict[str, str] = {
+    "linear": "points",
+    "logistic": "points",
+    "tox21": "molecules",
+    "mnist": "pictures",
+    "ptb": "text",
+    "cifar10": "pictures",
+}
+"""Model -> the kind of a user's own data that its network learns from; the others learn from no data."""
+
 PROFILES: tuple[str, ...] = ("smoke", "default", "full")
 """smoke proves the road in seconds, default is a good model in minutes, full aims for the README's figures."""
 
@@ -34,6 +45,12 @@ class KeyMetric:
 
     name: str
     book: float | None
+
+
+def names_book_data(model: str, data_dir: Path) -> bool:
+    """Whether a file of the book's data set lies in a folder, so that the folder is not a user's own data."""
+    found: bool = importlib.import_module(MODELS[model]).DATA_SET.named_in(data_dir)
+    return found
 
 
 def contract(model: str) -> Contract:

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.training import plots
-from bookserve.training.datasets import toy
+from bookserve.training.datasets import point_table, toy
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.own_data import PointTable
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.models import STANDARD, KeyMetric
@@ -36,6 +37,16 @@ KEY_METRIC = KeyMetric(name="r2", book=0.994)  # squared Pearson correlation, ch
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What brings the training rows of a user's own data to mean 0 and deviation 1; numbers of any size are learnt."""
+
+    x_means: tuple[float, ...]
+    x_deviations: tuple[float, ...]
+    y_mean: float
+    y_deviation: float
+
+
+@dataclass(frozen=True)
 class Config:
     """The numbers of one training; "chapter 3" marks those of the book."""
 
@@ -43,6 +54,8 @@ class Config:
     steps: int = 25  # of gradient descent in an epoch, each on all points
     optimizer: Literal["descent", "adam"] = "descent"  # plain gradient descent (chapter 3: Adam)
     learning_rate: float = 0.5  # (chapter 3: 0.001)
+    columns: int = 1  # numbers that y is told from
+    scale: Scale | None = None  # of a user's own data; None leaves x and y as they are
 
 
 BOOK = Config(epochs=40, steps=200, optimizer="adam", learning_rate=0.001)  # 8,000 steps (chapter 3)
@@ -53,14 +66,33 @@ CONFIGS: dict[str, dict[str, Config]] = {
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> toy.Points:
-    """The points around a line, whatever the request: they are generated."""
+    """The points around a line, which are generated; or the rows of a user's own table."""
+    if isinstance(request.own, PointTable):
+        return point_table.read_numbers(request.own, seed)
     return toy.line(seed)
 
 
+def on_own_data(config: Config, data: toy.Points, name: str) -> tuple[Config, Contract]:
+    """The numbers and the contract for a user's own table: its columns, their scale, and Adam at 0.05.
+
+    Plain descent at the book's rate diverges where columns say the same.
+    """
+    scale = scale_of(data.train)
+    columns = len(data.columns)
+    contract = replace(
+        CONTRACT, model=name, version=1, inputs=(Tensor("x", "float32", (None, columns)),), columns=data.columns
+    )
+    return replace(config, columns=columns, scale=scale, optimizer="adam", learning_rate=0.05), contract
+
+
 def build_model(config: Config) -> keras.Model:
-    """One weight and one bias, drawn at random: float32 points [n, 1] in, float32 heights [n, 1] out."""
-    x = keras.Input((1,), dtype="float32", name="x")
-    y = keras.layers.Dense(1, kernel_initializer="random_normal", bias_initializer="random_normal", name="line")(x)
+    """A weight for each column and one bias, drawn at random: float32 [n, columns] in, float32 values [n, 1] out."""
+    x = keras.Input((config.columns,), dtype="float32", name="x")
+    line = keras.layers.Dense(1, kernel_initializer="random_normal", bias_initializer="random_normal", name="line")
+    if config.scale is None:
+        return keras.Model(x, line(x), name="linear_regression")
+    means, deviations = (np.array(values, np.float32) for values in (config.scale.x_means, config.scale.x_deviations))
+    y = line((x - means) / deviations) * config.scale.y_deviation + config.scale.y_mean
     return keras.Model(x, y, name="linear_regression")
 
 
@@ -74,7 +106,9 @@ def train(
 ) -> dict[str, list[float]]:
     """Train in place. Returns figure -> epochs."""
     optimizers = {"descent": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
-    model.compile(optimizer=optimizers[config.optimizer](config.learning_rate), loss="mean_squared_error")
+    optimizer = optimizers[config.optimizer](config.learning_rate)
+    unit = 1.0 if config.scale is None else config.scale.y_deviation
+    model.compile(optimizer=optimizer, loss="mean_squared_error", loss_weights=[1 / unit**2])
     points = tf.data.Dataset.from_tensors((data.train.x, data.train.y[:, None])).repeat()
     valid = tf.data.Dataset.from_tensors((data.valid.x, data.valid.y[:, None]))
     return fit(model, lambda _: points, config.epochs, config.steps, valid, callbacks, checkpoint)
@@ -83,13 +117,15 @@ def train(
 def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, dict[str, float]]:
     """Split -> figure -> value; the parameters found stand beside the true ones. Draws the line over the test points.
 
+    Of a user's own data `parameters` has what a unit of each column adds, and what stands against what was predicted.
     `w_noise` and `b_noise` are the standard errors of least squares: how far the best line through the training points
     is from the true one, as the noise of the points has it.
     `r2` is the squared Pearson correlation of predicted and true heights, as in the book: it does not see a line that
     is off by a constant or a factor. `rmse` does, in units of y.
     """
-    weight, bias = (float(values.reshape(())) for values in model.get_layer("line").get_weights())
-    metrics = {}
+    metrics: dict[str, dict[str, float]] = {}
+    predicted = np.zeros(0, np.float32)
+    weights, bias = model.get_layer("line").get_weights()
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         predicted = model.predict(split.x, batch_size=len(split.x), verbose=0)[:, 0]
         metrics[name] = {
@@ -97,6 +133,11 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
             "rmse": float(np.sqrt(np.mean((split.y - predicted) ** 2))),
             "rows": float(len(split.y)),
         }
+    if data.origin.source == "own":
+        metrics["parameters"] = _unscaled(weights, bias, data)
+        plots.predicted(data.test.y, predicted, report / "predicted.png")
+        return metrics
+    weight, bias = float(weights.reshape(())), float(bias.reshape(()))
     x = data.train.x[:, 0]
     w_noise = toy.NOISE / float(np.sqrt(np.sum((x - x.mean()) ** 2)))
     metrics["parameters"] = {
@@ -118,8 +159,28 @@ def measurement(data: toy.Points) -> figures.Measurement:
 
 def serving_model(model: keras.Model) -> keras.Model:
     """The trained line behind the contract: `x` in, `y` out."""
-    x = keras.Input((1,), dtype="float32", name="x")
+    x = keras.Input(model.input_shape[1:], dtype="float32", name="x")
     return keras.Model(x, {"y": model(x, training=False)[:, 0]}, name="linear")
+
+
+def scale_of(split: toy.Split) -> Scale:
+    """The means and deviations of rows; a deviation is 1 where a column is constant."""
+    x, y = split.x.astype(np.float64), split.y.astype(np.float64)
+    deviations = x.std(axis=0)
+    return Scale(
+        tuple(x.mean(axis=0).tolist()),
+        tuple(np.where(deviations > 0, deviations, 1.0).tolist()),
+        float(y.mean()),
+        float(y.std()) or 1.0,
+    )
+
+
+def _unscaled(weights: npt.NDArray[Any], bias: npt.NDArray[Any], data: toy.Points) -> dict[str, float]:
+    """Column -> what one unit of it adds to y, and the "(constant)", from the weights of scaled columns."""
+    scale = scale_of(data.train)
+    slopes = weights[:, 0].astype(np.float64) * scale.y_deviation / np.array(scale.x_deviations)
+    constant = float(bias[0]) * scale.y_deviation + scale.y_mean - float(slopes @ np.array(scale.x_means))
+    return dict(zip(data.columns, slopes.tolist(), strict=True)) | {"(constant)": constant}
 
 
 def pearson_r2(true: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> float:

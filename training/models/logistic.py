@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.training import plots
-from bookserve.training.datasets import toy
+from bookserve.training.datasets import point_table, toy
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.own_data import PointTable
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.models import STANDARD, KeyMetric
@@ -46,6 +47,9 @@ class Config:
     epochs: int
     steps: int = 25  # of gradient descent in an epoch, each on all points
     learning_rate: float = 0.1  # of Adam (chapter 3: 0.01)
+    columns: int = 2  # numbers that the class is told from
+    means: tuple[float, ...] = ()  # of each column of a user's own training rows, which are taken off
+    deviations: tuple[float, ...] = ()  # of each column, which it is divided by
 
 
 BOOK = Config(epochs=40, learning_rate=0.01)  # 1,000 steps (chapter 3)
@@ -56,15 +60,35 @@ CONFIGS: dict[str, dict[str, Config]] = {
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> toy.Points:
-    """The two clouds, whatever the request: they are generated."""
+    """The two clouds, which are generated; or the rows of a user's own table."""
+    if isinstance(request.own, PointTable):
+        return point_table.read_classes(request.own, seed)
     return toy.clouds(seed)
 
 
+def on_own_data(config: Config, data: toy.Points, name: str) -> tuple[Config, Contract]:
+    """The numbers and the contract for a user's own table: its columns with their scale, and its two classes."""
+    x = data.train.x.astype(np.float64)
+    deviations = x.std(axis=0)
+    config = replace(
+        config,
+        columns=len(data.columns),
+        means=tuple(x.mean(axis=0).tolist()),
+        deviations=tuple(np.where(deviations > 0, deviations, 1.0).tolist()),
+    )
+    inputs = (Tensor("x", "float32", (None, len(data.columns))),)
+    contract = replace(CONTRACT, model=name, version=1, inputs=inputs, labels=data.labels, columns=data.columns)
+    return config, contract
+
+
 def build_model(config: Config) -> keras.Model:
-    """Two weights and one bias, drawn at random: float32 points [n, 2] in, float32 logits of class 1 [n, 1] out."""
-    x = keras.Input((2,), dtype="float32", name="x")
-    logit = keras.layers.Dense(1, kernel_initializer="random_normal", bias_initializer="random_normal", name="line")(x)
-    return keras.Model(x, logit, name="logistic_regression")
+    """A weight for each column and one bias, drawn at random: float32 [n, columns] in, float32 logits [n, 1] out."""
+    x = keras.Input((config.columns,), dtype="float32", name="x")
+    line = keras.layers.Dense(1, kernel_initializer="random_normal", bias_initializer="random_normal", name="line")
+    scaled = x
+    if config.means:
+        scaled = (x - np.array(config.means, np.float32)) / np.array(config.deviations, np.float32)
+    return keras.Model(x, line(scaled), name="logistic_regression")
 
 
 def train(
@@ -90,12 +114,14 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
     """Split -> figure -> value, and the parameters found; draws the separating line over the test points.
 
     `degrees_off` is the angle between the separating line found and the best one, x1 + x2 = 0, that chapter 3's clouds
-    have; `offset` is how far it passes by the origin, which the best one meets. The length of the weights says nothing:
+    have; `offset` is how far it passes by the origin, which the best one meets. Of a user's own data there are the
+    fraction of class 1 in the test rows and their confusion matrix instead. The length of the weights says nothing:
     the clouds do not overlap, so the loss falls for ever as it grows.
     """
     weights, (bias,) = model.get_layer("line").get_weights()
     weights = weights[:, 0]
     metrics = {}
+    logits = np.zeros(0, np.float32)
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         logits = model.predict(split.x, batch_size=len(split.x), verbose=0)[:, 0]
         losses = np.logaddexp(0.0, np.where(split.y == 1, -logits, logits))
@@ -104,6 +130,11 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
             "loss": float(losses.mean()),
             "rows": float(len(split.y)),
         }
+    if data.origin.source == "own":
+        metrics["test"]["fraction_of_class_1"] = float(data.test.y.mean())
+        found = (logits > 0).astype(np.int64)
+        plots.confusion_matrix(data.test.y.astype(np.int64), found, data.labels, report / "confusion.png")
+        return metrics
     best = np.subtract(toy.CENTRES[1], toy.CENTRES[0])
     length = max(float(np.linalg.norm(weights)), 1e-30)
     cosine = weights @ best / (length * float(np.linalg.norm(best)))
@@ -131,7 +162,7 @@ def measurement(data: toy.Points) -> figures.Measurement:
 
 def serving_model(model: keras.Model) -> keras.Model:
     """The trained network behind the contract: `x` in, `probability` of class 1 and the likelier `class` out."""
-    x = keras.Input((2,), dtype="float32", name="x")
+    x = keras.Input(model.input_shape[1:], dtype="float32", name="x")
     probability = keras.ops.sigmoid(model(x, training=False)[:, 0])  # (n,)
     likelier = keras.ops.cast(keras.ops.greater(probability, 0.5), "int64")
     return keras.Model(x, {"probability": probability, "class": likelier}, name="logistic")

@@ -6,7 +6,7 @@ are drawn at random, and the batch is free in the graph.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ import tensorflow as tf
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.training import plots
-from bookserve.training.datasets import mnist
+from bookserve.training.datasets import mnist, picture_folder
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.own_data import PictureFolder
 from bookserve.training.datasets.splits import ImageSplits, LabelledImages
 from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.loop.rates import warm_cosine
+from bookserve.training.loop.small_data import for_rows
 from bookserve.training.models import STANDARD, KeyMetric
 
 CONTRACT = Contract(
@@ -39,6 +41,7 @@ CONTRACT = Contract(
     labels=tuple("0123456789"),
     preprocessing=Preprocessing("images", size=(28, 28), colour="grey", resize="centred"),
 )
+DATA_SET = mnist
 KEY_METRIC = KeyMetric(name="accuracy", book=0.993)  # chapter 6's script "should achieve a test error of 0.7%"
 EVALUATION_BATCH = 500
 
@@ -49,6 +52,7 @@ class Config:
 
     epochs: int
     train_rows: int | None = None  # rows to train on, None for all
+    classes: int = mnist.CLASSES  # of the images
     batch: int = 128  # rows a step, over all devices (chapter 6 uses 64)
     filters_1: int = 32  # 5 x 5 filters of the first layer (chapter 6)
     filters_2: int = 64  # 5 x 5 filters of the second layer (chapter 6)
@@ -75,12 +79,25 @@ CONFIGS: dict[str, dict[str, Config]] = {
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> ImageSplits:
-    """MNIST, or the drawn digits that stand in for it."""
+    """MNIST, or the drawn digits that stand in for it; or a user's own pictures, whose central square is taken."""
+    if isinstance(request.own, PictureFolder):
+        return picture_folder.read(request.own, (mnist.SIDE, mnist.SIDE), "grey", seed, config.train_rows)
     return mnist.load(request, seed, config.train_rows)
 
 
+def on_own_data(config: Config, data: ImageSplits, name: str) -> tuple[Config, Contract]:
+    """The numbers and the contract for a user's own pictures: their classes, and "crop" where digits are "centred"."""
+    classes = len(data.labels)
+    outputs = (replace(CONTRACT.outputs[0], shape=(None, classes)), *CONTRACT.outputs[1:])
+    preprocessing = Preprocessing("images", size=(mnist.SIDE, mnist.SIDE), colour="grey", resize="crop")
+    contract = replace(
+        CONTRACT, model=name, version=1, outputs=outputs, labels=data.labels, preprocessing=preprocessing
+    )
+    return replace(for_rows(config, len(data.train.labels)), classes=classes), contract
+
+
 def build_model(config: Config) -> keras.Model:
-    """LeNet-5, untrained: uint8 images [n, 28, 28] in, float32 logits [n, 10] out."""
+    """LeNet-5, untrained: uint8 images [n, 28, 28] in, float32 logits [n, classes] out."""
     layers = keras.layers
     images = keras.Input((mnist.SIDE, mnist.SIDE), dtype="uint8", name="images")
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(images)
@@ -92,7 +109,7 @@ def build_model(config: Config) -> keras.Model:
     x = layers.Flatten()(x)
     x = layers.Dense(config.hidden, activation="relu")(x)
     x = layers.Dropout(config.dropout)(x)
-    return keras.Model(images, layers.Dense(mnist.CLASSES, name="logits")(x), name="lenet5")
+    return keras.Model(images, layers.Dense(config.classes, name="logits")(x), name="lenet5")
 
 
 def train(
@@ -129,7 +146,7 @@ def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, d
     metrics = {}
     predicted = np.zeros(0, np.int64)
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
-        logits = model.predict(_batches(split), verbose=0)  # (n, 10)
+        logits = model.predict(_batches(split), verbose=0)  # (n, classes)
         predicted = logits.argmax(axis=1)
         losses = keras.losses.sparse_categorical_crossentropy(split.labels, logits, from_logits=True)
         metrics[name] = {
@@ -137,7 +154,7 @@ def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, d
             "loss": float(np.mean(losses)),
             "rows": float(len(split.labels)),
         }
-    plots.confusion_matrix(data.test.labels, predicted, CONTRACT.labels, report / "confusion.png")
+    plots.confusion_matrix(data.test.labels, predicted, data.labels or CONTRACT.labels, report / "confusion.png")
     return metrics
 
 
@@ -154,7 +171,7 @@ def measurement(data: ImageSplits) -> figures.Measurement:
 def serving_model(model: keras.Model) -> keras.Model:
     """The trained network behind the contract: `images` in, `probabilities` and `classes` out."""
     images = keras.Input((mnist.SIDE, mnist.SIDE), dtype="uint8", name="images")
-    probabilities = keras.layers.Softmax()(model(images, training=False))  # (n, 10)
+    probabilities = keras.layers.Softmax()(model(images, training=False))  # (n, classes)
     best = keras.ops.top_k(probabilities, k=1)[1][:, 0]  # (n,); Keras's argmax has no ONNX form
     classes = keras.ops.cast(best, "int64")
     return keras.Model(images, {"probabilities": probabilities, "classes": classes}, name="mnist")

@@ -38,7 +38,9 @@ TABLE, PLOT = "trials.csv", "trials.png"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to try, and how. `trials` None is the whole grid, or 20."""
+    """What to try, and how. `trials` None is the whole grid, or 20; `grid` has values of fields instead of the model's
+    own space.
+    """
 
     configuration: str
     profile: str
@@ -47,6 +49,7 @@ class Plan:
     repeats: int
     workers: int
     seed: int
+    grid: Mapping[str, Sequence[Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +106,7 @@ def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir:
     search = searches(module).get(plan.configuration)
     if search is None:
         raise TrainingError(_who_can(name, plan.configuration))
+    search = search.over(plan.grid)
     if study_name in module.CONFIGS:
         raise TrainingError(f"'{study_name}' is a configuration of {name}: name the study differently with --study")
     config = module.CONFIGS[plan.configuration][plan.profile]
@@ -116,11 +120,13 @@ def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir:
         "objective": search.objective,
         "data": dataclasses.asdict(module.load_data(config, request, plan.seed).origin),
     }
+    if plan.grid is not None:
+        settings[study.GRID] = {name: list(values) for name, values in plan.grid.items()}
     task = TrainingTask(trial=0, model=name, config=config, request=request, seed=plan.seed, figure=search.objective)
     with open_study(folder, settings, search) as opened:
         total = plan.trials or DEFAULT_TRIALS
         if plan.sampler == "grid":
-            points = opened.plan_grid()
+            points = opened.grid_points
             total = min(plan.trials or points, points)
         try:
             _run(opened, search, task, total, plan, console)

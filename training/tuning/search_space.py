@@ -7,7 +7,7 @@ may be the start of one.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -30,6 +30,10 @@ class Search:
     epoch: Literal["best", "last"] = "best"
     shortcut: Callable[[Any], Any] = lambda config: config
     points: int = 3
+
+    def over(self, values: Mapping[str, Sequence[Any]] | None) -> "Search":
+        """The same search over a grid of these values of fields; over its own space where there are none."""
+        return self if values is None else replace(self, space={name: choice(*each) for name, each in values.items()})
 
     def kept(self, epochs: Sequence[float]) -> float:
         """The objective of the epoch that counts; NaN where one of the epochs was not a number."""

@@ -5,7 +5,6 @@ repeat, `seconds`, and `failure`, which says why it has no value.
 """
 
 import fcntl
-import itertools
 import json
 import math
 import random
@@ -24,7 +23,9 @@ from bookserve.training.tuning.search_space import Search, grid
 
 FOLDER = "tuned"
 DATABASE = "study.db"
+GRID = "grid"  # of the settings of a study: the values of a grid that the command line gave
 LOCK = "lock"
+_PLACE = "place"  # of a trial: its point's place in the order of the grid
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -38,30 +39,49 @@ class Study:
         self._sampler = sampler
         self._seed = seed
 
-    def plan_grid(self) -> int:
-        """Put every point of the grid that was not tried into the queue, in an order drawn by the seed; their number.
-
-        The order is drawn so that a part of the grid is not a corner of it.
-        """
-        space = self._search.space
-        points = list(itertools.product(*(grid(values, self._search.points) for values in space.values())))
-        random.Random(self._seed).shuffle(points)
-        for point in points:
-            self._study.enqueue_trial(dict(zip(space, point, strict=True)), skip_if_exists=True)
-        return len(points)
+    @property
+    def grid_points(self) -> int:
+        """How many settings the grid has."""
+        return math.prod(len(grid(values, self._search.points)) for values in self._search.space.values())
 
     def ask(self) -> optuna.Trial:
         """The next setting to try.
 
-        It is drawn by the seed and the number of the trial, so that a study that was stopped goes on alike.
+        It is drawn by the seed and the number of the trial, so that a study that was stopped goes on alike; of a grid
+        it is the next point.
         """
         with _named_failure(self._folder):
-            seed = (self._seed * 1_000_003 + len(self._study.get_trials(deepcopy=False))) % 2**32
+            trials = self._study.get_trials(deepcopy=False)
+            seed = (self._seed * 1_000_003 + len(trials)) % 2**32
             if self._sampler == "tpe":
                 self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
             else:
                 self._study.sampler = optuna.samplers.RandomSampler(seed=seed)
+            if self._sampler == "grid" and not any(trial.state == TrialState.WAITING for trial in trials):
+                self._queue_next_point(trials)
             return self._study.ask(dict(self._search.space))
+
+    def _queue_next_point(self, trials: Sequence[FrozenTrial]) -> None:
+        """Have the next point of the grid that was not tried asked for.
+
+        The order is drawn by the seed, so that a part of the grid is not a corner of it. Points are numbers until they
+        are asked for: a large grid costs a database no more than a small one.
+        """
+        names = list(self._search.space)
+        values = [grid(each, self._search.points) for each in self._search.space.values()]
+        order = list(range(math.prod(map(len, values))))
+        random.Random(self._seed).shuffle(order)
+        tried = [trial.params for trial in trials]
+        first = 1 + max((trial.user_attrs[_PLACE] for trial in trials if _PLACE in trial.user_attrs), default=-1)
+        for place in range(first, len(order)):
+            rest, chosen = order[place], []
+            for choices in reversed(values):
+                rest, number = divmod(rest, len(choices))
+                chosen.append(choices[number])
+            point = dict(zip(names, reversed(chosen), strict=True))
+            if point not in tried:
+                self._study.enqueue_trial(point, user_attrs={_PLACE: place})
+                return
 
     def tell(self, trial: optuna.Trial, values: Sequence[float], seconds: float, failure: str = "") -> FrozenTrial:
         """Store what became of a trial that was asked for: the objective of each repeat, or why it failed."""
@@ -129,6 +149,8 @@ def winner(folder: Path, searches: Mapping[str, Search]) -> tuple[str, FrozenTri
         study = optuna.load_study(study_name=folder.name, storage=storage)
         configuration = study.user_attrs["configuration"]
         search = searches.get(configuration)
+        if search is not None:
+            search = search.over(study.user_attrs.get(GRID))
         if search is None or not _has_space_of(study, search):
             raise TrainingError(f"the study {folder} is of a search that the model does not have any more: tune again")
         best = ranked(_finished(study), search)[:1]

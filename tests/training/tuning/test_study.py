@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
@@ -94,12 +95,42 @@ def test_the_grid_has_every_point_once(tmp_path: Path) -> None:
     seen = []
     for count in (2, 4):  # the second call goes on with the points that are left
         with open_study(tmp_path / "a", settings, search) as opened:
-            assert opened.plan_grid() == 6
+            assert opened.grid_points == 6
             for _ in range(count):
                 trial = opened.ask()
                 seen.append((hyperparameters(trial.params)["hidden"], round(trial.params["rate"], 6)))
                 opened.tell(trial, [1.0, 1.0], 1.5)
     assert sorted(seen) == [(hidden, rate) for hidden in ((8,), (8, 4)) for rate in (0.001, 0.01, 0.1)]
+
+
+def test_a_large_grid_is_not_queued_first(tmp_path: Path) -> None:
+    search = Search("val_auc", True, {f"number_{place}": choice(*range(10)) for place in range(5)})
+    with open_study(tmp_path / "a", SETTINGS | {"sampler": "grid"}, search) as opened:
+        assert opened.grid_points == 100_000
+        points = []
+        for _ in range(3):
+            trial = opened.ask()
+            points.append(tuple(trial.params.values()))
+            opened.tell(trial, [1.0, 1.0], 1.5)
+        assert len(set(points)) == 3
+        assert [trial.number for trial in opened.trials()] == [0, 1, 2]
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'a' / study.DATABASE}")
+    assert len(optuna.load_study(study_name="a", storage=storage).get_trials()) == 3
+    storage.engine.dispose()
+
+
+def test_an_interrupted_point_of_a_grid_comes_again_and_none_twice(tmp_path: Path) -> None:
+    search = Search("val_auc", True, {"a": choice(1, 2), "b": choice(1, 2)})
+    settings = SETTINGS | {"sampler": "grid"}
+    with open_study(tmp_path / "a", settings, search) as opened:
+        opened.tell(opened.ask(), [1.0, 1.0], 1.5)
+        lost = opened.ask().params
+    with open_study(tmp_path / "a", settings, search) as opened:
+        again = [opened.ask() for _ in range(3)]
+        assert again[0].params == lost
+        for trial in again:
+            opened.tell(trial, [1.0, 1.0], 1.5)
+        assert len({tuple(trial.params.values()) for trial in opened.trials()}) == 4
 
 
 def test_the_winner_has_the_best_mean_and_did_not_fail(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class Config:
 
     epochs: int
     train_rows: int | None = None  # rows to train on, None for all
+    classes: int = cifar10.CLASSES  # of the images
     batch: int = 128  # rows a step, over all devices (chapter 9)
     learning_rate: float = 0.1  # of the first epochs (chapter 9)
     stair: int = 350  # epochs after which the rate falls (chapter 9)
@@ -86,7 +87,7 @@ def take_averages(model: keras.Model) -> None:
 
 
 def build_model(config: Config) -> keras.Model:
-    """The untrained network: float32 crops [n, 24, 24, 3] of 0 to 255 in, float32 logits [n, 10] out."""
+    """The untrained network: float32 crops [n, 24, 24, 3] of 0 to 255 in, float32 logits [n, classes] out."""
     layers, ops = keras.layers, keras.ops
     crops = keras.Input((CROP, CROP, 3), name="crops")
     x = crops - ops.mean(crops, axis=(1, 2, 3), keepdims=True)
@@ -101,7 +102,7 @@ def build_model(config: Config) -> keras.Model:
     x = layers.Flatten()(x)
     x = _dense(384, config.weight_decay)(x)
     x = _dense(192, config.weight_decay)(x)
-    logits = layers.Dense(cifar10.CLASSES, kernel_initializer=_normal(1 / 192), name="logits")(x)
+    logits = layers.Dense(config.classes, kernel_initializer=_normal(1 / 192), name="logits")(x)
     return precision.in_precision(keras.Model(crops, logits, name=NAME), precision.fastest(), FULL_PRECISION)
 
 

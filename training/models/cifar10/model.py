@@ -6,6 +6,7 @@ whole.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import tensorflow as tf
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.training import plots
-from bookserve.training.datasets import cifar10
+from bookserve.training.datasets import cifar10, picture_folder
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.own_data import PictureFolder
 from bookserve.training.datasets.splits import ImageSplits, LabelledImages
 from bookserve.training.devices import precision
 from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
+from bookserve.training.loop.small_data import for_rows
 from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.cifar10 import book, modern
 
@@ -39,6 +42,7 @@ CONTRACT = Contract(
     labels=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     preprocessing=Preprocessing("images", size=(32, 32), colour="rgb", resize="crop"),
 )
+DATA_SET = cifar10
 KEY_METRIC = KeyMetric(name="accuracy", book=0.86)  # chapter 9's script "achieves ~86% accuracy after 100K steps"
 EVALUATION_BATCH = 500
 FIRST_TEST_ROWS = 1_000  # whose accuracy is a figure of its own: see the note on the test batch in datasets/cifar10.py
@@ -62,12 +66,23 @@ CONFIGS: dict[str, dict[str, Config]] = {
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> ImageSplits:
-    """CIFAR-10, or the drawn shapes that stand in for it."""
+    """CIFAR-10, or the drawn shapes that stand in for it; or a user's own pictures, whose central square is taken."""
+    if isinstance(request.own, PictureFolder):
+        return picture_folder.read(request.own, (cifar10.SIDE, cifar10.SIDE), "rgb", seed, config.train_rows)
     return cifar10.load(request, seed, config.train_rows)
 
 
+def on_own_data(config: Config, data: ImageSplits, name: str) -> tuple[Config, Contract]:
+    """The numbers and the contract for a user's own pictures: their classes, and a rate for the size of the batch."""
+    classes, few = len(data.labels), for_rows(config, len(data.train.labels))
+    rate = config.learning_rate * (few.batch / config.batch) ** 0.5
+    outputs = (replace(CONTRACT.outputs[0], shape=(None, classes)), *CONTRACT.outputs[1:])
+    contract = replace(CONTRACT, model=name, version=1, outputs=outputs, labels=data.labels)
+    return replace(few, classes=classes, learning_rate=rate), contract
+
+
 def build_model(config: Config) -> keras.Model:
-    """The network of the configuration, untrained: images or their crops in, float32 logits [n, 10] out."""
+    """The network of the configuration, untrained: images or their crops in, float32 logits [n, classes] out."""
     if isinstance(config, book.Config):
         return book.build_model(config)
     return modern.build_model(config)
@@ -107,14 +122,18 @@ def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, d
     """Split -> figure -> value, of the network as it is served; draws the confusion matrix of the test rows and those
     that it is most wrong about into `report`.
 
-    `accuracy_1000` is the accuracy on the first 1,000 test rows. Of the training rows as many are read as of the test.
+    `accuracy_1000` is the accuracy on the first 1,000 test rows of CIFAR-10. Of the training rows as many are read as
+    of the test.
     """
     served = serving_model(model)
     metrics = {}
-    probabilities = np.zeros((0, cifar10.CLASSES), np.float32)
+    names = data.labels or CONTRACT.labels
+    probabilities = np.zeros((0, len(names)), np.float32)
     seen = LabelledImages(data.train.images[: len(data.test.labels)], data.train.labels[: len(data.test.labels)])
     for name, split in (("train", seen), ("valid", data.valid), ("test", data.test)):
-        probabilities = served.predict(split.images, batch_size=EVALUATION_BATCH, verbose=0)["probabilities"]  # (n, 10)
+        probabilities = served.predict(split.images, batch_size=EVALUATION_BATCH, verbose=0)[
+            "probabilities"
+        ]  # (n, classes)
         losses = keras.losses.sparse_categorical_crossentropy(split.labels, probabilities)
         metrics[name] = {
             "accuracy": float((probabilities.argmax(axis=1) == split.labels).mean()),
@@ -122,13 +141,14 @@ def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, d
             "rows": float(len(split.labels)),
         }
     labels, predicted = data.test.labels, probabilities.argmax(axis=1)
-    metrics["test"]["accuracy_1000"] = float((predicted == labels)[:FIRST_TEST_ROWS].mean())
-    plots.confusion_matrix(labels, predicted, CONTRACT.labels, report / "confusion.png")
+    if data.origin.source != "own":
+        metrics["test"]["accuracy_1000"] = float((predicted == labels)[:FIRST_TEST_ROWS].mean())
+    plots.confusion_matrix(labels, predicted, names, report / "confusion.png")
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(probabilities[wrong, labels[wrong]])][:MISTAKES]
     plots.images(
         data.test.images[worst],
-        [f"{CONTRACT.labels[predicted[row]]}, not\n{CONTRACT.labels[labels[row]]}" for row in worst],
+        [f"{names[predicted[row]]}, not\n{names[labels[row]]}" for row in worst],
         "most wrong about these test rows",
         report / "mistakes.png",
     )
@@ -153,7 +173,7 @@ def serving_model(model: keras.Model) -> keras.Model:
     images = keras.Input((cifar10.SIDE, cifar10.SIDE, 3), dtype="uint8", name="images")
     network = precision.in_precision(model, "float32")
     if model.name == book.NAME:
-        logits = network(_central(images, book.CROP), training=False)  # (n, 10)
+        logits = network(_central(images, book.CROP), training=False)  # (n, classes)
     else:
         logits = (network(images, training=False) + network(keras.ops.flip(images, axis=2), training=False)) / 2
     probabilities = keras.layers.Softmax()(logits)

@@ -33,6 +33,7 @@ class Config:
 
     epochs: int
     train_rows: int | None = None  # rows to train on, None for all
+    classes: int = cifar10.CLASSES  # of the images
     batch: int = 512  # rows a step, over all devices
     widths: tuple[int, ...] = (64, 256, 256)  # filters of the pairs of convolutions
     learning_rate: float = 0.5  # the peak of the schedule
@@ -62,7 +63,7 @@ class Descent(keras.optimizers.SGD):  # type: ignore[misc]
 
 
 def build_model(config: Config) -> keras.Model:
-    """The untrained network: uint8 images [n, 32, 32, 3] in, float32 logits [n, 10] out; `whiten` completes it."""
+    """The untrained network: uint8 images [n, 32, 32, 3] in, float32 logits [n, classes] out; `whiten` completes it."""
     layers = keras.layers
     images = keras.Input((cifar10.SIDE, cifar10.SIDE, 3), dtype="uint8", name="images")
     x = layers.Rescaling(1 / 64, offset=-1.9, name="scaled")(images)  # mean about 0, variance about 1
@@ -77,7 +78,7 @@ def build_model(config: Config) -> keras.Model:
         x = layers.BatchNormalization(scale=False, momentum=0.6, epsilon=1e-5)(x)
         x = keras.ops.gelu(x, approximate=True)
     x = layers.GlobalMaxPooling2D()(x)  # (n, 256)
-    x = layers.Dense(cifar10.CLASSES, use_bias=False, kernel_initializer=_uniform(), name="scores")(x)
+    x = layers.Dense(config.classes, use_bias=False, kernel_initializer=_uniform(), name="scores")(x)
     logits = layers.Rescaling(LOGIT_SCALE, name="logits")(x)
     model = precision.in_precision(keras.Model(images, logits, name=NAME), precision.fastest(), FULL_PRECISION)
     for layer in model.layers:
@@ -104,7 +105,7 @@ def compile_model(model: keras.Model, config: Config, steps: int) -> None:
     rate = warm_cosine(config.learning_rate, config.epochs * steps, config.warmup, start=0.2)
 
     def loss(labels: Any, logits: Any) -> Any:
-        targets = keras.ops.one_hot(labels, cifar10.CLASSES)
+        targets = keras.ops.one_hot(labels, config.classes)
         return keras.losses.categorical_crossentropy(
             targets, logits, from_logits=True, label_smoothing=config.label_smoothing
         )

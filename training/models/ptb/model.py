@@ -24,8 +24,9 @@ import tensorflow as tf
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.training import plots
-from bookserve.training.datasets import ptb
+from bookserve.training.datasets import corpus, ptb
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.own_data import Corpus
 from bookserve.training.devices import precision
 from bookserve.training.loop.callbacks import Watchers
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint, pack, unpack
@@ -53,6 +54,8 @@ EVALUATION_BATCH = 16  # streams read side by side
 EVALUATION_STEPS = 50
 EVALUATION_TRAIN_WORDS = 80_000  # of the training text, as many as the other splits have
 TOP = 10  # words that the contract's `top_ids` names
+SHORT_TEXT_STEPS = 10  # of an epoch of a user's own text, at least
+LEAST_STEPS, MOST_EPOCHS = 400, 60  # of a training on it
 WINDOW, WINDOWS = 50, 2_000  # words before the one that the served graph is judged by, and how many are judged
 PICTURE_ROWS = 8
 PICTURE_WORDS = 12  # words that the network continues a row with
@@ -64,6 +67,7 @@ class Config:
 
     epochs: int  # (chapter 7: 13)
     train_words: int | None = None  # words to train on, None for all
+    vocabulary: int = ptb.VOCABULARY  # words that it knows
     batch: int = 64  # streams that the text is cut into, over all devices (chapter 7: 20)
     steps: int = 35  # words through which gradients run back (chapter 7: 20)
     units: int = 224  # of a word vector and of each layer (chapter 7: 200)
@@ -125,19 +129,38 @@ CONFIGS: dict[str, dict[str, Config]] = {
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> ptb.Text:
-    """Penn Treebank, or Python's documentation; the text is never shuffled, so the seed decides nothing here."""
+    """Penn Treebank, or Python's documentation; or a user's own text.
+
+    The text is never shuffled: the seed only draws which parts of a user's text validate and test.
+    """
+    if isinstance(request.own, Corpus):
+        return corpus.read(request.own, seed, config.train_words)
     return ptb.load(request, config.train_words)
 
 
+def on_own_data(config: Config, data: ptb.Text, name: str) -> tuple[Config, Contract]:
+    """The numbers and the contract for a user's own text: its vocabulary, few streams for a short text, more epochs.
+
+    A training has at least 400 steps, in at most 60 epochs.
+    """
+    words, vocabulary = len(data.train), len(data.vocabulary)
+    batch = max(1, min(config.batch, words // (config.steps * SHORT_TEXT_STEPS)))
+    steps = max(1, (words - 1) // batch // config.steps)
+    epochs = max(config.epochs, min(MOST_EPOCHS, -(-LEAST_STEPS // steps)))
+    samples = config.samples if 2 * config.samples < vocabulary else 0  # of few words the softmax runs over all
+    config = replace(config, batch=batch, epochs=epochs, vocabulary=vocabulary, samples=samples)
+    return config, replace(CONTRACT, model=name, version=1)
+
+
 def build_model(config: Config) -> keras.Model:
-    """Word vectors and LSTM layers, untrained: int32 words [n, t] in, float32 logits [n, t, 10000] out.
+    """Word vectors and LSTM layers, untrained: int32 words [n, t] in, float32 logits [n, t, vocabulary] out.
 
     `ReversibleEmbedding` has no bias, so the one row of the layer "bias" is the bias of the output.
     """
     # an initializer with a generator gives other values to each weight
     initial = keras.initializers.RandomUniform(-config.init_scale, config.init_scale, seed=keras.random.SeedGenerator())
     vectors = keras.layers.ReversibleEmbedding(
-        ptb.VOCABULARY, config.units, tie_weights=config.tied, embeddings_initializer=initial, name="vectors"
+        config.vocabulary, config.units, tie_weights=config.tied, embeddings_initializer=initial, name="vectors"
     )
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     x = vectors(tokens)  # (n, t, units)
@@ -151,7 +174,7 @@ def build_model(config: Config) -> keras.Model:
             name=f"lstm_{number + 1}",
         )(x)
     bias = keras.layers.Embedding(
-        1, ptb.VOCABULARY, embeddings_initializer=initial if config.uniform else "zeros", name="bias"
+        1, config.vocabulary, embeddings_initializer=initial if config.uniform else "zeros", name="bias"
     )
     logits = vectors(x, reverse=True) + bias(keras.ops.zeros_like(tokens[:, :1]))  # (n, t, vocabulary)
     return keras.Model(tokens, logits, name="next_word")
@@ -176,7 +199,7 @@ def train(
     """
     if not config.uniform:
         _, bias, _ = _parts(model)
-        bias.embeddings.assign(np.log(_shares(data.train))[None, :])
+        bias.embeddings.assign(np.log(_shares(data.train, config.vocabulary))[None, :])
     steps = epoch_steps(data.train, config)
     step, reading = training_step(model, config, steps), evaluation_step(model, _dtype(config))
     history: dict[str, list[float]] = {name: [] for name in ("loss", "perplexity", "val_loss", "val_perplexity")}
@@ -250,7 +273,7 @@ def serving_model(model: keras.Model) -> keras.Model:
     ops = keras.ops
     vectors, bias, layers = _parts(model)
     tokens = keras.Input((None,), dtype="int32", name="tokens")
-    known = ops.logical_and(tokens >= 0, tokens < ptb.VOCABULARY)
+    known = ops.logical_and(tokens >= 0, tokens < vectors.input_dim)
     x = vectors(ops.where(known, tokens, ops.full_like(tokens, ptb.UNKNOWN_ID)))
     for layer in layers:
         x = layer(x)  # (n, t, units)
@@ -340,7 +363,7 @@ def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..
         kept = [_kept([1, batch, config.units], config.dropout, next(seeds)) for _ in range(len(layers) + 1)]
         with tf.GradientTape() as tape:
             x = tf.gather(tf.convert_to_tensor(vectors.embeddings), inputs) * kept[0]  # (steps, batch, units)
-            x *= tf.gather(_kept([ptb.VOCABULARY, 1], config.word_dropout, next(seeds)), inputs)
+            x *= tf.gather(_kept([config.vocabulary, 1], config.word_dropout, next(seeds)), inputs)
             after = []
             for layer, before, mask in zip(layers, state, kept[1:], strict=True):
                 own = _kept([batch, config.units], config.recurrent_dropout, next(seeds))
@@ -502,13 +525,13 @@ def _state(model: keras.Model) -> list[Any]:
 def _sample_words(config: Config, rng: np.random.Generator) -> ptb.Words:
     """Word numbers as `sampled_loss` takes them, int32 [samples]."""
     half = config.samples // 2
-    drawn = half + rng.choice(ptb.VOCABULARY - half, config.samples - half, replace=False)
+    drawn = half + rng.choice(config.vocabulary - half, config.samples - half, replace=False)
     return np.concatenate([np.arange(half), drawn]).astype(np.int32)
 
 
-def _shares(words: ptb.Words) -> npt.NDArray[np.float32]:
+def _shares(words: ptb.Words, vocabulary: int) -> npt.NDArray[np.float32]:
     """How often each word of the vocabulary occurs, as a fraction of all, float32 [vocabulary]; none is 0."""
-    counts = np.bincount(words, minlength=ptb.VOCABULARY) + 0.5
+    counts = np.bincount(words, minlength=vocabulary) + 0.5
     return np.asarray(counts / counts.sum(), np.float32)
 
 

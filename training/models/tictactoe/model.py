@@ -22,6 +22,7 @@ import numpy.typing as npt
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.training import plots
+from bookserve.training.datasets.data_card import DataCard
 from bookserve.training.datasets.files import DataRequest, Origin, sha256_of_arrays
 from bookserve.training.errors import DivergedError
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint, pack, unpack
@@ -98,6 +99,11 @@ class Positions:
     def examples(self) -> Mapping[str, npt.NDArray[Any]]:
         """Positions in random order as the contract's inputs."""
         return {"board": self.boards}
+
+    def card(self, labels: Sequence[str]) -> DataCard:
+        """The data card: positions, which are no splits."""
+        division = "no splits: games against itself train, and the test plays every game"
+        return DataCard(rows={"positions": len(self.boards)}, division=division)
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> Positions:

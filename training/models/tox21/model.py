@@ -33,12 +33,14 @@ from sklearn.metrics import (
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Fingerprint, Preprocessing, Tensor
 from bookserve.training import plots
-from bookserve.training.datasets import tox21
+from bookserve.training.datasets import molecule_table, tox21
 from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.own_data import MoleculeTable
 from bookserve.training.errors import TrainingError
 from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
+from bookserve.training.loop.small_data import for_rows
 from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.tox21 import similarity
 from bookserve.training.tuning.search_space import Search, choice
@@ -66,6 +68,7 @@ FOREST_TREES = 50  # of the baseline, for each assay (chapter 5)
 FOREST_SEED = 0  # the baseline is the same whatever the seed of the run
 
 
+MEMORY_PLACES = 8_000  # a memory of more molecules of a user's own would take hours
 RESAMPLES = 200  # of the molecules, for an interval: twelve curves each
 
 
@@ -74,6 +77,7 @@ class Config:
     """The numbers of one training; "chapter 4" and "chapter 5" mark those of the book."""
 
     epochs: int
+    labels: tuple[str, ...] = ASSAYS  # that the molecules have
     members: int = 1  # networks that are trained side by side and whose answers are averaged
     assays: tuple[str, ...] = ASSAYS  # that the networks learn; of others only the memory knows something
     together: bool = True  # one network for all assays; else one for each (chapter 4)
@@ -156,8 +160,22 @@ SEARCHES: dict[str, Search] = {
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> tox21.Molecules:
-    """Tox21, or the made-up molecules that stand in for it."""
+    """Tox21, or the made-up molecules that stand in for it; or the molecules of a user's own table."""
+    if isinstance(request.own, MoleculeTable):
+        return molecule_table.read(request.own, seed, config.split, config.train_rows)
     return tox21.load(request, ASSAYS, config.split_seed, config.train_rows, config.split)
+
+
+def on_own_data(config: Config, data: tox21.Molecules, name: str) -> tuple[Config, Contract]:
+    """The numbers and the contract for a user's own molecules: their labels, and a memory of all that train.
+
+    There is no memory of more than 8,000 molecules.
+    """
+    rows = len(data.train.results)
+    memory = rows if config.memory and rows <= MEMORY_PLACES else 0
+    config = replace(for_rows(config, rows), labels=data.labels, assays=data.labels, memory=memory)
+    outputs = (replace(CONTRACT.outputs[0], shape=(None, len(data.labels))),)
+    return config, replace(CONTRACT, model=name, version=1, outputs=outputs, labels=data.labels)
 
 
 def build_model(config: Config) -> keras.Model:
@@ -170,13 +188,13 @@ def build_model(config: Config) -> keras.Model:
     bits = keras.ops.cast(fingerprint, "float32")
     inputs = [fingerprint]
     if config.memory:
-        inputs.append(keras.Input((len(ASSAYS),), dtype="float32", name="remembered"))
+        inputs.append(keras.Input((len(config.labels),), dtype="float32", name="remembered"))
     network = _one_network if config.together else _network_an_assay
     members = [_among_all(network(bits, inputs[1:], config), config) for _ in range(config.members)]  # (n, 12) each
     networks = keras.Model(inputs, keras.ops.stack(members, axis=1), name=NETWORKS)
     if not config.memory:
         return keras.Model(fingerprint, keras.ops.mean(networks(fingerprint), axis=1), name="toxicity")
-    remembered = keras.Model(fingerprint, _memory(bits, config.memory), name=MEMORY)(fingerprint)
+    remembered = keras.Model(fingerprint, _memory(bits, config), name=MEMORY)(fingerprint)
     learnt = keras.ops.mean(networks([fingerprint, remembered]), axis=1)
     logits = (1 - config.memory_share) * learnt + config.memory_share * remembered
     return keras.Model(fingerprint, logits, name="toxicity")
@@ -197,7 +215,7 @@ def train(
     steps = len(data.train.results) // config.batch
     networks = compiled_networks(model, config, steps)
     weights = assay_weights(data.train.results, config.balance)
-    learnt = np.isin(ASSAYS, config.assays)
+    learnt = np.isin(config.labels, config.assays)
     train_inputs: list[npt.NDArray[Any]] = [data.train.fingerprints]
     valid_inputs: list[npt.NDArray[Any]] = [data.valid.fingerprints]
     if config.memory:
@@ -236,9 +254,10 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
 
     `auc` is the area under the ROC curve and `precision` the average precision, both averaged over the assays;
     `nr_ar_accuracy` is the book's figure, see `weighted_accuracy`; `forest_` is before those of the baseline. Results
-    that were not measured count nowhere.
+    that were not measured count nowhere. A user's own data has labels instead of assays, and no `nr_ar_accuracy`.
     """
     forests = train_forests(data.train)
+    names = data.labels or ASSAYS
     balance = assay_weights(data.train.results, 1.0)
     metrics: dict[str, dict[str, float]] = {}
     scores: dict[str, npt.NDArray[np.float64]] = {}
@@ -250,17 +269,19 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
         metrics[name] = {}
         for kind, probabilities in scores.items():
             metrics[name] |= {
-                f"{kind}auc": mean_auc(assay_aucs(split.results, probabilities)),
-                f"{kind}precision": mean_precision(assay_precisions(split.results, probabilities)),
-                f"{kind}nr_ar_accuracy": weighted_accuracy(split.results, probabilities, balance, BOOK_ASSAY),
+                f"{kind}auc": mean_auc(assay_aucs(split.results, probabilities, names)),
+                f"{kind}precision": mean_precision(assay_precisions(split.results, probabilities, names)),
             }
+            if names == ASSAYS:
+                accuracy = weighted_accuracy(split.results, probabilities, balance, BOOK_ASSAY)
+                metrics[name][f"{kind}nr_ar_accuracy"] = accuracy
         metrics[name] |= {"loss": log_loss(split.results, scores[""]), "rows": float(len(split.results))}
     for kind, probabilities in scores.items():
-        metrics[f"test {kind}auc"] = assay_aucs(data.test.results, probabilities)
-        metrics[f"test {kind}precision"] = assay_precisions(data.test.results, probabilities)
-    _draw_roc(data.test.results, scores[""], metrics["test auc"], report / "roc.png")
-    _draw_precision(data.test.results, scores[""], metrics["test precision"], report / "precision_recall.png")
-    _draw_table(data.test.results, metrics, report / "assays.png")
+        metrics[f"test {kind}auc"] = assay_aucs(data.test.results, probabilities, names)
+        metrics[f"test {kind}precision"] = assay_precisions(data.test.results, probabilities, names)
+    _draw_roc(data.test.results, scores[""], metrics["test auc"], names, report / "roc.png")
+    _draw_precision(data.test.results, scores[""], metrics["test precision"], names, report / "precision_recall.png")
+    _draw_table(data.test.results, metrics, names, report / "assays.png")
     return metrics
 
 
@@ -268,7 +289,8 @@ def measurement(data: tox21.Molecules) -> figures.Measurement:
     """The mean AUC of the served graph on the test molecules."""
 
     def auc(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
-        return mean_auc(assay_aucs(data.test.results[places], outputs["probabilities"][places].astype(np.float64)))
+        scores = outputs["probabilities"][places].astype(np.float64)
+        return mean_auc(assay_aucs(data.test.results[places], scores, data.labels or ASSAYS))
 
     figure = figures.Figure("auc", data.test.inputs, auc, resamples=RESAMPLES, truth=data.test.results)
     return figures.Measurement(data.train.inputs, figure)
@@ -291,6 +313,7 @@ class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
     def __init__(self, whole: keras.Model, data: tox21.Molecules, learnt: npt.NDArray[np.bool_]) -> None:
         super().__init__()
         self._whole = whole  # of which the model that is fitted is a part
+        self._names = data.labels or ASSAYS
         rows = len(data.valid.results)
         self._balance = assay_weights(data.train.results, 1.0)
         self._splits = {
@@ -303,8 +326,9 @@ class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         for kind, split in self._splits.items():
             if logs is not None:
                 scores = predict(self._whole, split.fingerprints)
-                logs[f"{kind}auc"] = mean_auc(assay_aucs(split.results, scores))
-                logs[f"{kind}nr_ar_accuracy"] = weighted_accuracy(split.results, scores, self._balance, BOOK_ASSAY)
+                logs[f"{kind}auc"] = mean_auc(assay_aucs(split.results, scores, self._names))
+                if self._names == ASSAYS:
+                    logs[f"{kind}nr_ar_accuracy"] = weighted_accuracy(split.results, scores, self._balance, BOOK_ASSAY)
 
 
 def weighted_loss(packed: Any, logits: Any) -> Any:
@@ -361,7 +385,7 @@ def train_forests(split: tox21.Split) -> list[RandomForestClassifier]:
     They are grown on all cores, but each answers on one: many add their trees up in an order that is never the same.
     """
     forests = []
-    for assay in range(len(ASSAYS)):
+    for assay in range(split.results.shape[1]):
         measured = ~np.isnan(split.results[:, assay])
         forest = RandomForestClassifier(FOREST_TREES, class_weight="balanced", random_state=FOREST_SEED, n_jobs=-1)
         forest.fit(split.fingerprints[measured], split.results[measured, assay].astype(int))
@@ -377,10 +401,12 @@ def forest_probabilities(
     return np.stack(columns, axis=1)
 
 
-def assay_aucs(results: npt.NDArray[np.float32], scores: npt.NDArray[np.float64]) -> dict[str, float]:
+def assay_aucs(
+    results: npt.NDArray[np.float32], scores: npt.NDArray[np.float64], names: Sequence[str] = ASSAYS
+) -> dict[str, float]:
     """Assay -> area under its ROC curve, of the measured results; assays without both classes are left out."""
     aucs = {}
-    for assay, name in enumerate(ASSAYS):
+    for assay, name in enumerate(names):
         measured = ~np.isnan(results[:, assay])
         true = results[measured, assay]
         if 0 < true.sum() < len(true):
@@ -393,10 +419,12 @@ def mean_auc(aucs: dict[str, float]) -> float:
     return float(np.mean(list(aucs.values()))) if aucs else 0.5
 
 
-def assay_precisions(results: npt.NDArray[np.float32], scores: npt.NDArray[np.float64]) -> dict[str, float]:
+def assay_precisions(
+    results: npt.NDArray[np.float32], scores: npt.NDArray[np.float64], names: Sequence[str] = ASSAYS
+) -> dict[str, float]:
     """Assay -> average precision, of the measured results; assays without an active are left out."""
     precisions = {}
-    for assay, name in enumerate(ASSAYS):
+    for assay, name in enumerate(names):
         measured = ~np.isnan(results[:, assay])
         if results[measured, assay].any():
             precisions[name] = float(average_precision_score(results[measured, assay], scores[measured, assay]))
@@ -437,10 +465,10 @@ def log_loss(results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.flo
 
 def _among_all(logits: Any, config: Config) -> Any:
     """Logits [n, 12] from those of the assays that are learnt; 0 for the others."""
-    if config.assays == ASSAYS:
+    if config.assays == config.labels:
         return logits
     return keras.ops.matmul(
-        logits, np.array([[assay == name for name in ASSAYS] for assay in config.assays], "float32")
+        logits, np.array([[assay == name for name in config.labels] for assay in config.assays], "float32")
     )
 
 
@@ -479,18 +507,18 @@ def _rectified(x: Any, config: Config) -> Any:
     return keras.layers.Dropout(config.dropout)(keras.layers.Activation("relu")(x))
 
 
-def _memory(bits: Any, molecules: int) -> Any:
+def _memory(bits: Any, config: Config) -> Any:
     """Logits [n, 12] from the similarity of float32 bits [n, 1024] to molecules that `_remember` puts in.
 
     The squared similarity is (shared bits / all bits) ** 2, as in `similarity.kernel`. Places that stay empty have
     similarity 0 to everything.
     """
-    layers = keras.layers
+    layers, molecules = keras.layers, config.memory
     shared = layers.Dense(molecules, use_bias=False, kernel_initializer="zeros", name="shared")(bits)
     size = keras.ops.sum(bits, axis=1, keepdims=True)  # (n, 1)
     sizes = layers.Dense(molecules, kernel_initializer="ones", name="sizes")(size)  # of the two together
     alike = keras.ops.square(shared / keras.ops.maximum(sizes - shared, 1.0))  # (n, molecules)
-    return layers.Dense(len(ASSAYS), kernel_initializer="zeros", name="coefficients")(alike)
+    return layers.Dense(len(config.labels), kernel_initializer="zeros", name="coefficients")(alike)
 
 
 def _remember(
@@ -517,12 +545,16 @@ def _remember(
 
 
 def _draw_roc(
-    results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64], aucs: dict[str, float], path: Path
+    results: npt.NDArray[np.float32],
+    probabilities: npt.NDArray[np.float64],
+    aucs: dict[str, float],
+    names: Sequence[str],
+    path: Path,
 ) -> None:
     figure = Figure(figsize=(7.6, 5.4), dpi=plots.DPI, layout="constrained")
     panel = figure.subplots()
     for name, auc in aucs.items():
-        assay = ASSAYS.index(name)
+        assay = names.index(name)
         measured = ~np.isnan(results[:, assay])
         wrong, right, _ = roc_curve(results[measured, assay], probabilities[measured, assay])
         style = "-" if name.startswith("NR") else "--"
@@ -535,12 +567,16 @@ def _draw_roc(
 
 
 def _draw_precision(
-    results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64], precisions: dict[str, float], path: Path
+    results: npt.NDArray[np.float32],
+    probabilities: npt.NDArray[np.float64],
+    precisions: dict[str, float],
+    names: Sequence[str],
+    path: Path,
 ) -> None:
     figure = Figure(figsize=(7.6, 5.4), dpi=plots.DPI, layout="constrained")
     panel = figure.subplots()
     for name, precision in precisions.items():
-        assay = ASSAYS.index(name)
+        assay = names.index(name)
         measured = ~np.isnan(results[:, assay])
         right, found, _ = precision_recall_curve(results[measured, assay], probabilities[measured, assay])
         style = "-" if name.startswith("NR") else "--"
@@ -551,10 +587,12 @@ def _draw_precision(
     figure.savefig(path)
 
 
-def _draw_table(results: npt.NDArray[np.float32], metrics: dict[str, dict[str, float]], path: Path) -> None:
+def _draw_table(
+    results: npt.NDArray[np.float32], metrics: dict[str, dict[str, float]], names: Sequence[str], path: Path
+) -> None:
     figures = {"AUC": "auc", "forest": "forest_auc", "precision": "precision", "forest ": "forest_precision"}
     rows = []
-    for assay, name in enumerate(ASSAYS):
+    for assay, name in enumerate(names):
         column = results[:, assay]
         values = [metrics[f"test {figure}"].get(name) for figure in figures.values()]
         counts = [str(int((~np.isnan(column)).sum())), str(int(np.nansum(column)))]

@@ -17,7 +17,8 @@ def test_the_clouds_are_parted_without_an_error(profile: str, tmp_path: Path) ->
     assert [result.metrics[split]["accuracy"] for split in ("train", "valid", "test")] == [1.0, 1.0, 1.0]
     assert result.metrics["test"]["loss"] < 0.02
     assert result.metrics["parameters"]["degrees_off"] < 15
-    assert {path.name for path in (result.folder / "report").iterdir()} == {"curves.png", "clouds.png"}
+    pictures = {"curves.png", "clouds.png", "reliability.png"}
+    assert {path.name for path in (result.folder / "report").iterdir()} == {*pictures, "evaluation.json"}
 
 
 def with_weights(w1: float, w2: float, b: float) -> keras.Model:

@@ -40,11 +40,20 @@ def onnx_graph(path: Path, threads: int = 0) -> Run:
 
 
 def saved_model(folder: Path, signature: str) -> Run:
-    """A signature of a SavedModel, by TensorFlow on the CPU: GPUs may round float32 to 19 bits."""
+    """A signature of a SavedModel, by TensorFlow on the CPU: GPUs may round float32 to 19 bits.
+
+    By TensorFlow 2's loader, or that of TensorFlow 1 where it fails: it does not restore the optimizers of Keras 2.
+
+    Raises:
+        ExportError: neither loads it.
+    """
     import tensorflow as tf
 
     with tf.device("/CPU:0"):
-        loaded = tf.saved_model.load(str(folder))  # held, or its variables go
+        try:
+            loaded = tf.saved_model.load(str(folder))  # held, or its variables go
+        except Exception as error:  # its loader raises what its kernels raise
+            return _in_a_session(folder, signature, error)
     function = loaded.signatures[signature]
 
     def run(rows: Rows) -> dict[str, npt.NDArray[Any]]:
@@ -74,6 +83,26 @@ def saved_model_session(folder: Path, signature: str) -> Run:
 
 def _dtype(function: Any, name: str) -> Any:
     return function.structured_input_signature[1][name].dtype
+
+
+def _in_a_session(folder: Path, signature: str, first: BaseException) -> Run:
+    """As TensorFlow Serving loads a SavedModel: its graph alone, not its objects."""
+    import tensorflow as tf
+
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=tf.compat.v1.ConfigProto(device_count={"GPU": 0}))
+    try:
+        with session.graph.as_default():
+            loaded = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(folder))
+    except Exception as error:  # as above
+        raise ExportError(f"TensorFlow does not load {folder}: {_first_line(first)}; {_first_line(error)}") from error
+    found = loaded.signature_def[signature]
+    outputs = {name: info.name for name, info in found.outputs.items()}
+
+    def run(rows: Rows) -> dict[str, npt.NDArray[Any]]:
+        answers = session.run(outputs, {found.inputs[name].name: array for name, array in rows.items()})
+        return {name: np.asarray(value) for name, value in answers.items()}
+
+    return run
 
 
 def tflite(path: Path, signature: str) -> Run:

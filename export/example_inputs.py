@@ -17,7 +17,8 @@ from bookserve.export.errors import ExportError
 
 Rows = dict[str, npt.NDArray[Any]]
 ROWS = 8
-SIZES = (8, 32, 1, 64, 224)  # tried in turn for free dimensions beside the batch
+SIZES = (8, 32, 1, 64, 224, 512, 1600)  # tried in turn for free dimensions beside the batch
+BATCHES = ("n", "b", "bs", "batch", "batch_size", "batchsize", "bsz")  # names of the rows' dimension
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _WORDS = (b"the", b"stock", b"market", b"rose", b"", b"Zoe said", b"na\xc3\xafve", b"42")
 
@@ -93,7 +94,7 @@ def draw(contract: Contract, tables: Mapping[str, int], seed: int = 0) -> Iterat
                 tensor.name: _random(
                     chance,
                     tensor.dtype,
-                    [_size(place, wanted, size) for place, wanted in enumerate(tensor.shape)],
+                    _sizes(tensor, size),
                     tables.get(tensor.name, limit),
                 )
                 for tensor in contract.inputs
@@ -217,8 +218,15 @@ def _picture(path: Path, tensor: Tensor) -> npt.NDArray[Any]:
     return pixels / np.float32(255) if np.dtype(tensor.dtype).kind == "f" else pixels
 
 
-def _size(place: int, wanted: int | None, size: int) -> int:
-    return wanted if wanted is not None else ROWS if place == 0 else size
+def _sizes(tensor: Tensor, size: int) -> list[int]:
+    """The shape with as many rows on its first axis, and wherever a free dimension is called a batch."""
+    names = iter(tensor.free)
+    sizes = []
+    for place, wanted in enumerate(tensor.shape):
+        name = next(names, "") if wanted is None else ""
+        rows = place == 0 or name.lower() in BATCHES
+        sizes.append(wanted if wanted is not None else ROWS if rows else size)
+    return sizes
 
 
 def _random(chance: np.random.Generator, dtype: str, shape: list[int], limit: int) -> npt.NDArray[Any]:

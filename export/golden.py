@@ -19,9 +19,15 @@ _INLINE = 20_000  # values of an example that a manifest holds
 
 
 def first_row(contract: Contract, rows: Rows) -> Rows:
-    """The first row of every input whose first dimension is free; other inputs as they are."""
-    free = {tensor.name for tensor in contract.inputs if tensor.shape[:1] == (None,)}
-    return {name: array[:1] if name in free else array for name, array in rows.items()}
+    """The first row of every input whose first dimension is free, or one that is called a batch; others as they are."""
+    found = dict(rows)
+    for tensor in contract.inputs:
+        names = iter(tensor.free)
+        for axis, size in enumerate(tensor.shape):
+            name = next(names, "") if size is None else ""
+            if size is None and (axis == 0 or name.lower() in example_inputs.BATCHES):
+                found[tensor.name] = found[tensor.name].take([0], axis)
+    return found
 
 
 def example(contract: Contract, rows: Rows, answer: Rows) -> Example | None:

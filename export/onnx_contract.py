@@ -7,9 +7,9 @@ import onnx
 
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
+from bookserve.export.example_inputs import BATCHES
 
 _MEANING = re.compile(r"[A-Za-z][A-Za-z0-9_ +*-]{0,40}")
-_BATCHES = ("n", "b", "bs", "batch", "batch_size", "batchsize", "bsz")
 _PASSING = frozenset(("Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Transpose", "Flatten", "Slice"))
 
 
@@ -61,7 +61,7 @@ def _tensor(value: Any) -> Tensor:
         dtype = "object"
     shape, free = [], []
     for place, dimension in enumerate(tensor.shape.dim):
-        fixed = dimension.HasField("dim_value")
+        fixed = dimension.HasField("dim_value") and dimension.dim_value >= 0  # some exporters write -1 for free
         shape.append(dimension.dim_value if fixed else None)
         if not fixed:
             free.append(_meaning(dimension.dim_param, place))
@@ -71,4 +71,4 @@ def _tensor(value: Any) -> Tensor:
 def _meaning(name: str, place: int) -> str:
     if name.startswith("unk_") or not _MEANING.fullmatch(name):
         return ""
-    return "" if place == 0 and name.lower() in _BATCHES else name
+    return "" if place == 0 and name.lower() in BATCHES else name

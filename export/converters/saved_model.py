@@ -29,12 +29,14 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
     from bookserve.export.converters import tensorflow_graphs
 
     _copy(source, folder)
+    function, refused = None, ""
     try:
         loaded = tf.saved_model.load(str(source))
         function = loaded.signatures[contract.signature]
-    except Exception as error:  # its loader raises what its kernels raise
-        raise ExportError(f"TensorFlow does not load {source}: {str(error).splitlines()[0][:300]}") from error
-    contract = _known(contract, function)
+    except Exception as error:  # its loader raises what its kernels raise; that of TensorFlow 1 is tried below
+        refused = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    if function is not None:
+        contract = _known(contract, function)
     tensorflow_graphs.refuse_if_empty(contract, source)
     reference = engines.saved_model(source, contract.signature)
     graphs = {SAVED_MODEL: engines.saved_model(folder, contract.signature)}
@@ -47,7 +49,11 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         why = str(error).splitlines()[0][:300]
         notes.append(f"TensorFlow 1's loader, which works as TensorFlow Serving's, refuses it: {why}")
     tables: dict[str, int] = {}
-    if contract.signature != SIGNATURE:
+    if function is None:
+        notes.append(
+            f"kept as a SavedModel alone: TensorFlow 2 does not load it, TensorFlow 1's loader does: {refused}"
+        )
+    elif contract.signature != SIGNATURE:
         notes.append(f"kept as a SavedModel alone: it has no signature '{SIGNATURE}' for an ONNX graph")
     else:
         servable = tensorflow_graphs.Servable(

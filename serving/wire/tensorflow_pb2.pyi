@@ -191,19 +191,25 @@ class NameAttrList(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class AttrValue(_message.Message):
-    __slots__ = ("list", "s", "func")
+    __slots__ = ("list", "s", "tensor", "func")
     class ListValue(_message.Message):
-        __slots__ = ("func",)
+        __slots__ = ("type", "shape", "func")
+        TYPE_FIELD_NUMBER: _ClassVar[int]
+        SHAPE_FIELD_NUMBER: _ClassVar[int]
         FUNC_FIELD_NUMBER: _ClassVar[int]
+        type: _containers.RepeatedScalarFieldContainer[DataType]
+        shape: _containers.RepeatedCompositeFieldContainer[TensorShapeProto]
         func: _containers.RepeatedCompositeFieldContainer[NameAttrList]
-        def __init__(self, func: _Optional[_Iterable[_Union[NameAttrList, _Mapping]]] = ...) -> None: ...
+        def __init__(self, type: _Optional[_Iterable[_Union[DataType, str]]] = ..., shape: _Optional[_Iterable[_Union[TensorShapeProto, _Mapping]]] = ..., func: _Optional[_Iterable[_Union[NameAttrList, _Mapping]]] = ...) -> None: ...
     LIST_FIELD_NUMBER: _ClassVar[int]
     S_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
     FUNC_FIELD_NUMBER: _ClassVar[int]
     list: AttrValue.ListValue
     s: bytes
+    tensor: TensorProto
     func: NameAttrList
-    def __init__(self, list: _Optional[_Union[AttrValue.ListValue, _Mapping]] = ..., s: _Optional[bytes] = ..., func: _Optional[_Union[NameAttrList, _Mapping]] = ...) -> None: ...
+    def __init__(self, list: _Optional[_Union[AttrValue.ListValue, _Mapping]] = ..., s: _Optional[bytes] = ..., tensor: _Optional[_Union[TensorProto, _Mapping]] = ..., func: _Optional[_Union[NameAttrList, _Mapping]] = ...) -> None: ...
 
 class NodeDef(_message.Message):
     __slots__ = ("name", "op", "input", "attr")

@@ -210,7 +210,7 @@ class _Reach:
 
     def _check_source(self, tensors: Iterable[str], node: NodeDef, place: _Place, own: set[str], reason: str) -> None:
         for tensor in tensors:
-            if not self._is_own(_node_of(tensor), place, own):
+            if not (_is_resource_of_call(tensor, place) or self._is_own(_node_of(tensor), place, own)):
                 raise _refused(node, place, reason)
 
     def _is_own(self, name: str, place: _Place, own: set[str]) -> bool:
@@ -269,6 +269,17 @@ def _refused(node: NodeDef, place: _Place, reason: str) -> ServingError:
     return failed_precondition(
         f"the SavedModel may not run: {node.op} (node '{node.name}' of {place.name}) {reason}. {_IF_TRUSTED}"
     )
+
+
+def _is_resource_of_call(tensor: str, place: _Place) -> bool:
+    """Whether a tensor is a resource, such as a table, that a function gives: the executor holds it to that type."""
+    node = place.nodes.get(_node_of(tensor))
+    if node is None or node.op not in ("PartitionedCall", "StatefulPartitionedCall"):
+        return False
+    number = tensor.rpartition(":")[2] if ":" in tensor else "0"
+    types = node.attr["Tout"].list.type if "Tout" in node.attr else ()
+    known = number.isdigit() and int(number) < len(types)
+    return known and types[int(number)] == tensorflow_pb2.DT_RESOURCE
 
 
 def _shared_name(node: NodeDef) -> bytes:

@@ -131,6 +131,37 @@ def test_tables_are_not_filled_from_elsewhere(tmp_path: Path) -> None:
         TensorFlowEngine(folder, EngineOptions())
 
 
+def saved_again(folder: Path, vocabulary: Path) -> Path:
+    """A table model loaded and saved in another, as TensorFlow Transform does: functions make and fill the table."""
+    module = tf.Module()
+    module.inner = tf.saved_model.load(str(table_model(folder / "first", vocabulary)))
+    ids = module.inner.signatures["serving_default"]
+    return save(folder / "second", lambda words: ids(words), module=module)
+
+
+def test_a_table_that_a_function_makes_is_filled_from_assets_alone(tmp_path: Path) -> None:
+    vocabulary = tmp_path / "words.txt"
+    vocabulary.write_text("a\nb\n")
+    folder = saved_again(tmp_path / "1", vocabulary)
+    engine = TensorFlowEngine(folder, EngineOptions())
+    words = {"words": np.array([b"b", b"a", b"?"], object)}
+    assert engine.run(engine.signatures["serving_default"], words, ["ids"])[0].tolist() == [1, 0, -1]
+    engine.close()
+
+    def path_of_a_function(graph: Any) -> None:
+        paths = {node.name for node in graph.graph_def.node if node.op == "ReadVariableOp"}  # of the asset's variable
+        (filler,) = (node for node in graph.graph_def.node if "Call" in node.op and paths & set(node.input))
+        call = graph.graph_def.node.add(name="call", op="StatefulPartitionedCall")
+        call.attr["f"].func.name = filler.attr["f"].func.name
+        call.attr["Tout"].list.type.append(tf.string.as_datatype_enum)
+        place = next(place for place, name in enumerate(filler.input) if name in paths)
+        filler.input[place] = "call"
+
+    edit(folder, path_of_a_function)
+    with pytest.raises(ServingError, match="fills a table from a file that is no asset"):
+        TensorFlowEngine(folder, EngineOptions())
+
+
 def test_what_restores_the_variables_may_do_nothing_else(tmp_path: Path) -> None:
     """The loader runs the node that the SavedModel names for it."""
     module = tf.Module()

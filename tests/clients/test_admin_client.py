@@ -49,6 +49,8 @@ def test_errors(server: Server, models: Path) -> None:
         with pytest.raises(NotFound):
             admin.remove("b")
         with pytest.raises(InvalidArgument):
+            admin.add_or_replace("b", "")
+        with pytest.raises(PermissionDenied):  # outside of --allowed_model_roots
             admin.add_or_replace("b", "s3://bucket/b")
         with pytest.raises(FailedPrecondition):
             admin.add_or_replace("b", str(models / "b"), labels={"stable": 1})

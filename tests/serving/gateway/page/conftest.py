@@ -56,13 +56,13 @@ def change_manifest(store: Path, model: str, version: int, **changes: object) ->
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with open_browser() as browser:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stand_in() -> Iterator[FakeServer]:
     """A stand-in for a model server, with the models of the book and some others."""
     fake = FakeServer(models=(*CONTRACTS, *OTHERS))
@@ -71,7 +71,7 @@ def stand_in() -> Iterator[FakeServer]:
     server.stop(None).wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def url(stand_in: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a gateway whose store has these models."""
     folder = tmp_path_factory.mktemp("gateway")

@@ -4,8 +4,6 @@ The rows are the test rows of the training that made the version, or a file of t
 """
 
 import json
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -13,28 +11,18 @@ import numpy as np
 
 from bookserve.clients.errors import PredictError
 from bookserve.clients.grpc_client import GrpcClient
-from bookserve.export import confined, contracts, evaluation, figures
+from bookserve.export import confined, contracts, evaluation, labelled_rows
 from bookserve.export.confined import Limits
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ConfinedError, ExportError, StoreError
-from bookserve.export.evaluation_trial import ROWS, batches, write
+from bookserve.export.evaluation_trial import ROWS, batches
 from bookserve.export.figures import Figure, Rows
-from bookserve.export.life.engine_trial import ENGINES
 from bookserve.export.manifest import LOCATION, Manifest
 from bookserve.export.options import max_memory_option, models_dir_option, runs_dir_option
-from bookserve.export.quantization import trial
 from bookserve.export.silence_tensorflow import silence_tensorflow
 from bookserve.export.store import ModelStore
 
-_TRIAL = "bookserve.export.evaluation_trial:run"
 _CALL_SECONDS = 60.0
-_FILES = {
-    "onnx": ("assets.extra/model.onnx", "model.onnx"),
-    "saved-model": ("saved_model.pb",),
-    "tflite": ("model.tflite",),
-}
-
-Ask = Callable[[Rows], Rows]
 
 
 @click.command()
@@ -53,7 +41,7 @@ Ask = Callable[[Rows], Rows]
 )
 @click.option(
     "--engine",
-    type=click.Choice(sorted(_FILES)),
+    type=click.Choice(sorted(labelled_rows.GRAPHS)),
     help="Which graph of the version is asked; by default the one that bookserve's model server takes.",
 )
 @click.option("--server", metavar="HOST:PORT", help="Ask a running model server over gRPC instead of the files.")
@@ -99,11 +87,15 @@ def main(
         folder = store.path(name, version if version is not None else _newest(store, name))
         described = store.manifest(name, int(folder.name)) if (folder / LOCATION).is_file() else None
         contract = _contract(folder, described, limits)
-        figure = _own_figure(contract, data, targets) if data is not None else _trained(described, data_dir, runs_dir)
+        figure = (
+            labelled_rows.figure(contract, data, targets)
+            if data is not None
+            else _trained(described, data_dir, runs_dir)
+        )
         if server is not None:
             outputs = _from_server(server, contract, int(folder.name), figure.rows)
         else:
-            outputs = _from_files(folder, engine, contract, figure.rows, limits)
+            outputs = labelled_rows.answers(folder, engine, contract, figure.rows, limits)
         found = evaluation.evaluate(figure, outputs, contract)
     except (ExportError, StoreError, PredictError) as error:
         raise click.ClickException(str(error)) from error
@@ -133,17 +125,6 @@ def _contract(folder: Path, described: Manifest | None, limits: Limits) -> Contr
         raise ExportError(f"{folder}: {error}") from error
 
 
-def _own_figure(contract: Contract, data: Path, targets: str | None) -> Figure:
-    """The figure that the user's rows and right answers ask for."""
-    if not data.is_file():
-        raise ExportError(f"there is no file {data}")
-    rows, right = trial.read(data, contract, targets)
-    if right is None:
-        names = " or ".join(f"'{one}'" for one in trial.TARGETS)
-        raise ExportError(f"{data} has no right answers: add an array {names}, or name one with --targets")
-    return figures.from_targets(contract, rows, right)
-
-
 def _trained(described: Manifest | None, data_dir: Path | None, runs_dir: Path) -> Figure:
     """The figure of the model's own test rows."""
     if described is None or described.data is None:
@@ -156,29 +137,6 @@ def _trained(described: Manifest | None, data_dir: Path | None, runs_dir: Path) 
         return measurement(described, data_dir, runs_dir).figure
     except (DataError, TrainingError) as error:
         raise ExportError(str(error)) from error
-
-
-def _from_files(folder: Path, engine: str | None, contract: Contract, rows: Rows, limits: Limits) -> Rows:
-    names = _FILES[engine] if engine is not None else tuple(ENGINES)
-    file = next((name for name in names if (folder / name).is_file()), None)
-    if file is None:
-        raise ExportError(f"{folder} has none of {', '.join(names)}")
-    with tempfile.TemporaryDirectory(prefix="bookserve-") as scratch:
-        asked, told = Path(scratch, "rows.npz"), Path(scratch, "outputs.npz")
-        write(asked, rows)
-        job = {
-            "folder": str(folder),
-            "file": file,
-            "contract": contracts.to_json(contract),
-            "rows": str(asked),
-            "outputs": str(told),
-        }
-        try:
-            confined.call(_TRIAL, job, limits)
-        except ConfinedError as error:
-            raise ExportError(f"{folder / file}: {error}") from error
-        with np.load(told, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
 
 
 def _from_server(server: str, contract: Contract, version: int, rows: Rows) -> Rows:

@@ -5,16 +5,19 @@ all.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bookserve.export import confined, contracts, manifest
+from bookserve.export import confined, contracts, evaluation, labelled_rows, manifest
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ConfinedError, ExportError, StoreError
-from bookserve.export.manifest import Manifest, Source
+from bookserve.export.manifest import Manifest, Metrics, Source
+from bookserve.export.run_format import EVALUATION
 from bookserve.export.store import ModelStore
+from bookserve.serving.wire import version_folder
 
 _TRIAL = "bookserve.export.converters.trial:run"
 
@@ -28,6 +31,7 @@ class Wishes:
     example: Path | None = None
     trust: bool = False
     rows_independent: bool | None = None
+    evaluate: Path | None = None
 
 
 def add(
@@ -64,6 +68,7 @@ def add(
             worst = max(made["parity"].values(), default=0.0)
             graphs = " and ".join(made["graphs"])
             say(f"{model}: {graphs} answers as the source does within {worst:.1g}, on {made['rows']} rows")
+            metrics = {} if wishes.evaluate is None else _evaluate(folder, contract, wishes.evaluate, limits, say)
             origin = Source(made["format"], path.name, _sha256(source))
             files = manifest.digests(folder)
 
@@ -76,6 +81,7 @@ def add(
                     parity=made["parity"],
                     files=files,
                     made_with=made["made_with"],
+                    metrics=metrics,
                     configuration="",
                     source=origin,
                     rows_independent=wishes.rows_independent,
@@ -88,6 +94,24 @@ def add(
         raise ExportError(f"cannot write to {store.root}: {error.strerror or error}") from error
     say(f"{model}: published as {store.path(model, published.version)}")
     return published
+
+
+def _evaluate(
+    folder: Path, contract: Contract, data: Path, limits: confined.Limits, say: Callable[[str], None]
+) -> Metrics:
+    """The figures on the user's rows, which the manifest keeps; the whole evaluation goes into report and card."""
+    figure = labelled_rows.figure(contract, data, None)
+    found = evaluation.evaluate(figure, labelled_rows.answers(folder, None, contract, figure.rows, limits), contract)
+    words = evaluation.text(found)
+    say(f"{contract.model}: {words[0]}")
+    report = folder / "assets.extra" / "report"
+    report.mkdir(parents=True, exist_ok=True)
+    (report / EVALUATION).write_text(json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    card = folder / version_folder.CARD
+    before = card.read_text(encoding="utf-8") if card.is_file() else f"# {contract.model}\n"
+    lines = [before.rstrip("\n"), "", "## Figures", "", f"On the rows of `{data.name}`:", "", *words, ""]
+    card.write_text("\n".join(lines), encoding="utf-8")
+    return {"test": evaluation.figures_of(found)}
 
 
 def how_to_use(store: ModelStore, published: Manifest) -> list[str]:

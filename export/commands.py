@@ -57,6 +57,14 @@ for command in (*LIFE_COMMANDS, *TRANSFER_COMMANDS):
     default=None,
     help="Declare whether requests of different clients may share a run, where no ONNX graph proves it.",
 )
+@click.option(
+    "--evaluate",
+    type=_FILE,
+    default=None,
+    metavar="DATA",
+    help="Rows and right answers, .npz: an array for each input, and 'targets' or 'labels'. The figures are kept with "
+    "the version.",
+)
 @max_seconds_option
 @max_memory_option
 @models_dir_option
@@ -68,6 +76,7 @@ def add_model(
     example: Path | None,
     trust: bool,
     rows_independent: bool | None,
+    evaluate: Path | None,
     max_seconds: float,
     max_memory: int,
     models_dir: Path,
@@ -88,7 +97,7 @@ def add_model(
     store = ModelStore(models_dir)
     limits = Limits(max_seconds, max_memory << 20)
     try:
-        wishes = adding.Wishes(task, labels, example, trust, rows_independent)
+        wishes = adding.Wishes(task, labels, example, trust, rows_independent, evaluate)
         published = adding.add(store, name, path, wishes, limits, click.echo)
     except ExportError as error:
         raise click.ClickException(str(error)) from error

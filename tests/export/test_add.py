@@ -110,6 +110,31 @@ def test_the_lines_at_the_end_work(added: tuple[Path, Result]) -> None:
         server.wait(30)
 
 
+def test_figures_on_the_user_s_rows_are_kept_with_the_version(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((400, 3)).astype(np.float32)
+    scores = x @ np.array([[0.5, -1.0], [2.0, 0.25], [-0.75, 1.5]], np.float32) + np.array([0.1, -0.2], np.float32)
+    labels = scores.argmax(axis=1)
+    labels[:40] = 1 - labels[:40]
+    np.savez(tmp_path / "rows.npz", x=x, labels=labels)
+    np.savez(tmp_path / "bare.npz", x=x)
+    command = ("models", "add", "score", graph(tmp_path), "--models-dir", tmp_path / "store", "--evaluate")
+    refused = invoke(*command, tmp_path / "bare.npz")
+    assert refused.exit_code == 1
+    assert "has no right answers: add an array 'targets' or 'labels'" in refused.output
+    assert not (tmp_path / "store/score/1").exists()
+    result = invoke(*command, tmp_path / "rows.npz")
+    assert result.exit_code == 0, result.output
+    assert "score: accuracy 0.9, 95 % interval 0.8" in result.output
+    extra = tmp_path / "store/score/1/assets.extra"
+    manifest = json.loads((extra / "manifest.json").read_text())
+    Draft202012Validator(SCHEMA).validate(manifest)
+    assert manifest["metrics"]["test"]["accuracy"] == pytest.approx(0.9)
+    assert manifest["metrics"]["test"]["rows"] == 400
+    assert "On the rows of `rows.npz`:" in (extra / "report/card.md").read_text()
+    assert {"assets.extra/report/evaluation.json", "assets.extra/report/card.md"} <= manifest["files"].keys()
+    assert invoke("models", "verify", "score", "--models-dir", tmp_path / "store").exit_code == 0
+
+
 def test_show_reads_the_graph_of_a_version_without_a_manifest(tmp_path: Path) -> None:
     (tmp_path / "store/score/7").mkdir(parents=True)
     graph(tmp_path / "store/score/7")

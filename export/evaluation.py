@@ -3,9 +3,10 @@
 One figure with its 95 % interval; where the rows have right answers in classes also how often each class is found and
 falsely seen (the book's tables 5-1 to 5-4), which class is taken for which, and how honest the probabilities are.
 
-Sources: percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13); expected
-calibration error (Guo et al., "On Calibration of Modern Neural Networks", 2017); Brier, "Verification of Forecasts
-Expressed in Terms of Probability" (1950).
+Sources: interval of a share (Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927);
+percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13); expected calibration
+error (Guo et al., "On Calibration of Modern Neural Networks", 2017); Brier, "Verification of Forecasts Expressed in
+Terms of Probability" (1950).
 """
 
 import dataclasses
@@ -20,12 +21,13 @@ import numpy.typing as npt
 
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
-from bookserve.export.figures import Figure, Rows
+from bookserve.export.figures import ACCURACY, Figure, Rows
 
 CUTOFF = 0.5  # from which a probability of its own counts as yes
 _MAX_CLASSES = 10_000  # of a table where nothing says how many there are
 BINS = 15  # of the calibration, as in Guo et al.
 _SEED = 0
+_Z = 1.959964  # standard errors that hold 95 %
 
 _RATES = ("precision", "recall", "specificity", "false_positive_rate", "false_negative_rate")
 
@@ -135,13 +137,26 @@ def evaluate(figure: Figure, outputs: Rows, contract: Contract) -> Evaluation:
 
 
 def interval(figure: Figure, outputs: Rows) -> tuple[float, float] | None:
-    """The 95 % interval of the figure by drawing its rows anew; None where it is no matter of chance."""
+    """The 95 % interval of the figure; None where it is no matter of chance.
+
+    Of an accuracy it is Wilson's, which says something of few rows that are all right, too; of others the rows are
+    drawn anew.
+    """
     if not figure.resamples:
         return None
+    if figure.name == ACCURACY:
+        return _wilson(figure.score(outputs, np.arange(figure.count)), figure.count)
     chance = np.random.default_rng(_SEED)
     scores = [figure.score(outputs, chance.integers(0, figure.count, figure.count)) for _ in range(figure.resamples)]
     low, high = np.quantile(scores, (0.025, 0.975))
     return float(low), float(high)
+
+
+def _wilson(share: float, rows: int) -> tuple[float, float]:
+    square = _Z**2 / rows
+    middle = (share + square / 2) / (1 + square)
+    reach = _Z / (1 + square) * float(np.sqrt(share * (1 - share) / rows + square / (4 * rows)))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def calibration(probabilities: Floats, true: Bools, brier: float) -> Calibration:

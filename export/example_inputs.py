@@ -121,7 +121,12 @@ def as_array(value: Any, dtype: str) -> npt.NDArray[Any]:
 
 
 def to_rest(array: npt.NDArray[Any]) -> Any:
-    """An array as a value of the REST form: lists; bytes as {"b64": …} where they are no text."""
+    """An array as a value of the REST form: lists; bytes as {"b64": …} where they are no text.
+
+    A float16 or float32 has the fewest digits that tell it: 70.1, not 70.0999984741211.
+    """
+    if array.dtype in (np.float16, np.float32):
+        array = array.astype(str).astype(np.float64)
     return _rest_value(array.tolist())
 
 

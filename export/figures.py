@@ -18,6 +18,7 @@ Rows = Mapping[str, npt.NDArray[Any]]
 Places = npt.NDArray[np.int64]
 Score = Callable[[Rows, Places], float]
 RESAMPLES = 1_000
+ACCURACY = "accuracy"  # of a Figure that is the fraction of rows whose class is right
 _SEED = 0
 _CLASS_TASKS = ("image-classification", "tabular", "text", "board")  # whose scores [n, classes] exclude each other
 
@@ -104,7 +105,7 @@ def accuracy(contract: Contract, rows: Rows, labels: npt.NDArray[Any]) -> Figure
         shapes = ", ".join(f"'{tensor.name}'" for tensor in contract.outputs)
         raise ExportError(f"the targets are classes, and no output is one of classes or of scores for them: {shapes}")
     return Figure(
-        "accuracy",
+        ACCURACY,
         rows,
         lambda outputs, places: float((classes(outputs)[places] == labels[places]).mean()),
         truth=labels,

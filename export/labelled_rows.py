@@ -12,7 +12,6 @@ from bookserve.export.errors import ConfinedError, ExportError
 from bookserve.export.evaluation_trial import write
 from bookserve.export.figures import Figure, Rows
 from bookserve.export.life.engine_trial import ENGINES
-from bookserve.export.quantization import trial
 
 _TRIAL = "bookserve.export.evaluation_trial:run"
 # Graph of a version -> the files that it may be in.
@@ -31,6 +30,8 @@ def figure(contract: Contract, data: Path, targets: str | None) -> Figure:
     Raises:
         ExportError: the file cannot be read, does not fit the contract, or has no right answers.
     """
+    from bookserve.export.quantization import trial  # which loads ONNX Runtime
+
     if not data.is_file():
         raise ExportError(f"there is no file {data}")
     rows, right = trial.read(data, contract, targets)

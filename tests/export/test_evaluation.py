@@ -71,6 +71,14 @@ def test_the_interval_is_that_of_a_mean_of_so_many_rows() -> None:
     )
 
 
+def test_few_rows_that_are_all_right_leave_doubt() -> None:
+    rows = {"x": np.zeros((18, 2), np.float32)}
+    truth = np.arange(18) % 3
+    outputs = {"probabilities": np.eye(3, dtype=np.float32)[truth], "classes": truth}
+    found = evaluation.evaluate(figures.accuracy(PETS, rows, truth), outputs, PETS)
+    assert (found.value, found.interval) == (1.0, (pytest.approx(18 / (18 + 1.959964**2)), 1.0))  # Wilson's, at 1
+
+
 def test_honest_probabilities_have_a_small_calibration_error_and_too_sure_ones_a_large_one() -> None:
     honest, sure = (
         evaluation.evaluate(figures.accuracy(PETS, X, truth), outputs, PETS).calibration

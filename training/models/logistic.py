@@ -156,7 +156,7 @@ def measurement(data: toy.Points) -> figures.Measurement:
         return float((outputs["class"][places] == data.test.y[places]).mean())
 
     return figures.Measurement(
-        data.train.inputs, figures.Figure("accuracy", data.test.inputs, accuracy, truth=data.test.y)
+        data.train.inputs, figures.Figure(figures.ACCURACY, data.test.inputs, accuracy, truth=data.test.y)
     )
 
 

@@ -26,7 +26,7 @@ def test_two_versions_differ_in_figures_and_graph(store: ModelStore, invoke: Inv
     size = (store.path("score", 1) / "assets.extra/model.onnx").stat().st_size
     lines = result.output.splitlines()
     assert lines[0] == "score version 1 -> version 2"
-    assert lines[1].startswith("contract    example.outputs.scores: [[2.3499")
+    assert lines[1].startswith("contract    example.outputs.scores: [[2.35,")
     assert lines[2:4] == [
         "figures     test.accuracy: 0.91 -> 0.92 (+0.01)",
         "figures     test.loss: 0.31 -> 0.3 (-0.01)",

@@ -162,7 +162,9 @@ def measurement(data: ImageSplits) -> figures.Measurement:
     def accuracy(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
         return float((outputs["classes"][places] == labels[places]).mean())
 
-    return figures.Measurement(data.train.inputs, figures.Figure("accuracy", data.test.inputs, accuracy, truth=labels))
+    return figures.Measurement(
+        data.train.inputs, figures.Figure(figures.ACCURACY, data.test.inputs, accuracy, truth=labels)
+    )
 
 
 def serving_model(model: keras.Model) -> keras.Model:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from bookserve.serving.server.types.errors import invalid_argument
+
 # What a container may take, by the second and by the first version of Linux's control groups.
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _SMALL = 16 << 20  # bytes of a result that nobody asks about
@@ -22,6 +24,10 @@ _LOOK_SECONDS = 0.02  # between two looks
 _RECLAIM_SECONDS = 0.1  # between two attempts to get back what is kept
 # By default: a share of the machine's or the container's, and no less than libraries may reserve and never use.
 _SHARE, _LEAST = 0.8, 4 << 30
+_ROOM = 256 << 20  # for threads and models, below which the server would not come up
+
+
+_base = 0  # bytes that the process held when the limit was set, most of them reserved and never used
 
 
 def limit(max_bytes: int) -> int:
@@ -29,11 +35,19 @@ def limit(max_bytes: int) -> int:
     at least 4 GiB.
 
     Answers the limit that holds, 0 where there is none: below zero, and on other systems than Linux.
+    Raises ServingError (INVALID_ARGUMENT) where the process holds nearly as much before it has a model.
     """
     if max_bytes < 0 or not sys.platform.startswith("linux"):
         return 0
     import resource
 
+    global _base
+    held = _base = _held()
+    if 0 < max_bytes < held + _ROOM:
+        raise invalid_argument(
+            f"--max_memory_bytes={max_bytes}: the process holds {held} bytes before it has a model, most of which its"
+            f" libraries reserve and never use. Give at least {held + _ROOM}, or 0"
+        )
     wanted = max_bytes or max(_LEAST, int(_SHARE * _available()))
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     for other in (soft, hard):
@@ -122,7 +136,7 @@ def leaves_room_for(result_bytes: int) -> bool:
 
 
 def _limit_and_held() -> tuple[int, int]:
-    """In bytes; 0 and 0 without a limit."""
+    """Beyond what the process held when the limit was set, in bytes; 0 and 0 without a limit."""
     if not sys.platform.startswith("linux"):
         return 0, 0
     import resource
@@ -130,8 +144,12 @@ def _limit_and_held() -> tuple[int, int]:
     limit_now, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if limit_now == resource.RLIM_INFINITY:
         return 0, 0
-    held = int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-    return limit_now, held
+    return limit_now - _base, _held() - _base
+
+
+def _held() -> int:
+    """The data of this process in bytes, as RLIMIT_DATA counts it."""
+    return int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _available() -> int:

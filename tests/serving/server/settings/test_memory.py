@@ -1,5 +1,6 @@
 """The limit of a process's memory: a request beyond it fails alone, and leaves room for those that follow."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -51,6 +52,23 @@ def test_what_a_refused_request_leaves_does_not_refuse_others(start_server: Star
             predict(server, "zeros", x=np.array([[1.5, -2.0]], np.float32), shape=np.int64([count, 1]))
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         wait_until(lambda: scales(server), "others are answered again")
+
+
+def test_a_limit_below_what_a_server_needs_is_refused_with_the_least_that_is_enough(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    write_scale_model(tmp_path / "models" / "scale", 1, 2.0)
+
+    def least(given: int) -> int:
+        refused = start_server(f"--model_root={tmp_path / 'models'}", f"--max_memory_bytes={given}", wait=False)
+        assert refused.process.wait(60) != 0
+        found = re.search(r"reserve and never use\. Give at least (\d+), or 0", refused.log.read_text())
+        assert found, refused.log.read_text()
+        return int(found[1])
+
+    needed = least(100 << 20)
+    least(needed - (4 << 20))  # starts differ by some pages
+    assert scales(start_server(f"--model_root={tmp_path / 'models'}", f"--max_memory_bytes={needed + (4 << 20)}"))
 
 
 def scales(server: Server) -> bool:

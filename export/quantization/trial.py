@@ -73,7 +73,11 @@ def read(path: Path, contract: Contract, name: str | None) -> tuple[dict[str, An
         content = np.load(path, allow_pickle=False)
         given = {key: content[key] for key in content.files} if isinstance(content, np.lib.npyio.NpzFile) else content
     except (OSError, ValueError, EOFError) as error:
-        raise ExportError(f"{path} cannot be read: give .npz with an array an input, or .npy ({error})") from error
+        # numpy takes what is no archive for a pickle, and would advise to load it unsafely
+        reason = f" ({error})" if isinstance(error, OSError) and error.strerror else ""
+        raise ExportError(
+            f"{path} cannot be read as arrays of numpy: give .npz with an array an input, or .npy{reason}"
+        ) from error
     inputs = {tensor.name for tensor in contract.inputs}
     if not isinstance(given, dict):
         given = {next(iter(inputs)): given}

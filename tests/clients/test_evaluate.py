@@ -100,4 +100,5 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(store: Path, rows: Path, t
         assert told.exit_code in (1, 2), (arguments, told.output)
         assert message in told.output, (arguments, told.output)
         assert "Traceback" not in told.output
+        assert "pickle" not in told.output
         assert isinstance(told.exception, SystemExit), told.exception

@@ -384,12 +384,13 @@ def test_a_spare_process_takes_the_place_of_one_that_dies(start_server: StartSer
     with ThreadPoolExecutor() as pool:
         asking = [pool.submit(keep_asking) for _ in range(2)]
         try:
+            wait_until(lambda: len(workers(server)) == 2, "both serve; until then none is a spare", 60)
             for number in (0, 1):
                 wait_until(lambda: spare() is not None, "there is a spare process", 30)
-                ready, count = spare(), len(workers(server))
-                os.kill(worker(server, number), signal.SIGKILL)
-                wait_until(lambda count=count: len(workers(server)) > count, "another serves", 60)  # type: ignore[misc]
-                assert worker(server, number) == ready
+                ready, killed = spare(), worker(server, number)
+                os.kill(killed, signal.SIGKILL)
+                wait_until(lambda: worker(server, number) != killed, "another serves", 60)  # noqa: B023
+                assert worker(server, number) == ready, server.log.read_text()
             wait_until(lambda: spare() is not None, "there is a spare process", 30)
             left = {*workers(server), spare() or 0}
         finally:

@@ -7,75 +7,63 @@ which its supervisor starts again.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
+from bookserve.serving.server.engines import onnx_integers
 from bookserve.serving.server.engines.onnx_rows import graph
 from bookserve.serving.wire.onnx_graph_pb2 import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 _OLDEST = 10  # opset; before it there is no Where, and no Slice by inputs
-_INT32, _INT64 = 6, 7  # TensorProto.DataType
+_CAST_LIKE = 15  # opset since which there is such an operation
+_INT64, _BOOL, _DOUBLE = 7, 9, 11  # TensorProto.DataType
 _INT, _TENSOR = 2, 4  # AttributeProto.AttributeType
 _ROWS_OF_RECURRENT = 1  # the axis of an LSTM's input
 _VOLUME_RANK = 5  # of the weights of a convolution over three dimensions
-_COUNTS = frozenset(("ArgMax", "ArgMin", "NonZero", "Shape", "Size"))
-# Operations whose results have the type of their first input: those that integers mostly go through.
-_SAME_TYPE = frozenset(
-    (
-        "Abs", "Add", "Clip", "Concat", "CumSum", "Div", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
-        "Identity", "Max", "Min", "Mod", "Mul", "Neg", "Pad", "Range", "ReduceMax", "ReduceMin", "ReduceProd",
-        "ReduceSum", "Reshape", "ScatterElements", "ScatterND", "Slice", "Split", "Squeeze", "Sub", "Sum", "Tile",
-        "Transpose", "Unsqueeze",
-    )
-)  # fmt: skip
-
-
-class _Known(NamedTuple):
-    """What is known of a value without running anything."""
-
-    data_type: int = 0  # TensorProto.DataType; 0: not known
-    content: TensorProto | None = None  # of a constant
-
-
-_UNKNOWN = _Known()
 
 
 def put(model: ModelProto) -> bool:
     """Puts guards before such operations of a model; whether there was one that needs them."""
     parts: list[GraphProto | FunctionProto] = [model.graph, *model.functions]
     placed = 0
-    for part in parts:
+    for part, may_be_integer in zip(parts, onnx_integers.of(model), strict=True):
         versions = graph.opsets(part if isinstance(part, FunctionProto) else model)
-        if versions.get("", 0) >= _OLDEST:
-            placed += _Guards(placed).put(part, {})
+        opset = versions.get("", 0)
+        if opset >= _OLDEST:
+            placed += _Guards(placed, opset, may_be_integer).put(part, {})
     return placed > 0
 
 
 class _Guards:
     """The guards of one graph, the graphs inside it included."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, opset: int, may_be_integer: onnx_integers.Question) -> None:
         self._number = number  # so that every new value has a name of its own
+        self._opset = opset
+        self._may_be_integer = may_be_integer
         self._placed = 0
         self._new: list[NodeProto] = []
-        self._known: Mapping[str, _Known] = {}
+        self._constants: Mapping[str, TensorProto] = {}
 
-    def put(self, part: GraphProto | FunctionProto, around: Mapping[str, _Known]) -> int:
-        """Puts them; answers how many new values there are. `around` is known of the values from outside."""
-        known = dict(around)
+    def put(self, part: GraphProto | FunctionProto, around: Mapping[str, TensorProto]) -> int:
+        """Puts them; answers how many new values there are. `around` are the constants from outside."""
+        constants = dict(around)
         if isinstance(part, GraphProto):
-            known |= {info.name: _Known(info.type.tensor_type.elem_type) for info in part.input}
-            known |= {tensor.name: _Known(tensor.data_type, tensor) for tensor in part.initializer}
+            constants |= {tensor.name: tensor for tensor in part.initializer}
+            for info in part.input:
+                constants.pop(info.name, None)  # a request may give another value where there is a default
         nodes: list[NodeProto] = []
         for node in part.node:
             for inside in [entry.g for entry in node.attribute if entry.HasField("g")]:
-                self.put(inside, known)
-            self._new, self._known = [], known
+                self.put(inside, constants)
+            self._new, self._constants = [], constants
             if node.op_type in _GUARDS and node.domain in ("", "ai.onnx"):
                 _GUARDS[node.op_type](self, node)
             nodes += [*self._new, node]
-            _learn(node, known)
+            for name in node.output:
+                constants.pop(name, None)
+            if node.op_type == "Constant":
+                constants |= {name: entry.t for entry in node.attribute if entry.HasField("t") for name in node.output}
         if len(nodes) > len(part.node):
             copy = GraphProto(node=nodes)
             part.ClearField("node")
@@ -85,7 +73,7 @@ class _Guards:
     def without_rows(self, node: NodeProto) -> None:
         """An LSTM aborts without rows. Without steps it answers its initial state."""
         shape = self._make("Shape", node.input[0])
-        rows = self._make("Gather", shape, self._constant(_INT64, [_ROWS_OF_RECURRENT]))
+        rows = self._make("Gather", shape, self._constant([_ROWS_OF_RECURRENT]))
         self._refuse(node, 0, shape, rows)
 
     def without_rows_or_steps(self, node: NodeProto) -> None:
@@ -98,27 +86,35 @@ class _Guards:
         axis = next((entry.i for entry in node.attribute if entry.name == "axis"), None)
         if axis is not None:
             shape = self._make("Shape", node.input[0])
-            place, one = self._constant(_INT64, [axis]), self._constant(_INT64, [1])
+            place, one = self._constant([axis]), self._constant([1])
             self._refuse(node, 0, shape, self._make("ScatterElements", shape, place, one))
 
     def volume(self, node: NodeProto) -> None:
         """A transposed convolution over three dimensions of which one is 0 writes where there is no memory."""
-        weights = self._known.get(node.input[1], _UNKNOWN).content
+        weights = self._constants.get(node.input[1])
         if weights is None or len(weights.dims) == _VOLUME_RANK:
             shape = self._make("Shape", node.input[0])
-            two = self._constant(_INT64, [2])  # those of rows and channels
-            last = self._constant(_INT64, [_VOLUME_RANK])
+            two = self._constant([2])  # those of rows and channels
+            last = self._constant([_VOLUME_RANK])
             self._refuse(node, 0, shape, self._make("Slice", shape, two, last))
 
     def division(self, node: NodeProto) -> None:
-        """The smallest integer by -1 is no integer, and a trap of the processor: a / -1 becomes -a / 1."""
-        kind = self._known.get(node.input[1], _UNKNOWN).data_type or self._known.get(node.input[0], _UNKNOWN).data_type
-        if kind not in (_INT32, _INT64) or self._holds_no(node.input[1], -1):
-            return
+        """The smallest integer by -1 is no integer, and a trap of the processor: a / -1 becomes -a / 1.
+
+        That is right, and the same to the bit, for values of every type, as a function of the model may have them.
+        """
         above, below = node.input
-        is_minus_one = self._make("Equal", below, self._constant(kind, -1))
-        node.input[0] = self._make("Where", is_minus_one, self._make("Neg", above), above)
-        node.input[1] = self._make("Where", is_minus_one, self._constant(kind, 1), below)
+        if not (self._may_be_integer(above) and self._may_be_integer(below)) or self._holds_no(below, -1):
+            return
+        above_minus_one = self._make("Add", self._make("Cast", below, to=_DOUBLE), self._constant(1.0))
+        is_another = self._make("Cast", above_minus_one, to=_BOOL)
+        if self._opset < _CAST_LIKE:
+            node.input[0] = self._make("Where", is_another, above, self._make("Mul", above, below))
+            node.input[1] = self._make("Where", is_another, below, self._make("Mul", below, below))
+        else:  # since then there are types that ONNX Runtime divides, and knows no Where for
+            sign = self._make("Where", is_another, self._constant(1.0), self._constant(-1.0))
+            factor = self._make("CastLike", sign, below)
+            node.input[0], node.input[1] = self._make("Mul", above, factor), self._make("Mul", below, factor)
 
     def frames(self, node: NodeProto) -> None:
         """An STFT divides by the length of its frames, or of its window; frames of length -1 are refused."""
@@ -129,24 +125,25 @@ class _Guards:
         if length and not self._holds_no(length, 0):
             node.input[1] = self._make("Cast", step, to=_INT64)  # which has the type of the length
             length = self._make("Cast", length, to=_INT64)
-            is_zero = self._make("Equal", length, self._constant(_INT64, 0))
-            node.input[3] = self._make("Where", is_zero, self._constant(_INT64, -1), length)
+            is_zero = self._make("Equal", length, self._constant(0))
+            node.input[3] = self._make("Where", is_zero, self._constant(-1), length)
 
     def _refuse(self, node: NodeProto, place: int, shape: str, sizes: str) -> None:
         """An input of this shape fails where one of the sizes is 0: one value is then what it is to be shaped to."""
         product = self._make("ReduceProd", sizes)
-        is_empty = self._make("Equal", product, self._constant(_INT64, [0]))
-        target = self._make("Where", is_empty, self._constant(_INT64, [1]), shape)
+        is_empty = self._make("Equal", product, self._constant([0]))
+        target = self._make("Where", is_empty, self._constant([1]), shape)
         node.input[place] = self._make("Reshape", node.input[place], target)
 
     def _holds_no(self, name: str, number: int) -> bool:
         """Whether it is known that a value does not hold this number."""
-        content = self._known.get(name, _UNKNOWN).content
+        content = self._constants.get(name)
         array = None if content is None else graph.constant(content).content
         return array is not None and number not in array.ravel().tolist()
 
-    def _constant(self, kind: int, value: int | list[int]) -> str:
-        array = np.array(value, np.int32 if kind == _INT32 else np.int64)
+    def _constant(self, value: int | float | list[int]) -> str:
+        array = np.array(value)
+        kind = _DOUBLE if array.dtype == np.float64 else _INT64
         tensor = TensorProto(data_type=kind, dims=array.shape, raw_data=array.tobytes())
         return self._make("Constant", value=tensor)
 
@@ -172,22 +169,3 @@ _GUARDS: Mapping[str, Callable[[_Guards, NodeProto], None]] = {
     "STFT": _Guards.frames,
     "Unique": _Guards.around_nothing,
 }
-
-
-def _learn(node: NodeProto, known: dict[str, _Known]) -> None:
-    """Adds what is known of a node's results."""
-    first = known.get(node.input[0], _UNKNOWN).data_type if node.input else 0
-    attributes = {entry.name: entry for entry in node.attribute}
-    value = _UNKNOWN
-    match node.op_type:
-        case "Constant" if "value" in attributes:
-            value = _Known(attributes["value"].t.data_type, attributes["value"].t)
-        case "Cast":
-            value = _Known(attributes["to"].i)
-        case "Where":
-            value = _Known(known.get(node.input[1], _UNKNOWN).data_type)
-        case operation if operation in _COUNTS:
-            value = _Known(_INT64)
-        case operation if operation in _SAME_TYPE:
-            value = _Known(first)
-    known |= dict.fromkeys(node.output, value)

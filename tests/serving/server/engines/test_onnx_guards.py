@@ -122,6 +122,149 @@ def test_a_division_inside_a_branch_is_guarded(tmp_path: Path) -> None:
     assert run(engine, divide=np.array(False), a=least, b=np.int64([-1])) == [least]
 
 
+@pytest.mark.parametrize("opset", [10, 13, 14, 15, 17])
+def test_a_division_in_a_loop_is_guarded_in_every_version_of_the_operations(tmp_path: Path, opset: int) -> None:
+    """What a loop carries has a type that its body need not say."""
+    body = helper.make_graph(
+        [helper.make_node("Div", ["carried", "b"], ["divided"]), helper.make_node("Identity", ["go"], ["on"])],
+        "body",
+        [
+            helper.make_tensor_value_info("step", I64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried", I64, None),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("divided", I64, None),
+        ],
+    )
+    body.input[2].ClearField("type")
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["times", "", "a"], ["y"], body=body)],
+        "loop",
+        [helper.make_tensor_value_info(name, I64, ["n"]) for name in "ab"],
+        [helper.make_tensor_value_info("y", I64, ["n"])],
+        [numpy_helper.from_array(np.int64(3), "times")],
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=5), tmp_path / "model.onnx")
+    engine = OnnxEngine(tmp_path / "model.onnx", tmp_path / "saved_model.pb", EngineOptions())
+    least = np.iinfo(np.int64).min
+    (y,) = run(engine, a=np.array([least, 1000, -1000]), b=np.array([-1, -1, 3]))
+    assert isinstance(y, np.ndarray)
+    assert y.tolist() == [least, -1000, -37]
+
+
+def test_a_division_by_an_input_with_a_default_is_guarded(tmp_path: Path) -> None:
+    """The default is not all that may come."""
+    least = np.int64([np.iinfo(np.int64).min])
+    inputs: dict[str, tuple[int, list[Any] | None]] = {"a": (I64, [1]), "b": (I64, [1])}
+    nodes = [helper.make_node("Div", ["a", "b"], ["y"])]
+    engine = load(tmp_path, nodes, inputs, {"y": (I64, 1)}, {"b": np.int64([3])})
+    assert run(engine, a=np.int64([7])) == [2]
+    assert run(engine, a=least, b=np.int64([-1])) == [least]
+
+
+DIVISION = helper.make_function(
+    "local",
+    "Divide",
+    ["above", "below"],
+    ["quotient"],
+    [helper.make_node("Div", ["above", "below"], ["quotient"])],
+    [helper.make_opsetid("", 17)],
+)
+HALVED = helper.make_function(  # calls the other, and before it is there
+    "local",
+    "DivideTwice",
+    ["above", "below"],
+    ["quotient"],
+    [
+        helper.make_node("Divide", ["above", "below"], ["once"], domain="local"),
+        helper.make_node("Divide", ["once", "below"], ["quotient"], domain="local"),
+    ],
+    [helper.make_opsetid("local", 1)],
+)
+TYPES = (  # that ONNX Runtime divides
+    np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64,
+    np.float16, np.float32, np.float64,
+)  # fmt: skip
+
+
+def with_functions(
+    base: Path, kinds: Sequence[type[np.generic]], functions: Sequence[onnx.FunctionProto]
+) -> OnnxEngine:
+    """Divides twice, by a function of the model, an "a" by a "b" of each of the types."""
+    nodes = []
+    inputs = {}
+    outputs = {}
+    for kind in kinds:
+        name, number = kind.__name__, helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+        nodes.append(helper.make_node("DivideTwice", [f"a_{name}", f"b_{name}"], [f"y_{name}"], domain="local"))
+        inputs |= {
+            f"{letter}_{name}": helper.make_tensor_value_info(f"{letter}_{name}", number, ["n"]) for letter in "ab"
+        }
+        outputs[name] = helper.make_tensor_value_info(f"y_{name}", number, ["n"])
+    graph = helper.make_graph(nodes, "functions", [*inputs.values()], [*outputs.values()])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    model = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=8)
+    base.mkdir(exist_ok=True)
+    onnx.save(model, base / "model.onnx")
+    return OnnxEngine(base / "model.onnx", base / "saved_model.pb", EngineOptions())
+
+
+def quotients(above: Array, below: Array) -> Array:
+    """As C has them: whole numbers are rounded towards zero, and wrap."""
+    if np.issubdtype(above.dtype, np.floating):
+        with np.errstate(divide="ignore", over="ignore"):
+            return above / below
+    exact = [
+        abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+        for a, b in zip(above.tolist(), below.tolist(), strict=True)
+    ]
+    modulus = 1 << (8 * above.itemsize)
+    return np.array([value % modulus for value in exact], f"u{above.itemsize}").view(above.dtype)
+
+
+def test_a_division_in_a_function_is_guarded_for_every_type_that_it_is_called_with(tmp_path: Path) -> None:
+    """The same function: right where the guard is not needed, and alive where it is."""
+    engine = with_functions(tmp_path, TYPES, [HALVED, DIVISION])
+    inputs: dict[str, Array] = {}
+    expected: dict[str, Array] = {}
+    for kind in TYPES:
+        if np.issubdtype(kind, np.floating):
+            above, below = (
+                np.array([0.1, -3.7, np.inf, -0.0, np.nan, 65000], kind),
+                np.array([-1, 0.3, -1, -1, -1, -0.0], kind),
+            )
+        else:
+            least, most = np.iinfo(kind).min, np.iinfo(kind).max
+            signs = [1, 1, 1] if least == 0 else [-1, -1, -1]
+            above = np.array([least, most, 100, 0, 1, 120], kind)
+            below = np.array([*signs, 7, 2, most], kind)
+        inputs |= {f"a_{kind.__name__}": above, f"b_{kind.__name__}": below}
+        with np.errstate(over="ignore"):
+            expected[kind.__name__] = quotients(quotients(above, below), below)
+    (signature,) = engine.signatures.values()
+    for name, right in expected.items():
+        (answer,) = engine.run(signature, inputs, (f"y_{name}",))
+        np.testing.assert_array_equal(answer, right, name)
+        assert [np.signbit(one) for one in answer if one == one] == [np.signbit(one) for one in right if one == one]
+
+
+def test_a_function_that_is_called_with_floats_alone_stays_as_it_is() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("DivideTwice", ["a", "b"], ["y"], domain="local")],
+        "floats",
+        [helper.make_tensor_value_info(name, F, ["n"]) for name in "ab"],
+        [helper.make_tensor_value_info("y", F, ["n"])],
+    )
+    model = helper.make_model(graph, functions=[HALVED, DIVISION])
+    assert not onnx_guards.put(ModelProto.FromString(model.SerializeToString()))
+    graph.input[0].type.tensor_type.elem_type = graph.input[1].type.tensor_type.elem_type = I64
+    model = helper.make_model(graph, functions=[HALVED, DIVISION])
+    assert onnx_guards.put(ModelProto.FromString(model.SerializeToString()))
+
+
 def test_an_stft_whose_frames_have_no_length_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("STFT", ["x", "step", "", "length"], ["y"])
     inputs: dict[str, tuple[int, list[Any] | None]] = {"x": (F, ["n", "t", 1]), "step": (I32, []), "length": (I32, [])}

@@ -23,7 +23,7 @@ from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server as Granian
 
 from bookserve.serving.server.settings.flags import Flags
-from bookserve.serving.server.transport import tls
+from bookserve.serving.server.transport import lingering, tls
 from bookserve.serving.server.transport.grpc_call import GrpcApplication, Handler, StreamHandler
 from bookserve.serving.server.transport.http_exchange import Handler as RestHandler
 from bookserve.serving.server.transport.http_exchange import RestApplication
@@ -40,6 +40,9 @@ _BUFFER_BYTES = 48 << 10
 _HEADER_MARGIN = 1 << 20
 # How much later than the application the library ends a call in which nothing comes: with a reset, without a status.
 _SILENCE_MARGIN_SECONDS = 1.0
+
+# How long a client may take to close its connection when it has been told to go elsewhere.
+_LINGER_SECONDS = 1.0
 
 # The library has no setting for its banner, which would stand in the server's log.
 h2corn_native.emit_banner = lambda config, tls: None
@@ -158,6 +161,7 @@ class _GrpcServer:
         drain_seconds: float,
     ) -> None:
         self._application = application
+        self._sockets = sockets
         self._identity = identity
         stall = limits.stalled_seconds
         policies = [_policy(path, 0.0, stall) for path in stream_paths]
@@ -196,8 +200,10 @@ class _GrpcServer:
             await self._server.wait_started()
 
     async def stop(self) -> None:
+        connections = lingering.kept(self._sockets)
         self._server.shutdown()
         await self._serving
+        await lingering.close(connections, _LINGER_SECONDS)
 
 
 def _policy(path: str, idle_seconds: float, stalled_seconds: float) -> h2corn.RequestPolicy:

@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT under load: everything that was sent is answered, then the ports are closed, and the exit is 0."""
 
 import random
+import select
 import signal
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from load import under_load
 from model_servers import Server, StartServer, answers, wait_until, write_scale_model
-from raw_http2 import DATA, END_HEADERS, HEADERS, RawClient, frame, request_headers
+from raw_http2 import DATA, END_HEADERS, GOAWAY, HEADERS, RawClient, frame, request_headers
 
 
 @pytest.fixture
@@ -73,6 +74,21 @@ def test_readiness_goes_first_while_requests_are_still_answered(start_server: St
     finally:
         stop.set()
         asking.join()
+    assert server.process.wait(60) == 0
+
+
+def test_what_crosses_the_goaway_does_not_break_the_connection(start_server: StartServer, flags: list[str]) -> None:
+    """A client that sends before it has read that it should go elsewhere would take its calls for failed ones."""
+    server = start_server(*flags)
+    head = request_headers(b"/tensorflow.serving.PredictionService/Predict")
+    with RawClient(server.grpc_port) as client:
+        client.settle()
+        server.process.send_signal(signal.SIGTERM)
+        client.read_until(lambda: client.frames[-1].kind == GOAWAY)
+        for stream in range(1, 21, 2):
+            select.select([], [], [client.socket], 0.02)  # time for a reset to come
+            client.send(frame(HEADERS, END_HEADERS, stream, head))
+        assert client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
     assert server.process.wait(60) == 0
 
 

@@ -313,7 +313,6 @@ def flags(tmp_path: Path) -> list[str]:
     return ["--model_name=scale", f"--model_base_path={tmp_path / 'models' / 'scale'}", "--workers=2"]
 
 
-@pytest.mark.slow  # fails once in a dozen: "Stop" in serving/README.md tells of the gap
 def test_a_stop_under_load_answers_everything_and_leaves_no_process(
     start_server: StartServer, flags: list[str]
 ) -> None:

@@ -54,7 +54,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "inputs": {name: example_inputs.to_rest(v) for name, v in one.items()},
     }
     (folder / EXAMPLE).write_text(json.dumps(body) + "\n", encoding="utf-8")
-    warmup.write(folder / warmup.LOCATION, contract.model, rows, contract.signature)
+    few = {name: array[: example_inputs.ROWS] for name, array in rows.items()} if converted.columns else rows
+    warmup.write(folder / warmup.LOCATION, contract.model, few, contract.signature)
     return {
         "format": converter.FORMAT,
         "contract": contracts.to_json(contract),
@@ -79,7 +80,7 @@ def _ask_source(converted: Converted, example: Path | None) -> tuple[Rows, dict[
         return rows, _run(converted.reference, rows, "the source")
     first: ExportError | None = None
     unusable = None
-    for rows in example_inputs.draw(contract, converted.tables):
+    for rows in example_inputs.draw(contract, converted.tables, converted.columns):
         try:
             answer = _run(converted.reference, rows, "the source")
         except ExportError as error:

@@ -41,6 +41,9 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         raise ExportError(f"the objective {objective} is not converted; {', '.join((*_CLASSES, *_VALUES))} are")
     width, columns = booster.num_features(), tuple(booster.feature_names or ())
     booster.feature_names = None  # the converter wants f0, f1, …
+    # Of columns of whole numbers and of indicators the dump that the converter reads has no or rounded splits.
+    kinds = booster.feature_types or []
+    booster.feature_types = ["c" if kind == "c" else "float" for kind in kinds] or None
     types = [(boosted_trees.INPUT, FloatTensorType([None, width]))]
     try:
         graph = convert_xgboost(booster, initial_types=types, target_opset=15)

@@ -24,8 +24,9 @@ import numpy.typing as npt
 from bookserve.clients.errors import PredictError
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.export import add, confined, engines, example_inputs
-from bookserve.export.converters import trial
+from bookserve.export.converters import choose, trial
 from bookserve.export.converters.source import ONNX
+from bookserve.export.converters.source import Wishes as Source
 from bookserve.export.errors import ExportError
 from bookserve.export.manifest import Manifest
 from bookserve.export.store import ModelStore
@@ -42,6 +43,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 # Wheel, and the files in it, by the end of their names; a folder's name is that of a SavedModel.
 WHEELS: Mapping[str, tuple[str, ...]] = {
+    "alt-profanity-check==1.9.1": ("data/model.joblib",),
     "arabic-name-romanizer==0.2.0": ("resources/encoder.onnx", "resources/decoder.onnx"),
     "atspm-detector==1.1.0": (
         "phase_lgbm_v5_s0.onnx",
@@ -79,6 +81,13 @@ WHEELS: Mapping[str, tuple[str, ...]] = {
         "ch_ppocr_mobile_v2.0_cls_mobile.onnx",
     ),
     "rapidocr-onnxruntime==1.4.4": ("ch_PP-OCRv4_det_infer.onnx", "ch_PP-OCRv4_rec_infer.onnx"),
+    "sportsdataverse==0.1.4": (
+        "cfb/models/ep_model.ubj",
+        "cfb/models/wp_spread.ubj",
+        "mlb/models/mlb_stuff_plus.ubj",
+        "nfl/models/nfl_playcall.ubj",
+        "nfl/models/qbr_model.ubj",
+    ),
     "silero-vad==6.2.3": ("data/silero_vad.onnx", "silero_vad_16k_op15.onnx"),
     "piper-tts==1.8.0": ("nakdimon.onnx", "tashkeel/model.onnx"),
     "pymicro-wakeword==2.5.0": ("okay_nabu.tflite", "alexa.tflite"),
@@ -87,6 +96,7 @@ WHEELS: Mapping[str, tuple[str, ...]] = {
         "current/Format-Serving/export/chicago-taxi/1646034756/",
         "keras/Format-Serving/",
     ),
+    "yasa==0.8.1": ("clf_eeg_lgb_0.5.0.joblib", "clf_eeg+eog+emg_lgb_0.5.0.joblib"),
 }
 # Licences that the wheel's own metadata do not name, from the licence file in it.
 _LICENCES = {"basic-pitch": "Apache-2.0"}
@@ -105,7 +115,13 @@ _EXAMPLES: Mapping[str, Arrays] = {
         "sr": np.array(16000, np.int64),
     },
 }
-_FORMATS = {".onnx": "ONNX", ".tflite": "LiteRT", "": "SavedModel"}
+_FORMATS = {
+    ".onnx": "ONNX",
+    ".tflite": "LiteRT",
+    ".joblib": "scikit-learn",
+    ".ubj": "XGBoost",
+    "": "SavedModel",
+}
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,14 @@ def try_all(folder: Path, scratch: Path) -> list[Tried]:
             example = scratch / f"{name}.npz"
             np.savez(example, **_EXAMPLES[tried.file])
         try:
-            published = add.add(store, name, source, add.Wishes(example=example), _LIMITS, lambda line: None)
+            published = add.add(
+                store,
+                name,
+                source,
+                add.Wishes(example=example, trust=source.suffix == ".joblib"),
+                _LIMITS,
+                lambda line: None,
+            )
         except ExportError as error:
             refused.append(Tried(**{**vars(tried), "refused": _plain(str(error), source)}))
             continue
@@ -168,7 +191,8 @@ def table(tried: list[Tried]) -> str:
         "Real models from wheels of PyPI, each taken in by `bookserve models add NAME FILE` (one with `--example`),",
         "served by the model server and asked over gRPC. `python tests/support/models_by_others.py` writes this page;",
         "a slow test does the same and fails where an answer differs by more than 1e-5 of an output's largest value",
-        "from what the engine alone (ONNX Runtime, LiteRT or TensorFlow) gives for the file as it was in the wheel.",
+        "from what the engine alone (ONNX Runtime, LiteRT or TensorFlow) or the model's own library (scikit-learn,",
+        "LightGBM, XGBoost) gives for the file as it was in the wheel.",
         "",
         "Rows: whether the server proved that requests may share a run (see [row-independence.md]"
         "(row-independence.md));",
@@ -259,7 +283,12 @@ def _alone(folder: Path, source: Path, signature: str) -> tuple[str, engines.Run
         return served, engines.saved_model(source, signature)
     if source.suffix == ".tflite":
         return "LiteRT", engines.tflite(source, signature)
-    return "ONNX Runtime", engines.onnx_graph(source)
+    if source.suffix == ".onnx":
+        return "ONNX Runtime", engines.onnx_graph(source)
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "assets.extra").mkdir()
+        wishes = Source("alone", trust=True)
+        return "ONNX Runtime", choose.converter(source).convert(source, Path(scratch), wishes).reference
 
 
 def _rows(folder: Path) -> str:

@@ -21,7 +21,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from bookserve.clients.grpc_client import GrpcClient
+from bookserve.clients.grpc_client import GrpcClient, channel_to
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.bridge import Bridge
 from bookserve.serving.gateway.config import GatewayConfig, Limits
@@ -43,6 +43,14 @@ def _http_url(context: click.Context, parameter: click.Parameter, value: str) ->
     return value.rstrip("/")
 
 
+def _target(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        channel_to(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
 @click.command()
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="The address to listen on.")
@@ -52,7 +60,12 @@ def _http_url(context: click.Context, parameter: click.Parameter, value: str) ->
     help="Names that requests may have as Host, with commas, beside loopback's and --bind; * for any.",
 )
 @click.option(
-    "--model-server", default="127.0.0.1:8500", show_default=True, metavar="HOST:PORT", help="The model server's gRPC."
+    "--model-server",
+    default="127.0.0.1:8500",
+    show_default=True,
+    metavar="HOST:PORT",
+    callback=_target,
+    help="The model server's gRPC. Several servers, with commas or behind one name, are asked in turns.",
 )
 @click.option(
     "--model-server-rest",

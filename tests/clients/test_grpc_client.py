@@ -1,4 +1,5 @@
 import asyncio
+import re
 import time
 
 import grpc
@@ -80,6 +81,12 @@ def test_nobody_there_is_unavailable_and_says_where() -> None:
         pytest.raises(errors.Unavailable, match=r"nothing answers .* 127\.0\.0\.1:1"),
     ):
         client.status("mnist")
+
+
+@pytest.mark.parametrize("wrong", ["localhost:8500", "127.0.0.2", "127.0.0.2:x", ""])
+def test_one_of_several_addresses_that_is_none_is_named(wrong) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{wrong!r} is not an IPv4 address with a port")):
+        GrpcClient(f"127.0.0.1:8500,{wrong}")
 
 
 def test_messages_beyond_grpcs_default_of_4_mib_pass(fake) -> None:

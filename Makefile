@@ -21,7 +21,7 @@ TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck bench bench-training screenshots wheel lock protos operations reference clean
+.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes bench bench-training screenshots wheel lock protos operations reference clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -68,6 +68,16 @@ typecheck: install
 	$(BIN)/mypy -p bookserve.training -p bookserve.export -p bookserve.serving -p bookserve.clients
 	$(BIN)/mypy tests/benchmarks/training.py
 	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks/serving.py
+
+# Not in .venv: these packages are large, and hold others back.
+check-kubernetes: ## schemas and policies of docker/kubernetes; needs kubectl or kustomize, and node with npm
+	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 22 or later"; exit 1; }
+	@command -v kustomize >/dev/null || command -v kubectl >/dev/null || { echo "install kustomize or kubectl first"; exit 1; }
+	@test -d .venv-kubernetes || $(PYTHON) -m venv .venv-kubernetes
+	.venv-kubernetes/bin/python -m pip install --quiet --disable-pip-version-check --requirement docker/kubernetes/check-requirements.txt
+	npm install --silent --no-audit --no-fund --prefix .venv-kubernetes @kubernetes-models/gateway-api@2.0.0
+	.venv-kubernetes/bin/python docker/kubernetes/check.py .venv-kubernetes/rendered
+	.venv-kubernetes/bin/checkov --directory .venv-kubernetes/rendered --config-file docker/kubernetes/checkov.yaml
 
 bench: install ## how fast the model server is; ARGS are its options, ARGS=--help lists them
 	$(BIN)/python tests/benchmarks/serving.py --models-dir=$(MODELS_DIR) $(ARGS)

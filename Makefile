@@ -10,6 +10,11 @@ GRPC_PORT  ?= 8500
 REST_PORT  ?= 8501
 GATEWAY_PORT ?= 8080
 ARGS       ?=
+# make up: PROFILE names profiles of docker/compose.yaml there, and TRAINING is the profile of the training.
+TRAINING   ?= default
+COMPOSE    ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+PROFILES   := cpu gpu tfserving train monitoring proxy
+ENGINE     := PROFILE=$(TRAINING) $(COMPOSE) -p bookserve -f docker/compose.yaml
 
 BIN  := .venv/bin
 DONE := .venv/.installed
@@ -21,7 +26,7 @@ TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-training screenshots wheel lock protos operations reference clean
+.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-training screenshots up down certificates sbom wheel lock protos operations reference clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -94,6 +99,19 @@ bench-training: install ## how fast the trainings are: beside plain Keras, by wo
 
 screenshots: install ## take the README's pictures of the pages of a running `make serve`
 	$(BIN)/python tests/support/take_screenshots.py http://127.0.0.1:$(GATEWAY_PORT)
+
+up: ## containers: PROFILE="cpu monitoring", or gpu, tfserving, train, proxy; TRAINING=smoke trains tiny models
+	$(if $(filter proxy,$(PROFILE)),@test -f certificates/server.pem || $(MAKE) --no-print-directory certificates)
+	$(ENGINE) $(addprefix --profile ,$(filter-out default,$(or $(filter-out default,$(PROFILE)),cpu))) up --detach
+
+down: ## stop the containers of all profiles; ARGS=--volumes removes the store, too
+	$(ENGINE) $(addprefix --profile ,$(PROFILES)) down $(ARGS)
+
+certificates: install ## a CA and certificates for development into certificates/, for TLS of the servers and the proxy
+	$(BIN)/python docker/certificates.py certificates
+
+sbom: ## what each image holds (CycloneDX) and the licence of each package, into dist/
+	sh docker/sbom.sh
 
 wheel: install ## build the wheel and the source distribution into dist/
 	rm -rf build dist

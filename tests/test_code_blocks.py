@@ -59,7 +59,21 @@ NOT_RUN = {
     ("training/README.md", "bookserve tune tox21 "): _HOURS,
 }
 # Programs of others, whose options are theirs.
-FOREIGN = {"cat", "cp", "curl", "df", "du", "kubectl", "mkdir", "mv", "openssl", "podman", "rm", "tar", "bookserve-probe"}
+FOREIGN = {
+    "cat",
+    "cp",
+    "curl",
+    "df",
+    "du",
+    "kubectl",
+    "mkdir",
+    "mv",
+    "openssl",
+    "podman",
+    "rm",
+    "tar",
+    "bookserve-probe",
+}
 
 
 @pytest.fixture(autouse=True)

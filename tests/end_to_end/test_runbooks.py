@@ -5,6 +5,7 @@ asked for and removed.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 from bookserve.export.store import ModelStore
 from documents import blocks
 from load import REST_BODY
-from model_servers import answers, free_port, wait_until, write_scale_model
+from model_servers import Server, answers, free_port, server_starter, wait_until, write_scale_model
 
 pytestmark = pytest.mark.slow
 
@@ -143,3 +144,26 @@ def test_a_store_that_is_copied_under_load_is_whole(folder: Path, serving: dict[
             thread.join()
     assert asked[0] > 100
     assert failed == []
+
+
+def test_a_server_warns_of_a_copied_store_and_then_reads_the_copy(folder: Path) -> None:
+    shutil.copytree(folder / "models", folder / "moved")
+    for version in (1, 2):
+        shutil.rmtree(folder / "models" / "score" / str(version))
+    shutil.copytree(folder / "moved" / "score" / "1", folder / "models" / "score" / "1")
+    warning = f"has score in {folder / 'models' / 'score'}, not beside it"
+    with server_starter(folder) as start:
+        old = start(f"--model_config_file={folder / 'moved' / 'models.config'}")
+        assert warning in old.log.read_text()
+        run(folder, "bookserve models config --models-dir moved", {})
+        new = start(f"--model_config_file={folder / 'moved' / 'models.config'}")
+        assert "not beside it" not in new.log.read_text()
+        assert served(old) == ["1"]
+        assert served(new) == ["2"]
+
+
+def served(server: Server) -> list[str]:
+    """The versions of `score` that are available."""
+    with urllib.request.urlopen(f"{server.url}/v1/models/score", timeout=10) as response:
+        states = json.load(response)["model_version_status"]
+    return [state["version"] for state in states if state["state"] == "AVAILABLE"]

@@ -95,7 +95,7 @@ def envoy(folder: Path, servers: Sequence[Server], gateway_port: int = 1) -> Ite
     (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
     with (folder / "envoy.log").open("w") as log:
         process = subprocess.Popen(
-            [ENVOY, "--config-path", folder / "envoy.yaml", "--concurrency", "1", "--use-dynamic-base-id"],
+            [ENVOY, "--config-path", folder / "envoy.yaml", "--concurrency", "1", "--disable-hot-restart"],
             stdout=log,
             stderr=subprocess.STDOUT,
         )

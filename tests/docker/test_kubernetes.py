@@ -6,18 +6,22 @@ import json
 import re
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import yaml
+from tritonclient.grpc import InferenceServerClient, InferInput
 
 from bookserve.serving.gateway.main import main as gateway
 from bookserve.serving.server.observability.metric_families import FAMILIES
 from bookserve.serving.server.settings.flags import parse
+from model_servers import answers, server_starter, write_scale_model
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "docker" / "kubernetes"
@@ -181,6 +185,49 @@ def test_the_canary_is_the_stable_deployment_under_another_name() -> None:
         text = text.replace('"name": "bookserve-model-server-canary"', '"name": "bookserve-model-server"')
         text = text.replace('"image": "bookserve-model-server-canary"', '"image": "bookserve-model-server"')
         assert json.loads(text) == stable
+
+
+@pytest.mark.parametrize("runtime", ["bookserve", "bookserve-grpc", "bookserve-store"])
+def test_a_serving_runtime_of_kserve_answers_the_protocols_that_it_declares(runtime: str, tmp_path: Path) -> None:
+    """Run as KServe runs it: the storage is mounted where it mounts it, and the name is the InferenceService's."""
+    spec = of("overlays/kserve", "ServingRuntime")[runtime]["spec"]
+    services = [
+        document["spec"]["predictor"]["model"]
+        for document in of("overlays/kserve", "InferenceService").values()
+        if document["spec"]["predictor"]["model"]["runtime"] == runtime
+    ]
+    assert services
+    assert {service["protocolVersion"] for service in services} <= set(spec["protocolVersions"])
+    formats = {supported["name"] for supported in spec["supportedModelFormats"]}
+    assert {service["modelFormat"]["name"] for service in services} <= formats
+    (container,) = spec["containers"]
+    mounted = tmp_path / "mnist" if "--model_base_path=/mnt/models" in container["args"] else tmp_path
+    write_scale_model(tmp_path / "mnist", 1, 2.0)
+    arguments = [
+        argument.replace("{{.Name}}", "mnist").replace("/mnt/models", str(mounted)) for argument in container["args"]
+    ]
+    with server_starter(tmp_path) as start:
+        ours = [argument for argument in arguments if not argument.startswith(("--port=", "--rest_api_port="))]
+        server = start(*ours)
+        x = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
+        if {"v1", "v2"} <= set(spec["protocolVersions"]):
+            v1 = asked(f"{server.url}/v1/models/mnist:predict", {"instances": [[1, 2, 3]]})
+            assert v1["predictions"] == [[2, 4, 6]]
+            v2 = asked(f"{server.url}/v2/models/mnist/infer", {"inputs": [x]})
+            assert v2["outputs"][0]["data"] == [2, 4, 6]
+        else:
+            with InferenceServerClient(server.target) as client:
+                tensor = InferInput("x", [1, 3], "FP32")
+                tensor.set_data_from_numpy(np.float32([[1, 2, 3]]))
+                assert client.infer("mnist", [tensor]).as_numpy("y").tolist() == [[2, 4, 6]]
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert answers(f"{server.url}{container[probe]['httpGet']['path']}")
+
+
+def asked(url: str, body: Document) -> Document:
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=20) as response:
+        answer: Document = json.load(response)
+    return answer
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +24,9 @@ import pytest
 
 from bookserve.serving.wire import tensors
 from bookserve.serving.wire.tensorflow_serving_pb2 import PredictRequest, PredictResponse
+from gateway_pages import gateway
 from load import REST_BODY, REST_PATH, predict_request
-from model_servers import Server, StartServer, answers, runs, server_starter, wait_until, write_scale_model
+from model_servers import Server, StartServer, answers, free_port, runs, server_starter, wait_until, write_scale_model
 from proxy import ENVOY, Proxy, envoy, write_certificate
 
 pytestmark = [
@@ -274,6 +276,65 @@ def test_tls_grpc_web_and_a_new_certificate(start: StartServer, tmp_path: Path) 
         connection.request("POST", REST_PATH, REST_BODY)  # the old connection goes on
         assert connection.getresponse().read()
         connection.close()
+
+
+def test_two_gateways_are_restarted_under_load(start: StartServer, tmp_path: Path) -> None:
+    """Two gateways and two model servers on one store, asked as a browser asks them: over TLS, through the proxy."""
+    servers = [start() for _ in range(2)]
+    write_scale_model(tmp_path / "models" / "scale", 1, 1.0)  # where `gateway` expects the store
+    both = ",".join(server.target for server in servers)
+    ports = [free_port(), free_port()]
+    with ExitStack() as stack:
+        folders = [tmp_path / "one", tmp_path / "two", tmp_path / "proxy"]
+        for folder in folders:
+            folder.mkdir()
+            (folder / "models").symlink_to(tmp_path / "models")
+        options = ("--allowed-hosts=gateway,localhost", "--log-level=error")
+
+        def start_gateway(place: int) -> ExitStack:
+            own = stack.enter_context(ExitStack())
+            own.enter_context(gateway(both, folders[place], *options, port=ports[place]))
+            return own
+
+        running = [start_gateway(0), start_gateway(1)]
+        proxy = stack.enter_context(envoy(folders[2], servers, ports))
+        wait_until(partial(has_healthy, proxy, "gateway", 2), "both gateways are ready")
+        context = ssl.create_default_context(cadata=proxy.authority.certificate.decode())
+        failed: list[str] = []
+        answered = [0]
+        stop = threading.Event()
+
+        def ask() -> None:
+            connection = http.client.HTTPSConnection("localhost", proxy.https_port, context=context, timeout=20)
+            while not stop.is_set():
+                connection.request("POST", "/api/v1/scale", REST_BODY, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                body = response.read()
+                if response.status != 200:
+                    failed.append(f"{response.status} {body[:200]!r}")
+                answered[0] += 1
+            connection.close()
+
+        with ThreadPoolExecutor(3) as pool:
+            asking = [pool.submit(ask) for _ in range(3)]
+            try:
+                for place in range(2):
+                    before = answered[0]
+                    wait_until(partial(more, answered, before + 50), "answers")
+                    running[place].close()  # SIGTERM; it must end with 0
+                    wait_until(partial(more, answered, answered[0] + 50), "answers of the other gateway")
+                    start_gateway(place)
+                    wait_until(partial(has_healthy, proxy, "gateway", 2), "it is asked again")
+            finally:
+                stop.set()
+            for asked in asking:
+                asked.result()
+    print(f"\nrolling restart of 2 gateways: {answered[0]} over TLS, {len(failed)} failed")  # noqa: T201
+    assert failed == []
+
+
+def more(counter: list[int], than: int) -> bool:
+    return counter[0] > than
 
 
 def request_of(model: str) -> bytes:

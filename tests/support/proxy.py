@@ -62,7 +62,7 @@ class Proxy:
 
 
 def configuration(
-    servers: Sequence[Server], gateway_port: int, ports: dict[str, int], admin_port: int, folder: Path
+    servers: Sequence[Server], gateway_ports: Sequence[int], ports: dict[str, int], admin_port: int, folder: Path
 ) -> dict[str, Any]:
     """The project's configuration with other addresses."""
     text = (PROXY / "envoy.yaml").read_text().replace("/etc/envoy/", f"{folder}/")
@@ -73,7 +73,7 @@ def configuration(
     targets = {
         "model-server-grpc": [server.grpc_port for server in servers],
         "model-server-rest": [server.rest_port for server in servers],
-        "gateway": [gateway_port],
+        "gateway": gateway_ports,
     }
     for cluster in config["static_resources"]["clusters"]:
         cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
@@ -84,14 +84,14 @@ def configuration(
 
 
 @contextmanager
-def envoy(folder: Path, servers: Sequence[Server], gateway_port: int = 1) -> Iterator[Proxy]:
+def envoy(folder: Path, servers: Sequence[Server], gateway_ports: Sequence[int] = (1,)) -> Iterator[Proxy]:
     """Envoy in front of the servers, until the block ends; it has found all that are ready before."""
     ports = {name: free_port() for name in ("grpc", "rest", "https")}
     proxy = Proxy(ports["grpc"], ports["rest"], ports["https"], free_port(), Authority(), folder)
     write_certificate(proxy)
     secrets = (PROXY / "certificate.yaml").read_text().replace("/certificates", str(folder / "certificates"))
     (folder / "certificate.yaml").write_text(secrets)
-    config = configuration(servers, gateway_port, ports, proxy.admin_port, folder)
+    config = configuration(servers, gateway_ports, ports, proxy.admin_port, folder)
     (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
     with (folder / "envoy.log").open("w") as log:
         process = subprocess.Popen(

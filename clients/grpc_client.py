@@ -2,9 +2,12 @@
 
 Calls go by their raw method paths with the messages of `serving.wire`, so neither TensorFlow nor generated stubs are
 needed. Every call has a deadline. Both clients may be shared by threads (tasks) and are meant to be kept: a channel
-carries any number of calls and reconnects by itself.
+carries any number of calls and reconnects by itself. Where a target has several addresses, the calls go to all of them
+in turns; what was refused with UNAVAILABLE is sent again, up to three times within the deadline.
 """
 
+import ipaddress
+import json
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -35,7 +38,33 @@ _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 
+# A target that stands for several addresses, such as the name of a headless Service, gets the calls in turns. What
+# fails with UNAVAILABLE is sent again, as Predict changes nothing; not RESOURCE_EXHAUSTED, for a full server.
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [
+                {"service": "tensorflow.serving.PredictionService"},
+                {"service": "tensorflow.serving.ModelService", "method": "GetModelStatus"},
+            ],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    # While most calls fail, they are not sent again.
+    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+}
+
 CHANNEL_OPTIONS = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # A DNS server's TXT record may not say otherwise.
+    ("grpc.service_config_disable_resolution", 1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # gRPC's own ceiling is two minutes, far too long to notice that a model server is back.
@@ -47,11 +76,39 @@ CHANNEL_OPTIONS = (
 )
 
 
+def channel_to(target: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    """What a channel is opened with for "HOST:PORT", or for several IPv4 addresses with commas: its URI and options.
+
+    ValueError when one of several is not an IPv4 address with a port.
+    """
+    addresses = [address.strip() for address in target.split(",")]
+    if len(addresses) == 1:
+        return target, CHANNEL_OPTIONS
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not (_is_ipv4(host) and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError(
+                f"{address!r} is not an IPv4 address with a port, as in 10.0.0.1:8500: several model servers are "
+                "given by address, or by one name that stands for all of them"
+            )
+    # gRPC would send the whole list as :authority, which is no host.
+    return f"ipv4:{','.join(addresses)}", (*CHANNEL_OPTIONS, ("grpc.default_authority", addresses[0]))
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True
+
+
 class GrpcClient:
     """The blocking client.
 
-    Takes a target such as "127.0.0.1:8500" (with `credentials` for TLS), or a `channel` of the caller's, which then
-    stays the caller's to close. Use it as a context manager, or call `close`.
+    Takes a target such as "127.0.0.1:8500" (with `credentials` for TLS), several addresses with commas, or a `channel`
+    of the caller's, which then stays the caller's to close. Use it as a context manager, or call `close`. ValueError
+    when one of several is not an IPv4 address with a port.
 
     Every method raises a `PredictError`: NotFound for an unknown model or version, InvalidArgument for wrong tensors or
     an unknown label, DeadlineExceeded after `timeout` seconds, Unavailable when nobody answers, BadAnswer for an answer
@@ -67,12 +124,13 @@ class GrpcClient:
     ) -> None:
         self.target = target
         self._owned = channel is None
+        uri, options = channel_to(target)
         if channel is not None:
             self._channel = channel
         elif credentials is not None:
-            self._channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+            self._channel = grpc.secure_channel(uri, credentials, options=options)
         else:
-            self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+            self._channel = grpc.insecure_channel(uri, options=options)
         self._predict, self._metadata, self._status = _methods(self._channel)
 
     def predict(
@@ -139,12 +197,13 @@ class AsyncGrpcClient:
     ) -> None:
         self.target = target
         self._owned = channel is None
+        uri, options = channel_to(target)
         if channel is not None:
             self._channel = channel
         elif credentials is not None:
-            self._channel = grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+            self._channel = grpc.aio.secure_channel(uri, credentials, options=options)
         else:
-            self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(uri, options=options)
         self._predict, self._metadata, self._status = _methods(self._channel)
 
     async def predict(

@@ -22,6 +22,7 @@ RUN_BY = {
     ("clients/examples/README.md", "python"): "tests/clients/test_examples.py",
     ("docs/open-inference.md", "sh"): "tests/end_to_end/test_documented_servers.py",
     ("docs/open-inference.md", "python"): "tests/end_to_end/test_documented_servers.py",
+    ("docs/runbooks.md", "sh"): "tests/end_to_end/test_runbooks.py",
     ("serving/README.md", "sh"): "tests/end_to_end/test_documented_servers.py",
     ("serving/README.md", "bash"): "tests/end_to_end/test_documented_servers.py",
     ("serving/README.md", "python"): "tests/end_to_end/test_documented_servers.py",
@@ -39,13 +40,13 @@ NOT_RUN = {
     ("README.md", "bookserve train cifar10 --data-dir"): "tests/end_to_end/test_own_data.py runs its lines",
     ("ARCHITECTURE.md", "flowchart TD"): "a drawing",
     ("CONTRIBUTING.md", "make install "): "runs all tests",
-    ("docker/README.md", "docker compose -p bookserve -f docker/compose.yaml --profile cpu build"): _CONTAINERS,
+    ("docker/README.md", "make up TRAINING=smoke"): _CONTAINERS,
     ("docker/README.md", "docker run --rm -p "): _CONTAINERS,
     ("docker/README.md", "podman system service"): _CONTAINERS,
     ("docker/README.md", "docker compose -p bookserve -f docker/compose.yaml --profile gpu build"): "needs a GPU",
     ("docker/README.md", "docker run -d --name bookserve-train"): "needs two hosts",
     ("docker/README.md", "docker run --rm -v bookserve-runs:/runs"): "needs the run of two hosts",
-    ("docker/README.md", "env:"): "a part of a Kubernetes manifest",
+    ("docker/README.md", "kubectl apply -k "): "needs a cluster: tests/docker/test_kubernetes.py renders the overlays",
     ("docker/README.md", "docker compose -p bookserve -f docker/compose.yaml --profile tfserving up"): _CONTAINERS,
     (
         "serving/README.md",
@@ -58,7 +59,21 @@ NOT_RUN = {
     ("training/README.md", "bookserve tune tox21 "): _HOURS,
 }
 # Programs of others, whose options are theirs.
-FOREIGN = {"cat", "cp", "curl", "mkdir", "openssl", "podman", "bookserve-probe"}
+FOREIGN = {
+    "cat",
+    "cp",
+    "curl",
+    "df",
+    "du",
+    "kubectl",
+    "mkdir",
+    "mv",
+    "openssl",
+    "podman",
+    "rm",
+    "tar",
+    "bookserve-probe",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -21,18 +21,20 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from bookserve.clients.grpc_client import GrpcClient
+from bookserve.clients.grpc_client import GrpcClient, channel_to
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.bridge import Bridge
 from bookserve.serving.gateway.config import GatewayConfig, Limits
 from bookserve.serving.gateway.metrics import Metrics
 from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.server_metrics import ServerMetrics
+from bookserve.serving.gateway.server_tls import ServerTls
 from bookserve.serving.wire import hosts
 
 _BACKLOG = 1024
 _HEADER_MILLISECONDS = 10_000
 _POLL_SECONDS = 0.01
+_PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _log = structlog.get_logger()
 
@@ -41,6 +43,14 @@ def _http_url(context: click.Context, parameter: click.Parameter, value: str) ->
     if value and not value.startswith(("http://", "https://")):
         raise click.BadParameter("give a URL such as http://127.0.0.1:8501")
     return value.rstrip("/")
+
+
+def _target(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        channel_to(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
 
 
 @click.command()
@@ -52,7 +62,12 @@ def _http_url(context: click.Context, parameter: click.Parameter, value: str) ->
     help="Names that requests may have as Host, with commas, beside loopback's and --bind; * for any.",
 )
 @click.option(
-    "--model-server", default="127.0.0.1:8500", show_default=True, metavar="HOST:PORT", help="The model server's gRPC."
+    "--model-server",
+    default="127.0.0.1:8500",
+    show_default=True,
+    metavar="HOST:PORT",
+    callback=_target,
+    help="The model server's gRPC. Several servers, with commas or behind one name, are asked in turns.",
 )
 @click.option(
     "--model-server-rest",
@@ -61,6 +76,9 @@ def _http_url(context: click.Context, parameter: click.Parameter, value: str) ->
     callback=_http_url,
     help="The model server's REST, such as http://127.0.0.1:8501: the page shows it, and its last minutes' metrics.",
 )
+@click.option("--model-server-ca", type=_PEM, help="PEM file of the model server's authority: speak TLS with it.")
+@click.option("--model-server-cert", type=_PEM, help="PEM file of the gateway's certificate, for servers that ask.")
+@click.option("--model-server-key", type=_PEM, help="PEM file of its key.")
 @click.option("--model-seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 600))
 @click.option(
     "--models-dir",
@@ -110,6 +128,9 @@ def main(
     allowed_hosts: str,
     model_server: str,
     model_server_rest: str,
+    model_server_ca: Path | None,
+    model_server_cert: Path | None,
+    model_server_key: Path | None,
     model_seconds: float,
     models_dir: Path | None,
     max_body_bytes: int,
@@ -128,6 +149,11 @@ def main(
 ) -> None:
     """Serve the domain API and the web page, in front of a model server."""
     _configure_log(log_level)
+    tls = ServerTls(model_server_ca, model_server_cert, model_server_key)
+    try:
+        tls.check()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     limits = Limits(
         body_bytes=max_body_bytes,
         body_seconds=body_seconds,
@@ -144,8 +170,13 @@ def main(
     config = GatewayConfig(
         model_server, model_server_rest, model_seconds, models_dir, bind, tuple(hosts.listed(allowed_hosts)), limits
     )
-    with reserve(bind, port) as reserved, GrpcClient(model_server) as backend, closing(MoleculePool()) as molecule_pool:
-        asyncio.run(_serve(config, backend, molecule_pool, reserved.getsockname()[1], drain_seconds))
+    server_metrics = ServerMetrics(model_server_rest, context=tls.context()) if model_server_rest else None
+    with (
+        reserve(bind, port) as reserved,
+        GrpcClient(model_server, credentials=tls.credentials()) as backend,
+        closing(MoleculePool()) as molecule_pool,
+    ):
+        asyncio.run(_serve(config, backend, molecule_pool, server_metrics, reserved.getsockname()[1], drain_seconds))
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -193,12 +224,16 @@ def reserve(bind: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    config: GatewayConfig, backend: GrpcClient, molecule_pool: MoleculePool, port: int, drain_seconds: float
+    config: GatewayConfig,
+    backend: GrpcClient,
+    molecule_pool: MoleculePool,
+    server_metrics: ServerMetrics | None,
+    port: int,
+    drain_seconds: float,
 ) -> None:
     bind = config.bind
     metrics = Metrics()
     draining = threading.Event()
-    server_metrics = ServerMetrics(config.model_server_rest) if config.model_server_rest else None
     if server_metrics is not None:
         server_metrics.start()
     app = create_app(config, backend, molecule_pool, metrics, draining.is_set, server_metrics)

@@ -4,6 +4,7 @@ A thread reads the metrics page of the model server's REST port every few second
 minutes; a figure is the difference between the newest counts and the oldest.
 """
 
+import ssl
 import threading
 import time
 import urllib.error
@@ -37,10 +38,13 @@ class _Counts:
 class ServerMetrics:
     """The last minutes of the model server whose REST answers at `address`, such as "http://127.0.0.1:8501".
 
-    `start` begins to read; until then, and where nothing can be read, `recent` says why. `clock` is in seconds.
+    `start` begins to read; until then, and where nothing can be read, `recent` says why. `clock` is in seconds;
+    `context` is for https://.
     """
 
-    def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, address: str, clock: Callable[[], float] = time.monotonic, context: ssl.SSLContext | None = None
+    ) -> None:
         self._url = address.rstrip("/") + PATH
         self._address = address
         self._clock = clock
@@ -49,7 +53,9 @@ class ServerMetrics:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         # A proxy of the environment would get requests meant for loopback.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
 
     def start(self) -> None:
         """Reads from now on, every few seconds, on a thread that ends with the process or `stop`."""

@@ -31,7 +31,7 @@ from bookserve.serving.server.models.config import RequestLogSetting
 from bookserve.serving.server.models.loader import InProcessLoader, LoadOptions
 from bookserve.serving.server.models.trial import Trials
 from bookserve.serving.server.observability import metrics
-from bookserve.serving.server.observability.metric_families import CONNECTIONS, REFUSED
+from bookserve.serving.server.observability.metric_families import CONNECTIONS, REFUSED, RESIDENT_BYTES
 from bookserve.serving.server.observability.metrics import Metrics, Snapshot
 from bookserve.serving.server.observability.observer import Observer
 from bookserve.serving.server.settings import memory, text_protos
@@ -146,6 +146,8 @@ class Process:
         for api in Api:
             series.append((CONNECTIONS, (str(self._worker), api.value), connections[api]))
             series += [(REFUSED, (api.value, reason), count) for reason, count in self.ports.refused[api].items()]
+        if held := memory.resident_bytes():
+            series.append((RESIDENT_BYTES, (str(self._worker),), held))
         return self._metrics.snapshot(series)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:

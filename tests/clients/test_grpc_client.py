@@ -1,5 +1,7 @@
 import asyncio
+import re
 import time
+from concurrent import futures
 
 import grpc
 import numpy as np
@@ -82,6 +84,12 @@ def test_nobody_there_is_unavailable_and_says_where() -> None:
         client.status("mnist")
 
 
+@pytest.mark.parametrize("wrong", ["localhost:8500", "127.0.0.2", "127.0.0.2:x", ""])
+def test_one_of_several_addresses_that_is_none_is_named(wrong) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{wrong!r} is not an IPv4 address with a port")):
+        GrpcClient(f"127.0.0.1:8500,{wrong}")
+
+
 def test_messages_beyond_grpcs_default_of_4_mib_pass(fake) -> None:
     images = np.zeros((8000, 28, 28), np.uint8)  # 6 MiB
     with GrpcClient(fake.target) as client:
@@ -134,3 +142,33 @@ def test_asyncio_client_answers_the_same(fake) -> None:
     with GrpcClient(fake.target) as client:
         assert client.metadata("mnist") == metadata
         assert client.status("mnist") == status
+
+
+@pytest.mark.parametrize(
+    ("code", "calls", "error"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, 4, errors.Unavailable),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, 1, errors.ResourceExhausted),
+        (grpc.StatusCode.INVALID_ARGUMENT, 1, errors.InvalidArgument),
+    ],
+)
+def test_only_what_is_unavailable_is_sent_again(code, calls, error) -> None:
+    asked = []
+
+    def refuse(request, context):
+        asked.append(request)
+        context.abort(code, "not now")
+
+    methods = {"Predict": grpc.unary_unary_rpc_method_handler(refuse)}
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", methods)]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with GrpcClient(f"127.0.0.1:{port}") as client, pytest.raises(error):
+            client.predict("mnist", {"images": IMAGES})
+    finally:
+        server.stop(None).wait()
+    assert len(asked) == calls

@@ -89,7 +89,7 @@ class Engine:
             "REST_PORT": str(self.rest_port),
             "GATEWAY_PORT": str(self.gateway_port),
         }
-        for unset in ("DATA_DIR", "MODEL_SERVER"):
+        for unset in ("DATA_DIR", "MODEL_SERVER", "MODEL_SERVER_REST"):
             self._environment.pop(unset, None)
 
     @property

@@ -158,6 +158,12 @@ CONNECTIONS = Family(
     "Open connections of a process (0 without `--workers`), on Linux.",
     ("worker", "api"),
 )
+RESIDENT_BYTES = Family(
+    "/bookserve/resident_bytes",
+    "gauge",
+    "Memory of a process (0 without `--workers`), on Linux.",
+    ("worker",),
+)
 REFUSED = Family(
     "/bookserve/refused_count",
     "counter",
@@ -195,5 +201,6 @@ FAMILIES = (
     *(WARMUP_RECORDS, REQUEST_LOG_COUNT, QUEUING_LATENCY, RUN_COUNT, INPUT_BATCH_SIZE, PROCESSED_BATCH_SIZE),
     *(PADDING_SIZE, LOAD_ATTEMPTS, LOAD_LATENCY, GRAPH_RUNS, GRAPH_RUN_MICROS, GRAPH_RUN_TIMES, SESSION_RUNS),
     *(MLMD_MAP, SIGNATURE_COUNT, RESPONSE_BYTES, QUEUE_LENGTH, IN_FLIGHT, VERSION_STATE, CONNECTIONS, REFUSED),
+    RESIDENT_BYTES,
     *(INFERENCE_COUNT, INFERENCE_MICROS, INFERENCE_ROWS, INFERENCE_RUNS, LAST_INFERENCE),
 )

@@ -57,6 +57,15 @@ def limit(max_bytes: int) -> int:
     return wanted
 
 
+def resident_bytes() -> int:
+    """Memory that this process has of the machine, 0 on other systems than Linux."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 class Keeper(Protocol):
     """What keeps memory for later, such as the session of an engine."""
 

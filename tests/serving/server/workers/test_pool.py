@@ -187,6 +187,7 @@ def test_connections_are_spread_over_both_protocols(server: Server, folder: Path
         # Not just half of them: of those that were closed a moment ago some may still be counted.
         assert series(page, ":bookserve:connections", worker=worker, api="rest") >= 2
         assert series(page, ":bookserve:connections", worker=worker, api="grpc") >= 2
+        assert 20e6 < series(page, ":bookserve:resident_bytes", worker=worker) < 2e9
 
 
 def test_every_process_shows_the_counts_of_all(server: Server) -> None:

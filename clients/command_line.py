@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("bookserve.serving.serve:main", "serving", "Model server and gateway together, on loopback."),
     "doctor": ("bookserve.clients.doctor:main", "clients", "Say what this machine has, and what is broken."),
     "predict": ("bookserve.clients.predict:main", "clients", "Ask for one prediction."),
+    "load": ("bookserve.clients.load:main", "clients", "Measure how fast a model server answers."),
 }
 
 

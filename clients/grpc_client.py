@@ -31,7 +31,7 @@ from bookserve.serving.wire.tensorflow_serving_pb2 import (
 DEFAULT_TARGET = "127.0.0.1:8500"
 DEFAULT_TIMEOUT = 10.0  # seconds
 
-_PREDICT = "/tensorflow.serving.PredictionService/Predict"
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 
@@ -89,7 +89,7 @@ class GrpcClient:
 
         `timeout` is in seconds. ValueError when both `version` and `label` are given.
         """
-        request = _predict_request(model, inputs, version, label, signature)
+        request = predict_request(model, inputs, version, label, signature)
         return _prediction(model, self._call(self._predict, request, timeout))
 
     def metadata(
@@ -158,7 +158,7 @@ class AsyncGrpcClient:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Prediction:
         """As `GrpcClient.predict`."""
-        request = _predict_request(model, inputs, version, label, signature)
+        request = predict_request(model, inputs, version, label, signature)
         return _prediction(model, await self._call(self._predict, request, timeout))
 
     async def metadata(
@@ -196,7 +196,7 @@ class AsyncGrpcClient:
 def _methods(channel: Any) -> tuple[Any, Any, Any]:
     """Predict, GetModelMetadata and GetModelStatus as callables of a blocking or an asyncio channel."""
     return (
-        channel.unary_unary(_PREDICT, PredictRequest.SerializeToString, PredictResponse.FromString),
+        channel.unary_unary(PREDICT, PredictRequest.SerializeToString, PredictResponse.FromString),
         channel.unary_unary(_METADATA, GetModelMetadataRequest.SerializeToString, GetModelMetadataResponse.FromString),
         channel.unary_unary(_STATUS, GetModelStatusRequest.SerializeToString, GetModelStatusResponse.FromString),
     )
@@ -213,9 +213,10 @@ def _model_spec(model: str, version: int | None, label: str | None) -> ModelSpec
     return spec
 
 
-def _predict_request(
+def predict_request(
     model: str, inputs: Mapping[str, Array], version: int | None, label: str | None, signature: str | None
 ) -> PredictRequest:
+    """The message of a Predict call. ValueError when both `version` and `label` are given."""
     request = PredictRequest(model_spec=_model_spec(model, version, label))
     if signature is not None:
         request.model_spec.signature_name = signature

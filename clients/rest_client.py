@@ -65,11 +65,10 @@ class RestClient:
         if name not in metadata.signatures:
             known = ", ".join(sorted(metadata.signatures))
             raise errors.InvalidArgument(f"model {model!r} has no signature {name!r}; it has: {known}")
-        body = {"signature_name": name, "inputs": {key: _to_json(array) for key, array in inputs.items()}}
         answer = self._server.exchange(
             "POST",
-            f"{_path(model, metadata.version, None)}:predict",
-            json.dumps(body).encode(),
+            predict_path(model, metadata.version, None),
+            predict_body(inputs, name),
             content_type="application/json",
             timeout=timeout,
         )
@@ -111,6 +110,17 @@ class RestClient:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise errors.BadAnswer(f"{self._server.url} answered a status that is not TensorFlow Serving's") from error
         return sorted(statuses, key=lambda status: status.version, reverse=True)
+
+
+def predict_path(model: str, version: int | None, label: str | None) -> str:
+    """The address of a model's predictions. ValueError when both `version` and `label` are given."""
+    return f"{_path(model, version, label)}:predict"
+
+
+def predict_body(inputs: Mapping[str, Array], signature: str) -> bytes:
+    """The JSON body of a prediction; arrays of the signature's shapes and dtypes."""
+    values = {name: _to_json(array) for name, array in inputs.items()}
+    return json.dumps({"signature_name": signature, "inputs": values}).encode()
 
 
 def _path(model: str, version: int | None, label: str | None) -> str:

@@ -34,6 +34,7 @@ _ADDED = "tests/export/test_add.py adds a model and runs the lines that the comm
 NOT_RUN = {
     ("README.md", "pip install '.[serving,convert]'"): _ADDED,
     ("README.md", "bookserve model-server --model_root=$PWD/models"): _ADDED,
+    ("README.md", "bookserve load score"): "tests/clients/test_load.py runs it on a model of its own",
     ("README.md", "bookserve models quantize score"): "tests/export/quantization/test_quantize.py runs both",
     ("README.md", "bookserve evaluate score"): "tests/clients/test_evaluate.py runs it on a model of its own",
     ("README.md", "bookserve train cifar10 --data-dir"): "tests/end_to_end/test_own_data.py runs its lines",

@@ -11,6 +11,7 @@ import numpy as np
 
 from bookserve.clients import ask_server, grpc_client, load_run, rest_client
 from bookserve.clients.ask_server import Asked, Choice
+from bookserve.clients.completion import model_names
 from bookserve.clients.errors import FailedPrecondition, InvalidArgument, PredictError
 from bookserve.clients.grpc_client import GrpcClient, predict_request
 from bookserve.clients.http_exchange import Server
@@ -29,7 +30,7 @@ _MESSAGE = 300  # characters of an error
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=model_names)
 @click.option(
     "--grpc",
     "grpc_target",

@@ -11,6 +11,7 @@ import click
 
 from bookserve.clients import ask_gateway, ask_server, gateway_client, grpc_client, rest_client
 from bookserve.clients.ask_server import Choice
+from bookserve.clients.completion import model_names
 from bookserve.clients.errors import PredictError, Unavailable
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.clients.grpc_client import GrpcClient
@@ -33,7 +34,7 @@ _INPUT_ERRORS = (
 
 # An INPUT such as -0.2,0.8 is no option.
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("name")
+@click.argument("name", shell_complete=model_names)
 @click.argument("source", metavar="INPUT")
 @click.option("--gateway", metavar="URL", help=f"Ask this gateway.  [default: {gateway_client.DEFAULT_URL}]")
 @click.option(

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from bookserve.clients import ask_server, grpc_client, load_run, rest_client
+from bookserve.clients import ask_server, grpc_client, load_run, predict_inputs, rest_client
 from bookserve.clients.ask_server import Asked, Choice
 from bookserve.clients.completion import model_names
 from bookserve.clients.errors import FailedPrecondition, InvalidArgument, PredictError
@@ -179,7 +179,7 @@ def _request(
     """
     asked = ask_server.find(client, name, choice)
     if source is not None:
-        given = _sized(ask_server.rows(source, asked.contract), rows)
+        given = _sized(predict_inputs.tensors(source, asked.contract), rows)
         _try(client, asked, given)
         return asked, given, source
     example = _example(asked, choice.models_dir)

@@ -74,10 +74,26 @@ def _place(context: click.Context, parameter: click.Parameter, value: str) -> Pa
 )
 @click.option("--profile", default="default", show_default=True, help="Of the training, when the store is empty.")
 @click.option("--data", default="auto", show_default=True, help="For the training, when the store is empty.")
-@click.option("--data-dir", default=None, type=click.Path(path_type=Path), envvar="DATA_DIR")
-@click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--rest-port", default=8501, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--gateway-port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--data-dir",
+    default=None,
+    type=click.Path(path_type=Path),
+    envvar="DATA_DIR",
+    help="A folder with the training's data files, looked into first.  [env: DATA_DIR]",
+)
+@click.option(
+    "--grpc-port", default=8500, show_default=True, type=click.IntRange(1, 65535), help="Of the model server's gRPC."
+)
+@click.option(
+    "--rest-port", default=8501, show_default=True, type=click.IntRange(1, 65535), help="Of the model server's REST."
+)
+@click.option(
+    "--gateway-port",
+    default=8080,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Of the gateway and its page.",
+)
 @click.option(
     "--verbose", is_flag=True, help="Show the servers' whole logs, with a line for each request of the gateway."
 )

@@ -34,6 +34,7 @@ _ADDED = "tests/export/test_add.py adds a model and runs the lines that the comm
 NOT_RUN = {
     ("README.md", "pip install '.[serving,convert]'"): _ADDED,
     ("README.md", "bookserve model-server --model_root=$PWD/models"): _ADDED,
+    ("README.md", "bookserve predict mnist pictures/"): "tests/clients/test_predict_many.py runs both kinds",
     ("README.md", "bookserve load score"): "tests/clients/test_load.py runs it on a model of its own",
     ("README.md", "bookserve models quantize score"): "tests/export/quantization/test_quantize.py runs both",
     ("README.md", "bookserve evaluate score"): "tests/clients/test_evaluate.py runs it on a model of its own",
@@ -59,7 +60,7 @@ NOT_RUN = {
     ("training/README.md", "bookserve tune tox21 "): _HOURS,
 }
 # Programs of others, whose options are theirs.
-FOREIGN = {"cat", "cp", "curl", "mkdir", "openssl", "podman", "bookserve-probe"}
+FOREIGN = {"cat", "cp", "curl", "cut", "mkdir", "openssl", "podman", "bookserve-probe"}
 
 
 @pytest.fixture(autouse=True)

@@ -61,17 +61,49 @@ def _http_url(context: click.Context, parameter: click.Parameter, value: str) ->
     callback=_http_url,
     help="The model server's REST, such as http://127.0.0.1:8501: the page shows it, and its last minutes' metrics.",
 )
-@click.option("--model-seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 600))
+@click.option(
+    "--model-seconds",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 600),
+    help="How long the model server may take for an answer.",
+)
 @click.option(
     "--models-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The model store: its manifests say what each model takes. Without it all models take tensors.",
 )
-@click.option("--max-body-bytes", default=Limits.body_bytes, show_default=True, type=click.IntRange(1024))
-@click.option("--max-json-bytes", default=Limits.json_bytes, show_default=True, type=click.IntRange(1024))
-@click.option("--max-json-depth", default=Limits.json_depth, show_default=True, type=click.IntRange(4, 1000))
-@click.option("--max-form-parts", default=Limits.form_parts, show_default=True, type=click.IntRange(1))
-@click.option("--max-form-field-bytes", default=Limits.form_field_bytes, show_default=True, type=click.IntRange(1024))
+@click.option(
+    "--max-body-bytes",
+    default=Limits.body_bytes,
+    show_default=True,
+    type=click.IntRange(1024),
+    help="Of a request's body.",
+)
+@click.option(
+    "--max-json-bytes", default=Limits.json_bytes, show_default=True, type=click.IntRange(1024), help="Of a JSON body."
+)
+@click.option(
+    "--max-json-depth",
+    default=Limits.json_depth,
+    show_default=True,
+    type=click.IntRange(4, 1000),
+    help="Nested lists and objects in JSON.",
+)
+@click.option(
+    "--max-form-parts",
+    default=Limits.form_parts,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Files and fields of a form.",
+)
+@click.option(
+    "--max-form-field-bytes",
+    default=Limits.form_field_bytes,
+    show_default=True,
+    type=click.IntRange(1024),
+    help="Of the text of a field, and of the headers of a file.",
+)
 @click.option(
     "--max-items",
     default=Limits.items,
@@ -86,10 +118,34 @@ def _http_url(context: click.Context, parameter: click.Parameter, value: str) ->
     type=click.IntRange(1),
     help="Rows of numbers a request, of the tasks regression and tabular.",
 )
-@click.option("--max-generated-words", default=Limits.generated_words, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--body-seconds", default=Limits.body_seconds, show_default=True, type=click.FloatRange(0.1))
-@click.option("--concurrent", default=Limits.concurrent, show_default=True, type=click.IntRange(1, 512))
-@click.option("--waiting", default=Limits.waiting, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--max-generated-words",
+    default=Limits.generated_words,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Words that a text may be continued by.",
+)
+@click.option(
+    "--body-seconds",
+    default=Limits.body_seconds,
+    show_default=True,
+    type=click.FloatRange(0.1),
+    help="How long a body may take to arrive.",
+)
+@click.option(
+    "--concurrent",
+    default=Limits.concurrent,
+    show_default=True,
+    type=click.IntRange(1, 512),
+    help="Requests answered at once, each by a thread.",
+)
+@click.option(
+    "--waiting",
+    default=Limits.waiting,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Requests that wait for a thread; more get 503.",
+)
 @click.option(
     "--drain-seconds",
     default=1.0,

@@ -5,7 +5,7 @@ needed. Every call has a deadline. Both clients may be shared by threads (tasks)
 carries any number of calls and reconnects by itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,11 +47,20 @@ CHANNEL_OPTIONS = (
 )
 
 
+# The metadata of each call: names in lower case, and values, such as ("x-request-id", "a-1").
+CallMetadata = Callable[[], Sequence[tuple[str, str]]]
+
+
+def _no_metadata() -> Sequence[tuple[str, str]]:
+    return ()
+
+
 class GrpcClient:
     """The blocking client.
 
     Takes a target such as "127.0.0.1:8500" (with `credentials` for TLS), or a `channel` of the caller's, which then
-    stays the caller's to close. Use it as a context manager, or call `close`.
+    stays the caller's to close. Use it as a context manager, or call `close`. `call_metadata` is asked for the metadata
+    of each call.
 
     Every method raises a `PredictError`: NotFound for an unknown model or version, InvalidArgument for wrong tensors or
     an unknown label, DeadlineExceeded after `timeout` seconds, Unavailable when nobody answers, BadAnswer for an answer
@@ -64,8 +73,10 @@ class GrpcClient:
         *,
         channel: grpc.Channel | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        call_metadata: CallMetadata = _no_metadata,
     ) -> None:
         self.target = target
+        self._call_metadata = call_metadata
         self._owned = channel is None
         if channel is not None:
             self._channel = channel
@@ -119,7 +130,7 @@ class GrpcClient:
 
     def _call(self, method: Any, request: Any, timeout: float) -> Any:
         try:
-            return method(request, timeout=timeout)
+            return method(request, timeout=timeout, metadata=self._call_metadata())
         except grpc.RpcError as error:
             raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
 
@@ -136,8 +147,10 @@ class AsyncGrpcClient:
         *,
         channel: grpc.aio.Channel | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        call_metadata: CallMetadata = _no_metadata,
     ) -> None:
         self.target = target
+        self._call_metadata = call_metadata
         self._owned = channel is None
         if channel is not None:
             self._channel = channel
@@ -188,7 +201,7 @@ class AsyncGrpcClient:
 
     async def _call(self, method: Any, request: Any, timeout: float) -> Any:
         try:
-            return await method(request, timeout=timeout)
+            return await method(request, timeout=timeout, metadata=self._call_metadata())
         except grpc.aio.AioRpcError as error:
             raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
 

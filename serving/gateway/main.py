@@ -22,7 +22,9 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from bookserve.clients.grpc_client import GrpcClient
-from bookserve.serving.gateway.app import create_app
+from bookserve.serving.gateway import cors
+from bookserve.serving.gateway.api_keys import ApiKeysError
+from bookserve.serving.gateway.app import create_app, request_id_metadata
 from bookserve.serving.gateway.bridge import Bridge
 from bookserve.serving.gateway.config import GatewayConfig, Limits
 from bookserve.serving.gateway.metrics import Metrics
@@ -41,6 +43,13 @@ def _http_url(context: click.Context, parameter: click.Parameter, value: str) ->
     if value and not value.startswith(("http://", "https://")):
         raise click.BadParameter("give a URL such as http://127.0.0.1:8501")
     return value.rstrip("/")
+
+
+def _origins(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    try:
+        return cors.origins(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command()
@@ -147,6 +156,25 @@ def _http_url(context: click.Context, parameter: click.Parameter, value: str) ->
     help="Requests that wait for a thread; more get 503.",
 )
 @click.option(
+    "--max-streams",
+    default=Limits.streams,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Requests of many lines (NDJSON) at once, each on a thread.",
+)
+@click.option(
+    "--api-keys",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A file with a key a line, or NAME:KEY: a request to /api/ and /metrics must have one. Read anew when it "
+    "changes.",
+)
+@click.option(
+    "--cors-origins",
+    default="",
+    callback=_origins,
+    help="Pages that may ask from a browser: origins such as https://app.example, with commas; * for any.",
+)
+@click.option(
     "--drain-seconds",
     default=1.0,
     show_default=True,
@@ -179,6 +207,9 @@ def main(
     body_seconds: float,
     concurrent: int,
     waiting: int,
+    max_streams: int,
+    api_keys: Path | None,
+    cors_origins: tuple[str, ...],
     drain_seconds: float,
     log_level: str,
 ) -> None:
@@ -196,11 +227,21 @@ def main(
         json_depth=max_json_depth,
         concurrent=concurrent,
         waiting=waiting,
+        streams=max_streams,
     )
     config = GatewayConfig(
-        model_server, model_server_rest, model_seconds, models_dir, bind, tuple(hosts.listed(allowed_hosts)), limits
+        model_server,
+        model_server_rest,
+        model_seconds,
+        models_dir,
+        bind,
+        tuple(hosts.listed(allowed_hosts)),
+        api_keys,
+        cors_origins,
+        limits,
     )
-    with reserve(bind, port) as reserved, GrpcClient(model_server) as backend, closing(MoleculePool()) as molecule_pool:
+    client = GrpcClient(model_server, call_metadata=request_id_metadata)
+    with reserve(bind, port) as reserved, client as backend, closing(MoleculePool()) as molecule_pool:
         asyncio.run(_serve(config, backend, molecule_pool, reserved.getsockname()[1], drain_seconds))
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
     sys.stdout.flush()
@@ -257,8 +298,11 @@ async def _serve(
     server_metrics = ServerMetrics(config.model_server_rest) if config.model_server_rest else None
     if server_metrics is not None:
         server_metrics.start()
-    app = create_app(config, backend, molecule_pool, metrics, draining.is_set, server_metrics)
-    bridge = Bridge(app, config.limits, metrics)
+    try:
+        app = create_app(config, backend, molecule_pool, metrics, draining.is_set, server_metrics)
+    except ApiKeysError as error:
+        raise click.ClickException(f"--api-keys: {error}") from error
+    bridge = Bridge(app, config.limits, metrics, draining.is_set)
     server = Server(
         bridge,
         address=bind,

@@ -9,6 +9,7 @@ from bookserve.clients import forms
 from bookserve.clients.store_contracts import is_name
 from bookserve.export.contracts import Contract, Tensor, to_json
 from bookserve.serving.gateway import headline
+from bookserve.serving.gateway.caching import FRESH
 from bookserve.serving.gateway.catalog import Catalog
 from bookserve.serving.gateway.model_backend import ModelBackend, Readiness
 from bookserve.serving.gateway.problems import Problem
@@ -56,7 +57,7 @@ class ModelsApi:
             content = self._store.report_image(contract.model, version, picture) if self._store else None
             if content is None:
                 raise Problem(404, f"{name} version {version} has no report picture of that name")
-            return Response(content, content_type="image/png")
+            return Response(content, content_type="image/png", headers=FRESH)
 
         @blueprint.get("/<name>/versions/<int:version>/card")
         def show_card(name: str, version: int) -> Response:
@@ -64,7 +65,7 @@ class ModelsApi:
             text = self._store.card(contract.model, version) if self._store else None
             if text is None:
                 raise Problem(404, f"{name} version {version} has no card")
-            return Response(text, content_type="text/markdown; charset=utf-8")
+            return Response(text, content_type="text/markdown; charset=utf-8", headers=FRESH)
 
         return blueprint
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from flask import Blueprint, Response, render_template
 
 from bookserve.clients.store_contracts import is_name
+from bookserve.serving.gateway.caching import FRESH
 from bookserve.serving.gateway.problems import Problem
 
 FOLDER = Path(__file__).parent
 _FILES = FOLDER / "page"
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
-_FRESH = {"Cache-Control": "no-cache"}  # kept by the browser, and compared with ours each time
 
 
 def routes() -> Blueprint:
@@ -21,7 +21,7 @@ def routes() -> Blueprint:
     }
 
     def page(template: str, **values: str) -> Response:
-        return Response(render_template(template, **values), content_type="text/html; charset=utf-8", headers=_FRESH)
+        return Response(render_template(template, **values), content_type="text/html; charset=utf-8", headers=FRESH)
 
     @blueprint.get("/")
     def show_models() -> Response:
@@ -41,6 +41,6 @@ def routes() -> Blueprint:
     def send_file(name: str) -> Response:
         if name not in files:
             raise Problem(404, "the page has no such file")
-        return Response(files[name], content_type=_TYPES[Path(name).suffix], headers=_FRESH)
+        return Response(files[name], content_type=_TYPES[Path(name).suffix], headers=FRESH)
 
     return blueprint

@@ -210,7 +210,8 @@ def json_body(
 def json_choice(fields: dict[str, Any], example: object) -> dict[str, dict[str, Any]]:
     """A JSON request body that has one of these fields."""
     choices = [{**struct({name: value}), "additionalProperties": False} for name, value in fields.items()]
-    return {"application/json": {"schema": {"oneOf": choices}, "example": example}}
+    content: dict[str, Any] = {"schema": {"oneOf": choices}}
+    return {"application/json": content if example is None else {**content, "example": example}}
 
 
 def struct(properties: dict[str, Any], required: tuple[str, ...] | None = None) -> dict[str, Any]:

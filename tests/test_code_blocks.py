@@ -53,6 +53,7 @@ NOT_RUN = {
         "serving/README.md",
         "python -c 'import tensorflow",
     ): "tests/serving/server/api/test_profiler.py has the load",
+    ("serving/README.md", "echo "): "tests/serving/server/test_pictures.py sends pictures",
     ("serving/README.md", "printf "): "tests/serving/gateway/test_lines.py sends such lines",
     ("serving/README.md", "export AWS_ACCESS_KEY_ID="): "tests/serving/server/test_buckets.py has a bucket",
     ("training/README.md", "export TF_CONFIG="): "needs two hosts: tests/training/devices/test_hosts.py has two here",
@@ -61,7 +62,7 @@ NOT_RUN = {
     ("training/README.md", "bookserve tune tox21 "): _HOURS,
 }
 # Programs of others, whose options are theirs.
-FOREIGN = {"cat", "cp", "curl", "cut", "mkdir", "openssl", "podman", "printf", "bookserve-probe"}
+FOREIGN = {"cat", "echo", "cp", "curl", "cut", "mkdir", "openssl", "podman", "printf", "bookserve-probe"}
 
 
 @pytest.fixture(autouse=True)

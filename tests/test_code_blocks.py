@@ -41,6 +41,7 @@ NOT_RUN = {
     ("README.md", "bookserve train cifar10 --data-dir"): "tests/end_to_end/test_own_data.py runs its lines",
     ("ARCHITECTURE.md", "flowchart TD"): "a drawing",
     ("CONTRIBUTING.md", "make install "): "runs all tests",
+    ("clients/javascript/README.md", "import { Client"): "tests/clients/test_javascript.py runs these methods",
     ("docker/README.md", "docker compose -p bookserve -f docker/compose.yaml --profile cpu build"): _CONTAINERS,
     ("docker/README.md", "docker run --rm -p "): _CONTAINERS,
     ("docker/README.md", "podman system service"): _CONTAINERS,

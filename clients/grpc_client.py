@@ -13,6 +13,7 @@ import grpc
 
 from bookserve.clients import errors
 from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature, TensorInfo, VersionStatus
+from bookserve.clients.retries import ONCE, Retry
 from bookserve.serving.wire import tensors
 from bookserve.serving.wire.tensorflow_pb2 import SignatureDef
 from bookserve.serving.wire.tensorflow_pb2 import TensorInfo as WireTensorInfo
@@ -60,7 +61,7 @@ class GrpcClient:
 
     Takes a target such as "127.0.0.1:8500" (with `credentials` for TLS), or a `channel` of the caller's, which then
     stays the caller's to close. Use it as a context manager, or call `close`. `call_metadata` is asked for the metadata
-    of each call.
+    of each call. `retry` says whether a call that nobody answered is made again, within its timeout.
 
     Every method raises a `PredictError`: NotFound for an unknown model or version, InvalidArgument for wrong tensors or
     an unknown label, DeadlineExceeded after `timeout` seconds, Unavailable when nobody answers, BadAnswer for an answer
@@ -74,8 +75,10 @@ class GrpcClient:
         channel: grpc.Channel | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         call_metadata: CallMetadata = _no_metadata,
+        retry: Retry = ONCE,
     ) -> None:
         self.target = target
+        self._retry = retry
         self._call_metadata = call_metadata
         self._owned = channel is None
         if channel is not None:
@@ -129,10 +132,13 @@ class GrpcClient:
         self.close()
 
     def _call(self, method: Any, request: Any, timeout: float) -> Any:
-        try:
-            return method(request, timeout=timeout, metadata=self._call_metadata())
-        except grpc.RpcError as error:
-            raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
+        def ask(seconds: float) -> Any:
+            try:
+                return method(request, timeout=seconds, metadata=self._call_metadata())
+            except grpc.RpcError as error:
+                raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
+
+        return self._retry.call(ask, timeout)
 
 
 class AsyncGrpcClient:
@@ -148,8 +154,10 @@ class AsyncGrpcClient:
         channel: grpc.aio.Channel | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         call_metadata: CallMetadata = _no_metadata,
+        retry: Retry = ONCE,
     ) -> None:
         self.target = target
+        self._retry = retry
         self._call_metadata = call_metadata
         self._owned = channel is None
         if channel is not None:
@@ -200,10 +208,13 @@ class AsyncGrpcClient:
         await self.close()
 
     async def _call(self, method: Any, request: Any, timeout: float) -> Any:
-        try:
-            return await method(request, timeout=timeout, metadata=self._call_metadata())
-        except grpc.aio.AioRpcError as error:
-            raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
+        async def ask(seconds: float) -> Any:
+            try:
+                return await method(request, timeout=seconds, metadata=self._call_metadata())
+            except grpc.aio.AioRpcError as error:
+                raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
+
+        return await self._retry.call_async(ask, timeout)
 
 
 def _methods(channel: Any) -> tuple[Any, Any, Any]:

@@ -63,6 +63,7 @@ _INPUT_ERRORS = (
     flag_value=rest_client.DEFAULT_URL,
     help=f"Ask the model server over REST.  [without a value: {rest_client.DEFAULT_URL}]",
 )
+@click.option("--api-key", envvar="BOOKSERVE_API_KEY", help="For a gateway that has keys.  [env: BOOKSERVE_API_KEY]")
 @click.option("--version", type=click.IntRange(1), help="Ask this version instead of the newest.")
 @click.option("--label", help="Ask the version that has this label.")
 @click.option(
@@ -82,6 +83,7 @@ def main(
     gateway: str | None,
     grpc_target: str | None,
     rest_url: str | None,
+    api_key: str | None,
     version: int | None,
     label: str | None,
     models_dir: Path | None,
@@ -127,7 +129,7 @@ def main(
         elif grpc_target is not None:
             way = _to_server(stack.enter_context(GrpcClient(grpc_target)), name, sources, choice)
         else:
-            way = _to_gateway(GatewayClient(gateway or gateway_client.DEFAULT_URL), name, choice)
+            way = _to_gateway(GatewayClient(gateway or gateway_client.DEFAULT_URL, key=api_key or ""), name, choice)
         found, many = predict_inputs.first_of(predict_inputs.items(sources, way.contract))
         if not many and output in (None, "json"):
             answer = way.ask([item.value for item in found])

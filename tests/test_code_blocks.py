@@ -20,6 +20,8 @@ RUN_BY = {
     ("README.md", "python"): "tests/clients/test_examples.py",
     ("clients/examples/README.md", "sh"): "tests/clients/test_examples.py",
     ("clients/examples/README.md", "python"): "tests/clients/test_examples.py",
+    ("clients/examples/README.md", "go"): "tests/clients/test_examples.py",
+    ("clients/examples/README.md", "java"): "tests/clients/test_examples.py",
     ("docs/open-inference.md", "sh"): "tests/end_to_end/test_documented_servers.py",
     ("docs/open-inference.md", "python"): "tests/end_to_end/test_documented_servers.py",
     ("serving/README.md", "sh"): "tests/end_to_end/test_documented_servers.py",

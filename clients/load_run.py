@@ -24,7 +24,8 @@ from bookserve.clients.http_exchange import Server
 _BUCKETS_A_FACTOR = 50  # buckets while a time grows by e
 _LONGEST = 3600.0  # seconds; a longer time counts as this
 _PAUSE = 0.05  # seconds after a call that nobody answered
-_OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+# Each caller has a connection of its own, and a call that fails is counted and not made again.
+_OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
 
 
 class Caller(Protocol):

@@ -134,7 +134,7 @@ def _add_logging_and_headers(app: Flask, metrics: Metrics, draining: Callable[[]
         if draining():
             response.headers["Connection"] = "close"
         seconds = time.perf_counter() - g.started
-        route = request.url_rule.rule if request.url_rule else "unmatched"
+        route = request.url_rule.rule.replace("<model:name>", "<name>") if request.url_rule else "unmatched"
         if "model" in g:  # there is one of that name, so its routes are counted apart
             route = route.replace("<model:model>", g.model)
         # A method of a request is any token; those that no route has are counted together.

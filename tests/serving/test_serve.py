@@ -102,6 +102,7 @@ def test_it_shows_its_steps_and_its_addresses_and_no_line_a_request(store: Path)
         )
 
 
+@pytest.mark.slow
 def test_the_gateway_alone_is_opened_with_keys(store: Path, tmp_path: Path) -> None:
     ports = [free_port() for _ in range(3)]
     (tmp_path / "keys").write_text("0123456789abcdef")

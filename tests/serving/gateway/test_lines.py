@@ -151,6 +151,7 @@ def _open(gateway: Gateway) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 def test_a_sender_that_stops_is_told_and_closed(gateway) -> None:
     with _open(gateway) as connection:
         received = b""

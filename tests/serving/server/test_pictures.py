@@ -152,6 +152,7 @@ def test_many_at_once_are_all_answered_or_refused_and_the_server_goes_on(server:
     assert len(_rest(server, "photos", body)["predictions"]) == 10  # nothing is held any more
 
 
+@pytest.mark.slow
 def test_0_takes_no_pictures(store: Path, tmp_path: Path) -> None:
     with server_starter(tmp_path) as start:
         server = start(f"--model_root={store / 'models'}", "--max_pictures=0")

@@ -11,6 +11,8 @@ from stand_in_models import FakeServer
 
 KEY = "0123456789abcdef"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def url(stand_in: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

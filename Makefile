@@ -26,7 +26,7 @@ TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-training screenshots up down certificates sbom wheel lock protos operations reference clean
+.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-training screenshots up down certificates sbom wheel lock protos operations reference javascript clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -129,6 +129,11 @@ operations: install ## sort TensorFlow's operations anew for the check of SavedM
 
 reference: install ## write docs/reference from the flags, commands and metrics
 	$(BIN)/python docs/reference/generate.py
+
+javascript: install ## make the types of clients/javascript from the gateway's OpenAPI document; needs npm
+	cd clients/javascript && npm install --no-audit --no-fund --no-package-lock
+	$(BIN)/python -c 'import json; from bookserve.serving.gateway import openapi; print(json.dumps(openapi.document([])))' > clients/javascript/openapi.json
+	cd clients/javascript && npm run types && rm -rf node_modules openapi.json
 
 clean: ## remove what was built, not what was trained
 	rm -rf .venv .typecheck .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

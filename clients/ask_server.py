@@ -1,10 +1,10 @@
-"""One prediction straight from a model server, for `bookserve predict`.
+"""Predictions straight from a model server, for `bookserve predict`.
 
 INPUT becomes tensors here, by the same code that the gateway runs: as the contract in the version's manifest says,
 where the model store is at hand. Without it INPUT is tensors, and those of the signature that the model server tells.
 """
 
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +15,11 @@ from bookserve.clients import forms, outputs
 from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature
 from bookserve.clients.errors import BadAnswer, InvalidArgument
 from bookserve.clients.inputs import boards, molecules, pictures, points, words
+from bookserve.clients.predict_inputs import STANDARD_INPUT, Tensors, Value
 from bookserve.clients.store_contracts import StoreContracts
-from bookserve.export import example_inputs
 from bookserve.export.contracts import SIGNATURE, Contract
-from bookserve.export.errors import ExportError
 
 TOP_K = 5
-_FILES = (".json", ".npz", ".npy", ".csv")  # of tensors, whatever the task
 
 
 class Server(Protocol):
@@ -79,76 +77,45 @@ def find(server: Server, model: str, choice: Choice) -> Asked:
     return Asked(forms.from_signature(model, name, signature), metadata.version, doubt)
 
 
-def ask(server: Server, asked: Asked, source: str, models_dir: Path | None = None) -> dict[str, Any]:
-    """The answer {"model", "version", "predictions"}, one prediction a row.
+def ask(server: Server, asked: Asked, values: Sequence[Value], models_dir: Path | None = None) -> dict[str, Any]:
+    """The answer {"model", "version", "predictions"} to one request, with one prediction a value.
 
-    `source` is what a person has of the contract's task (a picture, a molecule, numbers, a text, a board); or a file
-    (.json in the REST form, .npz, .csv, for tensors a picture too), or JSON such as {"inputs": [[1.0, 2.0]]}. The
-    vocabulary of a text model lies in `models_dir`.
+    Each of `values` is what a person has of the contract's task (a picture, a molecule, numbers, a text, a board).
+    `Tensors` come alone, and give one prediction a row. The vocabulary of a text model lies in `models_dir`.
 
     Raises:
-        ExportError: the input cannot be read, or does not fit the signature; or an error of `clients.inputs`.
-        PredictError: as the server's methods.
-        ValueError: without a contract the input would have to be tensors, and is none.
+        PredictError: as the server's methods; or an error of `clients.inputs`.
     """
     contract = asked.contract
-    form = forms.form(contract)
-    if is_tensors(source, form):
-        _check_tensors(source, asked)
-        return outputs.tensors(contract, _predict(server, asked, rows(source, contract)))
-    match form:
+    tensor = contract.inputs[0]
+    match values[0]:
+        case Tensors(rows):
+            return outputs.tensors(contract, _predict(server, asked, rows))
+    match forms.form(contract):
         case forms.PICTURES:
-            image = picture(source, contract)[None]
-            return outputs.rows(contract, _predict(server, asked, {contract.inputs[0].name: image}))
+            images = np.stack([picture(value, contract) for value in values])
+            return outputs.rows(contract, _predict(server, asked, {tensor.name: images}))
         case forms.MOLECULES:
-            bits = fingerprint(source, contract)[None]
-            return outputs.molecules(contract, _predict(server, asked, {contract.inputs[0].name: bits}), [source])
+            smiles = [_text(value) for value in values]
+            bits = np.stack([fingerprint(text, contract) for text in smiles])
+            return outputs.molecules(contract, _predict(server, asked, {tensor.name: bits}), smiles)
         case forms.BOARD:
-            position = boards.parse(source)
-            planes = boards.planes(position)[None].astype(contract.inputs[0].dtype)
-            return outputs.board(contract, _predict(server, asked, {contract.inputs[0].name: planes}), [position])
+            positions = [boards.parse(_text(value)) for value in values]
+            planes = np.stack([boards.planes(position) for position in positions]).astype(tensor.dtype)
+            return outputs.board(contract, _predict(server, asked, {tensor.name: planes}), positions)
         case forms.TEXT:
-            return _ask_text(server, asked, source, models_dir)
+            return _ask_text(server, asked, [_text(value) for value in values], models_dir)
         case _:
-            row = points.row(source, contract.inputs[0].shape[1] or 1)[None].astype(contract.inputs[0].dtype)
-            return outputs.rows(contract, _predict(server, asked, {contract.inputs[0].name: row}))
+            table = np.stack([numbers(value, contract) for value in values]).astype(tensor.dtype)
+            return outputs.rows(contract, _predict(server, asked, {tensor.name: table}))
 
 
-def is_tensors(source: str, form: str) -> bool:
-    """Whether INPUT is tensors in a file or as JSON, and not what a person has of a task."""
-    if form == forms.TENSORS:
-        return True
-    begins = source.lstrip()[:1]
-    if begins == "{" and form != forms.TEXT:
-        return True
-    if begins == "[" and form not in (forms.TEXT, forms.MOLECULES):
-        return True
-    return Path(source).suffix.lower() in _FILES and Path(source).is_file()
-
-
-def rows(source: str, contract: Contract) -> example_inputs.Rows:
-    """The tensors in a file or in JSON.
-
-    Raises:
-        ExportError: they cannot be read, or do not fit the contract.
-    """
-    if source.lstrip()[:1] not in ("{", "["):
-        return example_inputs.read(Path(source), contract)
-    body = source if source.lstrip().startswith("{") else f'{{"instances": {source}}}'
-    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-        file.write(body)
-        file.flush()
-        try:
-            return example_inputs.read(Path(file.name), contract)
-        except ExportError as error:
-            raise ExportError(str(error).replace(file.name, "INPUT")) from error
-
-
-def picture(source: str, contract: Contract) -> Array:
+def picture(value: Value, contract: Contract) -> Array:
     """A picture's file as one row of the model's input."""
     means = contract.preprocessing
     assert means is not None
-    tensor: Array = pictures.tensor(pictures.levels(Path(source), means)[None], means, contract.inputs[0])[0]
+    assert isinstance(value, Path | bytes)
+    tensor: Array = pictures.tensor(pictures.levels(value, means)[None], means, contract.inputs[0])[0]
     return tensor
 
 
@@ -160,21 +127,36 @@ def fingerprint(source: str, contract: Contract) -> Array:
     return molecules.fingerprint(source, kind.radius, kind.bits).astype(contract.inputs[0].dtype)
 
 
-def _ask_text(server: Server, asked: Asked, source: str, models_dir: Path | None) -> dict[str, Any]:
+def numbers(value: Value, contract: Contract) -> Array:
+    """Numbers as a person types them, or as a table has them, as one row of the model's input."""
+    if isinstance(value, np.ndarray):
+        return value
+    return points.row(_text(value), contract.inputs[0].shape[1] or 1)
+
+
+def _text(value: Value) -> str:
+    assert isinstance(value, str)
+    return value
+
+
+def _ask_text(server: Server, asked: Asked, texts: Sequence[str], models_dir: Path | None) -> dict[str, Any]:
     contract, scores = asked.contract, forms.scores(asked.contract)
     assert models_dir is not None
     assert contract.preprocessing is not None
     assert scores is not None
     folder = models_dir / contract.model / str(asked.version)
     vocabulary = words.read_vocabulary(folder / "assets" / contract.preprocessing.vocabulary)
-    tokens = words.tokens(source, vocabulary)
-    inputs = {contract.inputs[0].name: np.array([tokens.ids], contract.inputs[0].dtype)}
-    values = _predict(server, asked, inputs).outputs[scores.name]
+    found = []
+    for text in texts:  # of different lengths, so each is a request
+        tokens = words.tokens(text, vocabulary)
+        inputs = {contract.inputs[0].name: np.array([tokens.ids], contract.inputs[0].dtype)}
+        values = _predict(server, asked, inputs).outputs[scores.name]
+        if not contract.labels and values.shape != (1, len(vocabulary.words)):
+            raise BadAnswer(f"version {asked.version} of {contract.model} has another vocabulary than {models_dir}")
+        found.append((text, tokens, values[0]))
     if contract.labels:
-        return outputs.text_classes(contract, asked.version, [(source, tokens, values[0])])
-    if values.shape != (1, len(vocabulary.words)):
-        raise BadAnswer(f"version {asked.version} of {contract.model} has another vocabulary than {models_dir}")
-    return outputs.next_words(contract, asked.version, vocabulary, [(source, tokens, values[0])], TOP_K)
+        return outputs.text_classes(contract, asked.version, found)
+    return outputs.next_words(contract, asked.version, vocabulary, found, TOP_K)
 
 
 def _predict(server: Server, asked: Asked, inputs: Any) -> Prediction:
@@ -183,9 +165,16 @@ def _predict(server: Server, asked: Asked, inputs: Any) -> Prediction:
     )
 
 
-def _check_tensors(source: str, asked: Asked) -> None:
-    """Says what would help where a person's input is given and no contract is known."""
-    if asked.doubt and source.lstrip()[:1] not in ("{", "[") and not Path(source).suffix:
+def check_tensors(source: str, asked: Asked) -> None:
+    """Says what would help where a person's input is given and no contract is known.
+
+    Raises:
+        ValueError: without a contract the input would have to be tensors, and is none.
+    """
+    begins = source.lstrip()[:1]
+    if forms.form(asked.contract) != forms.TENSORS or source == STANDARD_INPUT or begins in ("{", "["):
+        return
+    if asked.doubt and not Path(source).suffix and not Path(source).is_dir():
         raise ValueError(
             f"INPUT of {asked.contract.model} version {asked.version} is tensors, as {asked.doubt}: give a file "
             "(.json, .npz, .csv, a picture) or JSON, or the model store with --models-dir"

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 # command -> (module and attribute of the click command, the extra that brings what it imports, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -24,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("bookserve.serving.serve:main", "serving", "Model server and gateway together, on loopback."),
     "doctor": ("bookserve.clients.doctor:main", "clients", "Say what this machine has, and what is broken."),
     "predict": ("bookserve.clients.predict:main", "clients", "Ask for one prediction."),
+    "load": ("bookserve.clients.load:main", "clients", "Measure how fast a model server answers."),
+    "completion": ("bookserve.clients.completion:main", "clients", "Complete commands and options in your shell."),
 }
 
 
@@ -60,6 +63,14 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_text) for name, (_, _, help_text) in COMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The names of the commands, without importing any of them, and the group's own options."""
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        return [
+            *(CompletionItem(name, help=COMMANDS[name][2]) for name in names),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
@@ -68,6 +79,8 @@ class _LazyGroup(click.Group):
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
+            if ctx.resilient_parsing:  # a shell completes a command whose extra is not installed
+                return None
             _explain(cmd_name, error)
             raise
         command = getattr(module, attribute)

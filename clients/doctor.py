@@ -8,6 +8,7 @@ import http.client
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -16,14 +17,14 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import click
 from packaging.requirements import Requirement
 
-from bookserve.export.options import local_folder
+from bookserve.export.options import json_option, local_folder
 from bookserve.training.datasets import DOWNLOADED
 from bookserve.training.models import MODELS
 
@@ -31,6 +32,7 @@ HOST = "127.0.0.1"
 LITTLE_MEMORY, LITTLE_DISK = 4, 2  # GiB: below them trainings of the default profile may fail
 SECONDS = 60  # that a question to another program may take: TensorFlow's first import from a cold disk is slow
 PROBE_SECONDS = 2  # for a server on loopback
+_DATA_DIR = "A folder with the data files, looked into first.  [env: DATA_DIR]"
 DEVICES = "import tensorflow as tf; print(*(gpu.name for gpu in tf.config.list_physical_devices('GPU')))"
 
 
@@ -54,27 +56,35 @@ class Places:
 
 
 @click.command()
+@click.option("--data-dir", default=None, type=click.Path(path_type=Path), envvar="DATA_DIR", help=_DATA_DIR)
+@click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(1, 65535), help="The server's gRPC.")
+@click.option("--rest-port", default=8501, show_default=True, type=click.IntRange(1, 65535), help="The server's REST.")
+@click.option("--gateway-port", default=8080, show_default=True, type=click.IntRange(1, 65535), help="The gateway's.")
 @click.option(
     "--models-dir",
     default=Path("models"),
     type=click.Path(path_type=Path),
     callback=local_folder,
     show_default=True,
+    help="The model store.",
 )
-@click.option("--data-dir", default=None, type=click.Path(path_type=Path), envvar="DATA_DIR", help="[env: DATA_DIR]")
-@click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--rest-port", default=8501, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--gateway-port", default=8080, show_default=True, type=click.IntRange(1, 65535))
-def main(models_dir: Path, data_dir: Path | None, grpc_port: int, rest_port: int, gateway_port: int) -> None:
+@json_option
+def main(
+    data_dir: Path | None, grpc_port: int, rest_port: int, gateway_port: int, models_dir: Path, as_json: bool
+) -> None:
     """Look at machine, packages, GPUs, data, models and ports; fails when something is broken."""
     ports = {"the model server's gRPC": grpc_port, "the model server's REST": rest_port, "the gateway": gateway_port}
     places = Places(models_dir, data_dir and data_dir.expanduser(), ports)
-    bad = 0
+    found = []
     for check in CHECKS:
         for finding in check(places):
-            bad += finding.status == "bad"
-            advice = f": {finding.advice}" if finding.advice else ""
-            click.echo(f"{finding.status:<5} {finding.about:<10} {finding.text}{advice}")
+            found.append(finding)
+            if not as_json:
+                advice = f": {finding.advice}" if finding.advice else ""
+                click.echo(f"{finding.status:<5} {finding.about:<10} {finding.text}{advice}")
+    if as_json:
+        click.echo(json.dumps({"findings": [asdict(finding) for finding in found]}))
+    bad = sum(finding.status == "bad" for finding in found)
     if bad:
         raise click.ClickException(f"{bad} of these {'is' if bad == 1 else 'are'} bad")
 

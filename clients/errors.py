@@ -95,9 +95,13 @@ class Internal(PredictError):
 
 
 class Unavailable(PredictError):
-    """Nobody answers there, or the server is full or going down. Trying again later may help."""
+    """Nobody answers there, or the server is full or going down. Trying again later may help.
+
+    `retry_after` is how many seconds later at least, 0 where the server did not say.
+    """
 
     code = "UNAVAILABLE"
+    retry_after: float = 0.0
 
 
 class DataLoss(PredictError):
@@ -164,7 +168,10 @@ def from_grpc(code: grpc.StatusCode, details: str, target: str) -> PredictError:
     return error(details or f"{target} answered {code.name} and gave no reason")
 
 
-def from_http(status: int, message: str) -> PredictError:
-    """The error for an HTTP answer outside 200..299."""
+def from_http(status: int, message: str, retry_after: float = 0.0) -> PredictError:
+    """The error for an HTTP answer outside 200..299; `retry_after` is what the answer says, in seconds."""
     fallback = InvalidArgument if 400 <= status < 500 else PredictError
-    return BY_HTTP_STATUS.get(status, fallback)(message)
+    error = BY_HTTP_STATUS.get(status, fallback)(message)
+    if isinstance(error, Unavailable):
+        error.retry_after = retry_after
+    return error

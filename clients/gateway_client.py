@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -10,9 +10,11 @@ from urllib.parse import quote, urlencode
 from bookserve.clients import errors
 from bookserve.clients.http_exchange import Answer, Server
 from bookserve.clients.inputs.pictures import Picture, file_of
+from bookserve.clients.retries import ONCE, Retry
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 DEFAULT_TIMEOUT = 15.0  # seconds
+_LINES, _LINES_BYTES = 256, 128 << 10  # of a request: what is sent fits into buffers, so that nobody waits to be read
 
 
 class GatewayClient:
@@ -21,11 +23,14 @@ class GatewayClient:
     Every task has a method that takes the model's name and a sequence and gives {"model", "version", "predictions":
     [...]} with one prediction an item; the models of the book have a method of their own name each. They raise a
     `PredictError` whose message is the gateway's own: InvalidArgument names the faulty field, NotFound an unknown
-    model, version or label, Unavailable says who does not answer. ValueError for a `url` that is none.
+    model, version or label, Unavailable says who does not answer. ValueError for a `url` that is none. `key` is an API
+    key, `retry` says whether a request that nobody answered is made again.
     """
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, key: str = "", retry: Retry = ONCE) -> None:
         self._server = Server.at(url)
+        self._key = key
+        self._retry = retry
 
     def numbers(
         self,
@@ -147,6 +152,32 @@ class GatewayClient:
         Each prediction has every output under its name.
         """
         return self._post_json(_path(model), {"inputs": inputs}, version, label, timeout)
+
+    def lines(
+        self,
+        model: str,
+        bodies: Iterable[Mapping[str, Any]],
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Iterator[dict[str, Any]]:
+        """The answer to each of many JSON bodies in turn, such as {"x": 1.5}: {"line", "version", "predictions"}, or
+        {"line", "problem"} for one that is refused. `line` counts from 1.
+
+        `bodies` may be of any length: so many as fit into a request are in memory. `timeout` is that of a request.
+        """
+        path = f"/api/v1/models/{_path(model)}:predict{_query(version, label)}"
+        sent = 0
+        for part in _parts(bodies):
+            body = b"".join(part)
+
+            def ask(seconds: float, body: bytes = body) -> list[dict[str, Any]]:
+                return _lines(self._exchange("POST", path, body, "application/x-ndjson", seconds))
+
+            for answer in self._retry.call(ask, timeout):
+                yield {**answer, "line": sent + answer["line"]}
+            sent += len(part)
 
     def linear(
         self,
@@ -283,7 +314,7 @@ class GatewayClient:
         return self._get("/readyz", timeout)
 
     def _get(self, path: str, timeout: float) -> dict[str, Any]:
-        return _document(self._server.exchange("GET", path, timeout=timeout))
+        return self._ask("GET", path, None, "", timeout)
 
     def _post_json(
         self, route: str, body: dict[str, Any], version: int | None, label: str | None, timeout: float
@@ -294,16 +325,50 @@ class GatewayClient:
     def _post(
         self, path: str, body: bytes, content_type: str, version: int | None, label: str | None, timeout: float
     ) -> dict[str, Any]:
-        if version is not None and label is not None:
-            raise ValueError(f"give a version ({version}) or a label ({label!r}), not both")
-        choice = {"version": version, "label": label}
-        query = urlencode({name: value for name, value in choice.items() if value is not None})
-        target = f"{path}?{query}" if query else path
-        return _document(self._server.exchange("POST", target, body, content_type=content_type, timeout=timeout))
+        return self._ask("POST", path + _query(version, label), body, content_type, timeout)
+
+    def _ask(self, method: str, path: str, body: bytes | None, content_type: str, timeout: float) -> dict[str, Any]:
+        def ask(seconds: float) -> dict[str, Any]:
+            return _document(self._exchange(method, path, body, content_type, seconds))
+
+        return self._retry.call(ask, timeout)
+
+    def _exchange(self, method: str, path: str, body: bytes | None, content_type: str, timeout: float) -> Answer:
+        return self._server.exchange(method, path, body, content_type=content_type, key=self._key, timeout=timeout)
 
 
 def _path(model: str) -> str:
     return quote(model, safe="")
+
+
+def _query(version: int | None, label: str | None) -> str:
+    if version is not None and label is not None:
+        raise ValueError(f"give a version ({version}) or a label ({label!r}), not both")
+    choice = {"version": version, "label": label}
+    query = urlencode({name: value for name, value in choice.items() if value is not None})
+    return f"?{query}" if query else ""
+
+
+def _parts(bodies: Iterable[Mapping[str, Any]]) -> Iterator[list[bytes]]:
+    """The bodies as lines, as many as go into a request."""
+    part: list[bytes] = []
+    for body in bodies:
+        line = json.dumps(body).encode() + b"\n"
+        if part and (len(part) >= _LINES or sum(map(len, part)) + len(line) > _LINES_BYTES):
+            yield part
+            part = []
+        part.append(line)
+    if part:
+        yield part
+
+
+def _lines(answer: Answer) -> list[dict[str, Any]]:
+    if answer.status != 200:
+        _document(answer)  # raises
+    try:
+        return [json.loads(line) for line in answer.body.splitlines()]
+    except ValueError as error:
+        raise errors.BadAnswer("the server answered something other than NDJSON: is this the gateway?") from error
 
 
 def _document(answer: Answer) -> dict[str, Any]:
@@ -314,9 +379,11 @@ def _document(answer: Answer) -> dict[str, Any]:
     if not isinstance(content, dict):
         if answer.status == 200:
             raise errors.BadAnswer("the server answered something other than JSON: is this the gateway?")
-        raise errors.from_http(answer.status, f"the server answered {answer.status}: is this the gateway?")
+        text = f"the server answered {answer.status}: is this the gateway?"
+        raise errors.from_http(answer.status, text, answer.retry_after)
     if answer.status != 200:
-        raise errors.from_http(answer.status, str(content.get("detail") or content.get("title") or answer.status))
+        text = str(content.get("detail") or content.get("title") or answer.status)
+        raise errors.from_http(answer.status, text, answer.retry_after)
     return content
 
 

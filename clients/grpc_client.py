@@ -8,7 +8,7 @@ in turns; what was refused with UNAVAILABLE is sent again, up to three times wit
 
 import ipaddress
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ import grpc
 
 from bookserve.clients import errors
 from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature, TensorInfo, VersionStatus
+from bookserve.clients.retries import ONCE, Retry
 from bookserve.serving.wire import tensors
 from bookserve.serving.wire.tensorflow_pb2 import SignatureDef
 from bookserve.serving.wire.tensorflow_pb2 import TensorInfo as WireTensorInfo
@@ -34,7 +35,7 @@ from bookserve.serving.wire.tensorflow_serving_pb2 import (
 DEFAULT_TARGET = "127.0.0.1:8500"
 DEFAULT_TIMEOUT = 10.0  # seconds
 
-_PREDICT = "/tensorflow.serving.PredictionService/Predict"
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 
@@ -76,6 +77,14 @@ CHANNEL_OPTIONS = (
 )
 
 
+# The metadata of each call: names in lower case, and values, such as ("x-request-id", "a-1").
+CallMetadata = Callable[[], Sequence[tuple[str, str]]]
+
+
+def _no_metadata() -> Sequence[tuple[str, str]]:
+    return ()
+
+
 def channel_to(target: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
     """What a channel is opened with for "HOST:PORT", or for several IPv4 addresses with commas: its URI and options.
 
@@ -108,7 +117,8 @@ class GrpcClient:
 
     Takes a target such as "127.0.0.1:8500" (with `credentials` for TLS), several addresses with commas, or a `channel`
     of the caller's, which then stays the caller's to close. Use it as a context manager, or call `close`. ValueError
-    when one of several is not an IPv4 address with a port.
+    when one of several is not an IPv4 address with a port. `call_metadata` is asked for the metadata of each call.
+    `retry` says whether a call that nobody answered, also when it was sent again, is made anew within its timeout.
 
     Every method raises a `PredictError`: NotFound for an unknown model or version, InvalidArgument for wrong tensors or
     an unknown label, DeadlineExceeded after `timeout` seconds, Unavailable when nobody answers, BadAnswer for an answer
@@ -121,8 +131,12 @@ class GrpcClient:
         *,
         channel: grpc.Channel | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        call_metadata: CallMetadata = _no_metadata,
+        retry: Retry = ONCE,
     ) -> None:
         self.target = target
+        self._retry = retry
+        self._call_metadata = call_metadata
         self._owned = channel is None
         uri, options = channel_to(target)
         if channel is not None:
@@ -147,7 +161,7 @@ class GrpcClient:
 
         `timeout` is in seconds. ValueError when both `version` and `label` are given.
         """
-        request = _predict_request(model, inputs, version, label, signature)
+        request = predict_request(model, inputs, version, label, signature)
         return _prediction(model, self._call(self._predict, request, timeout))
 
     def metadata(
@@ -176,10 +190,13 @@ class GrpcClient:
         self.close()
 
     def _call(self, method: Any, request: Any, timeout: float) -> Any:
-        try:
-            return method(request, timeout=timeout)
-        except grpc.RpcError as error:
-            raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
+        def ask(seconds: float) -> Any:
+            try:
+                return method(request, timeout=seconds, metadata=self._call_metadata())
+            except grpc.RpcError as error:
+                raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
+
+        return self._retry.call(ask, timeout)
 
 
 class AsyncGrpcClient:
@@ -194,8 +211,12 @@ class AsyncGrpcClient:
         *,
         channel: grpc.aio.Channel | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        call_metadata: CallMetadata = _no_metadata,
+        retry: Retry = ONCE,
     ) -> None:
         self.target = target
+        self._retry = retry
+        self._call_metadata = call_metadata
         self._owned = channel is None
         uri, options = channel_to(target)
         if channel is not None:
@@ -217,7 +238,7 @@ class AsyncGrpcClient:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Prediction:
         """As `GrpcClient.predict`."""
-        request = _predict_request(model, inputs, version, label, signature)
+        request = predict_request(model, inputs, version, label, signature)
         return _prediction(model, await self._call(self._predict, request, timeout))
 
     async def metadata(
@@ -246,16 +267,19 @@ class AsyncGrpcClient:
         await self.close()
 
     async def _call(self, method: Any, request: Any, timeout: float) -> Any:
-        try:
-            return await method(request, timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
+        async def ask(seconds: float) -> Any:
+            try:
+                return await method(request, timeout=seconds, metadata=self._call_metadata())
+            except grpc.aio.AioRpcError as error:
+                raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
+
+        return await self._retry.call_async(ask, timeout)
 
 
 def _methods(channel: Any) -> tuple[Any, Any, Any]:
     """Predict, GetModelMetadata and GetModelStatus as callables of a blocking or an asyncio channel."""
     return (
-        channel.unary_unary(_PREDICT, PredictRequest.SerializeToString, PredictResponse.FromString),
+        channel.unary_unary(PREDICT, PredictRequest.SerializeToString, PredictResponse.FromString),
         channel.unary_unary(_METADATA, GetModelMetadataRequest.SerializeToString, GetModelMetadataResponse.FromString),
         channel.unary_unary(_STATUS, GetModelStatusRequest.SerializeToString, GetModelStatusResponse.FromString),
     )
@@ -272,9 +296,10 @@ def _model_spec(model: str, version: int | None, label: str | None) -> ModelSpec
     return spec
 
 
-def _predict_request(
+def predict_request(
     model: str, inputs: Mapping[str, Array], version: int | None, label: str | None, signature: str | None
 ) -> PredictRequest:
+    """The message of a Predict call. ValueError when both `version` and `label` are given."""
     request = PredictRequest(model_spec=_model_spec(model, version, label))
     if signature is not None:
         request.model_spec.signature_name = signature

@@ -16,11 +16,12 @@ _CHUNK = 1 << 16  # bytes a read
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer; `body` is complete."""
+    """An HTTP answer; `body` is complete, `retry_after` the seconds of that header, 0 without it."""
 
     status: int
     content_type: str
     body: bytes
+    retry_after: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,16 @@ class Server:
         return cls(url.rstrip("/"), parts.scheme, parts.hostname, port or default, parts.path.rstrip("/"))
 
     def exchange(
-        self, method: str, path: str, body: bytes | None = None, *, content_type: str = "", timeout: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        content_type: str = "",
+        key: str = "",
+        timeout: float,
     ) -> Answer:
-        """Sends one request and reads the whole answer within `timeout` seconds.
+        """Sends one request, with an API key where one is given, and reads the whole answer within `timeout` seconds.
 
         Raises Unavailable when nobody answers, DeadlineExceeded when the answer is late, BadAnswer when it is no HTTP.
         """
@@ -59,6 +67,8 @@ class Server:
         headers = {"Accept": "application/json", "Connection": "close"}
         if content_type:
             headers["Content-Type"] = content_type
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         try:
             # A server that refuses a body answers before it has read it, and closes.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -71,7 +81,9 @@ class Server:
                     raise TimeoutError
             if response.length:
                 raise BadAnswer(f"{self.url} broke its answer off")
-            return Answer(response.status, response.headers.get_content_type(), b"".join(pieces))
+            asked = response.headers.get("Retry-After", "")
+            seconds = float(asked) if asked.isascii() and asked.isdigit() else 0.0
+            return Answer(response.status, response.headers.get_content_type(), b"".join(pieces), seconds)
         except TimeoutError as error:
             raise DeadlineExceeded(f"{self.url} gave no answer within {timeout:g} s") from error
         except http.client.HTTPException as error:

@@ -15,6 +15,7 @@ import numpy as np
 from bookserve.clients import errors
 from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature, TensorInfo, VersionStatus
 from bookserve.clients.http_exchange import Answer, Server
+from bookserve.clients.retries import ONCE, Retry
 
 DEFAULT_URL = "http://127.0.0.1:8501"
 DEFAULT_SIGNATURE = "serving_default"
@@ -40,11 +41,13 @@ _DTYPES = {
 class RestClient:
     """The client; it keeps no connection and may be shared by threads.
 
-    Every method raises a `PredictError`, as `GrpcClient`'s do. ValueError for a `url` that is none.
+    `retry` says whether a request that nobody answered is made again. Every method raises a `PredictError`, as
+    `GrpcClient`'s do. ValueError for a `url` that is none.
     """
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, retry: Retry = ONCE) -> None:
         self._server = Server.at(url)
+        self._retry = retry
 
     def predict(
         self,
@@ -65,15 +68,10 @@ class RestClient:
         if name not in metadata.signatures:
             known = ", ".join(sorted(metadata.signatures))
             raise errors.InvalidArgument(f"model {model!r} has no signature {name!r}; it has: {known}")
-        body = {"signature_name": name, "inputs": {key: _to_json(array) for key, array in inputs.items()}}
-        answer = self._server.exchange(
-            "POST",
-            f"{_path(model, metadata.version, None)}:predict",
-            json.dumps(body).encode(),
-            content_type="application/json",
-            timeout=timeout,
+        content = self._exchange(
+            "POST", predict_path(model, metadata.version, None), predict_body(inputs, name), timeout
         )
-        outputs = _field(_json(answer), "outputs")
+        outputs = _field(content, "outputs")
         expected = metadata.signatures[name].outputs
         if len(expected) == 1:
             outputs = {next(iter(expected)): outputs}
@@ -86,7 +84,7 @@ class RestClient:
         self, model: str, *, version: int | None = None, label: str | None = None, timeout: float = DEFAULT_TIMEOUT
     ) -> ModelMetadata:
         """The signatures of the newest version, or of the one named."""
-        answer = _json(self._server.exchange("GET", _path(model, version, label) + "/metadata", timeout=timeout))
+        answer = self._exchange("GET", _path(model, version, label) + "/metadata", None, timeout)
         try:
             definitions = answer["metadata"]["signature_def"]["signature_def"]
             return ModelMetadata(
@@ -102,7 +100,7 @@ class RestClient:
 
     def status(self, model: str, *, timeout: float = DEFAULT_TIMEOUT) -> list[VersionStatus]:
         """Every version that the server tracks, newest first, with its state."""
-        answer = _json(self._server.exchange("GET", _path(model, None, None), timeout=timeout))
+        answer = self._exchange("GET", _path(model, None, None), None, timeout)
         try:
             statuses = [
                 VersionStatus(int(entry["version"]), entry["state"], entry["status"].get("error_message", ""))
@@ -111,6 +109,26 @@ class RestClient:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise errors.BadAnswer(f"{self._server.url} answered a status that is not TensorFlow Serving's") from error
         return sorted(statuses, key=lambda status: status.version, reverse=True)
+
+    def _exchange(self, method: str, path: str, body: bytes | None, timeout: float) -> Any:
+        """The JSON of an answer, within `timeout` seconds with all retries."""
+        kind = "application/json" if body is not None else ""
+
+        def ask(seconds: float) -> Any:
+            return _json(self._server.exchange(method, path, body, content_type=kind, timeout=seconds))
+
+        return self._retry.call(ask, timeout)
+
+
+def predict_path(model: str, version: int | None, label: str | None) -> str:
+    """The address of a model's predictions. ValueError when both `version` and `label` are given."""
+    return f"{_path(model, version, label)}:predict"
+
+
+def predict_body(inputs: Mapping[str, Array], signature: str) -> bytes:
+    """The JSON body of a prediction; arrays of the signature's shapes and dtypes."""
+    values = {name: _to_json(array) for name, array in inputs.items()}
+    return json.dumps({"signature_name": signature, "inputs": values}).encode()
 
 
 def _path(model: str, version: int | None, label: str | None) -> str:
@@ -130,10 +148,13 @@ def _json(answer: Answer) -> Any:
     except (ValueError, RecursionError) as error:
         if answer.status == 200:
             raise errors.BadAnswer("the server answered something other than JSON: is this its REST port?") from error
-        raise errors.from_http(answer.status, f"the server answered {answer.status} without a reason") from error
+        raise errors.from_http(
+            answer.status, f"the server answered {answer.status} without a reason", answer.retry_after
+        ) from error
     if answer.status != 200:
         message = content.get("error") if isinstance(content, dict) else None
-        raise errors.from_http(answer.status, str(message or f"the server answered {answer.status} without a reason"))
+        text = str(message or f"the server answered {answer.status} without a reason")
+        raise errors.from_http(answer.status, text, answer.retry_after)
     return content
 
 

@@ -1,19 +1,21 @@
 """The command `bookserve models`. It only parses, calls and prints."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from bookserve.export import add as adding
-from bookserve.export import description, graph_contract
+from bookserve.export import description, graph_contract, table
 from bookserve.export import manifest as manifests
 from bookserve.export.confined import Limits
-from bookserve.export.contracts import TASKS, Contract
+from bookserve.export.contracts import TASKS, Contract, to_json
 from bookserve.export.errors import ExportError, StoreError
 from bookserve.export.life.commands import COMMANDS as LIFE_COMMANDS
 from bookserve.export.life.transfer_commands import COMMANDS as TRANSFER_COMMANDS
 from bookserve.export.manifest import Manifest
-from bookserve.export.options import max_memory_option, max_seconds_option, models_dir_option
+from bookserve.export.options import json_option, max_memory_option, max_seconds_option, models_dir_option
 from bookserve.export.quantization.command import quantize
 from bookserve.export.server_options import NOBODY, Asked, server_options, until_loaded
 from bookserve.export.store import CONFIG, ModelStore
@@ -114,11 +116,13 @@ models.add_command(quantize)
 
 
 @models.command("list")
+@json_option
 @models_dir_option
-def list_models(models_dir: Path) -> None:
+def list_models(as_json: bool, models_dir: Path) -> None:
     """One line for every version of every model."""
     store = ModelStore(models_dir)
     rows: list[tuple[str, ...]] = [_COLUMNS]
+    told: list[dict[str, Any]] = []
     for model in store.models():
         try:
             served = _served(store, model)
@@ -126,24 +130,32 @@ def list_models(models_dir: Path) -> None:
             served = {}
             click.echo(f"warning: {error}", err=True)
         for version in store.versions(model):
-            names = ", ".join(served.get(version, []))
+            names = served.get(version, [])
+            known: dict[str, Any] = {"model": model, "version": version, "served_as": names}
+            told.append(known)
             try:
                 found = store.manifest(model, version)
             except StoreError as error:
-                rows.append((model, str(version), *["?"] * (len(_COLUMNS) - 3), names))
+                rows.append((model, str(version), *["?"] * (len(_COLUMNS) - 3), ", ".join(names)))
+                known["error"] = str(error)
                 click.echo(f"warning: {error}", err=True)
                 continue
             made = (found.precision, found.configuration or "-", found.profile or "-", _data(found))
-            rows.append((model, str(version), *made, _figures(found) or "-", found.created, names))
+            known |= dict(zip(("precision", "configuration", "profile", "data"), made, strict=True))
+            known |= {"task": found.contract.task, "metrics": found.metrics, "created": found.created}
+            row = (model, str(version), *made, _figures(found) or "-", found.created, ", ".join(names))
+            rows.append(row)
     for model, base_path in store.moved_from().items():
         text = f"warning: {CONFIG} has {model} in {base_path}, not in this store: 'bookserve models config' mends that"
         click.echo(text, err=True)
     _warn_of_what_is_not_told(store)
+    if as_json:
+        click.echo(json.dumps({"versions": told}))
+        return
     if len(rows) == 1:
         raise click.ClickException(f"{store.root} holds no model: 'bookserve train-all' makes them")
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in table.lines(rows, table.terminal_width()):
+        click.echo(line)
 
 
 def _warn_of_what_is_not_told(store: ModelStore) -> None:
@@ -158,8 +170,9 @@ def _warn_of_what_is_not_told(store: ModelStore) -> None:
 @models.command()
 @click.argument("name")
 @click.argument("version", type=click.IntRange(min=1), required=False)
+@json_option
 @models_dir_option
-def show(name: str, version: int | None, models_dir: Path) -> None:
+def show(name: str, version: int | None, as_json: bool, models_dir: Path) -> None:
     """Everything known of one version, by default the newest; fails when a file of it is missing or changed.
 
     A version without a manifest, made by hand or by TensorFlow, is read from its graph.
@@ -177,6 +190,15 @@ def show(name: str, version: int | None, models_dir: Path) -> None:
         contract = graph_contract.of_version(folder, name, found)
     except ExportError as error:
         contract, unread = None if found is None else found.contract, str(error)
+    changed = [] if found is None else manifests.changed_files(folder, found)
+    if as_json:
+        told = None if found is None else json.loads(found.to_json())
+        tensors = None if contract is None else to_json(contract)
+        answer = {"model": name, "version": int(folder.name), "folder": str(folder), "served_as": served}
+        click.echo(json.dumps({**answer, "contract": tensors, "manifest": told, "changed_files": list(changed)}))
+        if changed:
+            raise SystemExit(1)
+        return
     known = "no manifest" if found is None else f"contract {found.contract.id}"
     click.echo(f"{name} version {folder.name}, {known}, in {folder}")
     click.echo(f"served as {', '.join(served) or 'nothing: ask for it by its number, where it is loaded'}")
@@ -188,7 +210,6 @@ def show(name: str, version: int | None, models_dir: Path) -> None:
         return
     for line in description.origin(found):
         click.echo(line)
-    changed = manifests.changed_files(folder, found)
     if changed:
         raise click.ClickException(f"{len(changed)} files are missing or changed: {', '.join(changed)}")
     click.echo(f"files     {len(found.files)}, all as published")

@@ -40,9 +40,9 @@ def read(path: Path, contract: Contract) -> Rows:
             case ".npy":
                 given = {_only(contract, path).name: np.load(path, allow_pickle=False)}
             case ".json":
-                given = _rest_form(json.loads(path.read_text(encoding="utf-8")), contract, path)
+                return read_json(path.read_text(encoding="utf-8"), contract, path)
             case ".csv":
-                given = _table(path, contract)
+                return read_csv(path.read_text(encoding="utf-8-sig"), contract, path)
             case suffix if suffix in _PICTURES:
                 given = {_only(contract, path).name: _picture(path, _only(contract, path))}
             case _:
@@ -50,6 +50,29 @@ def read(path: Path, contract: Contract) -> Rows:
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ExportError(f"{path} cannot be read as an example: {error}") from error
     return fit(given, contract, path)
+
+
+def read_json(text: str, contract: Contract, origin: object) -> Rows:
+    """The rows in JSON of the REST form, {"inputs": …} or {"instances": …}, or in a bare list of instances.
+
+    Raises:
+        ExportError: as `read`; `origin` names the text in the message.
+    """
+    try:
+        content = json.loads(text)
+        return fit(
+            _rest_form({"instances": content} if isinstance(content, list) else content, contract), contract, origin
+        )
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise ExportError(f"{origin} cannot be read as an example: {error}") from error
+
+
+def read_csv(text: str, contract: Contract, origin: object) -> Rows:
+    """The rows in a table with commas, with or without a line of names. What is raised is as with `read_json`."""
+    try:
+        return fit(_table(text, contract), contract, origin)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{origin} cannot be read as an example: {error}") from error
 
 
 def fit(given: Mapping[str, Any], contract: Contract, origin: object) -> Rows:
@@ -165,37 +188,36 @@ def _bytes(value: Any) -> Any:
     return value if isinstance(value, bytes) else str(value).encode()
 
 
-def _only(contract: Contract, path: Path) -> Tensor:
+def _only(contract: Contract, what: object) -> Tensor:
     if len(contract.inputs) != 1:
         names = ", ".join(tensor.name for tensor in contract.inputs)
-        raise ExportError(f"{path} holds one input, the model takes {names}: give .npz or .json")
+        raise ExportError(f"{what} holds one input, the model takes {names}: give .npz or .json")
     return contract.inputs[0]
 
 
-def _rest_form(content: Any, contract: Contract, path: Path) -> Mapping[str, Any]:
+def _rest_form(content: Any, contract: Contract) -> Mapping[str, Any]:
     if isinstance(content, dict) and "inputs" in content:
         inputs = content["inputs"]
-        return inputs if isinstance(inputs, dict) and "b64" not in inputs else {_only(contract, path).name: inputs}
+        return inputs if isinstance(inputs, dict) and "b64" not in inputs else {_only(contract, "inputs").name: inputs}
     if isinstance(content, dict) and isinstance(content.get("instances"), list):
         instances = content["instances"]
         if isinstance(instances[0], dict) and "b64" not in instances[0]:
             return {name: [row[name] for row in instances] for name in instances[0]}
-        return {_only(contract, path).name: instances}
-    raise ExportError(f'{path} is no request in the REST form: {{"instances": […]}} or {{"inputs": …}}')
+        return {_only(contract, "instances").name: instances}
+    raise ValueError('it is no request in the REST form: {"instances": […]} or {"inputs": …}')
 
 
-def _table(path: Path, contract: Contract) -> Mapping[str, Any]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        lines = [line for line in csv.reader(stream) if line]
+def _table(text: str, contract: Contract) -> Mapping[str, Any]:
+    lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
     if not lines:
-        raise ExportError(f"{path} is empty")
+        raise ValueError("it is empty")
     head = lines[0] if any(not _is_number(cell) for cell in lines[0]) else None
     names = [tensor.name for tensor in contract.inputs]
     body = lines[1:] if head else lines
     if len(names) > 1:  # a column an input
         missing = [name for name in names if name not in (head or ())]
         if missing:
-            raise ExportError(f"{path} has no column '{missing[0]}'")
+            raise ValueError(f"it has no column '{missing[0]}'")
         return {
             tensor.name: _column([line[(head or names).index(tensor.name)] for line in body], tensor)
             for tensor in contract.inputs

@@ -1,4 +1,4 @@
-"""The options that several commands share: where runs and models lie, and what the trial of a model may take."""
+"""The options that several commands share: where runs and models lie, what a trial may take, and --json."""
 
 import re
 from pathlib import Path
@@ -36,3 +36,4 @@ max_seconds_option = click.option(
 max_memory_option = click.option(
     "--max-memory", type=click.IntRange(min=64), default=8192, show_default=True, help="MiB that the trial may use."
 )
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -74,10 +74,42 @@ def _place(context: click.Context, parameter: click.Parameter, value: str) -> Pa
 )
 @click.option("--profile", default="default", show_default=True, help="Of the training, when the store is empty.")
 @click.option("--data", default="auto", show_default=True, help="For the training, when the store is empty.")
-@click.option("--data-dir", default=None, type=click.Path(path_type=Path), envvar="DATA_DIR")
-@click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--rest-port", default=8501, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--gateway-port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--data-dir",
+    default=None,
+    type=click.Path(path_type=Path),
+    envvar="DATA_DIR",
+    help="A folder with the training's data files, looked into first.  [env: DATA_DIR]",
+)
+@click.option(
+    "--grpc-port", default=8500, show_default=True, type=click.IntRange(1, 65535), help="Of the model server's gRPC."
+)
+@click.option(
+    "--rest-port", default=8501, show_default=True, type=click.IntRange(1, 65535), help="Of the model server's REST."
+)
+@click.option(
+    "--gateway-port",
+    default=8080,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Of the gateway and its page.",
+)
+@click.option(
+    "--bind",
+    default=_HOST,
+    show_default=True,
+    help="The address that the gateway listens on; the model server stays on loopback.",
+)
+@click.option(
+    "--allowed-hosts",
+    default="",
+    help="Names that requests of the gateway may have as Host, with commas, beside loopback's and --bind; * for any.",
+)
+@click.option(
+    "--api-keys",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A file with a key a line, or NAME:KEY: a request to the gateway's /api/ must have one.",
+)
 @click.option(
     "--verbose", is_flag=True, help="Show the servers' whole logs, with a line for each request of the gateway."
 )
@@ -89,9 +121,15 @@ def main(
     grpc_port: int,
     rest_port: int,
     gateway_port: int,
+    bind: str,
+    allowed_hosts: str,
+    api_keys: Path | None,
     verbose: bool,
 ) -> None:
-    """Model server and gateway together, on loopback; trains first when there are no models."""
+    """Model server and gateway together, on loopback; trains first when there are no models.
+
+    --bind opens the gateway to others; give it --api-keys then, and TLS in front.
+    """
     asked = _Asked()
     ports = {"--grpc-port": grpc_port, "--rest-port": rest_port, "--gateway-port": gateway_port}
     _check_ports(ports)
@@ -113,17 +151,19 @@ def main(
         steps.done(f"model server ready, with the models of {models_dir}")
         gateway_options = ["--port", str(gateway_port), "--model-server", f"{_HOST}:{grpc_port}"]
         gateway_options += ["--model-server-rest", f"http://{_HOST}:{rest_port}"]
-        gateway_options += ["--log-level", level]
+        gateway_options += ["--log-level", level, "--bind", bind, "--allowed-hosts", allowed_hosts]
+        gateway_options += ["--api-keys", str(api_keys)] if api_keys is not None else []
         if isinstance(models_dir, Path):
             gateway_options += ["--models-dir", str(models_dir)]
         else:
             click.echo("the gateway reads no contracts from a bucket: its page and /api/v1 take tensors")
         servers.append(("gateway", _run("gateway", *gateway_options, quiet=not verbose)))
-        _wait_for(f"http://{_HOST}:{gateway_port}/healthz", servers, asked)
+        gateway = f"http://{_reached_at(bind)}:{gateway_port}"
+        _wait_for(f"{gateway}/healthz", servers, asked)
         steps.done("gateway ready")
         click.echo(
             "\nCtrl-C stops both.\n\n"
-            f"  web page  http://{_HOST}:{gateway_port}/\n"
+            f"  web page  {gateway}/\n"
             f"  REST      http://{_HOST}:{rest_port}/v1/models\n"
             f"  gRPC      {_HOST}:{grpc_port}"
         )
@@ -146,6 +186,13 @@ def main(
         )
     if stopped == SIGINT:
         raise SystemExit(128 + SIGINT)
+
+
+def _reached_at(bind: str) -> str:
+    """The host by which this machine reaches a server that listens on an address."""
+    if bind in ("0.0.0.0", "::"):
+        return _HOST if bind == "0.0.0.0" else "[::1]"
+    return f"[{bind}]" if ":" in bind else bind
 
 
 class _Steps:

@@ -20,6 +20,8 @@ RUN_BY = {
     ("README.md", "python"): "tests/clients/test_examples.py",
     ("clients/examples/README.md", "sh"): "tests/clients/test_examples.py",
     ("clients/examples/README.md", "python"): "tests/clients/test_examples.py",
+    ("clients/examples/README.md", "go"): "tests/clients/test_examples.py",
+    ("clients/examples/README.md", "java"): "tests/clients/test_examples.py",
     ("docs/open-inference.md", "sh"): "tests/end_to_end/test_documented_servers.py",
     ("docs/open-inference.md", "python"): "tests/end_to_end/test_documented_servers.py",
     ("docs/runbooks.md", "sh"): "tests/end_to_end/test_runbooks.py",
@@ -35,12 +37,15 @@ _ADDED = "tests/export/test_add.py adds a model and runs the lines that the comm
 NOT_RUN = {
     ("README.md", "pip install '.[serving,convert]'"): _ADDED,
     ("README.md", "bookserve model-server --model_root=$PWD/models"): _ADDED,
+    ("README.md", "bookserve predict mnist pictures/"): "tests/clients/test_predict_many.py runs both kinds",
+    ("README.md", "bookserve load score"): "tests/clients/test_load.py runs it on a model of its own",
     ("README.md", "bookserve models quantize score"): "tests/export/quantization/test_quantize.py runs both",
     ("README.md", "bookserve evaluate score"): "tests/clients/test_evaluate.py runs it on a model of its own",
     ("README.md", "bookserve train cifar10 --data-dir"): "tests/end_to_end/test_own_data.py runs its lines",
     ("ARCHITECTURE.md", "flowchart TD"): "a drawing",
     ("CONTRIBUTING.md", "make install "): "runs all tests",
     ("docker/README.md", "make up TRAINING=smoke"): _CONTAINERS,
+    ("clients/javascript/README.md", "import { Client"): "tests/clients/test_javascript.py runs these methods",
     ("docker/README.md", "docker run --rm -p "): _CONTAINERS,
     ("docker/README.md", "podman system service"): _CONTAINERS,
     ("docker/README.md", "docker compose -p bookserve -f docker/compose.yaml --profile gpu build"): "needs a GPU",
@@ -52,6 +57,8 @@ NOT_RUN = {
         "serving/README.md",
         "python -c 'import tensorflow",
     ): "tests/serving/server/api/test_profiler.py has the load",
+    ("serving/README.md", "echo "): "tests/serving/server/test_pictures.py sends pictures",
+    ("serving/README.md", "printf "): "tests/serving/gateway/test_lines.py sends such lines",
     ("serving/README.md", "export AWS_ACCESS_KEY_ID="): "tests/serving/server/test_buckets.py has a bucket",
     ("training/README.md", "export TF_CONFIG="): "needs two hosts: tests/training/devices/test_hosts.py has two here",
     ("training/README.md", "bookserve train ptb "): _HOURS,
@@ -60,19 +67,22 @@ NOT_RUN = {
 }
 # Programs of others, whose options are theirs.
 FOREIGN = {
+    "bookserve-probe",
     "cat",
     "cp",
     "curl",
+    "cut",
     "df",
     "du",
+    "echo",
     "kubectl",
     "mkdir",
     "mv",
     "openssl",
     "podman",
+    "printf",
     "rm",
     "tar",
-    "bookserve-probe",
 }
 
 

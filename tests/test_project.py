@@ -176,7 +176,7 @@ def test_tensorflow_is_never_imported_at_import_time(room: str) -> None:
 # The only files outside `training/models/` and the data sets in which a model of the book may be named, and why.
 NAMES_BOOK_MODELS = {
     "clients/gateway_client.py": "its methods by the models' names are public; each is one line over the task's method",
-    "clients/inputs/pictures.py": "the address of the page that describes the rule",
+    "serving/wire/pictures.py": "the address of the page that describes the rule",
     "export/converters/xgboost_model.py": "XGBoost calls its objectives so",
 }
 BOOK_MODEL = re.compile(r"tox21|mnist|cifar-?10|tictactoe|\b(ptb|linear|logistic)(_[a-z]+)?\b", re.IGNORECASE)

@@ -1,5 +1,6 @@
 """The commands `bookserve runs list`, `show` and `compare`: what was trained, with what, and how well."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import Any
 
 import click
 
-from bookserve.export import description, run_format, run_reader
+from bookserve.export import description, run_format, run_reader, table
 from bookserve.export.errors import ExportError
-from bookserve.export.options import runs_dir_option
+from bookserve.export.options import json_option, runs_dir_option
 from bookserve.export.run_reader import TrainingRun
 from bookserve.training import run_writer
 
@@ -21,8 +22,9 @@ def runs() -> None:
 
 @runs.command("list")
 @click.argument("names", metavar="[MODELS]...", nargs=-1)
+@json_option
 @runs_dir_option
-def list_runs(names: tuple[str, ...], runs_dir: Path) -> None:
+def list_runs(names: tuple[str, ...], as_json: bool, runs_dir: Path) -> None:
     """One line for every run, oldest first; unfinished ones are marked."""
     known = _known(runs_dir)
     unknown = [name for name in names if name not in known]
@@ -33,29 +35,40 @@ def list_runs(names: tuple[str, ...], runs_dir: Path) -> None:
             f"{runs_dir} has no runs{missing}; it has runs of {there}: 'bookserve train' makes them"
         )
     rows: list[tuple[str, ...]] = [("RUN", "CONFIG", "PROFILE", "SEED", "DATA", "TEST")]
+    told: list[dict[str, Any]] = []
     for name in names or known:
         for folder in _folders(runs_dir, name):
             label = f"{name}/{folder.name}"
             if folder.name.endswith(run_format.UNFINISHED):
                 rows.append((label, "", "", "", "", "unfinished"))
+                told.append({"run": label, "finished": False})
                 continue
             try:
                 run = run_reader.read(folder, name)
             except ExportError as error:
                 rows.append((label, "?", "?", "?", "?", "?"))
+                told.append({"run": label, "error": str(error)})
                 click.echo(f"warning: {error}", err=True)
                 continue
             data = f"own: {run.data.name}" if run.data.source == "own" else run.data.source
             rows.append((label, run.configuration, run.profile, str(run.seed), data, _test(run)))
-    _print(rows)
+            told.append(_told(run))
+    if as_json:
+        click.echo(json.dumps({"runs": told}))
+    else:
+        _print(rows)
 
 
 @runs.command()
 @click.argument("run", metavar="RUN")
+@json_option
 @runs_dir_option
-def show(run: str, runs_dir: Path) -> None:
+def show(run: str, as_json: bool, runs_dir: Path) -> None:
     """Everything known of a RUN: a model for its newest one, or MODEL/TIME as 'runs list' has it."""
     found = _read(run, runs_dir)
+    if as_json:
+        click.echo(json.dumps(_told(found)))
+        return
     click.echo(f"{found.contract.model}: {found.folder}")
     for line in description.lines(found.contract):
         click.echo(line)
@@ -78,8 +91,9 @@ def show(run: str, runs_dir: Path) -> None:
 
 @runs.command()
 @click.argument("names", metavar="RUN RUN...", nargs=-1, required=True)
+@json_option
 @runs_dir_option
-def compare(names: tuple[str, ...], runs_dir: Path) -> None:
+def compare(names: tuple[str, ...], as_json: bool, runs_dir: Path) -> None:
     """Runs side by side: what is different in their settings, and all of their metrics.
 
     A RUN is a model, for its newest run, or MODEL/TIME as 'runs list' has it.
@@ -87,6 +101,9 @@ def compare(names: tuple[str, ...], runs_dir: Path) -> None:
     if len(names) < 2:
         raise click.ClickException("two runs at least are compared: 'bookserve runs list' names them")
     found = [_read(name, runs_dir) for name in names]
+    if as_json:
+        click.echo(json.dumps({"runs": [_told(run) for run in found]}))
+        return
     columns = [_facts(run) for run in found]
     facts = dict.fromkeys(name for column in columns for name in column)
     rows = [("", *(f"{run.contract.model}/{run.folder.name}" for run in found))]
@@ -171,6 +188,25 @@ def _value(value: Any) -> str:
 
 
 def _print(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in table.lines(rows, table.terminal_width()):
+        click.echo(line)
+
+
+def _told(run: TrainingRun) -> dict[str, Any]:
+    """A run for --json: its settings, its data and all of its metrics."""
+    return {
+        "run": f"{run.contract.model}/{run.folder.name}",
+        "folder": str(run.folder),
+        "finished": True,
+        "network": run.network_of,
+        "configuration": run.configuration,
+        "profile": run.profile,
+        "seed": run.seed,
+        "data": dataclasses.asdict(run.data),
+        "own_data": run.own_data,
+        "data_card": None if run.data_card is None else dataclasses.asdict(run.data_card),
+        "config": run.config,
+        "settings": run.settings,
+        "metrics": run.metrics,
+        "made_with": run.made_with,
+    }

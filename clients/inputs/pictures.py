@@ -1,124 +1,64 @@
-"""From a picture that a person has to the tensor that a picture model takes, as its contract's preprocessing says.
+"""Pictures for the models whose contract says how to prepare one; `serving/wire/pictures.py` does it."""
 
-A digit photographed, scanned or drawn in a paint program looks nothing like the fields of a data set of scans. The rule
-"centred" does to it what NIST and the authors of such a set did (http://yann.lecun.com/exdb/mnist/): the digit is
-fitted into 20 of 28 parts of the field with its aspect ratio kept and grey levels from the anti-aliasing, then placed
-so that its centre of mass is the field's centre. "crop" takes the central part of the field's form, small.
-"""
-
-import io
-import os
-import struct
-import warnings
-import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
 from bookserve.export.contracts import Preprocessing, Tensor
+from bookserve.serving.wire import pictures as rules
+from bookserve.serving.wire.pictures import (
+    FORMATS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    MEDIA_TYPES,
+    Picture,
+    PictureDamaged,
+    PictureEmpty,
+    PictureError,
+    PictureFormatError,
+    PictureRule,
+    PictureTooLarge,
+    Pixels,
+    file_of,
+)
 
-Pixels = npt.NDArray[np.uint8]
-# A picture file's path or its bytes, or pixels: grey [height,width], or [height,width,3 or 4] with alpha as the fourth.
-Picture = str | os.PathLike[str] | bytes | Pixels
-_Grey = npt.NDArray[np.float32]  # (height, width), grey levels 0..255, or ink 0..1
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp")
-MAX_BYTES = 16 << 20
-MAX_PIXELS = 20_000_000
+__all__ = [
+    "DIGIT",
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MEDIA_TYPES",
+    "PHOTO",
+    "Picture",
+    "PictureDamaged",
+    "PictureEmpty",
+    "PictureError",
+    "PictureFormatError",
+    "PictureTooLarge",
+    "Pixels",
+    "digit",
+    "file_of",
+    "levels",
+    "photo",
+    "tensor",
+]
 
 DIGIT = Preprocessing("", size=(28, 28), colour="grey", resize="centred")
 PHOTO = Preprocessing("", size=(32, 32), colour="rgb", resize="crop")
-FILLED = 20 / 28  # of the field's shorter side, what the longer side of a centred sign is fitted to
-WORKING_SIDE = 1600  # pixels; larger pictures are shrunk to this before the digit is looked for
-
-_BLACK = 10  # grey levels; a field's border is black but for the few digits that reach into it
-_MIN_CONTRAST = 12.0  # grey levels; a picture whose ink differs less from its background is empty
-_MIN_OVER_NOISE = 6.0  # times the background's own roughness
-_INK = 0.25  # of full ink; darker pixels than this span the digit's bounding box
-
-# A warning of the decoder (a decompression bomb, damaged metadata) is a reason to refuse the picture. The filter is
-# process-wide and set once, because warnings.catch_warnings is not safe between threads.
-warnings.filterwarnings("error", module=r"PIL(\.|$)")
-
-# What Pillow's decoders raise on damaged files.
-_DECODER_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    Warning,
-)
-
-
-class PictureError(ValueError):
-    """A picture that cannot be used; the message says why and what would do."""
-
-
-class PictureFormatError(PictureError):
-    """No picture, or one of a format that is not allowed."""
-
-
-class PictureTooLarge(PictureError):
-    """More bytes or pixels than allowed; nothing was decoded."""
-
-
-class PictureDamaged(PictureError):
-    """A picture whose file is truncated or broken."""
-
-
-class PictureEmpty(PictureError):
-    """A picture without ink: nothing in it stands out from the background."""
 
 
 def levels(picture: Picture, means: Preprocessing) -> Pixels:
     """Turns a picture into the levels that `means` asks for: uint8 [height,width], or [height,width,3] for "rgb".
 
-    `picture` is a PNG, JPEG, WebP or BMP, its path or its bytes, or a uint8 array of pixels. It is turned by its EXIF
-    orientation, and transparency is laid over white. "centred" is for one sign, such as a digit: dark signs on light
-    grounds (told by the border) are inverted, uneven and grey grounds removed, contrast is stretched; a picture that
-    has the size and a black border already comes back unchanged, and so does its negative, inverted. "crop" cuts out
-    the central part, so that nothing is squeezed, "stretch" takes all; both scale with a filter that averages, and keep
-    the pixels of a picture that has the size.
-
-    Raises PictureFormatError, PictureTooLarge, PictureDamaged or PictureEmpty; OSError when a file cannot be read.
+    `picture`, what is done to it and what is raised are as with `serving.wire.pictures.levels`.
     """
-    assert means.size is not None
-    height, width = means.size
-    if means.resize == "centred":
-        return _centred(_image(picture), height, width)
-    image = _eight_bit(_over(_image(picture), 255)).convert("RGB" if means.colour == "rgb" else "L")
-    if means.resize == "stretch":
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    else:
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(image, np.uint8).copy()
+    return rules.levels(picture, _rule(means))
 
 
 def tensor(many: Pixels, means: Preprocessing, wanted: Tensor) -> npt.NDArray[Any]:
     """Levels of several pictures, uint8 [n,height,width] or [n,height,width,3], as the model's input."""
-    array: npt.NDArray[Any] = many
-    if means.scale != 1.0 or means.mean or means.deviation or np.dtype(wanted.dtype).kind == "f":
-        array = many.astype(np.float32) * np.float32(means.scale)
-        if means.mean:
-            array = array - np.array(means.mean, np.float32)
-        if means.deviation:
-            array = array / np.array(means.deviation, np.float32)
-    if array.ndim < len(wanted.shape):
-        array = array[..., None]
-    if means.layout == "channels-first":
-        array = array.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(array.astype(wanted.dtype))
+    return rules.tensor(many, _rule(means), np.dtype(wanted.dtype), len(wanted.shape))
 
 
 def digit(picture: Picture) -> Pixels:
@@ -131,169 +71,8 @@ def photo(picture: Picture) -> Pixels:
     return levels(picture, PHOTO)
 
 
-def _centred(image: Image.Image, height: int, width: int) -> Pixels:
-    if image.size == (width, height):
-        field = np.asarray(_over(image, 255).convert("L"))
-        for candidate in (field, 255 - field):
-            if _is_field(candidate):
-                return candidate.copy()
-    image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
-    try:
-        ink = _ink(_grey(_over(image, 255)))
-    except PictureEmpty:
-        if not image.has_transparency_data:
-            raise
-        ink = _ink(_grey(_over(image, 0)))  # white on transparent
-    return _place(_fit(_crop(ink), round(FILLED * min(height, width))), height, width)
-
-
-def file_of(picture: Picture) -> bytes:
-    """The bytes of a picture's file, as a server takes them; pixels become a PNG.
-
-    Raises PictureFormatError or PictureTooLarge for pixels that make no picture, TypeError for what is no picture,
-    OSError when a file cannot be read.
-    """
-    if isinstance(picture, np.ndarray):
-        png = io.BytesIO()
-        _image(picture).save(png, "PNG")
-        return png.getvalue()
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return bytes(picture)
-    if isinstance(picture, str | os.PathLike):
-        with Path(picture).open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    raise TypeError(f"a picture is a path, a file's bytes or a uint8 array of pixels, not {type(picture).__name__}")
-
-
-def _image(picture: Picture) -> Image.Image:
-    if not isinstance(picture, np.ndarray):
-        return _decode(file_of(picture))
-    shape = list(picture.shape)
-    if picture.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ([], [3], [4]) or 0 in shape:
-        raise PictureFormatError(
-            "an array of pixels is uint8 (levels from 0 to 255) of shape [height,width], [height,width,3] or"
-            f" [height,width,4], this one is {picture.dtype} {shape}"
-        )
-    _check_pixels(shape[1], shape[0])
-    return Image.fromarray(picture)
-
-
-def _decode(content: bytes) -> Image.Image:
-    if len(content) > MAX_BYTES:
-        raise PictureTooLarge(f"the picture has more than {MAX_BYTES >> 20} MiB: save it smaller")
-    if not content:
-        raise PictureFormatError("the picture has no bytes")
-    try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureTooLarge(f"the picture has more than {MAX_PIXELS // 1_000_000} million pixels") from error
-    except _DECODER_ERRORS as error:
-        allowed = ", ".join(FORMATS)
-        raise PictureFormatError(f"this is no readable picture: give one of {allowed}") from error
-    _check_pixels(*image.size)
-    try:
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except _DECODER_ERRORS as error:
-        raise PictureDamaged(f"the {image.format} picture is truncated or damaged: save it again") from error
-
-
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise PictureTooLarge(
-            f"the picture has {width} x {height} pixels, at most {MAX_PIXELS // 1_000_000} million are taken:"
-            " save it smaller"
-        )
-
-
-def _over(image: Image.Image, ground: int) -> Image.Image:
-    """The picture without transparency, laid over a ground of this grey level."""
-    if not image.has_transparency_data:
-        return image
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, (ground, ground, ground, 255)), layer)
-
-
-def _grey(image: Image.Image) -> _Grey:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, which convert("L") would clip
-        return np.asarray(image, dtype=np.float32) / np.float32(257.0)
-    return np.asarray(image.convert("L"), dtype=np.float32)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(np.clip(_grey(image), 0, 255).astype(np.uint8))
-    return image
-
-
-def _is_field(field: Pixels) -> bool:
-    border = np.concatenate([field[0], field[-1], field[:, 0], field[:, -1]])
-    corners = field[[0, 0, -1, -1], [0, -1, 0, -1]]
-    return bool(corners.max() <= _BLACK and np.mean(border <= _BLACK) >= 0.9 and field.max() >= 128)
-
-
-def _ink(grey: _Grey) -> _Grey:
-    """How much each pixel is ink: 0 on the background, 1 on full strokes. PictureEmpty when there is none."""
-    difference = grey - _background(grey)
-    border = difference[_border_mask(difference.shape)]
-    roughness = 1.4826 * float(np.median(np.abs(border - np.median(border))))
-    darker, lighter = np.clip(-difference, 0, None), np.clip(difference, 0, None)
-    # Squares, so that a few strokes outweigh a wide faint shade.
-    ink = darker if float(np.square(darker).sum()) >= float(np.square(lighter).sum()) else lighter
-    peak = float(ink.max())
-    if peak < max(_MIN_CONTRAST, _MIN_OVER_NOISE * roughness):
-        raise PictureEmpty("the picture is empty: draw or photograph one digit that stands out from the background")
-    full = float(np.percentile(ink[ink > 0.5 * peak], 75))
-    floor = min(max(3.0 * roughness, 0.04 * full), 0.5 * full)
-    stretched: _Grey = np.clip((ink - floor) / (full - floor), 0.0, 1.0).astype(np.float32)
-    return stretched
-
-
-def _border_mask(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """True on a ring along the edges, a fiftieth of the shorter side wide, at least one pixel."""
-    width = max(1, min(shape) // 50)
-    mask = np.ones(shape, dtype=np.bool_)
-    mask[width:-width, width:-width] = False
-    return mask
-
-
-def _background(grey: _Grey) -> Any:
-    """The ground's grey level at every pixel: a plane through the border, so that light from one side does no harm."""
-    rows, columns = np.nonzero(_border_mask(grey.shape))
-    levels = grey[rows, columns]
-    terms = np.stack([np.ones(len(rows)), rows / grey.shape[0], columns / grey.shape[1]], axis=1)
-    keep = np.abs(levels - np.median(levels)) <= max(8.0, 3.0 * float(np.median(np.abs(levels - np.median(levels)))))
-    plane = np.linalg.lstsq(terms[keep], levels[keep], rcond=None)[0].astype(np.float32)
-    down = np.arange(grey.shape[0], dtype=np.float32)[:, None] / grey.shape[0]
-    across = np.arange(grey.shape[1], dtype=np.float32)[None, :] / grey.shape[1]
-    return plane[0] + plane[1] * down + plane[2] * across
-
-
-def _crop(ink: _Grey) -> _Grey:
-    rows = np.flatnonzero((ink > _INK).any(axis=1))
-    columns = np.flatnonzero((ink > _INK).any(axis=0))
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def _fit(ink: _Grey, side: int) -> _Grey:
-    """Scales the digit so that its longer side is `side` pixels, with its strokes at full ink."""
-    height, width = ink.shape
-    scale = side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = np.clip(np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC)), 0.0, 1.0)
-    # A stroke thinner than a pixel of the field fades in scaling; a pen's strokes are full ink in scans.
-    strokes: _Grey = np.clip(small / max(float(np.percentile(small[small > 0.05], 90)), 0.05), 0.0, 1.0)
-    return strokes
-
-
-def _place(ink: _Grey, rows: int, columns: int) -> Pixels:
-    """Puts the digit into the field with its centre of mass at the centre, moved by whole pixels."""
-    height, width = ink.shape
-    total = float(ink.sum())
-    row = float((ink.sum(axis=1) * np.arange(height)).sum()) / total
-    column = float((ink.sum(axis=0) * np.arange(width)).sum()) / total
-    top = min(max(round(rows / 2 - row), 0), rows - height)
-    left = min(max(round(columns / 2 - column), 0), columns - width)
-    field = np.zeros((rows, columns), dtype=np.uint8)
-    field[top : top + height, left : left + width] = np.rint(ink * 255.0)
-    return field
+def _rule(means: Preprocessing) -> PictureRule:
+    assert means.size is not None
+    return PictureRule(
+        means.input, means.size, means.colour, means.resize, means.layout, means.scale, means.mean, means.deviation
+    )

@@ -6,14 +6,15 @@
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flask
 import structlog
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g, has_request_context, render_template, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from bookserve.serving.gateway import openapi, pages, predictions
+from bookserve.serving.gateway import caching, cors, openapi, pages, predictions
+from bookserve.serving.gateway.api_keys import ApiKeys
 from bookserve.serving.gateway.catalog import Catalog, ModelName
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.dependencies import Dependencies
@@ -40,6 +41,8 @@ _HEADERS = {
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+_MISSING = "Check the address. Each model has a page of its own."
+
 _log = structlog.get_logger()
 
 
@@ -55,6 +58,7 @@ def create_app(
 
     `metrics` are counted and shown; without them the application makes its own. `draining` tells whether the process is
     about to stop: the gateway is unready then, and closes its connections. `server_metrics` are the model server's.
+    Raises ApiKeysError.
     """
     metrics = metrics or Metrics()
     app = Flask("bookserve.gateway", static_folder=None)
@@ -72,10 +76,18 @@ def create_app(
 
     @app.get("/openapi.json")
     def show_openapi() -> Response:
-        return json_response(openapi.document(predictions.operations(catalog, config.limits)))
+        response = json_response(
+            openapi.document(predictions.operations(catalog, config.limits), config.api_keys is not None)
+        )
+        response.headers.update(caching.FRESH)
+        return response
 
     _add_logging_and_headers(app, metrics, draining)
     _add_host_check(app, config)
+    if config.cors_origins:
+        cors.add(app, config.cors_origins)
+    if config.api_keys is not None:
+        _add_key_check(app, ApiKeys(config.api_keys))
     _add_error_handlers(app, config)
     return app
 
@@ -114,6 +126,7 @@ def _add_logging_and_headers(app: Flask, metrics: Metrics, draining: Callable[[]
 
     @app.after_request
     def finish(response: Response) -> Response:
+        caching.finish(request, response)
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         response.headers.setdefault("Cache-Control", "no-store")
@@ -121,7 +134,7 @@ def _add_logging_and_headers(app: Flask, metrics: Metrics, draining: Callable[[]
         if draining():
             response.headers["Connection"] = "close"
         seconds = time.perf_counter() - g.started
-        route = request.url_rule.rule if request.url_rule else "unmatched"
+        route = request.url_rule.rule.replace("<model:name>", "<name>") if request.url_rule else "unmatched"
         if "model" in g:  # there is one of that name, so its routes are counted apart
             route = route.replace("<model:model>", g.model)
         # A method of a request is any token; those that no route has are counted together.
@@ -134,6 +147,7 @@ def _add_logging_and_headers(app: Flask, metrics: Metrics, draining: Callable[[]
             path=request.path[:200],
             status=response.status_code,
             milliseconds=round(1000 * seconds, 2),
+            **({"caller": g.caller} if g.get("caller") else {}),
         )
         return response
 
@@ -150,11 +164,29 @@ def _add_host_check(app: Flask, config: GatewayConfig) -> None:
             )
 
 
+def _add_key_check(app: Flask, keys: ApiKeys) -> None:
+    @app.before_request
+    def check_key() -> None:
+        g.caller = keys.check(request)
+
+
+def request_id_metadata() -> Sequence[tuple[str, str]]:
+    """The request's id as the metadata of calls to the model server, whose log and trailers have it too."""
+    return (("x-request-id", g.request_id),) if has_request_context() and "request_id" in g else ()
+
+
+def _for_a_person() -> bool:
+    """Whether a browser shows the answer to a person, who may have mistyped the address."""
+    return "text/html" in request.headers.get("Accept", "") and request.method in ("GET", "HEAD")
+
+
 def _add_error_handlers(app: Flask, config: GatewayConfig) -> None:
     @app.errorhandler(Problem)
     def problem(error: Problem) -> Response:
         if error.status >= 500:
             _log.warning("problem", request_id=g.request_id, status=error.status, detail=error.detail)
+        if error.status == 404 and _for_a_person():
+            return _missing_page()
         return error.response(g.request_id)
 
     @app.errorhandler(RequestEntityTooLarge)
@@ -166,6 +198,8 @@ def _add_error_handlers(app: Flask, config: GatewayConfig) -> None:
         status = error.code or 500
         if 300 <= status < 400:
             return flask.make_response(error.get_response())
+        if status == 404 and _for_a_person():
+            return _missing_page()
         headers, text = {}, {404: "there is nothing here; GET /docs or /openapi.json lists what there is"}.get(status)
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             allowed = ", ".join(sorted(error.valid_methods))
@@ -176,3 +210,8 @@ def _add_error_handlers(app: Flask, config: GatewayConfig) -> None:
     def fault(error: Exception) -> Response:
         _log.error("fault", request_id=g.request_id, exc_info=error)
         return Problem(500, "a fault of the gateway: its log says more under this request's id").response(g.request_id)
+
+
+def _missing_page() -> Response:
+    page = render_template("missing.html", title="There is no page here", text=_MISSING)
+    return Response(page, status=404, content_type="text/html; charset=utf-8")

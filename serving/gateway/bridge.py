@@ -18,6 +18,7 @@ import structlog
 from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]
 
 from bookserve.serving.gateway.config import Limits
+from bookserve.serving.gateway.lines import MEDIA_TYPE
 from bookserve.serving.gateway.metrics import Metrics
 from bookserve.serving.gateway.problems import Problem, too_large
 
@@ -28,6 +29,9 @@ _FREE_PIECES = 2048
 _PIECE_BYTES = 128  # on average
 # A browser reads no answer before it has sent its body, so one that is too large is taken and thrown away up to here.
 _DISCARDED_BYTES = 64 << 20
+_SEND_SECONDS = 60.0  # that a client may take to read a piece of an answer of many lines
+_LOOK_SECONDS = 0.5  # between looks whether the gateway stops
+_AGAIN = {"Retry-After": "1"}
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
@@ -36,7 +40,11 @@ _Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
 class Bridge:
     """The RSGI application that granian calls, around a WSGI application."""
 
-    def __init__(self, app: WsgiApp, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, app: WsgiApp, limits: Limits, metrics: Metrics, draining: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._draining = draining
+        self._streams = 0
         self._app = app
         self._limits = limits
         self._metrics = metrics
@@ -50,6 +58,9 @@ class Bridge:
     async def __rsgi__(self, scope: Scope, exchange: HTTPProtocol) -> None:
         """Answers one request."""
         try:
+            if _has_lines(scope):
+                await self._stream(scope, exchange)
+                return
             status, headers, body = await self._answer(scope, exchange)
         except Problem as problem:
             status, headers, body = self._refusal(problem)
@@ -62,13 +73,53 @@ class Bridge:
     async def _answer(self, scope: Scope, exchange: HTTPProtocol) -> _Answer:
         body = await self._body(scope, exchange)
         if self._running >= self._limits.concurrent + self._limits.waiting:
-            raise Problem(503, "the gateway is full: try again", headers={"Retry-After": "1"})
+            raise Problem(503, "the gateway is full: try again", headers=_AGAIN)
         self._running += 1
         try:
             environ = _environ(scope, body)
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._call, environ)
         finally:
             self._running -= 1
+
+    async def _stream(self, scope: Scope, exchange: HTTPProtocol) -> None:
+        """Answers a request of many lines while it arrives; it keeps a thread as long as it lasts."""
+        if self._streams >= self._limits.streams:
+            raise Problem(503, "the gateway has too many streams (--max-streams): try again", headers=_AGAIN)
+        self._streams += 1
+        loop = asyncio.get_running_loop()
+        environ = _environ(scope, b"")
+        del environ["CONTENT_LENGTH"]
+        environ["wsgi.input"] = _Incoming(exchange, loop, self._limits.body_seconds, self._draining)
+        try:
+            await loop.run_in_executor(self._threads, self._send, environ, exchange, loop)
+        finally:
+            self._streams -= 1
+
+    def _send(self, environ: dict[str, Any], exchange: HTTPProtocol, loop: asyncio.AbstractEventLoop) -> None:
+        """Runs the application on this thread, and sends what it gives piece by piece."""
+        started: list[tuple[int, list[tuple[str, str]]]] = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
+            started[:] = [(int(status.split(" ", 1)[0]), headers)]
+
+        pieces = self._app(environ, start_response)
+        status, headers = started[0]
+        headers = [(name.lower(), value) for name, value in headers]
+
+        async def begin() -> Any:
+            return exchange.response_stream(status, headers)
+
+        try:
+            transport = asyncio.run_coroutine_threadsafe(begin(), loop).result()
+            for piece in pieces:
+                if piece:
+                    asyncio.run_coroutine_threadsafe(_send_piece(transport, piece), loop).result(_SEND_SECONDS)
+        except Exception as error:  # the client went away, mostly; there is nobody to tell
+            _log.info("broken off", path=environ["PATH_INFO"][:200], reason=repr(error)[:200])
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
 
     async def _body(self, scope: Scope, exchange: HTTPProtocol) -> bytes:
         limit = self._limits.body_bytes
@@ -124,6 +175,51 @@ class Bridge:
         response = problem.response(request_id)
         # The rest of the body is not read, so the connection cannot carry another request.
         return problem.status, [*response.headers.items(), ("Connection", "close")], response.get_data()
+
+
+class _Incoming:
+    """The body of a request that is answered while it arrives, read by the application's thread."""
+
+    def __init__(
+        self, exchange: HTTPProtocol, loop: asyncio.AbstractEventLoop, seconds: float, draining: Callable[[], bool]
+    ) -> None:
+        self._pieces = exchange.__aiter__()
+        self._loop = loop
+        self._seconds = seconds
+        self._draining = draining
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes as they come, whatever the size; none at the end. Raises Problem 408 and 503."""
+        return asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()
+
+    async def _next(self) -> bytes:
+        task = asyncio.ensure_future(_piece(self._pieces))
+        waited = 0.0
+        while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
+            waited += _LOOK_SECONDS
+            if self._draining() or waited >= self._seconds:
+                task.cancel()
+            if self._draining():
+                raise Problem(503, "the gateway is stopping: send what is left again", headers=_AGAIN)
+            if waited >= self._seconds:
+                raise Problem(408, f"no line came within {self._seconds:g} s (--body-seconds)")
+        return task.result()
+
+
+async def _piece(pieces: Any) -> bytes:
+    try:
+        return bytes(await anext(pieces))
+    except StopAsyncIteration:
+        return b""
+
+
+async def _send_piece(transport: Any, piece: bytes) -> None:
+    await transport.send_bytes(piece)
+
+
+def _has_lines(scope: Scope) -> bool:
+    kind = scope.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == MEDIA_TYPE and scope.method == "POST" and scope.path.endswith(":predict")
 
 
 def _environ(scope: Scope, body: bytes) -> dict[str, Any]:

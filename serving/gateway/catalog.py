@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from werkzeug.routing import BaseConverter, ValidationError
+from werkzeug.routing import BaseConverter
 
 from bookserve.clients import forms
-from bookserve.clients.store_contracts import StoreContracts, is_name
+from bookserve.clients.store_contracts import StoreContracts
 from bookserve.export.contracts import Contract
 from bookserve.serving.gateway.model_backend import ContractChanged, ModelBackend
 from bookserve.serving.gateway.problems import Problem
@@ -23,11 +23,7 @@ Ask = Callable[[Contract], dict[str, Any]]
 class ModelName(BaseConverter):
     """A part of an address that may name a model. "models" has addresses of its own."""
 
-    def to_python(self, value: str) -> str:
-        """The name."""
-        if value == "models" or not is_name(value):
-            raise ValidationError
-        return value
+    regex = r"(?!models\Z)[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
 
 
 def unknown(model: str) -> Contract:

@@ -21,6 +21,7 @@ class Limits:
     json_depth: int = 8  # nested lists and objects
     concurrent: int = 32  # requests being answered at once; each has a thread
     waiting: int = 128  # requests beyond these; more are refused with 503
+    streams: int = 8  # requests of many lines (NDJSON) at once; each keeps a thread
 
 
 @dataclass(frozen=True)
@@ -33,4 +34,6 @@ class GatewayConfig:
     models_dir: Path | None = None  # the model store: contracts, metrics, report pictures, vocabularies
     bind: str = "127.0.0.1"
     allowed_hosts: tuple[str, ...] = ()  # names that it is asked by, beside loopback's and `bind`
+    api_keys: Path | None = None  # the file of keys, one of which a request to /api/ must have
+    cors_origins: tuple[str, ...] = ()  # whose pages may ask from a browser; "*" for any
     limits: Limits = Limits()

@@ -1,5 +1,6 @@
-"""What the image models read from a request: picture files of a form, a picture as a raw body, or pixels as JSON."""
+"""What the image models read from a request: picture files of a form or as base64, a raw picture, or pixels."""
 
+import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from bookserve.serving.gateway import openapi, request_parsing
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.problems import Problem, bad_value, shown
 
+_BASE64 = {"type": "string", "contentEncoding": "base64"}
 _LEVEL = {"type": "integer", "minimum": 0, "maximum": 255}
 
 
@@ -43,6 +45,8 @@ class ImageBody:
         media_type = request_parsing.media_type(request)
         if media_type == request_parsing.JSON:
             body = request_parsing.read_json(request, limits, self.example)
+            if "b64" in body:
+                return self._base64(request_parsing.only_field(body, "b64", self.example), limits)
             return self._pixels(request_parsing.only_field(body, "pixels", self.example), limits)
         if media_type == request_parsing.FORM:
             uploads = request_parsing.read_files(request, "file", limits, self.curl)
@@ -66,7 +70,13 @@ class ImageBody:
         }
         return {
             request_parsing.FORM: {"schema": openapi.struct({"file": files})},
-            **openapi.json_body({"pixels": openapi.one_or_many(image, limits.items, text)}, self.example),
+            **openapi.json_choice(
+                {
+                    "pixels": openapi.one_or_many(image, limits.items, text),
+                    "b64": openapi.one_or_many(_BASE64, limits.items, "A picture file as base64, or a list of such."),
+                },
+                self.example,
+            ),
             **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in pictures.MEDIA_TYPES},
         }
 
@@ -82,6 +92,17 @@ class ImageBody:
         except pictures.PictureError as error:
             given = f"{len(content)} bytes: {error}"
             raise bad_value(field, f"{self.what} (PNG, JPEG, WebP or BMP)", given, self.curl) from error
+
+    def _base64(self, value: object, limits: Limits) -> npt.NDArray[np.uint8]:
+        """Picture files as base64: a text, or a list of texts."""
+        items = request_parsing.one_or_many(value, "b64", isinstance(value, list), limits.items, self.example)
+        files = []
+        for text, name in ((item, name) for name, item in items):
+            try:
+                files.append((base64.b64decode(text, validate=True), name))
+            except (TypeError, ValueError) as error:
+                raise bad_value(name, f"{self.what} as base64", shown(text), self.example) from error
+        return np.stack([self._file(content, name) for content, name in files])
 
     def _pixels(self, value: object, limits: Limits) -> npt.NDArray[np.uint8]:
         """Levels of one image or of a list of images, told apart by how deep they nest."""

@@ -22,7 +22,9 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from bookserve.clients.grpc_client import GrpcClient, channel_to
-from bookserve.serving.gateway.app import create_app
+from bookserve.serving.gateway import cors
+from bookserve.serving.gateway.api_keys import ApiKeysError
+from bookserve.serving.gateway.app import create_app, request_id_metadata
 from bookserve.serving.gateway.bridge import Bridge
 from bookserve.serving.gateway.config import GatewayConfig, Limits
 from bookserve.serving.gateway.metrics import Metrics
@@ -53,6 +55,13 @@ def _target(context: click.Context, parameter: click.Parameter, value: str) -> s
     return value
 
 
+def _origins(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    try:
+        return cors.origins(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.command()
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="The address to listen on.")
@@ -79,17 +88,49 @@ def _target(context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.option("--model-server-ca", type=_PEM, help="PEM file of the model server's authority: speak TLS with it.")
 @click.option("--model-server-cert", type=_PEM, help="PEM file of the gateway's certificate, for servers that ask.")
 @click.option("--model-server-key", type=_PEM, help="PEM file of its key.")
-@click.option("--model-seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 600))
+@click.option(
+    "--model-seconds",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 600),
+    help="How long the model server may take for an answer.",
+)
 @click.option(
     "--models-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The model store: its manifests say what each model takes. Without it all models take tensors.",
 )
-@click.option("--max-body-bytes", default=Limits.body_bytes, show_default=True, type=click.IntRange(1024))
-@click.option("--max-json-bytes", default=Limits.json_bytes, show_default=True, type=click.IntRange(1024))
-@click.option("--max-json-depth", default=Limits.json_depth, show_default=True, type=click.IntRange(4, 1000))
-@click.option("--max-form-parts", default=Limits.form_parts, show_default=True, type=click.IntRange(1))
-@click.option("--max-form-field-bytes", default=Limits.form_field_bytes, show_default=True, type=click.IntRange(1024))
+@click.option(
+    "--max-body-bytes",
+    default=Limits.body_bytes,
+    show_default=True,
+    type=click.IntRange(1024),
+    help="Of a request's body.",
+)
+@click.option(
+    "--max-json-bytes", default=Limits.json_bytes, show_default=True, type=click.IntRange(1024), help="Of a JSON body."
+)
+@click.option(
+    "--max-json-depth",
+    default=Limits.json_depth,
+    show_default=True,
+    type=click.IntRange(4, 1000),
+    help="Nested lists and objects in JSON.",
+)
+@click.option(
+    "--max-form-parts",
+    default=Limits.form_parts,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Files and fields of a form.",
+)
+@click.option(
+    "--max-form-field-bytes",
+    default=Limits.form_field_bytes,
+    show_default=True,
+    type=click.IntRange(1024),
+    help="Of the text of a field, and of the headers of a file.",
+)
 @click.option(
     "--max-items",
     default=Limits.items,
@@ -104,10 +145,53 @@ def _target(context: click.Context, parameter: click.Parameter, value: str) -> s
     type=click.IntRange(1),
     help="Rows of numbers a request, of the tasks regression and tabular.",
 )
-@click.option("--max-generated-words", default=Limits.generated_words, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--body-seconds", default=Limits.body_seconds, show_default=True, type=click.FloatRange(0.1))
-@click.option("--concurrent", default=Limits.concurrent, show_default=True, type=click.IntRange(1, 512))
-@click.option("--waiting", default=Limits.waiting, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--max-generated-words",
+    default=Limits.generated_words,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Words that a text may be continued by.",
+)
+@click.option(
+    "--body-seconds",
+    default=Limits.body_seconds,
+    show_default=True,
+    type=click.FloatRange(0.1),
+    help="How long a body may take to arrive.",
+)
+@click.option(
+    "--concurrent",
+    default=Limits.concurrent,
+    show_default=True,
+    type=click.IntRange(1, 512),
+    help="Requests answered at once, each by a thread.",
+)
+@click.option(
+    "--waiting",
+    default=Limits.waiting,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Requests that wait for a thread; more get 503.",
+)
+@click.option(
+    "--max-streams",
+    default=Limits.streams,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Requests of many lines (NDJSON) at once, each on a thread.",
+)
+@click.option(
+    "--api-keys",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A file with a key a line, or NAME:KEY: a request to /api/ and /metrics must have one. Read anew when it "
+    "changes.",
+)
+@click.option(
+    "--cors-origins",
+    default="",
+    callback=_origins,
+    help="Pages that may ask from a browser: origins such as https://app.example, with commas; * for any.",
+)
 @click.option(
     "--drain-seconds",
     default=1.0,
@@ -144,6 +228,9 @@ def main(
     body_seconds: float,
     concurrent: int,
     waiting: int,
+    max_streams: int,
+    api_keys: Path | None,
+    cors_origins: tuple[str, ...],
     drain_seconds: float,
     log_level: str,
 ) -> None:
@@ -166,16 +253,22 @@ def main(
         json_depth=max_json_depth,
         concurrent=concurrent,
         waiting=waiting,
+        streams=max_streams,
     )
     config = GatewayConfig(
-        model_server, model_server_rest, model_seconds, models_dir, bind, tuple(hosts.listed(allowed_hosts)), limits
+        model_server,
+        model_server_rest,
+        model_seconds,
+        models_dir,
+        bind,
+        tuple(hosts.listed(allowed_hosts)),
+        api_keys,
+        cors_origins,
+        limits,
     )
     server_metrics = ServerMetrics(model_server_rest, context=tls.context()) if model_server_rest else None
-    with (
-        reserve(bind, port) as reserved,
-        GrpcClient(model_server, credentials=tls.credentials()) as backend,
-        closing(MoleculePool()) as molecule_pool,
-    ):
+    client = GrpcClient(model_server, credentials=tls.credentials(), call_metadata=request_id_metadata)
+    with reserve(bind, port) as reserved, client as backend, closing(MoleculePool()) as molecule_pool:
         asyncio.run(_serve(config, backend, molecule_pool, server_metrics, reserved.getsockname()[1], drain_seconds))
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
     sys.stdout.flush()
@@ -236,8 +329,11 @@ async def _serve(
     draining = threading.Event()
     if server_metrics is not None:
         server_metrics.start()
-    app = create_app(config, backend, molecule_pool, metrics, draining.is_set, server_metrics)
-    bridge = Bridge(app, config.limits, metrics)
+    try:
+        app = create_app(config, backend, molecule_pool, metrics, draining.is_set, server_metrics)
+    except ApiKeysError as error:
+        raise click.ClickException(f"--api-keys: {error}") from error
+    bridge = Bridge(app, config.limits, metrics, draining.is_set)
     server = Server(
         bridge,
         address=bind,

@@ -6,9 +6,9 @@ from typing import Any
 from flask import Blueprint, Response
 
 from bookserve.clients import forms
-from bookserve.clients.store_contracts import is_name
 from bookserve.export.contracts import Contract, Tensor, to_json
 from bookserve.serving.gateway import headline
+from bookserve.serving.gateway.caching import FRESH
 from bookserve.serving.gateway.catalog import Catalog
 from bookserve.serving.gateway.model_backend import ModelBackend, Readiness
 from bookserve.serving.gateway.problems import Problem
@@ -41,37 +41,35 @@ class ModelsApi:
         def list_models() -> Response:
             return json_response({"models": self._list()})
 
-        @blueprint.get("/<name>")
+        @blueprint.get("/<model:name>")
         def show_model(name: str) -> Response:
             return json_response(self._model(self._known(name)))
 
-        @blueprint.get("/<name>/state")
+        @blueprint.get("/<model:name>/state")
         def show_state(name: str) -> Response:
             contract = self._known(name)
             return json_response(self._now(contract))
 
-        @blueprint.get("/<name>/versions/<int:version>/report/<picture>")
+        @blueprint.get("/<model:name>/versions/<int:version>/report/<picture>")
         def show_report_image(name: str, version: int, picture: str) -> Response:
             contract = self._known(name)
             content = self._store.report_image(contract.model, version, picture) if self._store else None
             if content is None:
                 raise Problem(404, f"{name} version {version} has no report picture of that name")
-            return Response(content, content_type="image/png")
+            return Response(content, content_type="image/png", headers=FRESH)
 
-        @blueprint.get("/<name>/versions/<int:version>/card")
+        @blueprint.get("/<model:name>/versions/<int:version>/card")
         def show_card(name: str, version: int) -> Response:
             contract = self._known(name)
             text = self._store.card(contract.model, version) if self._store else None
             if text is None:
                 raise Problem(404, f"{name} version {version} has no card")
-            return Response(text, content_type="text/markdown; charset=utf-8")
+            return Response(text, content_type="text/markdown; charset=utf-8", headers=FRESH)
 
         return blueprint
 
     def _known(self, name: str) -> Contract:
         """The contract of a model of the store, or of one that the model server has."""
-        if not is_name(name):
-            raise Problem(404, _none(self._catalog))
         try:
             return self._catalog.contract(name, Choice())
         except Problem as problem:

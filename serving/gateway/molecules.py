@@ -15,6 +15,7 @@ from bookserve.clients.inputs import molecules
 from bookserve.export.contracts import Contract, Fingerprint
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
+from bookserve.serving.gateway.caching import FRESH
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.molecule_pool import MoleculePool
@@ -50,9 +51,8 @@ def draw(request: Request, molecule_pool: MoleculePool) -> Response:
         svg = molecule_pool.drawing(smiles)
     except molecules.MoleculeError as error:
         raise _problem(error, "?smiles", smiles, example) from error
-    return Response(
-        svg, content_type="image/svg+xml; charset=iso-8859-1", headers={"Content-Security-Policy": _DRAWING_POLICY}
-    )
+    headers = {"Content-Security-Policy": _DRAWING_POLICY, **FRESH}
+    return Response(svg, content_type="image/svg+xml; charset=iso-8859-1", headers=headers)
 
 
 def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
@@ -72,7 +72,12 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
         "summary": "The structure of a molecule as a picture.",
         "parameters": [{"name": "smiles", "in": "query", "required": True, "schema": _SMILES}],
         "responses": {
-            "200": {"description": "The drawing.", "content": {"image/svg+xml": {"schema": {"type": "string"}}}}
+            "200": {
+                "description": "The drawing.",
+                "headers": {"ETag": schemas.ETAG},
+                "content": {"image/svg+xml": {"schema": {"type": "string"}}},
+            },
+            "304": {"description": "It is what If-None-Match names."},
         },
     }
     summary = "Which assays does it set off?" if contract.labels else "What does it say of a molecule?"

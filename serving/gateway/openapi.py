@@ -8,10 +8,13 @@ from typing import Any
 from bookserve.clients import forms
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.serving.gateway import problems
+from bookserve.serving.gateway.lines import MEDIA_TYPE as LINES
 from bookserve.serving.gateway.request_parsing import MAX_LABEL, MAX_VERSION
 
 _PROBLEMS = {
     "400": "A value of the request is wrong; the problem names it.",
+    "401": "The gateway has API keys, and the request has none, or another.",
+    "403": "The Host of the request is none that the gateway is asked by.",
     "404": "No such model, version or label.",
     "408": "The body took too long to arrive.",
     "413": "More than a limit allows.",
@@ -20,6 +23,11 @@ _PROBLEMS = {
     "503": "The model server is away, or one of both servers is full.",
     "504": "The model server gave no answer in time.",
 }
+_LINES = (
+    "With Content-Type application/x-ndjson the body has a JSON body a line, and the answer a line each as soon as it "
+    "is there, however many there are. Read while you send. A line that is refused has its problem."
+)
+ETAG = {"description": "Of this content, for If-None-Match.", "schema": {"type": "string"}}
 PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 _CHOICE = [
     {
@@ -35,37 +43,55 @@ _CHOICE = [
         "schema": {"type": "string", "minLength": 1, "maxLength": MAX_LABEL},
     },
 ]
+_NAME = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "The name of a model.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"},
+}
+_VERSION = {
+    "name": "version",
+    "in": "path",
+    "required": True,
+    "description": "A version of the store.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_VERSION},
+}
+_PICTURE = {
+    "name": "picture",
+    "in": "path",
+    "required": True,
+    "description": "Its file name, as `report` of a version lists it.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,99}[.]png$"},
+}
 _METRICS = {
     "operationId": "metrics",
     "tags": ["gateway"],
     "summary": "Counts and durations of the answers, for Prometheus.",
     "responses": {"200": {"description": "The series.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 }
-_CARD = {
-    "operationId": "showCard",
-    "tags": ["gateway"],
-    "summary": "The model card of a version.",
-    "parameters": [
-        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
-        {**_CHOICE[0], "in": "path", "required": True, "description": "A version of the store."},
-    ],
-    "responses": {
-        "200": {"description": "The card.", "content": {"text/markdown": {"schema": {"type": "string"}}}},
-        "404": {"description": "No such model or version, or it has no card."},
-    },
-}
 
 
-def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """The document; `models` has the operations of each model's paths, which get the problems that all can answer."""
+def document(models: Iterable[dict[str, dict[str, Any]]], keys: bool = False) -> dict[str, Any]:
+    """The document; `models` has the operations of each model's paths, which get the problems that all can answer.
+
+    `keys` is whether requests need an API key.
+    """
     known: dict[str, int] = {}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "bookserve",
             "version": importlib.metadata.version("bookserve"),
-            "description": "Predictions of the models of 'TensorFlow for Deep Learning'.",
+            "description": "Predictions of every model of the store, and what is known of each.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "servers": [{"url": "/"}],
+        "tags": [
+            {"name": "models", "description": "Predictions."},
+            {"name": "gateway", "description": "Which models there are, and how they do."},
+        ],
+        "security": [{"bearer": []}, {"header": []}] if keys else [],
         "paths": {
             **{
                 path: {method: _with_problems(_named(operation, known)) for method, operation in item.items()}
@@ -77,7 +103,12 @@ def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
             "/api/v1/models/{name}/state": _get(
                 "showState", "Whether a model can answer, its versions in the store, and its last minutes.", "name"
             ),
-            "/api/v1/models/{name}/versions/{version}/card": {"get": _CARD},
+            "/api/v1/models/{name}/versions/{version}/card": {
+                "get": _file("showCard", "The model card of a version.", "text/markdown", _NAME, _VERSION)
+            },
+            "/api/v1/models/{name}/versions/{version}/report/{picture}": {
+                "get": _file("showPicture", "A picture of a version's report.", "image/png", _NAME, _VERSION, _PICTURE)
+            },
             "/healthz": _get("healthz", "Whether the gateway runs."),
             "/metrics": {"get": _METRICS},
             "/readyz": _get("readyz", "Whether the models can answer."),
@@ -88,7 +119,10 @@ def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
                     "type": "object",
                     "required": ["type", "title", "status", "detail", "request_id"],
                     "properties": {
-                        "type": {"type": "string"},
+                        "type": {
+                            "enum": problems.TYPES,
+                            "description": " ".join(f"{kind}: {text}" for kind, text in problems.KINDS.items()),
+                        },
                         "title": {"type": "string"},
                         "status": {"type": "integer"},
                         "detail": {"type": "string"},
@@ -99,7 +133,44 @@ def document(models: Iterable[dict[str, dict[str, Any]]]) -> dict[str, Any]:
                         "request_id": {"type": "string"},
                     },
                 },
-            }
+                "Line": {
+                    "type": "object",
+                    "description": "The answer to a line: predictions, or a problem.",
+                    "required": ["line"],
+                    "properties": {
+                        "line": {"type": "integer", "minimum": 1},
+                        "model": {"type": "string"},
+                        "version": {"type": "integer"},
+                        "predictions": {"type": "array", "items": {"type": "object"}},
+                        "problem": {"$ref": "#/components/schemas/Problem"},
+                    },
+                },
+            },
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, where the gateway has some.",
+                },
+                "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same."},
+            },
+        },
+    }
+
+
+def with_lines(operation: dict[str, Any]) -> dict[str, Any]:
+    """A model's POST at its other address, which also takes a body of many lines."""
+    line = {"type": "string", "description": "A JSON body a line."}
+    answer = {"description": "An answer a line.", "$ref": "#/components/schemas/Line"}
+    body, good = operation["requestBody"], operation["responses"]["200"]
+    return {
+        **operation,
+        "operationId": f"{operation['operationId']}Lines",
+        "description": f"{operation['description']} {_LINES}",
+        "requestBody": {**body, "content": {**body["content"], LINES: {"schema": line}}},
+        "responses": {
+            **operation["responses"],
+            "200": {**good, "content": {**good["content"], LINES: {"schema": answer}}},
         },
     }
 
@@ -133,6 +204,13 @@ def json_body(
     """A JSON request body with these fields and no others."""
     schema = struct({**required, **(optional or {})}, tuple(required))
     content = {"schema": {**schema, "additionalProperties": False}}
+    return {"application/json": content if example is None else {**content, "example": example}}
+
+
+def json_choice(fields: dict[str, Any], example: object) -> dict[str, dict[str, Any]]:
+    """A JSON request body that has one of these fields."""
+    choices = [{**struct({name: value}), "additionalProperties": False} for name, value in fields.items()]
+    content: dict[str, Any] = {"schema": {"oneOf": choices}}
     return {"application/json": content if example is None else {**content, "example": example}}
 
 
@@ -206,18 +284,33 @@ def _problem_answers(texts: dict[str, str]) -> dict[str, Any]:
     return {status: {"description": text, "content": content} for status, text in texts.items()}
 
 
-def _get(operation: str, summary: str, parameter: str | None = None) -> dict[str, Any]:
-    parameters = (
-        [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}] if parameter else []
-    )
+def _get(operation: str, summary: str, name: str = "") -> dict[str, Any]:
+    """GET of a JSON object, of a model where `name` is given."""
     answers = {"200": {"description": summary, "content": {"application/json": {"schema": {"type": "object"}}}}}
-    texts = {"404": _PROBLEMS["404"], "503": _PROBLEMS["503"]} if parameter else {"503": _PROBLEMS["503"]}
+    known = ("401", "403", "404", "503") if name else ("401", "403", "503")
     return {
         "get": {
             "operationId": operation,
             "tags": ["gateway"],
             "summary": summary,
-            "parameters": parameters,
-            "responses": {**answers, **_problem_answers(texts)},
+            "parameters": [_NAME] if name else [],
+            "responses": {**answers, **_problem_answers({status: _PROBLEMS[status] for status in known})},
         }
+    }
+
+
+def _file(operation: str, summary: str, media_type: str, *parameters: dict[str, Any]) -> dict[str, Any]:
+    """GET of a file of a version, with an ETag."""
+    schema = {} if media_type.startswith("image/") else {"schema": {"type": "string"}}
+    known = {status: _PROBLEMS[status] for status in ("401", "403", "404", "503")}
+    return {
+        "operationId": operation,
+        "tags": ["gateway"],
+        "summary": summary,
+        "parameters": list(parameters),
+        "responses": {
+            "200": {"description": summary, "headers": {"ETag": ETAG}, "content": {media_type: schema}},
+            "304": {"description": "It is what If-None-Match names."},
+            **_problem_answers(known),
+        },
     }

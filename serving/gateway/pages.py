@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+import flask_swagger_ui
 from flask import Blueprint, Response, render_template
 
 from bookserve.clients.store_contracts import is_name
+from bookserve.serving.gateway.caching import FRESH
 from bookserve.serving.gateway.problems import Problem
 
 FOLDER = Path(__file__).parent
 _FILES = FOLDER / "page"
+_VIEWER = Path(flask_swagger_ui.__file__).parent / "dist"  # Swagger UI, Apache-2.0
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
-_FRESH = {"Cache-Control": "no-cache"}  # kept by the browser, and compared with ours each time
 
 
 def routes() -> Blueprint:
@@ -20,8 +22,10 @@ def routes() -> Blueprint:
         path.relative_to(_FILES).as_posix(): path.read_bytes() for path in _FILES.rglob("*") if path.suffix in _TYPES
     }
 
+    viewer = {name: (_VIEWER / name).read_bytes() for name in ("swagger-ui-bundle.js", "swagger-ui.css")}
+
     def page(template: str, **values: str) -> Response:
-        return Response(render_template(template, **values), content_type="text/html; charset=utf-8", headers=_FRESH)
+        return Response(render_template(template, **values), content_type="text/html; charset=utf-8", headers=FRESH)
 
     @blueprint.get("/")
     def show_models() -> Response:
@@ -37,10 +41,16 @@ def routes() -> Blueprint:
     def show_api() -> Response:
         return page("docs.html")
 
+    @blueprint.get("/docs/<name>")
+    def send_viewer(name: str) -> Response:
+        if name not in viewer:
+            raise Problem(404, "the page has no such file")
+        return Response(viewer[name], content_type=_TYPES[Path(name).suffix], headers=FRESH)
+
     @blueprint.get("/page/<path:name>")
     def send_file(name: str) -> Response:
         if name not in files:
             raise Problem(404, "the page has no such file")
-        return Response(files[name], content_type=_TYPES[Path(name).suffix], headers=_FRESH)
+        return Response(files[name], content_type=_TYPES[Path(name).suffix], headers=FRESH)
 
     return blueprint

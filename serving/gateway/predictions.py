@@ -3,14 +3,18 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from flask import Blueprint, Response, g, request
+import structlog
+from flask import Blueprint, Request, Response, g, request, stream_with_context
+from werkzeug.test import EnvironBuilder
 
 from bookserve.clients import forms
 from bookserve.export.contracts import Contract
 from bookserve.serving.gateway import (
     board,
     image_classification,
+    lines,
     molecules,
+    openapi,
     regression,
     request_parsing,
     tabular,
@@ -25,6 +29,8 @@ from bookserve.serving.gateway.request_parsing import Choice
 from bookserve.serving.gateway.responses import json_response
 
 PATH = "/api/v1"
+_log = structlog.get_logger()
+_PIECE = 1 << 16  # bytes read at once of a request of many lines
 
 
 class Task(Protocol):
@@ -60,6 +66,40 @@ def routes(catalog: Catalog, dependencies: Dependencies) -> Blueprint:
 
         return json_response(catalog.answer(model, choice, ask))
 
+    @blueprint.post("/models/<model:model>:predict")
+    def predict_model(model: str) -> Response:
+        if request.mimetype == lines.MEDIA_TYPE:
+            return predict_lines(model)
+        return predict(model)
+
+    def predict_lines(model: str) -> Response:
+        choice, path, limits = request_parsing.choice(request), request.path, dependencies.limits
+        catalog.contract(model, choice)  # a model that is not there is a 404, not a problem a line
+
+        def ask_line(body: bytes) -> dict[str, Any]:
+            alone = Request(
+                EnvironBuilder(path, method="POST", data=body, content_type=request_parsing.JSON).get_environ()
+            )
+            alone.get_data()
+
+            def ask(contract: Contract) -> dict[str, Any]:
+                g.model = model
+                return TASKS[forms.form(contract)].predict(alone, contract, choice, dependencies)
+
+            try:
+                return catalog.answer(model, choice, ask)
+            except Problem:
+                raise
+            except Exception as error:
+                _log.error("fault", request_id=g.request_id, exc_info=error)
+                raise Problem(500, "a fault of the gateway: its log says more under this request's id") from error
+
+        def read() -> bytes:
+            return bytes(request.environ["wsgi.input"].read(_PIECE))
+
+        answers = lines.answers(read, ask_line, limits.items, limits.json_bytes, g.request_id)
+        return Response(stream_with_context(answers), content_type=lines.MEDIA_TYPE)
+
     @blueprint.post("/<model:model>/generate")
     def generate(model: str) -> Response:
         choice = request_parsing.choice(request)
@@ -83,8 +123,12 @@ def routes(catalog: Catalog, dependencies: Dependencies) -> Blueprint:
 
 def operations(catalog: Catalog, limits: Limits) -> list[dict[str, Any]]:
     """Each model's part of the OpenAPI document."""
-    contracts = [catalog.told(name) for name in catalog.names()]
-    return [TASKS[forms.form(contract)].openapi(contract, f"{PATH}/{contract.model}", limits) for contract in contracts]
+    found = []
+    for name in catalog.names():
+        contract, path = catalog.told(name), f"{PATH}/{name}"
+        paths = TASKS[forms.form(contract)].openapi(contract, path, limits)
+        found.append({**paths, f"{PATH}/models/{name}:predict": {"post": openapi.with_lines(paths[path]["post"])}})
+    return found
 
 
 def _need(contract: Contract, task: str, what: str) -> None:

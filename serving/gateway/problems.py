@@ -14,6 +14,41 @@ from flask import Response
 from bookserve.clients import errors
 
 MEDIA_TYPE = "application/problem+json"
+_TYPE = "urn:bookserve:problem:"
+# By which a program tells problems apart: the end of the document's `type` -> what it means.
+KINDS = {
+    "bad-value": "A value of the request is wrong; field, expected and given say which.",
+    "bad-request": "The request cannot be read.",
+    "unauthorized": "An API key is missing, or not known.",
+    "host-not-expected": "The Host of the request is none that this gateway is asked by.",
+    "not-found": "No such address, model, version or label.",
+    "method-not-allowed": "The address has no such method.",
+    "body-late": "The body took too long to arrive.",
+    "too-large": "More than a limit allows.",
+    "media-type": "A media type that is not taken.",
+    "fault": "A fault of the gateway.",
+    "model-failed": "The model server failed, or its model keeps another contract.",
+    "unavailable": "The gateway cannot answer now: full, stopping, or without what it needs.",
+    "model-server-away": "The model server does not answer.",
+    "model-server-full": "The model server has too many requests.",
+    "model-late": "The model server gave no answer in time.",
+}
+_BY_STATUS = {
+    400: "bad-request",
+    401: "unauthorized",
+    403: "host-not-expected",
+    404: "not-found",
+    405: "method-not-allowed",
+    408: "body-late",
+    413: "too-large",
+    415: "media-type",
+    502: "model-failed",
+    503: "unavailable",
+    504: "model-late",
+}
+# Titles that RFC 9110 changed, and Python 3.11 has in the old form.
+_TITLES = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+TYPES = [_TYPE + kind for kind in KINDS]
 
 
 class Problem(Exception):
@@ -21,7 +56,7 @@ class Problem(Exception):
 
     `status` is the HTTP status, `detail` a sentence for a person. For a faulty value of a body, `field` names it with
     its index ("pixels[3][27]"), `expected` and `given` say what should be there and what is, and `example` is a body
-    that works.
+    that works. `kind` is one of KINDS, by default that of the status.
     """
 
     def __init__(
@@ -34,8 +69,10 @@ class Problem(Exception):
         given: str | None = None,
         example: object = None,
         headers: Mapping[str, str] | None = None,
+        kind: str = "",
     ) -> None:
         super().__init__(detail)
+        self.kind = kind or _BY_STATUS.get(status, "bad-request" if status < 500 else "fault")
         self.status = status
         self.detail = detail
         self.field = field
@@ -47,8 +84,8 @@ class Problem(Exception):
     def document(self, request_id: str) -> dict[str, Any]:
         """The problem document; members that say nothing are left out."""
         members = {
-            "type": "about:blank",
-            "title": http.HTTPStatus(self.status).phrase,
+            "type": _TYPE + self.kind,
+            "title": _TITLES.get(self.status) or http.HTTPStatus(self.status).phrase,
             "status": self.status,
             "detail": self.detail,
             "field": self.field,
@@ -67,9 +104,8 @@ class Problem(Exception):
 
 def bad_value(field: str, expected: str, given: str, example: object) -> Problem:
     """A 400 for one value of a body."""
-    return Problem(
-        400, f"{field}: expected {expected}, got {given}", field=field, expected=expected, given=given, example=example
-    )
+    detail = f"{field}: expected {expected}, got {given}"
+    return Problem(400, detail, field=field, expected=expected, given=given, example=example, kind="bad-value")
 
 
 def too_large(limit: int) -> Problem:
@@ -113,9 +149,10 @@ def from_model_server(error: errors.PredictError, model_server: str) -> Problem:
             f"the model server at {model_server} does not answer:"
             " start it with 'make serve', or name another with --model-server"
         )
-        return Problem(status, detail, headers={"Retry-After": "1"})
+        return Problem(status, detail, headers={"Retry-After": "1"}, kind="model-server-away")
     if isinstance(error, errors.ResourceExhausted):
-        return Problem(status, f"the model server is full: {error}", headers={"Retry-After": "1"})
+        full = f"the model server is full: {error}"
+        return Problem(status, full, headers={"Retry-After": "1"}, kind="model-server-full")
     if isinstance(error, errors.DeadlineExceeded):
         return Problem(status, f"the model server at {model_server} gave no answer in time: try again")
     if status == 502:

@@ -48,7 +48,7 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
     text = f"It takes {', '.join(_types(contract))}." if contract.inputs else "The inputs of the model's signature."
     value = {"description": "An object with every input by name, or the value of the only input."}
     instances = {"description": "One item a row.", "type": "array"}
-    body = schemas.json_body({}, _example(contract), {"inputs": value, "instances": instances})
+    body = schemas.json_choice({"inputs": value, "instances": instances}, _example(contract))
     item: dict[str, Any] = {"type": "object"}
     return {path: {"post": schemas.prediction("predict", contract.model, "What does it say?", text, body, item)}}
 

@@ -315,6 +315,7 @@ def _load_options(flags: Flags, parameters: BatchingParameters, worker: int) -> 
         worker_threads=worker_threads,
         worker_cores=own_cores if worker_threads == cores and intra_op_threads == 1 else (),
         max_queued=flags.max_queued_requests,
+        max_pictures=flags.max_pictures,
         policy=policy,
         per_model_policies=flags.enable_batching and flags.enable_per_model_batching_parameters,
         unasked_batching=flags.unasked_batching,

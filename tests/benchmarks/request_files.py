@@ -1,5 +1,6 @@
 """The request of a model in the files that the generators of load send, for each protocol."""
 
+import base64
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -53,11 +54,19 @@ def tensorflow_serving(folder: Path, name: str, x: Array, expected: Array) -> Re
     request.inputs["x"].CopyFrom(tensors.to_proto(x))
     body, script = _write(folder, "tensorflow-serving", request.SerializeToString(), {"instances": x.tolist()})
 
-    def read_answer(answer: bytes) -> Array:
-        return tensors.to_array(messages.PredictResponse.FromString(answer).outputs["y"])
-
     method = "tensorflow.serving.PredictionService/Predict"
-    return RequestFiles(method, body, f"v1/models/{name}:predict", script, read_answer, expected)
+    return RequestFiles(method, body, f"v1/models/{name}:predict", script, _read_prediction, expected)
+
+
+def picture(folder: Path, name: str, form: str, file: bytes, expected: Array) -> RequestFiles:
+    """A picture's file as the model's input `x`: base64 over REST, a string over gRPC. `form` names the files."""
+    request = messages.PredictRequest()
+    request.model_spec.name = name
+    request.inputs["x"].CopyFrom(tensors.to_proto(np.array([file], dtype=object)))
+    value = {"instances": [{"b64": base64.b64encode(file).decode()}]}
+    body, script = _write(folder, form, request.SerializeToString(), value)
+    method = "tensorflow.serving.PredictionService/Predict"
+    return RequestFiles(method, body, f"v1/models/{name}:predict", script, _read_prediction, expected)
 
 
 def open_inference(folder: Path, name: str, x: Array, expected: Array) -> RequestFiles:
@@ -73,6 +82,10 @@ def open_inference(folder: Path, name: str, x: Array, expected: Array) -> Reques
 
     method = "inference.GRPCInferenceService/ModelInfer"
     return RequestFiles(method, body, f"v2/models/{name}/infer", script, read_answer, expected)
+
+
+def _read_prediction(answer: bytes) -> Array:
+    return tensors.to_array(messages.PredictResponse.FromString(answer).outputs["y"])
 
 
 def _write(folder: Path, form: str, message: bytes, value: Mapping[str, Any]) -> tuple[Path, Path]:

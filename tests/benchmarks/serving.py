@@ -29,6 +29,7 @@ import checkouts
 import load_generators
 import measurements
 import onnx_runtime_alone
+import picture_requests
 import request_files
 import starts
 import triton_server
@@ -39,10 +40,11 @@ from measurements import Figures, Measure, MeasurementError
 from processes import Server, by_main_thread
 from request_files import RequestFiles
 
-_PARTS = ("start", *(model.name for model in MODELS), "int8", "triton")
+_PARTS = ("start", *(model.name for model in MODELS), "int8", "pictures", "triton")
 _TRITON_MODELS = (benchmark_models.LENET5, benchmark_models.LENET5_INT8)
 _TRITON_CONNECTIONS = 16
 _INT8_CONNECTIONS = (1, 16)
+_PICTURE_CONNECTIONS = 16
 _EXTRA_SECONDS = 3  # of a measurement: start, warm-up and stop
 
 
@@ -116,6 +118,8 @@ def main(
                 _model(contenders, model, scratch, settings)
         if "int8" in only:
             _float_beside_int8(scratch, settings)
+        if "pictures" in only:
+            _pictures(scratch, settings)
         if "triton" in only and triton is not None:
             for model in _TRITON_MODELS:
                 _beside_triton(model, triton, scratch, settings)
@@ -183,6 +187,23 @@ def _float_beside_int8(scratch: Path, settings: Settings) -> None:
         _compare(
             str(point),
             {name: partial(_load, serve, request, point, settings) for name, (serve, request) in served.items()},
+            settings.rounds,
+        )
+
+
+def _pictures(scratch: Path, settings: Settings) -> None:
+    """LeNet-5 asked in numbers, with a PNG and with a photograph, in turns."""
+    model = benchmark_models.LENET5
+    store = _store(model, scratch / "pictures")
+    picture_requests.write_manifest(store, model.name)
+    requests = picture_requests.requests(store, model.name)
+    points = _measurable([Point(transport, _PICTURE_CONNECTIONS) for transport in ("gRPC", "REST")])
+    _say_how_long("LeNet-5: numbers, PNG 28x28, JPEG 640x480", len(points) * len(requests), settings)
+    serve = partial(checkouts.own().serve, f"--model_root={store}", *settings.flags)
+    for point in points:
+        _compare(
+            str(point),
+            {form: partial(_load, serve, request, point, settings) for form, request in requests.items()},
             settings.rounds,
         )
 

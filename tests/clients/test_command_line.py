@@ -27,6 +27,6 @@ def test_a_command_may_say_itself_what_was_stopped(monkeypatch: pytest.MonkeyPat
         stop.add_note("the question was not answered")
         raise stop
 
-    monkeypatch.setattr(predict, "_ask", interrupted)
+    monkeypatch.setattr(predict, "_to_gateway", interrupted)
     done = CliRunner().invoke(main, ["predict", "linear", "1.5"])
     assert (done.exit_code, done.stderr) == (130, "the question was not answered\n")

@@ -80,8 +80,26 @@ def test_a_command_gets_its_prediction(served, command) -> None:
 
 
 @pytest.mark.parametrize(
-    "program", [*_blocks(EXAMPLES, "python"), *_blocks(ROOT / "README.md", "python")], ids=["gateway", "grpc", "readme"]
+    "program",
+    [*_blocks(EXAMPLES, "python"), *_blocks(ROOT / "README.md", "python")],
+    ids=["gateway", "lines", "grpc", "readme"],
 )
 def test_a_program_runs(served, program) -> None:
     output = _run([sys.executable, "-W", "error", "-c", _here(program, served)])
     assert len(output.splitlines()) >= program.count("print(")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("language", "file", "command", "expected"),
+    [
+        ("go", "predict.go", ("go", "run"), "3 9.5"),
+        ("java", "Predict.java", ("java",), '{"model":"linear","version":3,"predictions":[{"y":9.5}]}'),
+    ],
+)
+def test_a_program_in_another_language_runs(served, tmp_path, language, file, command, expected) -> None:
+    if shutil.which("go" if language == "go" else "javac") is None:
+        pytest.skip(f"no {language} on PATH")
+    (program,) = _blocks(EXAMPLES, language)
+    (tmp_path / file).write_text(program)
+    assert _run([*command, str(tmp_path / file), served[0], "1.5"]).strip() == expected

@@ -114,7 +114,7 @@ class _CannedChannel:
         self._method = method
 
     def unary_unary(self, path, serializer, deserializer):
-        return lambda request, timeout: self._method(request, None)
+        return lambda request, timeout, metadata: self._method(request, None)
 
 
 def test_an_injected_channel_stays_open(fake) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from book_contracts import CONTRACTS, write_manifests
 from bookserve.clients import ask_server, predict
 from bookserve.clients.grpc_client import GrpcClient
+from bookserve.clients.predict_inputs import Tensors, tensors
 from bookserve.export.contracts import to_json
 from bookserve.export.errors import ExportError
 from stand_in_models import WORDS, FakeServer, serve
@@ -149,10 +150,10 @@ def test_any_model_is_asked_by_its_signature(fake, tmp_path) -> None:
     body.write_text(json.dumps({"inputs": np.full((1, 28, 28), 14).tolist()}))
     client = GrpcClient(fake.target)
     asked = ask_server.find(client, "mnist", ask_server.Choice())
-    answer = ask_server.ask(client, asked, str(body))
+    answer = ask_server.ask(client, asked, [Tensors(tensors(str(body), asked.contract))])
     assert (answer["version"], answer["predictions"][0]["classes"]) == (3, 4)
     with pytest.raises(ExportError, match=r"'images' is \[1, 2\]; the model takes \[any, 28, 28\]"):
-        ask_server.ask(client, asked, "[[1, 2]]")
+        tensors("[[1, 2]]", asked.contract)
 
 
 def test_nothing_of_tensorflow_is_imported() -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,27 @@ def test_it_shows_its_steps_and_its_addresses_and_no_line_a_request(store: Path)
         assert (
             log.read_text().splitlines()[-1] == "model server and gateway stopped; the same command starts them again"
         )
+
+
+@pytest.mark.slow
+def test_the_gateway_alone_is_opened_with_keys(store: Path, tmp_path: Path) -> None:
+    ports = [free_port() for _ in range(3)]
+    (tmp_path / "keys").write_text("0123456789abcdef")
+    opened = ("--bind=127.0.0.2", "--allowed-hosts=models.example", f"--api-keys={tmp_path / 'keys'}")
+    with serving(store, ports, *opened) as (process, log):
+        wait_until(lambda: started(process, log), "both servers are up", seconds=90)
+        url = f"http://127.0.0.2:{ports[2]}"
+        assert f"web page  {url}/" in log.read_text()
+        assert not listens(ports[2])  # on 127.0.0.1
+        assert answers(f"{url}/healthz")
+        assert not answers(f"{url}/api/v1/models")
+        key = {"X-API-Key": "0123456789abcdef", "Host": "models.example"}
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/api/v1/models", headers=key), timeout=5) as answer:
+            assert answer.status == 200
+        with socket.socket() as client:
+            assert client.connect_ex(("127.0.0.2", ports[0])) != 0  # the model server stays on loopback
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
 
 
 @pytest.mark.slow

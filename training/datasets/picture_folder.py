@@ -1,6 +1,6 @@
 """A user's own pictures, one folder a class, from files of any size and colour to splits.
 
-Pictures become what a served model of them is given: `clients/inputs/pictures.py` prepares them in the same way, turned
+Pictures become what a served model of them is given: `serving/wire/pictures.py` prepares them in the same way, turned
 by their EXIF orientation, transparency over white, the central part scaled to the size; a test compares the two.
 """
 

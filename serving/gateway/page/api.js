@@ -11,6 +11,7 @@ const TASKS = {
   tensors: "Takes tensors",
 };
 const WORDS = {
+  401: "This gateway needs an API key. Load the page again to give one.",
   404: "This model or version is not served now.",
   408: "Sending took too long. Try again, or send less.",
   415: "This kind of file is not taken.",
@@ -44,10 +45,24 @@ function sentence({ expected, given, detail }, status) {
   return WORDS[status] ?? "The gateway could not answer. Its log says why.";
 }
 
+let asked = false; // for an API key, which a person is asked for once
+
+// Takes the API key of a gateway that has some. It stays in this browser until it is closed.
+function askForKey() {
+  if (asked) return false;
+  asked = true;
+  const key = window.prompt("This gateway needs an API key:")?.trim();
+  if (!key) return false;
+  const secure = location.protocol.startsWith("https") ? "; secure" : "";
+  document.cookie = `bookserve_key=${key.replace(/[^\w.~+/=-]/g, "")}; path=/; samesite=strict${secure}`;
+  return true;
+}
+
 export async function ask(path, options) {
   let response;
   try {
     response = await fetch(path, options);
+    if (response.status === 401 && askForKey()) response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Fault(AWAY);

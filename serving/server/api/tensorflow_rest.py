@@ -51,7 +51,9 @@ class TensorFlowRest:
             if not signature.inputs:
                 raise invalid_argument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
             booleans = _may_have_booleans(exchange.body)
-            inputs = read_tensors(body, signature.input_types, booleans, signature.may_be_omitted)
+            pictures = servable.pictures
+            types = signature.input_types if pictures is None else pictures.types(signature, exchange.body)
+            inputs = read_tensors(body, types, booleans, signature.may_be_omitted)
         except JsonError as error:
             raise ServingError(error.code, str(error)) from error
         write = write_rows if "instances" in body else write_columns

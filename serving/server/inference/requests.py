@@ -64,6 +64,9 @@ def predict(
     """
     if servable.check_method_names:
         signature.check_predict_method()
+    if servable.pictures is not None and servable.pictures.is_given(signature, inputs):
+        _predict_pictures(servable, signature, inputs, output_filter, caller, done)
+        return
 
     def answer(outcome: Outcome) -> None:
         if isinstance(outcome, ServingError):
@@ -73,6 +76,32 @@ def predict(
 
     inputs = signature.complete(inputs)
     _submit(servable, signature, inputs, signature.choose_outputs(output_filter), caller, answer)
+
+
+def _predict_pictures(
+    servable: Servable,
+    signature: Signature,
+    inputs: Mapping[str, Array],
+    output_filter: list[str],
+    caller: Caller,
+    done: Done,
+) -> None:
+    """`predict` once the pictures are decoded; the version stays loaded meanwhile. Raises ServingError."""
+
+    def decoded(outcome: Mapping[str, Array] | ServingError) -> None:
+        try:
+            if isinstance(outcome, ServingError):
+                done(outcome)
+            else:
+                predict(servable, signature, outcome, output_filter, caller, done)
+        except ServingError as error:
+            done(error)
+        finally:
+            servable.release()
+
+    assert servable.pictures is not None
+    servable.pictures.decode(signature, inputs, decoded)
+    servable.in_flight += 1
 
 
 def classify_or_regress(

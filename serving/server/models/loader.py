@@ -25,6 +25,7 @@ from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import Engine, EngineOptions
 from bookserve.serving.server.models import integrity, manifest, warmup
 from bookserve.serving.server.models.own_thread import on_own_thread
+from bookserve.serving.server.models.picture_input import PictureDecoder, PictureInput
 from bookserve.serving.server.models.servable import Servable
 from bookserve.serving.server.models.trial import Trials
 from bookserve.serving.server.models.version_counts import VersionCounts
@@ -50,6 +51,7 @@ class LoadOptions:
     worker_threads: int = 2  # that run batches
     worker_cores: tuple[int, ...] = ()  # where they run, if they shall stay there
     max_queued: int = 2000  # requests a model
+    max_pictures: int = 256  # of requests, that are decoded or wait for that; 0 takes none
     policy: BatchPolicy = field(default_factory=lambda: adaptive(1))
     per_model_policies: bool = False  # a version batches by the file in its folder, and adaptively without one
     unasked_batching: bool = True  # where rows are proved or declared to be independent
@@ -94,6 +96,7 @@ class InProcessLoader:
         self._trials = trials
         self._events = events
         self._loop = asyncio.get_running_loop()
+        self._pictures = PictureDecoder(options.max_pictures, self._loop)
         self._run_threads = RunThreads(options.worker_threads, options.worker_cores)
         self._loads = asyncio.Semaphore(options.load_threads)
         self._unloads = asyncio.Semaphore(options.unload_threads)
@@ -124,7 +127,9 @@ class InProcessLoader:
                 self._events.ran(run, engine_name)
 
         batcher = Batcher(engine, self._run_threads, self._loop, options.max_queued, policy, batchable, on_run)
-        return Servable(name, version, engine, batcher, options.check_method_names, counts)
+        rule = manifest.picture_rule(path) if options.max_pictures else None
+        pictures = PictureInput(rule, self._pictures) if rule is not None else None
+        return Servable(name, version, engine, batcher, options.check_method_names, counts, pictures)
 
     async def unload(self, servable: Servable) -> None:
         """See Loader.unload."""
@@ -146,6 +151,7 @@ class InProcessLoader:
 
     async def close(self) -> None:
         """See Loader.close."""
+        self._pictures.close()
         await self._loop.run_in_executor(None, self._run_threads.stop)
         for engine in self._engines:
             engine.close()

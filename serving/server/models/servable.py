@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 
 from bookserve.serving.server.batching.batcher import Batcher
 from bookserve.serving.server.engines.engine import Engine
+from bookserve.serving.server.models.picture_input import PictureInput
 from bookserve.serving.server.models.version_counts import VersionCounts
 
 
@@ -31,7 +32,7 @@ class LoadedVersion:
 class Servable(LoadedVersion):
     """One version that is loaded here and may be asked."""
 
-    __slots__ = ("batcher", "check_method_names", "counts", "engine", "on_idle")
+    __slots__ = ("batcher", "check_method_names", "counts", "engine", "on_idle", "pictures")
 
     def __init__(
         self,
@@ -41,12 +42,15 @@ class Servable(LoadedVersion):
         batcher: Batcher,
         check_method_names: bool = False,
         counts: VersionCounts | None = None,
+        pictures: PictureInput | None = None,
     ) -> None:
+        """`pictures` is the input that takes them, where the manifest says so."""
         super().__init__(model, version)
         self.engine = engine
         self.batcher = batcher
         self.check_method_names = check_method_names
         self.counts = counts or VersionCounts()
+        self.pictures = pictures
         self.on_idle: asyncio.Event | None = None  # set once the version is to be unloaded
 
     @property

@@ -121,6 +121,9 @@ class Flags:
     grpc_idle_seconds: float = _flag(3600.0, "after which a gRPC connection without calls is closed")
     rest_idle_seconds: float = _flag(120.0, "after which a REST connection without requests is closed")
     max_queued_requests: int = _flag(2000, "requests that may wait for one model; more are refused")
+    max_pictures: int = _flag(
+        256, "pictures in requests that are decoded, or wait for it, at once; more are refused, and 0 takes none"
+    )
     rest_api_timeout_in_ms: int = _flag(30_000, "how long a REST request may wait for its answer; 0 is for ever")
     rest_api_enable_cors_support: bool = _flag(False, "let web pages of other origins use the REST API")
     monitoring_config_file: str = _flag("", "text MonitoringConfig file that turns the metrics on")

@@ -6,11 +6,9 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -22,10 +20,9 @@ from PIL import Image
 from book_contracts import write_manifests
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.serving.gateway.main import main, reserve
+from gateway_servers import BOOKSERVE, Gateway, start_gateway
 from http_calls import Answer, ask, connect, get, open_raw, post, read_raw
 from stand_in_models import FakeServer, serve
-
-BOOKSERVE = str(Path(sys.executable).with_name("bookserve"))
 
 
 @pytest.fixture(scope="module")
@@ -35,34 +32,6 @@ def model_server() -> Iterator[FakeServer]:
     yield fake
     fake.gate.set()
     server.stop(None).wait()
-
-
-@dataclass
-class Gateway:
-    """A gateway process."""
-
-    process: subprocess.Popen[str]
-    port: int
-    log: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(20)
-
-
-def start_gateway(log: Path, *arguments: str, host: str) -> Gateway:
-    command = [BOOKSERVE, "gateway", "--port=0", *arguments]
-    with log.open("w") as errors_file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors_file, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    match = re.fullmatch(rf"gateway ready on http://{re.escape(host)}:(\d+) \(model server .*\)\n", line)
-    assert match, f"{line!r}\n{log.read_text()}"
-    return Gateway(process, int(match[1]), log)
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import base64
 import io
 
 import numpy as np
@@ -202,3 +203,14 @@ def test_multipart_floods_are_413(client) -> None:
     content_type = f"multipart/form-data; boundary={boundary}"
     problem_of(client.post(PATH, data=part * 10_000 + b"--x--\r\n", content_type=content_type), 413)
     problem_of(client.post(PATH, data={"file": "x" * 100_000}, content_type="multipart/form-data"), 413)
+
+
+def test_picture_files_as_base64_in_json(client, backend) -> None:
+    content = base64.b64encode(_png()).decode()
+    one = client.post(PATH, json={"b64": content}).get_json()
+    as_file = client.post(PATH, data=_png(), content_type="image/png").get_json()
+    assert one == as_file
+    assert len(client.post(PATH, json={"b64": [content, content]}).get_json()["predictions"]) == 2
+    document = problem_of(client.post(PATH, json={"b64": ["no base64!"]}), 400)
+    assert (document["field"], document["expected"]) == ("b64[0]", "a picture of one digit as base64")
+    assert problem_of(client.post(PATH, json={"b64": "QUJD"}), 400)["field"] == "b64"

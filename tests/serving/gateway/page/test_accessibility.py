@@ -25,7 +25,7 @@ def load(page: Page, path: str) -> None:
     """Opens a page and waits until it shows all that it shows by itself."""
     page.goto(path)
     if path == "/docs":
-        expect(page.locator("#readyz .curl")).not_to_be_empty()
+        expect(page.locator("#operations-gateway-readyz")).to_be_visible()
     elif path == "/":
         expect(page.locator(".card")).to_have_count(11)
     else:
@@ -46,10 +46,14 @@ def check(page: Page, path: str) -> None:
     check_axe(page)
 
 
+# Swagger UI's own part of /docs, whose colours and names are not ours.
+FOREIGN = {"exclude": [["#operations"]]}
+
+
 def check_axe(page: Page) -> None:
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        found = Axe().run(page, options=OPTIONS).response["violations"]
+        found = Axe().run(page, context=FOREIGN, options=OPTIONS).response["violations"]
         assert [(fault["id"], [node["target"] for node in fault["nodes"]]) for fault in found] == []
 
 

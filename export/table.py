@@ -1,0 +1,32 @@
+"""A table for a terminal: columns beside each other, as wide as their cells, and cut where the terminal is narrower."""
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+
+_BETWEEN = "  "
+_LEAST = 4  # characters of a column that is cut
+
+
+def lines(rows: Sequence[Sequence[str]], width: int | None = None) -> Iterator[str]:
+    """The rows, the first of which names the columns; of at most `width` characters, the widest columns cut first.
+
+    Nothing is cut without a width.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    if width is not None:
+        room = width - len(_BETWEEN) * (len(widths) - 1)
+        while sum(widths) > room and max(widths) > _LEAST:
+            widths[widths.index(max(widths))] -= 1
+    for row in rows:
+        cells = (_cut(cell, size).ljust(size) for cell, size in zip(row, widths, strict=True))
+        yield _BETWEEN.join(cells).rstrip()
+
+
+def terminal_width() -> int | None:
+    """The columns of the terminal; None where the output goes to a file or a program."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _cut(cell: str, size: int) -> str:
+    return cell if len(cell) <= size else cell[: size - 1] + "…"

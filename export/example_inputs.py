@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bookserve.export import tree_splits
+from bookserve.export import column_values
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
 
@@ -109,16 +109,16 @@ def fit(given: Mapping[str, Any], contract: Contract, origin: object) -> Rows:
 def draw(
     contract: Contract,
     tables: Mapping[str, int],
-    columns: Mapping[str, tree_splits.Columns] | None = None,
+    columns: Mapping[str, column_values.Columns] | None = None,
     seed: int = 0,
 ) -> Iterator[Rows]:
     """Random inputs, with another size for the free dimensions each time: floats around 0 or from 0 to 1, whole numbers
-    below the size of the table that they index, bytes from 0 to 255, words; first of all, where the only input is one
-    that trees split, values of `columns`.
+    below the size of the table that they index, bytes from 0 to 255, words; first of all, where the only input is a
+    table, values of `columns`.
     """
     chance = np.random.default_rng(seed)
     if columns and len(contract.inputs) == 1:
-        yield {name: tree_splits.draw(values, chance) for name, values in columns.items()}
+        yield {name: column_values.draw(values, chance) for name, values in columns.items()}
     inner = any(size is None for tensor in contract.inputs for size in tensor.shape[1:])
     for size in SIZES if inner else SIZES[:1]:
         for limit in (100, 2):

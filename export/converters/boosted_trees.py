@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from bookserve.export import engines, parity, tree_splits
+from bookserve.export import column_values, engines, parity
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.converters.source import ONNX, Converted, Rows
 
@@ -60,7 +60,7 @@ def converted(
         ),
         reference=reference,
         graphs={ONNX: engines.onnx_graph(target)},
-        columns=tree_splits.of(graph),
+        columns=column_values.of(graph),
         made_with=made_with,
         tolerance=tolerance,
     )

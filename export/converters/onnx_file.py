@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from bookserve.export import engines, tree_splits
+from bookserve.export import column_values, engines
 from bookserve.export.converters.source import ONNX, Converted, Wishes
 from bookserve.export.errors import ExportError
 
@@ -45,7 +45,7 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         reference=engines.onnx_graph(path),
         graphs={ONNX: engines.onnx_graph(target)},
         tables=onnx_contract.table_sizes(graph),
-        columns=tree_splits.of(graph),
+        columns=column_values.of(graph),
         made_with=("onnx", "onnxruntime"),
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bookserve.export import engines, parity, tree_splits
+from bookserve.export import column_values, engines, parity
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.converters.source import ONNX, Converted, Rows, Wishes
 from bookserve.export.errors import ExportError
@@ -114,7 +114,7 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
         ),
         reference=reference,
         graphs={ONNX: run},
-        columns=tree_splits.of(graph),
+        columns=column_values.of(graph),
         notes=notes,
         made_with=("scikit-learn", "skl2onnx", "onnx", "onnxruntime"),
         tolerance=parity.DOUBLE_SOURCE,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from bookserve.export import parity, tree_splits
+from bookserve.export import column_values, parity
 from bookserve.export.contracts import Contract
 
 Rows = Mapping[str, npt.NDArray[Any]]  # tensor -> array
@@ -38,9 +38,9 @@ class Converted:
 
     `reference` runs the source by its own library, `graphs` the graphs by theirs: file in the version -> run, `checks`
     the same graphs in other engines, which must answer alike: name -> run. `tables` has the inputs whose whole numbers
-    index a table, with its size, `columns` those that trees split, with values on both sides of the splits
-    (`tree_splits.of`). `example` is an input that the source brings. `notes` are lines for the user;
-    `made_with` are the libraries that took part; `tolerance` is that of the parity check.
+    index a table, with its size, `columns` the inputs that are tables, with values for each column
+    (`column_values.of`). `example` is an input that the source brings. `notes` are lines for the user; `made_with` are
+    the libraries that took part; `tolerance` is that of the parity check.
     """
 
     contract: Contract
@@ -48,7 +48,7 @@ class Converted:
     graphs: Mapping[str, Run]
     checks: Mapping[str, Run] = field(default_factory=dict)
     tables: Mapping[str, int] = field(default_factory=dict)
-    columns: Mapping[str, tree_splits.Columns] = field(default_factory=dict)
+    columns: Mapping[str, column_values.Columns] = field(default_factory=dict)
     example: Rows | None = None
     notes: tuple[str, ...] = ()
     made_with: tuple[str, ...] = ()

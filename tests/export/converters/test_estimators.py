@@ -12,7 +12,7 @@ from sklearn import calibration, cluster, ensemble, linear_model, mixture, neigh
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bookserve.export import engines, tree_splits
+from bookserve.export import column_values, engines
 from bookserve.export.contracts import from_json
 from bookserve.export.converters import pickled_estimator, trial
 from bookserve.export.converters.source import Wishes
@@ -54,6 +54,7 @@ def scaled(estimator: Any) -> Any:
     [
         scaled(linear_model.LogisticRegression()),
         scaled(calibration.CalibratedClassifierCV(svm.LinearSVC())),
+        scaled(neighbors.KNeighborsClassifier()),
         ensemble.RandomForestClassifier(20, random_state=0),
         ensemble.GradientBoostingClassifier(n_estimators=10, random_state=0),
         ensemble.HistGradientBoostingClassifier(max_iter=10),
@@ -162,9 +163,9 @@ def test_the_values_reach_every_leaf_and_stay_off_the_splits(tmp_path: Path, sal
     joblib.dump(forest, tmp_path / "forest.joblib")
     (tmp_path / "assets.extra").mkdir()
     pickled_estimator.convert(tmp_path / "forest.joblib", tmp_path, Wishes("sales", trust=True))
-    columns = tree_splits.of(onnx.load(tmp_path / "assets.extra" / "model.onnx"))["x"]
-    drawn = tree_splits.draw(columns, np.random.default_rng(0))
-    assert drawn.shape == (tree_splits.ROWS, 5)
+    columns = column_values.of(onnx.load(tmp_path / "assets.extra" / "model.onnx"))["x"]
+    drawn = column_values.draw(columns, np.random.default_rng(0))
+    assert drawn.shape == (column_values.ROWS, 5)
     assert drawn.dtype == np.float32
     leaves = sum(tree.get_n_leaves() for tree in forest.estimators_)
     reached = sum(np.unique(places).size for places in forest.apply(drawn).T)
@@ -190,7 +191,23 @@ def test_a_graph_with_one_split_wrong_is_found(tmp_path: Path, sales: tuple[Arra
     onnx.save(graph, tmp_path / "wrong.onnx")
     wrong = engines.onnx_graph(tmp_path / "wrong.onnx")
     chance = np.random.default_rng(0)
-    drawn = {"x": tree_splits.draw(tree_splits.of(graph)["x"], chance)}
+    drawn = {"x": column_values.draw(column_values.of(graph)["x"], chance)}
     assert np.abs(wrong(drawn)["y"] - converted.reference(drawn)["y"]).max() > 1e-3
     normal = {"x": chance.standard_normal(drawn["x"].shape).astype(np.float32)}
     assert np.abs(wrong(normal)["y"] - converted.reference(normal)["y"]).max() < 1e-4
+
+
+def test_a_scaled_column_is_asked_in_its_own_scale(tmp_path: Path, sales: tuple[Array, Array]) -> None:
+    """Behind the scaler, too, trees are asked on both sides of their splits."""
+    rows, value = sales
+    for number, last in enumerate((linear_model.LinearRegression(), ensemble.RandomForestRegressor(5, random_state=0))):
+        folder = tmp_path / str(number)
+        (folder / "assets.extra").mkdir(parents=True)
+        estimator = scaled(last).fit(rows, value)
+        joblib.dump(estimator, folder / "estimator.joblib")
+        pickled_estimator.convert(folder / "estimator.joblib", folder, Wishes("sales", trust=True))
+        columns = column_values.of(onnx.load(folder / "assets.extra" / "model.onnx"))["x"]
+        drawn = column_values.draw(columns, np.random.default_rng(0))
+        answers = estimator.predict(drawn.astype(np.float64))
+        assert answers.std() > 0.5 * estimator.predict(rows).std()
+        assert np.abs(drawn.mean(axis=0) - rows.mean(axis=0)).max() < 2 * rows.std(axis=0).max()

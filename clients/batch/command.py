@@ -14,7 +14,7 @@ from bookserve.clients import ask_server
 from bookserve.clients.ask_server import Choice
 from bookserve.clients.batch import chosen_version, input_file, results
 from bookserve.clients.batch.local_model import LocalModel
-from bookserve.clients.batch.model import Model, ModelLost, Pace
+from bookserve.clients.batch.model import Model, ModelLost, Pace, rows_of_a_run
 from bookserve.clients.batch.parts import Done, Parts, PartsError, Plan
 from bookserve.clients.batch.progress import ProgressBar
 from bookserve.clients.batch.questions import Columns, Questions
@@ -26,6 +26,7 @@ from bookserve.clients.errors import PredictError
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.inputs.words import VocabularyError
 from bookserve.clients.rest_client import RestClient
+from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError, StoreError
 from bookserve.serving.server.models import trial
 
@@ -47,7 +48,8 @@ class _Wish:
     form: str | None
     columns: Columns
     top_k: int
-    pace: Pace
+    batch_size: int | None
+    runs: int
     rows_independent: bool
     call_seconds: float
     retry_seconds: float
@@ -55,6 +57,10 @@ class _Wish:
     max_row_bytes: int
     max_errors: int | None
     restart: bool
+
+    def pace(self, contract: Contract) -> Pace:
+        """How a version with that contract is asked, if its rows are independent."""
+        return Pace(self.batch_size or rows_of_a_run(contract), self.runs)
 
     @property
     def errors(self) -> Path:
@@ -94,9 +100,8 @@ class _Wish:
 @click.option(
     "--batch-size",
     type=click.IntRange(1, 65_536),
-    default=64,
-    show_default=True,
-    help="Rows of a run, where the model's rows are independent; else each is a run of its own.",
+    help="Rows of a run, where the model's rows are independent; else each is a run of its own.  [64 to 1024, by their "
+    "size]",
 )
 @click.option(
     "--rows-independent",
@@ -146,7 +151,7 @@ def main(
     column: str | None,
     id_column: str | None,
     top_k: int,
-    batch_size: int,
+    batch_size: int | None,
     rows_independent: bool,
     parallel: int | None,
     timeout: float,
@@ -187,7 +192,8 @@ def main(
         form,
         Columns(column, id_column),
         top_k,
-        Pace(batch_size, runs),
+        batch_size,
+        runs,
         rows_independent,
         timeout,
         retry_seconds,
@@ -250,7 +256,8 @@ def _look_at_what_is_there(wish: _Wish, parts: Parts) -> None:
 def _local(wish: _Wish, trials: trial.Trials | None) -> tuple[Model, Path]:
     assert wish.choice.models_dir is not None
     chosen = chosen_version.in_store(wish.choice.models_dir, wish.name, wish.choice.version, wish.choice.label)
-    model = LocalModel(chosen.folder, chosen.contract, wish.pace, wish.rows_independent, wish.trial_seconds, trials)
+    pace = wish.pace(chosen.contract)
+    model = LocalModel(chosen.folder, chosen.contract, pace, wish.rows_independent, wish.trial_seconds, trials)
     return model, chosen.folder
 
 
@@ -265,7 +272,7 @@ def _served(wish: _Wish, address: str, stack: contextlib.ExitStack) -> tuple[Mod
     )
     if asked.doubt:
         click.echo(f"note: INPUT is read as tensors, as {asked.doubt}", err=True)
-    pace = Pace(wish.pace.rows if independent else 1, wish.pace.runs)
+    pace = wish.pace(asked.contract) if independent else Pace(1, wish.runs)
     served: Client = client
     return ServedModel(served, asked, pace, wish.call_seconds, wish.retry_seconds), folder
 

@@ -1,11 +1,28 @@
 """The interface of what answers rows: the version in this process, or a model server."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from bookserve.clients.answers import Array
 from bookserve.export.contracts import Contract
+
+_RUN_BYTES = 128 << 10  # of the inputs of a run: little enough for a processor's cache
+_FEWEST, _MOST = 64, 1024  # rows of a run
+_FREE = 64  # that a free size is counted as
+
+
+def rows_of_a_run(contract: Contract) -> int:
+    """How many rows a run should have where they are independent: from 64 to 1,024, the more the smaller they are."""
+    sizes = [
+        math.prod(_FREE if size is None else size for size in tensor.shape[1:])
+        * (_FREE if tensor.dtype == "object" else np.dtype(tensor.dtype).itemsize)
+        for tensor in contract.inputs
+    ]
+    return max(_FEWEST, min(_MOST, _RUN_BYTES // max(1, sum(sizes))))
 
 
 class RowsRefused(Exception):

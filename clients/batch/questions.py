@@ -83,6 +83,8 @@ class Questions:
         self._name_field = columns.name or (NAME_COLUMN if NAME_COLUMN not in known else "")
         self._check(columns)
         self._places = self._inputs_of_a_table() if source.kind in ("csv", "parquet") else {}
+        self._numbers_of_places = {name: self._numbered(places) for name, places in self._places.items()}
+        self._place_of_name = self._columns.index(self._name_field) if self._name_field in self._columns else None
 
     @property
     def has_names(self) -> bool:
@@ -186,13 +188,16 @@ class Questions:
         names: list[str | None]
         try:
             if self._kind == "csv" and "" not in self._places:
-                cells = [self._cells(record.value, self._places[tensor.name]) for record in records]
+                cells = [self._cells(record.value, tensor.name) for record in records]
                 names = [self._name_of(record.value) for record in records]
                 array = self._numbers(cells, tensor)
-            elif self._kind == "ndjson" and not self._is_persons:
-                values = [orjson.loads(record.value) for record in records]
-                names = [self._name_of(value) for value in values]
-                array = example_inputs.as_array([self._named(value)[tensor.name] for value in values], tensor.dtype)
+            elif self._kind == "ndjson" and (not self._is_persons or self._form == forms.PICTURES):
+                names, arrays = [], []
+                for record in records:  # one by one: thousands of lists that live on keep Python's collector busy
+                    value = orjson.loads(record.value)
+                    names.append(self._name_of(value))
+                    arrays.append(example_inputs.as_array(self._named(value)[tensor.name], tensor.dtype))
+                array = np.stack(arrays)
             else:
                 return None
         except _ROW_ERRORS:
@@ -230,7 +235,7 @@ class Questions:
         if self._kind == "lines":
             return self._of_line(value), None
         if self._kind == "csv":
-            cells = {name: self._cells(value, places) for name, places in self._places.items()}
+            cells = {name: self._cells(value, name) for name in self._places}
             by_name = {tensor.name: tensor for tensor in self.contract.inputs}
             return example_inputs.fit(
                 {name: self._numbers([some], by_name[name]) for name, some in cells.items()}, self.contract, _ROW
@@ -246,7 +251,7 @@ class Questions:
         if self._kind in ("lines", "pictures"):
             return value
         if self._kind == "csv":
-            return self._cells(value, self._places[""])[0] if "" in self._places else None
+            return self._cells(value, "")[0] if "" in self._places else None
         if isinstance(value, dict):
             return value.get(self._field)
         return value if isinstance(value, str) else None
@@ -304,20 +309,22 @@ class Questions:
         if not self._name_field:
             return None
         if self._kind == "csv":
-            if self._name_field not in self._columns:
-                return None
-            (name,) = self._cells(value, [self._name_field])
-            return name
+            place = self._place_of_name
+            return value[place] if place is not None and place < len(value) else None
         found = value.get(self._name_field) if isinstance(value, dict) else None
         return None if found is None else str(found)
 
-    def _cells(self, cells: list[str], places: Sequence[str | int]) -> list[str]:
-        """Some cells of a line, all where no places are named."""
+    def _numbered(self, places: Sequence[str | int]) -> list[int]:
+        """Columns by their places in a line; none where all of them are meant."""
+        found = [self._columns.index(place) if isinstance(place, str) else place for place in places]
+        return [] if found == list(range(len(self._columns))) else found
+
+    def _cells(self, cells: list[str], name: str) -> list[str]:
+        """The cells of a line that fill an input."""
         if self._columns and len(cells) != len(self._columns):
             raise ValueError(f"the row has {len(cells)} cells, the first line {len(self._columns)}")
-        if not places:
-            return cells
-        return [cells[self._columns.index(place) if isinstance(place, str) else place] for place in places]
+        places = self._numbers_of_places[name]
+        return [cells[place] for place in places] if places else cells
 
     def _numbers(self, rows: Sequence[Sequence[str]], tensor: Tensor) -> Array:
         """Cells [rows][cells] as an array of the input: [rows, …]."""

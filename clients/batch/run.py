@@ -4,6 +4,7 @@ Some runs are under way at once, each on a thread: it makes the tensors of some 
 answers as text. Never more than a few of them wait, so the size of the INPUT is no matter.
 """
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,7 @@ class Run:
 
         What is answered is kept whatever ends it. Raises TooManyBadRows, ModelLost, InputError, OSError.
         """
+        gc.freeze()  # rows are many short-lived lists: what was made before is not looked at again for each thousand
         runs = self.model.pace.runs
         writer = _Writer(self, done)
         pool = ThreadPoolExecutor(runs, thread_name_prefix="batch")
@@ -62,6 +64,7 @@ class Run:
             while under_way:
                 writer.take(*under_way.popleft())
         finally:
+            gc.unfreeze()
             pool.shutdown(wait=False, cancel_futures=True)
             writer.write()
         return writer.done
@@ -181,5 +184,6 @@ def _bytes(found: Record | BadRow) -> int:
     value = found.value
     if isinstance(value, bytes | str):
         return len(value)
-    cells = value.values() if isinstance(value, dict) else value
-    return sum(len(cell) if isinstance(cell, bytes | str | list) else 8 for cell in cells)
+    if isinstance(value, list):
+        return sum(map(len, value))
+    return sum(len(cell) if isinstance(cell, bytes | str | list) else 8 for cell in value.values())

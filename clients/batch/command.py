@@ -18,6 +18,7 @@ from bookserve.clients.batch.model import Model, ModelLost, Pace, rows_of_a_run
 from bookserve.clients.batch.parts import Done, Parts, PartsError, Plan
 from bookserve.clients.batch.progress import ProgressBar
 from bookserve.clients.batch.questions import Columns, Questions
+from bookserve.clients.batch.ray_model import RayModel
 from bookserve.clients.batch.records import MAX_ROW_BYTES, InputError, Source
 from bookserve.clients.batch.results import Form
 from bookserve.clients.batch.run import Run, TooManyBadRows
@@ -45,11 +46,12 @@ class _Wish:
     output: Path
     choice: Choice
     server: str | None
+    ray: str | None
     form: str | None
     columns: Columns
     top_k: int
     batch_size: int | None
-    runs: int
+    parallel: int | None
     rows_independent: bool
     call_seconds: float
     retry_seconds: float
@@ -61,6 +63,16 @@ class _Wish:
     def pace(self, contract: Contract) -> Pace:
         """How a version with that contract is asked, if its rows are independent."""
         return Pace(self.batch_size or rows_of_a_run(contract), self.runs)
+
+    @property
+    def runs(self) -> int:
+        """How many runs are under way at once, but on a Ray cluster."""
+        return self.parallel or (_CALLS if self.server is not None else os.cpu_count() or 1)
+
+    @property
+    def where(self) -> str:
+        """Where the model is asked."""
+        return "on a server" if self.server is not None else "on a Ray cluster" if self.ray is not None else "here"
 
     @property
     def errors(self) -> Path:
@@ -81,6 +93,11 @@ class _Wish:
     "--server",
     metavar="HOST:PORT",
     help="Ask a running model server over gRPC, or over REST where it is a URL such as http://127.0.0.1:8501.",
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Ask copies of the version on the nodes of this Ray cluster, such as 10.0.0.1:6379.",
 )
 @click.option(
     "--format",
@@ -111,7 +128,7 @@ class _Wish:
 @click.option(
     "--parallel",
     type=click.IntRange(1, 1024),
-    help=f"Runs, or calls of a server, under way at once.  [as many as cores; {_CALLS} calls]",
+    help=f"Runs, or calls of a server, under way at once.  [as many as cores here or on Ray; {_CALLS} calls]",
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds for a call of --server."
@@ -121,7 +138,7 @@ class _Wish:
     type=click.FloatRange(min=0),
     default=300.0,
     show_default=True,
-    help="How long a call is made again while the server of --server is away or full.",
+    help="How long a call is made again while the server of --server is away or full, or Ray has no free processor.",
 )
 @click.option(
     "--trial-seconds",
@@ -147,6 +164,7 @@ def main(
     label: str | None,
     models_dir: Path | None,
     server: str | None,
+    ray: str | None,
     form: str | None,
     column: str | None,
     id_column: str | None,
@@ -176,24 +194,26 @@ def main(
     """
     if version is not None and label is not None:
         raise click.UsageError("give one of --version and --label")
+    if server is not None and ray is not None:
+        raise click.UsageError("give one of --server and --ray")
     if output.suffix.lower() not in _SUFFIXES:
         raise click.UsageError(f"OUTPUT has to end in one of {', '.join(_SUFFIXES)}: '{output}' does not")
     if models_dir is None and Path("models").is_dir():
         models_dir = Path("models")
     if models_dir is None and server is None:
         raise click.UsageError("there is no folder models here: say where the model store is (--models-dir)")
-    runs = parallel or (_CALLS if server is not None else os.cpu_count() or 1)
     wish = _Wish(
         name,
         source,
         output,
         Choice(version, label, models_dir),
         server,
+        ray,
         form,
         Columns(column, id_column),
         top_k,
         batch_size,
-        runs,
+        parallel,
         rows_independent,
         timeout,
         retry_seconds,
@@ -258,7 +278,11 @@ def _local(wish: _Wish, trials: trial.Trials | None) -> tuple[Model, Path]:
     chosen = chosen_version.in_store(wish.choice.models_dir, wish.name, wish.choice.version, wish.choice.label)
     pace = wish.pace(chosen.contract)
     model = LocalModel(chosen.folder, chosen.contract, pace, wish.rows_independent, wish.trial_seconds, trials)
-    return model, chosen.folder
+    if wish.ray is None:
+        return model, chosen.folder
+    model.close()
+    independent, wait = wish.rows_independent, wish.retry_seconds
+    return RayModel(wish.ray, chosen.folder, model, wish.parallel, independent, wait), chosen.folder
 
 
 def _served(wish: _Wish, address: str, stack: contextlib.ExitStack) -> tuple[Model, Path | None]:
@@ -293,7 +317,7 @@ def _plan(wish: _Wish, source: Source, model: Model) -> Plan:
         "the model": wish.name,
         "the version": model.version,
         "its manifest or graph": model.identity,
-        "asked": "in this process" if wish.server is None else "on a server",
+        "the place of the model": wish.where,
         "the content of INPUT": source.digest(),
         "--format": source.kind,
         "--column": wish.columns.input,
@@ -306,7 +330,7 @@ def _plan(wish: _Wish, source: Source, model: Model) -> Plan:
 
 
 def _say_what_is_done(wish: _Wish, model: Model, done: Done) -> None:
-    where = "in this process" if wish.server is None else f"on {wish.server}"
+    where = f"on {wish.server or wish.ray}" if wish.server or wish.ray else "in this process"
     pace = f"{model.pace.rows} rows a run" if model.pace.rows > 1 else "one row a run"
     goes_on = f"; goes on behind {done.answered + done.bad:,} rows" if done.parts else ""
     click.echo(

@@ -65,7 +65,8 @@ class LocalModel:
         self._outputs = tuple(tensor.name for tensor in contract.outputs)
         declared = True if rows_independent else manifest.rows_independent(folder)
         independent = self._signature.name in row_independence.shared(self._engine, folder, True, declared)
-        self.pace = Pace(pace.rows if independent else 1, 1 if self._engine.keeps_state else pace.runs)
+        self.can_run_beside_itself = not self._engine.keeps_state
+        self.pace = Pace(pace.rows if independent else 1, pace.runs if self.can_run_beside_itself else 1)
         self.identity = _identity(folder)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -104,6 +104,7 @@ def test_nobody_there_and_an_unknown_model(batch: Batch, server: Server, tmp_pat
     assert "Error: " in done.output
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_started_anew_loses_no_row(
     batch: Batch, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

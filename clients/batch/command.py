@@ -117,7 +117,7 @@ class _Wish:
 @click.option(
     "--batch-size",
     type=click.IntRange(1, 65_536),
-    help="Rows of a run, where the model's rows are independent; else each is a run of its own.  [64 to 1024, by their "
+    help="Rows of a run, where the model's rows are independent; else each is a run of its own.  [64 to 4096, by their "
     "size]",
 )
 @click.option(

@@ -10,13 +10,13 @@ import numpy as np
 from bookserve.clients.answers import Array
 from bookserve.export.contracts import Contract
 
-_RUN_BYTES = 128 << 10  # of the inputs of a run: little enough for a processor's cache
-_FEWEST, _MOST = 64, 1024  # rows of a run
+_RUN_BYTES = 320 << 10  # of the inputs of a run: little enough for a processor's cache
+_FEWEST, _MOST = 64, 4096  # rows of a run
 _FREE = 64  # that a free size is counted as
 
 
 def rows_of_a_run(contract: Contract) -> int:
-    """How many rows a run should have where they are independent: from 64 to 1,024, the more the smaller they are."""
+    """How many rows a run should have where they are independent: from 64 to 4,096, the more the smaller they are."""
     sizes = [
         math.prod(_FREE if size is None else size for size in tensor.shape[1:])
         * (_FREE if tensor.dtype == "object" else np.dtype(tensor.dtype).itemsize)

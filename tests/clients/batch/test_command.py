@@ -206,7 +206,7 @@ def test_a_model_whose_rows_depend_on_each_other_is_asked_one_by_one(batch: Batc
     assert "one row a run" in done.output
     assert [row["y"] for row in ndjson(tmp_path / "out.ndjson")] == [[0.0, 0.0]] * 3
     done = batch("mean", tmp_path / "in.ndjson", tmp_path / "told.ndjson", "--rows-independent")
-    assert "1024 rows a run" in done.output
+    assert "4096 rows a run" in done.output
     assert [row["y"] for row in ndjson(tmp_path / "told.ndjson")] == [[-2.0, -2.0], [0.0, 0.0], [2.0, 2.0]]
 
 

@@ -123,7 +123,7 @@ def test_parquet_has_lists_columns_and_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "rows"),
-    [((None, 1), 1024), ((None, 32), 1024), ((None, 33), 992), ((None, 512), 64), ((None, 224, 224, 3), 64)],
+    [((None, 1), 4096), ((None, 20), 4096), ((None, 21), 3900), ((None, 1280), 64), ((None, 224, 224, 3), 64)],
 )
 def test_small_rows_share_larger_runs(shape: tuple[int | None, ...], rows: int) -> None:
     assert rows_of_a_run(Contract("m", 1, (Tensor("x", "float32", shape),), ())) == rows

@@ -48,7 +48,7 @@ def test_a_server_answers_in_order(batch: Batch, server: Server, tmp_path: Path,
     address = server.url if rest else server.target
     done = batch("flats", source, tmp_path / "out.ndjson", "--server", address)
     assert done.exit_code == 3, done.output
-    assert f"on {address}, 1024 rows a run, 16 at once" in done.output
+    assert f"on {address}, 4096 rows a run, 16 at once" in done.output
     assert prices(tmp_path / "out.ndjson") == wanted(500)
 
 

@@ -37,11 +37,11 @@ def test_the_line_that_installs_ray_is_told(
     assert "one of --server and --ray" in done.output
 
 
-def copies(raylet: int) -> list[int]:
-    """The processes below a node's main process that hold a copy of the model."""
+def copies(raylet: int, doing: bytes = b"ray::Copy") -> list[int]:
+    """The processes below a node's main process that hold a copy of the model, which Ray names by what they do."""
     found = []
     for child in map(int, Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()):
-        if b"ray::Copy" in Path(f"/proc/{child}/cmdline").read_bytes():
+        if doing in Path(f"/proc/{child}/cmdline").read_bytes():
             found.append(child)
     return found
 
@@ -58,14 +58,14 @@ def test_a_node_that_is_killed_loses_no_row(store: Path, tmp_path: Path) -> None
         node = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")  # not where the command runs
         (raylet,) = (process.process.pid for process in node.all_processes["raylet"])
         command = [sys.executable, "-c", PROGRAM, "batch", "digits", source, output, "--models-dir", store]
-        command += ["--ray", cluster.address, "--batch-size", "16"]
+        command += ["--ray", cluster.address, "--batch-size", "4"]
         with (tmp_path / "said").open("w") as said:
             process = subprocess.Popen(list(map(str, command)), stderr=said, stdout=said, text=True)
         end = time.monotonic() + 120
-        while not copies(raylet) or len(list(tmp_path.glob("out.ndjson.parts/*.part"))) < 5:
+        while not copies(raylet, b"ray::Copy.run"):  # the node answers rows
             assert process.poll() is None, (tmp_path / "said").read_text()
             assert time.monotonic() < end
-            time.sleep(0.02)
+            time.sleep(0.001)
         held = copies(raylet)
         cluster.remove_node(node, allow_graceful=False)
         for pid in held:

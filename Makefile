@@ -26,7 +26,7 @@ TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-training screenshots up down certificates sbom wheel lock protos operations reference javascript clean
+.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-batch bench-training screenshots up down certificates sbom wheel lock protos operations reference javascript clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -78,6 +78,10 @@ typecheck: install
 	$(BIN)/mypy -p bookserve.training -p bookserve.export -p bookserve.serving -p bookserve.clients
 	$(BIN)/mypy tests/benchmarks/training.py
 	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks/serving.py
+	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks/batch.py
+
+bench-batch: install ## how fast `bookserve batch` is beside a plain loop over ONNX Runtime; ARGS are its options
+	$(BIN)/python tests/benchmarks/batch.py $(ARGS)
 
 # Not in .venv: these packages are large, and hold others back.
 check-kubernetes: ## schemas and policies of docker/kubernetes; needs kubectl or kustomize, and node with npm
@@ -119,7 +123,7 @@ wheel: install ## build the wheel and the source distribution into dist/
 
 lock: ## pin every dependency with its hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --extra serving --extra clients --extra training --extra convert --extra signing --extra buckets --extra oci --extra dev -o requirements.lock pyproject.toml
+	  --extra serving --extra clients --extra training --extra convert --extra signing --extra buckets --extra oci --extra batch --extra dev -o requirements.lock pyproject.toml
 
 protos: install ## regenerate the message modules of serving/wire
 	$(BIN)/python serving/wire/generate.py

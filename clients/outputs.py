@@ -104,9 +104,8 @@ def tensors(contract: Contract, prediction: Prediction) -> dict[str, Any]:
     if len(sizes) > 1 or any(array.ndim == 0 for array in arrays.values()):
         predictions = [{name: example_inputs.to_rest(array) for name, array in arrays.items()}]
     else:
-        predictions = [
-            {name: _value(array[row], contract.labels) for name, array in arrays.items()} for row in range(sizes.pop())
-        ]
+        values = {name: _values(array, contract.labels) for name, array in arrays.items()}
+        predictions = [{name: value[row] for name, value in values.items()} for row in range(sizes.pop())]
     return _answer(contract, prediction.version, predictions)
 
 
@@ -152,11 +151,12 @@ def _readable(tensor: Tensor, value: Any, labels: Sequence[str]) -> Any:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def _value(value: Any, labels: tuple[str, ...]) -> Any:
-    array = np.asarray(value)
-    if labels and array.shape == (len(labels),) and array.dtype.kind == "f":
-        return dict(zip(labels, (float(f"{number:.7g}") for number in array.tolist()), strict=True))
-    return example_inputs.to_rest(array)
+def _values(array: Array, labels: tuple[str, ...]) -> list[Any]:
+    """The value of each row of an output."""
+    if labels and array.shape[1:] == (len(labels),) and array.dtype.kind == "f":
+        return [dict(zip(labels, (float(f"{number:.7g}") for number in row), strict=True)) for row in array.tolist()]
+    values: list[Any] = example_inputs.to_rest(array)
+    return values
 
 
 def _answer(contract: Contract, version: int, predictions: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
+import batch
 import batch_sizes
 import benchmark_models
 import checkouts
@@ -217,3 +218,14 @@ def test_an_unknown_part_is_refused() -> None:
     done = CliRunner().invoke(load_command().main, ["--only", "lenet5,nothing"])
     assert done.exit_code == 2
     assert "int8" in done.output
+
+
+def test_the_batch_command_is_measured_beside_a_loop_that_answers_the_same() -> None:
+    done = CliRunner().invoke(
+        batch.main, ["--rounds", "1", "--pictures", "70", "--lines", "1500"], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    for model in ("lenet5", "table"):
+        for figure in ("rows/s", "rows/s of runs"):
+            (line,) = (line for line in done.output.splitlines() if line.startswith(f"  {model:12s} {figure:18s} "))
+            assert "ratio" in line

@@ -109,6 +109,16 @@ MAY_IMPORT = {
         "bookserve.training.errors",
         "bookserve.training.held_out_rows",
     },
+    # In this process it runs the engine that serves.
+    "bookserve.clients.batch": {
+        "bookserve.clients",
+        "bookserve.export",
+        f"{SERVER}.batching",
+        f"{SERVER}.engines",
+        f"{SERVER}.models",
+        f"{SERVER}.types",
+        "bookserve.serving.wire",
+    },
     "bookserve.clients": {
         CONTRACTS,
         "bookserve.export.errors",

@@ -1,0 +1,1 @@
+"""Predictions for a whole file: `bookserve batch`."""

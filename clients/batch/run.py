@@ -1,0 +1,189 @@
+"""The run over an INPUT: records to tensors, answers to parts, in the order of the INPUT.
+
+Some runs are under way at once, each on a thread: it makes the tensors of some records, asks the model, and writes the
+answers as text. Never more than a few of them wait, so the size of the INPUT is no matter.
+"""
+
+import gc
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bookserve.clients.batch import results
+from bookserve.clients.batch.model import Model, RowsRefused
+from bookserve.clients.batch.parts import Done, Parts
+from bookserve.clients.batch.questions import Questions, Row
+from bookserve.clients.batch.records import BadRow, Place, Record, Source
+from bookserve.clients.batch.results import Answered, ColumnsDiffer, Form
+from bookserve.export.errors import ExportError
+
+_ALONE = 16  # records that a thread takes at once where each is a run of its own
+_CHUNK_BYTES = 8 << 20  # of records that a thread takes at once, the last one aside
+_RUN_BYTES = 32 << 20  # of the inputs of one run, the last row aside
+_PART_ROWS, _PART_BYTES, _PART_SECONDS = 8192, 16 << 20, 5.0  # after which a part is written
+
+Outcome = Answered | BadRow
+Report = Callable[[Done], None]  # told after some rows
+
+
+class TooManyBadRows(Exception):
+    """More rows than allowed got no answer."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run; `most_bad` rows may get no answer, None for any number."""
+
+    source: Source
+    questions: Questions
+    model: Model
+    form: Form
+    parts: Parts
+    most_bad: int | None
+    report: Report
+
+    def go_on(self, done: Done) -> Done:
+        """Answer the rows behind those that are done.
+
+        What is answered is kept whatever ends it. Raises TooManyBadRows, ModelLost, InputError, OSError.
+        """
+        gc.freeze()  # rows are many short-lived lists: what was made before is not looked at again for each thousand
+        runs = self.model.pace.runs
+        writer = _Writer(self, done)
+        pool = ThreadPoolExecutor(runs, thread_name_prefix="batch")
+        under_way: deque[tuple[Future[list[Outcome]], Place]] = deque()
+        try:
+            for chunk, place in self._chunks(done.place):
+                under_way.append((pool.submit(self._answer, chunk), place))
+                if len(under_way) > 2 * runs:
+                    writer.take(*under_way.popleft())
+            while under_way:
+                writer.take(*under_way.popleft())
+        finally:
+            gc.unfreeze()
+            pool.shutdown(wait=False, cancel_futures=True)
+            writer.write()
+        return writer.done
+
+    def _chunks(self, start: Place) -> Iterator[tuple[list[Record | BadRow], Place]]:
+        """What one thread takes at once, and the place behind it."""
+        most = self.model.pace.rows if self.model.pace.rows > 1 else _ALONE
+        chunk: list[Record | BadRow] = []
+        size, place = 0, start
+        for found, behind in self.source.read(start):
+            chunk.append(found)
+            size += _bytes(found)
+            place = behind
+            if len(chunk) >= most or size >= _CHUNK_BYTES:
+                yield chunk, place
+                chunk, size = [], 0
+        if chunk:
+            yield chunk, place
+
+    def _answer(self, chunk: Sequence[Record | BadRow]) -> list[Outcome]:
+        """The outcome of each record, in their order."""
+        prepared = iter(self.questions.rows([found for found in chunk if isinstance(found, Record)]))
+        rows = [next(prepared) if isinstance(found, Record) else found for found in chunk]
+        outcomes: dict[int, Outcome] = {place: row for place, row in enumerate(rows) if isinstance(row, BadRow)}
+        for places in self._runs(rows):
+            some = [row for row in (rows[place] for place in places) if isinstance(row, Row)]
+            outcomes.update(zip(places, self._ask(some), strict=True))
+        return [outcomes[place] for place in range(len(rows))]
+
+    def _runs(self, rows: Sequence[Row | BadRow]) -> Iterator[list[int]]:
+        """The places of the rows that share a run: as many as may, of one shape each."""
+        by_shape: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        for place, row in enumerate(rows):
+            if isinstance(row, Row):
+                by_shape.setdefault(tuple([array.shape for array in row.tensors.values()]), []).append(place)
+        for shapes, places in by_shape.items():
+            row = rows[places[0]]
+            assert isinstance(row, Row)
+            size = sum(array.nbytes for array in row.tensors.values())
+            most = max(1, min(self.model.pace.rows, _RUN_BYTES // max(1, size))) if shapes else 1
+            for begin in range(0, len(places), most):
+                yield places[begin : begin + most]
+
+    def _ask(self, rows: Sequence[Row]) -> list[Outcome]:
+        """One run. Where it is refused each row is asked alone, so that the others have their answers."""
+        inputs = {
+            name: np.concatenate([row.tensors[name] for row in rows]) if len(rows) > 1 else array
+            for name, array in rows[0].tensors.items()
+        }
+        try:
+            found = self.model.run(inputs)
+            if len(rows) > 1 and any(array.shape[:1] != (len(rows),) for array in found.values()):
+                raise RowsRefused("its outputs do not have one row for each of the inputs: say no --rows-independent")
+            answers = self.questions.answers(rows, found)
+        except (RowsRefused, ExportError) as error:
+            if len(rows) > 1:
+                return [outcome for row in rows for outcome in self._ask([row])]
+            return [BadRow(rows[0].line, rows[0].name, str(error))]
+        return [(row.line, row.name, answer) for row, answer in zip(rows, answers, strict=True)]
+
+
+class _Writer:
+    """Collects outcomes and writes them as parts."""
+
+    def __init__(self, run: Run, done: Done) -> None:
+        self.done = done  # with what is collected
+        self._run = run
+        self._written = done
+        self._answers: list[bytes] = []
+        self._errors: list[bytes] = []
+        self._bytes = 0
+        self._begun = time.monotonic()
+
+    def take(self, future: "Future[list[Outcome]]", place: Place) -> None:
+        """The outcomes of the next records. Raises what their run raised, or TooManyBadRows."""
+        outcomes = future.result()
+        done, answers, errors = self.done, [], []
+        columns, form, most = done.columns, self._run.form, self._run.most_bad
+        for outcome in outcomes:
+            if isinstance(outcome, BadRow):
+                bad = outcome
+            else:
+                columns = columns or form.columns(outcome)
+                try:
+                    answers.append(form.row(outcome, columns))
+                    continue
+                except ColumnsDiffer as error:
+                    bad = BadRow(outcome[0], outcome[1], str(error))
+            errors.append(results.error(bad))
+            if most is not None and done.bad + len(errors) > most:
+                reason = f"the last, line {bad.line}: {bad.reason}"
+                raise TooManyBadRows(f"more than {most:,} rows are bad (--max-errors); {reason}")
+        self._answers += answers
+        self._errors += errors
+        self._bytes += sum(map(len, answers)) + sum(map(len, errors))
+        answered, bad_rows = done.answered + len(answers), done.bad + len(errors)
+        self.done = replace(done, place=place, answered=answered, bad=bad_rows, columns=columns)
+        rows = self.done.answered + self.done.bad - self._written.answered - self._written.bad
+        if rows >= _PART_ROWS or self._bytes >= _PART_BYTES or time.monotonic() - self._begun >= _PART_SECONDS:
+            self.write()
+        self._run.report(self.done)
+
+    def write(self) -> None:
+        """What is collected becomes a part."""
+        if self.done.place == self._written.place:
+            return
+        done = replace(self.done, parts=self.done.parts + 1)
+        self._run.parts.add(done, b"".join(self._answers), b"".join(self._errors))
+        self.done = self._written = done
+        self._answers, self._errors, self._bytes, self._begun = [], [], 0, time.monotonic()
+
+
+def _bytes(found: Record | BadRow) -> int:
+    """About how much memory a record holds."""
+    if isinstance(found, BadRow):
+        return 0
+    value = found.value
+    if isinstance(value, bytes | str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(map(len, value))
+    return sum(len(cell) if isinstance(cell, bytes | str | list) else 8 for cell in value.values())

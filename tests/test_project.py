@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "bookserve.training.tuning.search_space": set[str](),
     "bookserve.training.models": {
         CONTRACTS,
+        "bookserve.export.evaluation",
         "bookserve.export.figures",
         "bookserve.training.datasets",
         "bookserve.training.devices",

@@ -35,7 +35,7 @@ from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.loop.callbacks import ProgressBar, StopOnNan
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.models import MODELS, PROFILES, STANDARD, KeyMetric
-from bookserve.training.models.purpose import PURPOSE
+from bookserve.training.models.purpose import OWN_DATA, PURPOSE
 
 EXAMPLE_ROWS = 512
 EVALUATION_ROWS = 256  # at a time
@@ -195,7 +195,8 @@ def train_model(
         config = replace(config, **settings)
         words = (
             f"The network of `{network}`, trained on the data `{data.origin.name}`; its task: {contract.task}.",
-            "It knows what its data shows, and gives an answer to anything else too: see Data for what that is.",
+            "It knows what its data shows, and gives an answer to anything else too: see Data for what that is."
+            + OWN_DATA.get(network, ""),
         )
     data_card = data.card(contract.labels)
     batch, rows = getattr(config, "batch", 1), data_card.rows.get("train", 1)

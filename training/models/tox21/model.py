@@ -30,7 +30,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from bookserve.export import figures
+from bookserve.export import evaluation, figures
 from bookserve.export.contracts import Contract, Fingerprint, Preprocessing, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import molecule_table, tox21
@@ -42,7 +42,7 @@ from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.loop.small_data import for_rows
 from bookserve.training.models import STANDARD, KeyMetric
-from bookserve.training.models.tox21 import similarity
+from bookserve.training.models.tox21 import platt, similarity
 from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
@@ -61,7 +61,7 @@ CONTRACT = Contract(
 )
 KEY_METRIC = KeyMetric(name="auc", book=None)  # the book gives weighted accuracies of the first assay only
 ASSAYS = CONTRACT.labels
-NETWORKS, MEMORY = "networks", "memory"  # the parts of the model
+NETWORKS, MEMORY, CALIBRATION = "networks", "memory", "calibration"  # the parts of the model
 BOOK_ASSAY = ASSAYS.index("NR-AR")  # the one that chapters 4 and 5 look at
 EVALUATION_BATCH = 1_000
 FOREST_TREES = 50  # of the baseline, for each assay (chapter 5)
@@ -179,10 +179,11 @@ def on_own_data(config: Config, data: tox21.Molecules, name: str) -> tuple[Confi
 
 
 def build_model(config: Config) -> keras.Model:
-    """Networks and memory, untrained: uint8 fingerprints [n, 1024] in, float32 logits [n, 12] out.
+    """Networks, memory and calibration, untrained: uint8 fingerprints [n, 1024] in, float32 logits [n, 12] out.
 
-    The layers "memory", with logits [n, 12], and "networks", which sees the memory's logits beside the fingerprint and
-    has logits [n, members, 12], are models of their own.
+    The layer "calibration" scales and shifts the logits of each assay (see `platt`), before training by 1 and 0. The
+    layers "memory", with logits [n, 12], and "networks", which sees the memory's logits beside the fingerprint and has
+    logits [n, members, 12], are models of their own.
     """
     fingerprint = keras.Input(CONTRACT.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
     bits = keras.ops.cast(fingerprint, "float32")
@@ -193,11 +194,16 @@ def build_model(config: Config) -> keras.Model:
     members = [_among_all(network(bits, inputs[1:], config), config) for _ in range(config.members)]  # (n, 12) each
     networks = keras.Model(inputs, keras.ops.stack(members, axis=1), name=NETWORKS)
     if not config.memory:
-        return keras.Model(fingerprint, keras.ops.mean(networks(fingerprint), axis=1), name="toxicity")
+        return keras.Model(fingerprint, _calibrated(keras.ops.mean(networks(fingerprint), axis=1)), name="toxicity")
     remembered = keras.Model(fingerprint, _memory(bits, config), name=MEMORY)(fingerprint)
     learnt = keras.ops.mean(networks([fingerprint, remembered]), axis=1)
     logits = (1 - config.memory_share) * learnt + config.memory_share * remembered
-    return keras.Model(fingerprint, logits, name="toxicity")
+    return keras.Model(fingerprint, _calibrated(logits), name="toxicity")
+
+
+def uncalibrated(model: keras.Model) -> keras.Model:
+    """The model without its calibration."""
+    return keras.Model(model.inputs, model.get_layer(CALIBRATION).input)
 
 
 def train(
@@ -210,7 +216,7 @@ def train(
 ) -> dict[str, list[float]]:
     """Train in place; the weights of the epoch with the best mean validation AUC are kept, or the last ones.
 
-    Returns figure -> epochs.
+    Then the logits are calibrated on the validation rows. Returns figure -> epochs.
     """
     steps = len(data.train.results) // config.batch
     networks = compiled_networks(model, config, steps)
@@ -223,7 +229,7 @@ def train(
         train_inputs.append(_remember(memory, data.train, weights, config))
         valid_inputs.append(memory.predict(data.valid.fingerprints, batch_size=EVALUATION_BATCH, verbose=0))
     train_packed, valid_packed = (pack(split.results, weights * learnt) for split in (data.train, data.valid))
-    return fit(
+    history = fit(
         networks,
         lambda first_epoch: training_batches(train_inputs, train_packed, config, seed, first_epoch),
         config.epochs,
@@ -235,6 +241,8 @@ def train(
         higher_is_better=True,
         patience=config.patience if config.keep_best else None,
     )
+    _calibrate(model, data.valid, np.where(learnt, weights[1] / weights[0], 1.0))
+    return history
 
 
 def compiled_networks(model: keras.Model, config: Config, steps: int) -> keras.Model:
@@ -253,8 +261,10 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
     """Split -> figure -> value, and figures of each assay on the test rows; draws curves and a table of the test rows.
 
     `auc` is the area under the ROC curve and `precision` the average precision, both averaged over the assays;
-    `nr_ar_accuracy` is the book's figure, see `weighted_accuracy`; `forest_` is before those of the baseline. Results
-    that were not measured count nowhere. A user's own data has labels instead of assays, and no `nr_ar_accuracy`.
+    `nr_ar_accuracy` is the book's figure, see `weighted_accuracy`; `forest_` is before those of the baseline. `ece` is
+    the calibration error and `loss` the cross-entropy, both of probabilities as they are served; `uncalibrated_ece` is
+    that before the calibration, whose numbers are in "calibration scale" and "calibration shift". Results that were not
+    measured count nowhere. A user's own data has labels instead of assays, and no `nr_ar_accuracy`.
     """
     forests = train_forests(data.train)
     names = data.labels or ASSAYS
@@ -263,7 +273,7 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
     scores: dict[str, npt.NDArray[np.float64]] = {}
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         scores = {
-            "": predict(model, split.fingerprints),
+            "": predict(uncalibrated(model), split.fingerprints),
             "forest_": forest_probabilities(forests, split.fingerprints),
         }
         metrics[name] = {}
@@ -275,10 +285,18 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
             if names == ASSAYS:
                 accuracy = weighted_accuracy(split.results, probabilities, balance, BOOK_ASSAY)
                 metrics[name][f"{kind}nr_ar_accuracy"] = accuracy
-        metrics[name] |= {"loss": log_loss(split.results, scores[""]), "rows": float(len(split.results))}
+        served = predict(model, split.fingerprints)
+        metrics[name] |= {
+            "loss": log_loss(split.results, served),
+            "ece": calibration_error(split.results, served),
+            "uncalibrated_ece": calibration_error(split.results, scores[""]),
+            "rows": float(len(split.results)),
+        }
     for kind, probabilities in scores.items():
         metrics[f"test {kind}auc"] = assay_aucs(data.test.results, probabilities, names)
         metrics[f"test {kind}precision"] = assay_precisions(data.test.results, probabilities, names)
+    for what, numbers in zip(("scale", "shift"), model.get_layer(CALIBRATION).get_weights(), strict=False):
+        metrics[f"calibration {what}"] = dict(zip(names, numbers.astype(float).tolist(), strict=True))
     _draw_roc(data.test.results, scores[""], metrics["test auc"], names, report / "roc.png")
     _draw_precision(data.test.results, scores[""], metrics["test precision"], names, report / "precision_recall.png")
     _draw_table(data.test.results, metrics, names, report / "assays.png")
@@ -456,6 +474,12 @@ def weighted_accuracy(
     return float(accuracy_score(true, called, sample_weight=weights[true, assay]))
 
 
+def calibration_error(results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64]) -> float:
+    """How far probabilities are from what was measured (ECE), all assays together."""
+    measured = ~np.isnan(results)
+    return evaluation.calibration(probabilities[measured], results[measured] == 1, 0.0).ece
+
+
 def log_loss(results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64]) -> float:
     """The mean cross-entropy of the measured results, none weighing more than another."""
     measured = ~np.isnan(results)
@@ -505,6 +529,19 @@ def _rectified(x: Any, config: Config) -> Any:
     if config.normalise:
         x = keras.layers.BatchNormalization()(x)
     return keras.layers.Dropout(config.dropout)(keras.layers.Activation("relu")(x))
+
+
+def _calibrated(logits: Any) -> Any:
+    """Logits [n, 12], scaled and shifted by assay: batch normalisation whose numbers `_calibrate` sets, untrained."""
+    return keras.layers.BatchNormalization(epsilon=0.0, trainable=False, name=CALIBRATION)(logits)
+
+
+def _calibrate(model: keras.Model, split: tox21.Split, ratios: npt.NDArray[np.float32]) -> None:
+    """Fit the calibration to rows that trained nothing; `ratios` [12] is the weight of an active, of an inactive."""
+    rows = tf.data.Dataset.from_tensor_slices(split.fingerprints).batch(EVALUATION_BATCH)
+    logits = uncalibrated(model).predict(rows, verbose=0).astype(np.float64)
+    scales, shifts = platt.fit(logits, split.results, ratios)
+    model.get_layer(CALIBRATION).set_weights([scales, shifts, np.zeros_like(shifts), np.ones_like(scales)])
 
 
 def _memory(bits: Any, config: Config) -> Any:

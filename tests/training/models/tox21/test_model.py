@@ -56,7 +56,7 @@ def test_one_assay_alone(together: bool, molecules: Molecules) -> None:
     history = tox21.train(model, molecules, config, 0, [])
     probabilities = tox21.predict(model, molecules.valid.fingerprints)
     others = [number for number, assay in enumerate(tox21.ASSAYS) if assay != "NR-AhR"]
-    assert (probabilities[:, others] == 0.5).all()
+    assert (np.ptp(probabilities[:, others], axis=0) == 0).all()
     aucs = tox21.assay_aucs(molecules.valid.results, probabilities)
     assert max(history["val_auc"]) == pytest.approx(aucs["NR-AhR"], abs=1e-6)
     assert aucs["NR-AhR"] > 0.8
@@ -111,6 +111,8 @@ def test_training_learns_and_keeps_its_best_epoch(
     assert set(history) == {"loss", "val_loss", "auc", "val_auc", "nr_ar_accuracy", "val_nr_ar_accuracy"}
     metrics = tox21.evaluate(model, molecules, tmp_path)
     assert before < 0.65
+    assert list(metrics["calibration scale"]) == list(metrics["calibration shift"]) == list(CONTRACTS["tox21"].labels)
+    assert metrics["valid"]["ece"] < metrics["valid"]["uncalibrated_ece"]
     assert metrics["test"]["auc"] > 0.85
     assert metrics["valid"]["auc"] == pytest.approx(max(history["val_auc"]))
     assert metrics["test"]["auc"] == pytest.approx(np.mean(list(metrics["test auc"].values())))
@@ -121,6 +123,26 @@ def test_training_learns_and_keeps_its_best_epoch(
     assert metrics["test"]["rows"] == 100
     for name in ("roc.png", "precision_recall.png", "assays.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_calibration_changes_no_order_and_brings_probabilities_to_what_is_true(molecules: Molecules) -> None:
+    config = replace(TINY, balance=1.0)
+    run.make_repeatable(0)
+    model = tox21.build_model(config)
+    tox21.train(model, molecules, config, seed=0, callbacks=[])
+    results, bits = molecules.test.results, molecules.test.fingerprints
+    before, after = tox21.predict(tox21.uncalibrated(model), bits), tox21.predict(model, bits)
+    assert np.isfinite(after).all()
+    assert tox21.assay_aucs(results, after) == tox21.assay_aucs(results, before)
+    assert tox21.log_loss(results, after) < tox21.log_loss(results, before)
+    served = tox21.serving_model(model)(bits)["probabilities"].numpy()
+    np.testing.assert_allclose(served, after, atol=1e-6)
+    valid = molecules.valid
+    said = tox21.predict(model, valid.fingerprints)
+    measured = ~np.isnan(valid.results)
+    for assay in range(12):
+        rows = measured[:, assay]
+        assert said[rows, assay].mean() == pytest.approx(valid.results[rows, assay].mean(), abs=0.03)
 
 
 def test_a_last_step_of_an_epoch_that_diverges_is_an_error_of_one_line(molecules: Molecules) -> None:
@@ -137,7 +159,7 @@ def test_the_book_network_keeps_its_last_weights(molecules: Molecules) -> None:
     history = tox21.train(model, molecules, config, seed=0, callbacks=[])
     assert len(history["val_auc"]) == 3
     balance = tox21.assay_weights(molecules.train.results, 1.0)
-    scores = tox21.predict(model, molecules.valid.fingerprints)
+    scores = tox21.predict(tox21.uncalibrated(model), molecules.valid.fingerprints)
     accuracy = tox21.weighted_accuracy(molecules.valid.results, scores, balance, 0)
     assert accuracy == pytest.approx(history["val_nr_ar_accuracy"][-1])
     assert accuracy > 0.7

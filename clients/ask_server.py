@@ -101,8 +101,7 @@ def ask(server: Server, asked: Asked, source: str, models_dir: Path | None = Non
             image = picture(source, contract)[None]
             return outputs.rows(contract, _predict(server, asked, {contract.inputs[0].name: image}))
         case forms.MOLECULES:
-            bits = fingerprint(source, contract)[None]
-            return outputs.molecules(contract, _predict(server, asked, {contract.inputs[0].name: bits}), [source])
+            return outputs.molecules(contract, _predict(server, asked, molecule(source, contract)), [source])
         case forms.BOARD:
             position = boards.parse(source)
             planes = boards.planes(position)[None].astype(contract.inputs[0].dtype)
@@ -152,12 +151,11 @@ def picture(source: str, contract: Contract) -> Array:
     return tensor
 
 
-def fingerprint(source: str, contract: Contract) -> Array:
-    """A molecule as one row of the model's input."""
+def molecule(source: str, contract: Contract) -> dict[str, Array]:
+    """A molecule as one row of each of the model's inputs."""
     assert contract.preprocessing is not None
-    kind = contract.preprocessing.fingerprint
-    assert kind is not None
-    return molecules.fingerprint(source, kind.radius, kind.bits).astype(contract.inputs[0].dtype)
+    made = molecules.features(source, contract.preprocessing)
+    return {tensor.name: made[tensor.name][None].astype(tensor.dtype) for tensor in contract.inputs}
 
 
 def _ask_text(server: Server, asked: Asked, source: str, models_dir: Path | None) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 
-from bookserve.clients import ask_gateway, ask_server, gateway_client, grpc_client, rest_client
+from bookserve.clients import ask_gateway, ask_server, forms, gateway_client, grpc_client, rest_client
 from bookserve.clients.ask_server import Choice
 from bookserve.clients.errors import PredictError, Unavailable
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.inputs import boards, molecules, pictures, points, words
 from bookserve.clients.rest_client import RestClient
+from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
 
 _BAR = 40  # characters
@@ -123,7 +124,18 @@ def _direct(server: ask_server.Server, name: str, source: str, choice: Choice) -
     asked = ask_server.find(server, name, choice)
     if asked.doubt and Path(source).suffix.lower() in _PICTURES:
         click.echo(f"note: the picture is only scaled to the model's size, as {asked.doubt} (--models-dir)", err=True)
-    return ask_server.ask(server, asked, source, choice.models_dir)
+    answer = ask_server.ask(server, asked, source, choice.models_dir)
+    if forms.form(asked.contract) == forms.MOLECULES:
+        _tell_of_another_rdkit(asked.contract)
+    return answer
+
+
+def _tell_of_another_rdkit(contract: Contract) -> None:
+    means = contract.preprocessing
+    if means is not None and means.descriptors is not None:
+        told = molecules.difference(means.descriptors, molecules.version(), molecules.digest(means.descriptors.names))
+        if told:
+            click.echo(f"note: {told}", err=True)
 
 
 def _chart(answer: dict[str, Any]) -> str:

@@ -416,8 +416,9 @@ def _write(
 def _evaluate_served(training: Training, served: keras.Model, report: Path) -> dict[str, float]:
     """The figures of the served graph on the test rows; the whole evaluation and its picture go into `report`."""
     figure = training.module.measurement(training.data).figure
-    inputs = [figure.rows[tensor.name] for tensor in served.inputs]
-    outputs = served.predict(inputs if len(inputs) > 1 else inputs[0], batch_size=EVALUATION_ROWS, verbose=0)
+    inputs = {tensor.name: figure.rows[tensor.name] for tensor in served.inputs}
+    asked = inputs if len(inputs) > 1 else next(iter(inputs.values()))
+    outputs = served.predict(asked, batch_size=EVALUATION_ROWS, verbose=0)
     found = evaluation.evaluate(figure, outputs, training.contract)
     run_writer.write_json(report / run_format.EVALUATION, found.to_json())
     if found.calibration is not None:

@@ -288,6 +288,10 @@ def test_default_beats_the_forests_on_the_real_test_rows(tmp_path: Path) -> None
     run.make_repeatable(0)
     model = tox21.build_model(config)
     tox21.train(model, data, config, seed=0, callbacks=[])
-    test = tox21.evaluate(model, data, tmp_path)["test"]
-    assert test["auc"] >= 0.83
+    metrics = tox21.evaluate(model, data, tmp_path)
+    test = metrics["test"]
+    assert metrics["valid"]["auc"] >= 0.875
+    assert test["auc"] >= 0.85  # the mean of three seeds is in README.md
+    assert test["ece"] < 0.02 < test["uncalibrated_ece"]
+    assert test["auc_over_forest_low"] > 0
     assert test["auc"] > test["forest_auc"]

@@ -87,6 +87,12 @@ def test_counts_tell_how_often_and_the_fingerprint_whether() -> None:
     assert more.counts[1024:2048].sum() == 6
     assert one.counts.shape == (2 * 1024 + 167,)
     assert molecules.counted([np.array([300, 4])]).tolist() == [255, 4]
+    means = CONTRACTS["tox21"].preprocessing
+    named, said = molecules.features("CCCCO", means), molecules.describe("CCCCO", 2, 1024, means.descriptors.names)
+    np.testing.assert_array_equal(named["counts"], one.counts)
+    np.testing.assert_array_equal(named["fingerprint"], one.fingerprint)
+    np.testing.assert_array_equal(named["descriptors"], said.values)
+    assert said.values[means.descriptors.names.index("HeavyAtomCount")] == 5
 
 
 def test_an_order_of_atoms_changes_no_descriptor() -> None:

@@ -97,8 +97,9 @@ def ask(server: Server, asked: Asked, values: Sequence[Value], models_dir: Path 
             return outputs.rows(contract, _predict(server, asked, {tensor.name: images}))
         case forms.MOLECULES:
             smiles = [_text(value) for value in values]
-            bits = np.stack([fingerprint(text, contract) for text in smiles])
-            return outputs.molecules(contract, _predict(server, asked, {tensor.name: bits}), smiles)
+            made = [molecule(text, contract) for text in smiles]
+            inputs = {one.name: np.concatenate([features[one.name] for features in made]) for one in contract.inputs}
+            return outputs.molecules(contract, _predict(server, asked, inputs), smiles)
         case forms.BOARD:
             positions = [boards.parse(_text(value)) for value in values]
             planes = np.stack([boards.planes(position) for position in positions]).astype(tensor.dtype)
@@ -119,12 +120,11 @@ def picture(value: Value, contract: Contract) -> Array:
     return tensor
 
 
-def fingerprint(source: str, contract: Contract) -> Array:
-    """A molecule as one row of the model's input."""
+def molecule(source: str, contract: Contract) -> dict[str, Array]:
+    """A molecule as one row of each of the model's inputs."""
     assert contract.preprocessing is not None
-    kind = contract.preprocessing.fingerprint
-    assert kind is not None
-    return molecules.fingerprint(source, kind.radius, kind.bits).astype(contract.inputs[0].dtype)
+    made = molecules.features(source, contract.preprocessing)
+    return {tensor.name: made[tensor.name][None].astype(tensor.dtype) for tensor in contract.inputs}
 
 
 def numbers(value: Value, contract: Contract) -> Array:

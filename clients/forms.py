@@ -7,7 +7,7 @@ tensors.
 import numpy as np
 
 from bookserve.clients.answers import ModelMetadata, Signature, TensorInfo
-from bookserve.clients.inputs import boards
+from bookserve.clients.inputs import boards, molecules
 from bookserve.export.contracts import Contract, Tensor
 
 TENSORS = "tensors"
@@ -20,7 +20,7 @@ NUMBERS = ("regression", "tabular")
 
 def form(contract: Contract) -> str:
     """The contract's task, or "tensors" where the contract lacks what a person's input of that task is turned into."""
-    if len(contract.inputs) != 1:
+    if len(contract.inputs) != 1 and contract.task != MOLECULES:
         return TENSORS
     checks = {
         PICTURES: _takes_pictures,
@@ -150,7 +150,13 @@ def _takes_molecules(contract: Contract, tensor: Tensor) -> bool:
     means = contract.preprocessing
     if means is None or means.fingerprint is None or means.input != tensor.name or not _is_number(tensor):
         return False
-    return means.fingerprint.kind == "morgan" and tensor.shape == (None, means.fingerprint.bits)
+    if means.fingerprint.kind != "morgan":
+        return False
+    bits, more = means.fingerprint.bits, means.descriptors
+    expected: dict[str, tuple[int | None, ...]] = {means.input: (None, bits)}
+    if more is not None:
+        expected |= {more.counts: (None, 2 * bits + molecules.KEYS), more.values: (None, len(more.names))}
+    return {one.name: one.shape for one in contract.inputs} == expected
 
 
 def _takes_boards(contract: Contract, tensor: Tensor) -> bool:

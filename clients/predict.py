@@ -161,6 +161,8 @@ def _to_server(server: ask_server.Server, name: str, sources: Sequence[str], cho
     for source in sources:
         ask_server.check_tensors(source, asked)
     form = forms.form(asked.contract)
+    if form == forms.MOLECULES:
+        _tell_of_another_rdkit(asked.contract)
     return _Way(asked.contract, _MOST[form], lambda values: ask_server.ask(server, asked, values, choice.models_dir))
 
 
@@ -236,6 +238,14 @@ def _explained() -> Iterator[None]:
         raise click.ClickException(f"an INPUT is not UTF-8 text: {error.reason}") from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _tell_of_another_rdkit(contract: Contract) -> None:
+    means = contract.preprocessing
+    if means is not None and means.descriptors is not None:
+        told = molecules.difference(means.descriptors, molecules.version(), molecules.digest(means.descriptors.names))
+        if told:
+            click.echo(f"note: {told}", err=True)
 
 
 def _chart(answer: dict[str, Any]) -> str:

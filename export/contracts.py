@@ -53,6 +53,23 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
+class Descriptors:
+    """What RDKit tells of a molecule beside its Morgan fingerprint.
+
+    `counts` is the uint8 tensor of how often things occur, at most 255 times: Morgan's environments and topological
+    torsions, hashed to as many numbers as the fingerprint has bits, then the 167 MACCS keys. `values` is the float32
+    tensor of the descriptors called `names`: 0 for what is no finite number, and nothing beyond a million. `rdkit` is
+    the version that described the training molecules, `digest` the SHA-256 of what it says of a few molecules.
+    """
+
+    counts: str
+    values: str
+    names: tuple[str, ...]
+    rdkit: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """What is done to a person's input before the graph, which takes tensors.
 
@@ -60,7 +77,7 @@ class Preprocessing:
     `resize` is "crop" (the central square, scaled), "stretch" (the whole picture, scaled) or "centred" (dark or light
     ink, centred by its mass); then (pixel * `scale` - `mean`) / `deviation`, with `mean` and `deviation` a number for
     each colour, and the colours before height and width where `layout` is "channels-first". For text: `vocabulary` is
-    the asset with one word a line. For molecules: `fingerprint`.
+    the asset with one word a line. For molecules: `fingerprint`, and `descriptors` where other tensors stand beside it.
     """
 
     input: str
@@ -73,6 +90,7 @@ class Preprocessing:
     scale: float = 1.0
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
+    descriptors: Descriptors | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +223,7 @@ def _tensor_from_json(content: Any) -> Tensor:
 
 
 def _preprocessing_from_json(content: Any) -> Preprocessing:
-    size, fingerprint = content.get("size"), content.get("fingerprint")
+    size, fingerprint, descriptors = content.get("size"), content.get("fingerprint"), content.get("descriptors")
     if size is not None:
         height, width = size
         size = (int(height), int(width))
@@ -222,6 +240,15 @@ def _preprocessing_from_json(content: Any) -> Preprocessing:
         scale=float(content.get("scale", 1.0)),
         mean=tuple(float(value) for value in content.get("mean", ())),
         deviation=tuple(float(value) for value in content.get("deviation", ())),
+        descriptors=None
+        if descriptors is None
+        else Descriptors(
+            counts=_text(descriptors["counts"]),
+            values=_text(descriptors["values"]),
+            names=tuple(_text(name) for name in descriptors["names"]),
+            rdkit=_text(descriptors["rdkit"]),
+            digest=_text(descriptors["digest"]),
+        ),
     )
 
 

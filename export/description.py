@@ -27,6 +27,9 @@ def lines(contract: Contract) -> Iterator[str]:
         told += [text for text in (parts.colour, parts.resize, parts.vocabulary, parts.layout) if text]
         if parts.fingerprint is not None:
             told.append(f"{parts.fingerprint.kind} of radius {parts.fingerprint.radius}, {parts.fingerprint.bits} bits")
+        if parts.descriptors is not None:
+            beside = parts.descriptors
+            told.append(f"and {beside.counts}, and {len(beside.names)} {beside.values} of RDKit {beside.rdkit}")
         yield f"before    {parts.input}: {', '.join(told)}"
     if contract.example is not None:
         yield "example   in the manifest, with its outputs"

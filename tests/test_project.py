@@ -40,12 +40,17 @@ CONTRACTS = "bookserve.export.contracts"
 MAY_IMPORT = {
     "bookserve.training.errors": set[str](),
     "bookserve.training.plots": set[str](),
+    "bookserve.training.datasets.molecule_features": {
+        "bookserve.clients.inputs.molecules",
+        "bookserve.training.datasets",
+    },
     "bookserve.training.datasets": set[str](),
     "bookserve.training.devices": {"bookserve.training.errors"},
     "bookserve.training.loop": {"bookserve.training.devices", "bookserve.training.errors"},
     "bookserve.training.tuning.search_space": set[str](),
     "bookserve.training.models": {
         CONTRACTS,
+        "bookserve.export.evaluation",
         "bookserve.export.figures",
         "bookserve.training.datasets",
         "bookserve.training.devices",

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bookserve.export import run_reader
+from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
 from bookserve.export.figures import Measurement
 from bookserve.export.manifest import Manifest
@@ -46,7 +47,14 @@ def measurement(described: Manifest, data_dir: Path | None, runs_dir: Path) -> M
             f"{name}: the data is not that of version {described.version}: {data.origin.name}, "
             f"SHA-256 {data.origin.sha256}, not {origin.sha256}"
         )
-    return module.measurement(data)
+    return _of_inputs(module.measurement(data), described.contract)
+
+
+def _of_inputs(found: Measurement, contract: Contract) -> Measurement:
+    """The same with only the inputs of a contract, which may be an older one of the model."""
+    names = [tensor.name for tensor in contract.inputs] or list(found.figure.rows)
+    rows, calibration = ({name: of[name] for name in names} for of in (found.figure.rows, found.calibration))
+    return Measurement(calibration, replace(found.figure, rows=rows))
 
 
 def _run_of(described: Manifest, runs_dir: Path) -> TrainingRun | None:

@@ -35,7 +35,7 @@ from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.loop.callbacks import ProgressBar, StopOnNan
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.models import MODELS, PROFILES, STANDARD, KeyMetric
-from bookserve.training.models.purpose import PURPOSE
+from bookserve.training.models.purpose import OWN_DATA, PURPOSE
 
 EXAMPLE_ROWS = 512
 EVALUATION_ROWS = 256  # at a time
@@ -195,7 +195,8 @@ def train_model(
         config = replace(config, **settings)
         words = (
             f"The network of `{network}`, trained on the data `{data.origin.name}`; its task: {contract.task}.",
-            "It knows what its data shows, and gives an answer to anything else too: see Data for what that is.",
+            "It knows what its data shows, and gives an answer to anything else too: see Data for what that is."
+            + OWN_DATA.get(network, ""),
         )
     data_card = data.card(contract.labels)
     batch, rows = getattr(config, "batch", 1), data_card.rows.get("train", 1)
@@ -415,8 +416,9 @@ def _write(
 def _evaluate_served(training: Training, served: keras.Model, report: Path) -> dict[str, float]:
     """The figures of the served graph on the test rows; the whole evaluation and its picture go into `report`."""
     figure = training.module.measurement(training.data).figure
-    inputs = [figure.rows[tensor.name] for tensor in served.inputs]
-    outputs = served.predict(inputs if len(inputs) > 1 else inputs[0], batch_size=EVALUATION_ROWS, verbose=0)
+    inputs = {tensor.name: figure.rows[tensor.name] for tensor in served.inputs}
+    asked = inputs if len(inputs) > 1 else next(iter(inputs.values()))
+    outputs = served.predict(asked, batch_size=EVALUATION_ROWS, verbose=0)
     found = evaluation.evaluate(figure, outputs, training.contract)
     run_writer.write_json(report / run_format.EVALUATION, found.to_json())
     if found.calibration is not None:

@@ -273,7 +273,7 @@ class Questions:
         if not isinstance(given, str):
             raise ValueError(f"'{self._field}' is no text: {given!r:.80}")
         if self._form == forms.MOLECULES:
-            return {tensor.name: ask_server.fingerprint(given, contract)[None]}, given
+            return ask_server.molecule(given, contract), given
         assert self._vocabulary is not None
         tokens = words.tokens(given, self._vocabulary)
         return {tensor.name: np.array([tokens.ids], tensor.dtype)}, (given, tokens)

@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from bookserve.clients.inputs import molecules
+from bookserve.export.contracts import Descriptors, Preprocessing
 from bookserve.serving.gateway.problems import Problem
 
 _MODULE = "bookserve.serving.gateway.molecule_process"
@@ -36,25 +38,48 @@ class MoleculePool:
     def __init__(self, processes: int = 2, seconds: float = 2.0, memory: int = 2 << 30) -> None:
         self._seconds = seconds
         self._memory = memory
+        self._differences: dict[Descriptors, str] = {}
         # None stands for a process that is yet to be started.
         self._free: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(processes):
             self._free.put(None)
 
-    def fingerprints(
-        self, smiles: Sequence[str], radius: int = molecules.RADIUS, bits: int = molecules.BITS
-    ) -> list[npt.NDArray[np.uint8] | molecules.MoleculeError]:
-        """The fingerprint of each molecule, uint8 [bits], or why there is none.
+    def features(
+        self, smiles: Sequence[str], means: Preprocessing
+    ) -> list[dict[str, npt.NDArray[Any]] | molecules.MoleculeError]:
+        """The tensors of each molecule that a contract's preprocessing names, or why there are none.
 
         Raises MoleculeError when the molecules together take more than the limit, Problem 503 when all processes are
         busy.
         """
-        return [
-            value
-            if isinstance(value, molecules.MoleculeError)
-            else np.unpackbits(np.frombuffer(bytes.fromhex(value), np.uint8), count=bits)
-            for value in self._ask({"job": "fingerprint", "radius": radius, "bits": bits}, smiles)
-        ]
+        kind = means.fingerprint
+        assert kind is not None
+        names = () if means.descriptors is None else means.descriptors.names
+        job = {"job": "describe", "radius": kind.radius, "bits": kind.bits, "names": names}
+        made: list[dict[str, npt.NDArray[Any]] | molecules.MoleculeError] = []
+        for value in self._ask(job, smiles):
+            if isinstance(value, molecules.MoleculeError):
+                made.append(value)
+                continue
+            parts = [bytes.fromhex(part) for part in value.split(" ")]
+            arrays = [
+                np.frombuffer(part, dtype) for part, dtype in zip(parts, (np.uint8, np.uint8, np.float32), strict=True)
+            ]
+            made.append(molecules.tensors(molecules.Description(*arrays), means))
+        return made
+
+    def difference(self, descriptors: Descriptors) -> str:
+        """What to tell where RDKit does not describe molecules as that of the training did; else "".
+
+        RDKit is asked once for the descriptors of a contract. Raises MoleculeError and Problem as `drawing`.
+        """
+        if descriptors not in self._differences:
+            (value,) = self._ask({"job": "digest", "names": descriptors.names}, [molecules.EXAMPLE])
+            if isinstance(value, molecules.MoleculeError):
+                raise value
+            here, _, said = value.partition(" ")
+            self._differences[descriptors] = molecules.difference(descriptors, here, said)
+        return self._differences[descriptors]
 
     def drawing(self, smiles: str) -> bytes:
         """A molecule as an SVG document. Raises MoleculeError, and Problem 503 when all processes are busy."""
@@ -71,7 +96,7 @@ class MoleculePool:
                 if worker is not None:
                     worker.end()
 
-    def _ask(self, job: dict[str, str | int], smiles: Sequence[str]) -> list[str | molecules.MoleculeError]:
+    def _ask(self, job: dict[str, Any], smiles: Sequence[str]) -> list[str | molecules.MoleculeError]:
         try:
             worker = self._free.get(timeout=_WAIT_SECONDS)
         except queue.Empty:
@@ -112,7 +137,7 @@ class _Worker:
             self.end()
             raise RuntimeError(f"{_MODULE} does not start: is RDKit installed?") from error
 
-    def ask(self, job: dict[str, str | int], smiles: Sequence[str], seconds: float) -> list[tuple[str, str]]:
+    def ask(self, job: dict[str, Any], smiles: Sequence[str], seconds: float) -> list[tuple[str, str]]:
         """The kind and the text of each molecule's answer. A process that is late is killed, whatever it does."""
         end = time.monotonic() + seconds
         timer = threading.Timer(seconds, self.process.kill)

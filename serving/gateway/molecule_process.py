@@ -12,8 +12,6 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
-
 from bookserve.clients.inputs import molecules
 
 
@@ -22,7 +20,10 @@ def answer(request: dict[str, Any], smiles: str) -> tuple[str, str]:
     try:
         if request["job"] == "drawing":
             return "value", molecules.drawing(smiles)
-        return "value", np.packbits(molecules.fingerprint(smiles, request["radius"], request["bits"])).tobytes().hex()
+        if request["job"] == "digest":
+            return "value", f"{molecules.version()} {molecules.digest(request['names'])}"
+        made = molecules.describe(smiles, request["radius"], request["bits"], request["names"])
+        return "value", " ".join(part.tobytes().hex() for part in (made.fingerprint, made.counts, made.values))
     except molecules.MoleculeTooLarge as error:
         return "too_large", str(error)
     except molecules.MoleculeError as error:
@@ -38,7 +39,7 @@ def main(memory: int, seconds: float) -> None:
     """
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    molecules.fingerprint(molecules.EXAMPLE)
+    molecules.describe(molecules.EXAMPLE, molecules.RADIUS, molecules.BITS, ("MolWt",))
     molecules.drawing(molecules.EXAMPLE)
     with Connection(sys.stdin.fileno()) as connection, contextlib.suppress(EOFError, ConnectionError):
         while True:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 from flask import Request, Response
 
 from bookserve.clients import outputs
 from bookserve.clients.inputs import molecules
-from bookserve.export.contracts import Contract, Fingerprint
+from bookserve.export.contracts import Contract, Preprocessing
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.caching import FRESH
@@ -23,6 +24,8 @@ from bookserve.serving.gateway.problems import Problem, bad_value, shown
 from bookserve.serving.gateway.request_parsing import Choice
 
 EXAMPLE = {"smiles": "CCO"}
+
+_log = structlog.get_logger()
 
 # RDKit writes colours as style attributes.
 _DRAWING_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
@@ -35,8 +38,10 @@ def predict(request: Request, contract: Contract, choice: Choice, dependencies: 
     value = request_parsing.only_field(body, "smiles", EXAMPLE)
     items = request_parsing.one_or_many(value, "smiles", isinstance(value, list), dependencies.limits.items, EXAMPLE)
     texts = [_text(item, name) for name, item in items]
-    bits = _fingerprints(dependencies.molecule_pool, _kind(contract), [name for name, _ in items], texts)
-    inputs = {contract.inputs[0].name: bits.astype(contract.inputs[0].dtype)}
+    made = _features(dependencies.molecule_pool, _means(contract), [name for name, _ in items], texts)
+    inputs = {
+        tensor.name: np.stack([row[tensor.name] for row in made]).astype(tensor.dtype) for tensor in contract.inputs
+    }
     return outputs.molecules(contract, dependencies.models.predict(contract, inputs, choice), texts)
 
 
@@ -57,13 +62,16 @@ def draw(request: Request, molecule_pool: MoleculePool) -> Response:
 
 def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
     """The model's part of the OpenAPI document: its paths' operations, without the problems that all share."""
-    kind = _kind(contract)
+    means = _means(contract)
+    kind = means.fingerprint
+    assert kind is not None
+    more = "" if means.descriptors is None else f", counts and {len(means.descriptors.names)} descriptors"
     row = schemas.row(contract)
     item = schemas.struct({"smiles": {"type": "string"}, **row["properties"]})
     molecule = schemas.one_or_many(_SMILES, limits.items, f"a molecule of at most {molecules.MAX_ATOMS} atoms, or more")
     text = (
-        f"Molecules are given as SMILES; their Morgan fingerprints (radius {kind.radius}, {kind.bits} bits) go to the "
-        "model."
+        f"Molecules are given as SMILES; their Morgan fingerprints (radius {kind.radius}, {kind.bits} bits){more} go "
+        "to the model."
     )
     body = schemas.json_body({"smiles": molecule}, EXAMPLE)
     drawing = {
@@ -87,10 +95,9 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
     }
 
 
-def _kind(contract: Contract) -> Fingerprint:
+def _means(contract: Contract) -> Preprocessing:
     assert contract.preprocessing is not None
-    assert contract.preprocessing.fingerprint is not None
-    return contract.preprocessing.fingerprint
+    return contract.preprocessing
 
 
 def _text(value: object, name: str) -> str:
@@ -103,19 +110,23 @@ def _text(value: object, name: str) -> str:
     return value
 
 
-def _fingerprints(
-    molecule_pool: MoleculePool, kind: Fingerprint, names: list[str], texts: list[str]
-) -> npt.NDArray[np.uint8]:
+def _features(
+    molecule_pool: MoleculePool, means: Preprocessing, names: list[str], texts: list[str]
+) -> list[dict[str, npt.NDArray[Any]]]:
+    """The tensors of each molecule. Raises Problem where one is none; says in the log where RDKit is another one."""
     try:
-        outcomes = molecule_pool.fingerprints(texts, kind.radius, kind.bits)
+        outcomes = molecule_pool.features(texts, means)
+        told = "" if means.descriptors is None else molecule_pool.difference(means.descriptors)
     except molecules.MoleculeError as error:
         raise _problem(error, names[0].partition("[")[0], texts[0] if len(texts) == 1 else texts, EXAMPLE) from error
+    if told:
+        _log.warning("another_rdkit", detail=told)
     rows = []
     for name, text, outcome in zip(names, texts, outcomes, strict=True):
         if isinstance(outcome, molecules.MoleculeError):
             raise _problem(outcome, name, text, EXAMPLE) from outcome
         rows.append(outcome)
-    return np.stack(rows)
+    return rows
 
 
 def _problem(error: molecules.MoleculeError, name: str, given: object, example: object) -> Problem:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import made_up_molecules
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -106,7 +107,7 @@ def test_the_input_of_every_model_is_listed(monkeypatch: pytest.MonkeyPatch) -> 
     origin = Origin("sample", "made up", "0" * 64)
     digits = LabelledImages(random.integers(0, 256, (40, 28, 28), np.uint8), random.integers(0, 10, 40))
     things = LabelledImages(random.integers(0, 256, (40, 32, 32, 3), np.uint8), random.integers(0, 10, 40))
-    molecules = tox21_data.Split(
+    molecules = made_up_molecules.split(
         random.integers(0, 2, (40, 1024), np.uint8), random.integers(0, 2, (40, 12)).astype(np.float32)
     )
     tiny = {

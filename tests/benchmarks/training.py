@@ -147,7 +147,7 @@ def input_pipelines(data: Choice, data_dir: Path | None, seconds: float, threads
 
     def molecules(module: Any, rows: Any, config: Any) -> tuple[Any, Any]:
         results = rows.train.results
-        inputs = [rows.train.fingerprints, np.zeros_like(results)]  # as good as what the memory would say
+        inputs = rows.train.inputs | {"remembered": np.zeros_like(results)}  # as good as what the memory would say
         packed = module.pack(results, module.assay_weights(results, config.balance))
         networks = module.compiled_networks(module.build_model(config), config, len(results) // config.batch)
         return networks, module.training_batches(inputs, packed, config, 0)

@@ -27,8 +27,8 @@ COMMANDS = [line for block in _blocks(EXAMPLES, "sh") for line in block.splitlin
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Iterator[tuple[str, str]]:
-    """The addresses of a gateway and of the model server behind it."""
+def served(tmp_path_factory) -> Iterator[tuple[str, str, Path]]:
+    """The addresses of a gateway and of the model server behind it, and their model store."""
     store = tmp_path_factory.mktemp("models")
     (write_manifests(store) / "ptb" / "3" / "assets").mkdir(parents=True)
     (store / "ptb" / "3" / "assets" / "vocabulary.txt").write_text("".join(f"{word}\n" for word in WORDS))
@@ -42,15 +42,17 @@ def served(tmp_path_factory) -> Iterator[tuple[str, str]]:
     assert process.stdout is not None
     match = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
     assert match, (store / "log").read_text()
-    yield match[0], fake.target
+    yield match[0], fake.target, store
     process.terminate()
     assert process.wait(20) == 0
     process.stdout.close()
     server.stop(None).wait()
 
 
-def _here(text: str, served: tuple[str, str]) -> str:
-    return text.replace("http://127.0.0.1:8080", served[0]).replace("127.0.0.1:8500", served[1])
+def _here(text: str, served: tuple[str, str, Path]) -> str:
+    gateway, server, store = served
+    text = text.replace("http://127.0.0.1:8080", gateway).replace("127.0.0.1:8500", server)
+    return text.replace('Path("models")', f"Path({str(store)!r})")
 
 
 def _run(command: list[str]) -> str:

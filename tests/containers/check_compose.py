@@ -49,14 +49,19 @@ class Example:
     ask_gateway: Callable[[GatewayClient], dict[str, Any]]
 
 
+def ethanol() -> dict[str, npt.NDArray[Any]]:
+    """A molecule as tensors."""
+    means = CONTRACTS["tox21"].preprocessing
+    assert means is not None
+    return {name: row[None] for name, row in molecules.features("CCO", means).items()}
+
+
 EXAMPLES: Mapping[str, Example] = {
     "linear": Example(lambda: {"x": np.array([[0.5]], np.float32)}, lambda gateway: gateway.linear([0.5])),
     "logistic": Example(
         lambda: {"x": np.array([[0.5, -1]], np.float32)}, lambda gateway: gateway.logistic([[0.5, -1]])
     ),
-    "tox21": Example(
-        lambda: {"fingerprint": molecules.fingerprint("CCO")[None]}, lambda gateway: gateway.tox21(["CCO"])
-    ),
+    "tox21": Example(ethanol, lambda gateway: gateway.tox21(["CCO"])),
     "mnist": Example(lambda: {"images": pictures.digit(SEVEN)[None]}, lambda gateway: gateway.mnist([SEVEN])),
     "ptb": Example(lambda: {"tokens": np.array([[1, 2, 3]], np.int32)}, lambda gateway: gateway.ptb(["the stock"])),
     "cifar10": Example(lambda: {"images": pictures.photo(SEVEN)[None]}, lambda gateway: gateway.cifar10([SEVEN])),

@@ -304,7 +304,10 @@ def _difference(wanted: npt.NDArray[Any], served: npt.NDArray[Any]) -> float:
     if not same_kind:
         return float("inf")
     if wanted.dtype.kind not in "fiu":
-        return 0.0 if bool((wanted == served).all()) else float("inf")
+        texts = [
+            [one.decode() if isinstance(one, bytes) else one for one in array.ravel()] for array in (wanted, served)
+        ]
+        return 0.0 if texts[0] == texts[1] else float("inf")
     if not np.array_equal(np.isfinite(wanted), np.isfinite(served)):
         return float("inf")
     gaps = np.abs(wanted.astype(np.float64) - served.astype(np.float64))

@@ -1,4 +1,4 @@
-"""A user's own molecules, from a CSV file with SMILES and labels to splits of fingerprints.
+"""A user's own molecules, from a CSV file with SMILES and labels to splits of features.
 
 A label is 1, 0 or nothing, which means not measured. Rows whose SMILES are no molecule are left out and said with their
 lines; rows of one molecule, by its InChIKey, become one.
@@ -13,7 +13,7 @@ from rdkit import Chem, rdBase
 
 from bookserve.training.datasets import table
 from bookserve.training.datasets.files import DataError, Origin, cache_folder, sha256_of
-from bookserve.training.datasets.fingerprints import fingerprints
+from bookserve.training.datasets.molecule_features import features
 from bookserve.training.datasets.own_data import MoleculeTable
 from bookserve.training.datasets.splits import divide
 from bookserve.training.datasets.tox21 import Molecules, Split, SplitKind, scaffold_split
@@ -49,9 +49,9 @@ def read(own: MoleculeTable, seed: int, kind: SplitKind, train_rows: int | None)
     rows = _read(own)
     _tell(own, rows.left_out)
     _check(own, rows)
-    bits, readable = fingerprints(rows.smiles, cache_folder("own"))
-    if not readable.all():
-        raise DataError(f"deepchem cannot read {rows.smiles[int(np.argmin(readable))]!r}, which RDKit can")
+    found = features(rows.smiles, cache_folder("own"))
+    if not found.readable.all():
+        raise DataError(f"deepchem cannot read {rows.smiles[int(np.argmin(found.readable))]!r}, which RDKit can")
     if kind == "scaffold":
         parts = [np.array(part, np.int64) for part in scaffold_split(rows.smiles, 0.1, 0.1)]
         parts[0] = np.random.default_rng(seed).permutation(parts[0])
@@ -63,7 +63,7 @@ def read(own: MoleculeTable, seed: int, kind: SplitKind, train_rows: int | None)
         division = f"80, 10 and 10 percent, drawn by seed {seed}"
     parts[0] = parts[0][:train_rows]
     _check_training(own, rows.results[parts[0]], seed)
-    train, valid, test = (Split(bits[part], rows.results[part]) for part in parts)
+    train, valid, test = (Split(found.inputs(part), rows.results[part]) for part in parts)
     origin = Origin("own", own.file.name, sha256_of(own.file))
     division += "; each molecule once, by its InChIKey"
     return Molecules(

@@ -1,4 +1,4 @@
-"""Tox21: 7,831 molecules tested in twelve assays for toxicity, from the CSV file to splits of fingerprints.
+"""Tox21: 7,831 molecules tested in twelve assays for toxicity, from the CSV file to splits of features.
 
 Source: the Tox21 challenge of 2014 as MoleculeNet (Wu et al., 2018) distributes it; chapters 4 and 5 of the book. An
 empty cell means "not measured" and stays NaN all the way to the loss and the figures, which leave it out. The sample
@@ -30,7 +30,7 @@ from bookserve.training.datasets.files import (
     obtain,
     sha256_of_arrays,
 )
-from bookserve.training.datasets.fingerprints import fingerprints
+from bookserve.training.datasets.molecule_features import features
 from bookserve.training.datasets.splits import Splits
 
 SAMPLE_ROWS = 2_400
@@ -56,15 +56,18 @@ _RESULTS = {"": np.nan, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split: `fingerprints` uint8 [n, 1024] and `results` float32 [n, 12]: 1, 0 or NaN, not measured."""
+    """Rows of one split: `inputs` of the model, and `results` float32 [n, 12]: 1, 0 or NaN, not measured.
 
-    fingerprints: npt.NDArray[np.uint8]
+    Inputs are "fingerprint" uint8 [n, 1024], "counts" uint8 [n, 2215] and "descriptors" float32 [n, 201].
+    """
+
+    inputs: dict[str, npt.NDArray[Any]]
     results: npt.NDArray[np.float32]
 
     @property
-    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+    def fingerprints(self) -> npt.NDArray[np.uint8]:
         """The fingerprints."""
-        return {"fingerprint": self.fingerprints}
+        return self.inputs["fingerprint"]
 
     @property
     def targets(self) -> npt.NDArray[Any]:
@@ -103,8 +106,8 @@ def load(
     else:
         smiles, results = read_csv(paths[0], assays)
         origin = Origin("real", "tox21", combined_sha256(FILES))
-    bits, readable = fingerprints(smiles, cache_folder("tox21"))
-    rows = np.flatnonzero(readable)
+    found = features(smiles, cache_folder("tox21"))
+    rows = np.flatnonzero(found.readable)
     if kind == "scaffold":
         parts = [rows[part] for part in scaffold_split([smiles[row] for row in rows], VALID_FRACTION, TEST_FRACTION)]
         order = np.random.default_rng(split_seed).permutation(len(parts[0]))  # so that `train_rows` are of all families
@@ -114,7 +117,7 @@ def load(
         valid, test = int(len(order) * VALID_FRACTION), int(len(order) * TEST_FRACTION)
         parts = np.split(order, [len(order) - valid - test, len(order) - test])
     parts[0] = parts[0][:train_rows]
-    train_split, valid_split, test_split = (Split(bits[part], results[part]) for part in parts)
+    train_split, valid_split, test_split = (Split(found.inputs(part), results[part]) for part in parts)
     return Molecules(train_split, valid_split, test_split, origin)
 
 

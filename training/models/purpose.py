@@ -14,8 +14,9 @@ PURPOSE: dict[str, tuple[str, str]] = {
     "tox21": (
         "Says in which of twelve laboratory assays a molecule is likely to be active: the multitask network of "
         "chapters 4 and 5 on Morgan fingerprints.",
-        "It ranks molecules that resemble those of Tox21, drugs and chemicals of commerce; its probabilities come from "
-        "a training that weighs actives and inactives alike and are higher than the fraction of actives. It sees "
+        "It ranks molecules that resemble those of Tox21, drugs and chemicals of commerce. Its probabilities are "
+        "calibrated for each assay on the validation rows (Platt): among molecules like these as many are active as "
+        "they say, among others not; most assays have few actives, so few probabilities reach 0.5. It sees "
         "fingerprints of 1,024 bits, in which different molecules may look the same. But for the configuration `book` "
         "it holds the fingerprints of its training molecules and compares with them. No ground for a decision on "
         "anyone's safety.",
@@ -41,4 +42,9 @@ PURPOSE: dict[str, tuple[str, str]] = {
         "one side gets an answer, too. Its value is what it may expect, in the book's rewards, from an opponent that "
         "plays like it but moves at random half of the time.",
     ),
+}
+
+# network -> what is to be said, besides, of the answers of one that was trained on a user's own data
+OWN_DATA: dict[str, str] = {
+    "tox21": " Its probabilities are calibrated for each label on the validation rows (Platt).",
 }

@@ -128,7 +128,10 @@ function meansText(means) {
     return `A picture in ${means.colour === "grey" ? "grey" : "colour"}: ${how[means.resize] ?? "it is scaled"} to ${means.size.join(" by ")} pixels`;
   }
   if (means.vocabulary) return `A text's words are numbered by ${means.vocabulary}`;
-  if (means.fingerprint) return `A molecule's ${means.fingerprint.kind} fingerprint of ${means.fingerprint.bits} bits, radius ${means.fingerprint.radius}`;
+  if (means.fingerprint) {
+    const more = means.descriptors ? `, counts and ${means.descriptors.names.length} descriptors of RDKit ${means.descriptors.rdkit}` : "";
+    return `A molecule's ${means.fingerprint.kind} fingerprint of ${means.fingerprint.bits} bits, radius ${means.fingerprint.radius}${more}`;
+  }
   return "";
 }
 

@@ -31,8 +31,8 @@ class StandIn:
     metadata_calls: int = 0
 
     def predict(self, model, inputs, *, version=None, label=None, signature=None, timeout=0.0) -> Prediction:
-        (value,) = inputs.values()
-        self.asked.append((model, value.copy(), version, label, signature, timeout))
+        value, *others = inputs.values()
+        self.asked.append((model, value.copy(), version, label, signature, timeout, *others))
         if self.fail is not None:
             raise self.fail
         return Prediction(model, version or self.version, self.outputs or answer_of(model, inputs))

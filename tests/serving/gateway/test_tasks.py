@@ -123,6 +123,29 @@ def test_text_goes_on_and_molecules_are_drawn_under_any_name(serve, tmp_path) ->
     assert "generates no text" in problem_of(client.post(f"/api/v1/{toxic.model}/generate", json=body), 404)["detail"]
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_molecules_of_contract_1_are_asked_by_their_fingerprint(serve, beside: bool) -> None:
+    own = renamed("tox21")
+    if not beside:
+        means = replace(own.preprocessing, descriptors=None)
+        own = replace(own, version=1, inputs=own.inputs[:1], preprocessing=means)
+    client, backend = serve(own, like={own.model: "tox21"})
+    answer = client.post(f"/api/v1/{own.model}", json={"smiles": ["CCO", "C"]}).get_json()
+    assert len(answer["predictions"]) == 2
+    (asked,) = backend.asked
+    assert list(asked) == ["fingerprint", *(("counts", "descriptors") if beside else ())]
+    np.testing.assert_array_equal(asked["fingerprint"], [molecules.fingerprint("CCO"), molecules.fingerprint("C")])
+
+
+def test_another_rdkit_than_that_of_the_training_is_in_the_log(serve, capsys) -> None:
+    own = renamed("tox21")
+    means = replace(own.preprocessing, descriptors=replace(own.preprocessing.descriptors, rdkit="1.2.3", digest="0"))
+    own = replace(own, preprocessing=means)
+    client, _ = serve(own, like={own.model: "tox21"})
+    assert client.post(f"/api/v1/{own.model}", json={"smiles": "CCO"}).status_code == 200
+    assert "than 1.2.3, with which the model was trained" in capsys.readouterr().out
+
+
 FLOWERS = Contract(
     model="flowers",
     version=4,

@@ -22,7 +22,11 @@ def test_a_molecule_gets_its_twelve_assays_by_name(client, backend) -> None:
     (prediction,) = answer["predictions"]
     assert prediction["smiles"] == "CCO"
     assert tuple(prediction["probabilities"]) == CONTRACTS["tox21"].labels
-    np.testing.assert_array_equal(backend.asked[0][1], [molecules.fingerprint("CCO")])
+    means = CONTRACTS["tox21"].preprocessing
+    arrays = backend.asked[0][1:2] + backend.asked[0][6:]
+    sent = dict(zip(("fingerprint", "counts", "descriptors"), arrays, strict=True))
+    for name, expected in molecules.features("CCO", means).items():
+        np.testing.assert_array_equal(sent[name], [expected])
 
 
 def test_several_molecules_keep_their_order(client, backend) -> None:

@@ -2,13 +2,13 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import made_up_molecules
 import numpy as np
 import pytest
 
 from bookserve.training.datasets.data_card import duplicates, row_bytes, spread
 from bookserve.training.datasets.files import DataRequest, Origin
 from bookserve.training.datasets.splits import LabelledImages, Splits, divide
-from bookserve.training.datasets.tox21 import Split
 from bookserve.training.models import MODELS
 from bookserve.training.run import book_model
 
@@ -28,7 +28,7 @@ def test_a_row_is_all_of_its_inputs() -> None:
 
 def test_missing_labels_are_no_zeros() -> None:
     results = np.array([[1, np.nan], [0, np.nan], [1, 0]], np.float32)
-    part = Split(np.eye(3, 1024, dtype=np.uint8), results)
+    part = made_up_molecules.split(np.eye(3, 1024, dtype=np.uint8), results)
     card = Splits(part, part, part, Origin("own", "made up", "")).card(("a", "b"))
     assert card.classes["train"] == {"a": 2, "b": 0}
     assert card.missing["train"] == {"a": 0, "b": 2}

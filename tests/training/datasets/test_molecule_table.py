@@ -1,8 +1,8 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import made_up_molecules
 import numpy as np
 import pytest
 from rdkit import Chem
@@ -10,20 +10,21 @@ from rdkit.Chem import rdFingerprintGenerator
 
 from bookserve.training.datasets import molecule_sample, molecule_table
 from bookserve.training.datasets.files import DataError
+from bookserve.training.datasets.molecule_features import Features
 from bookserve.training.datasets.own_data import MoleculeTable
 from bookserve.training.datasets.tox21 import Molecules
 
 
 @pytest.fixture(autouse=True)
-def quick_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of RDKit instead of deepchem's, which takes ten seconds to start; both are Morgan's."""
+def quick_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RDKit's fingerprints instead of deepchem's features, which take ten seconds to start."""
 
-    def fingerprints(smiles: Sequence[str], folder: Path) -> tuple[Any, Any]:
+    def features(smiles: Sequence[str], folder: Path) -> Features:
         generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024)
         rows = [generator.GetFingerprintAsNumPy(Chem.MolFromSmiles(text)) for text in smiles]
-        return np.array(rows), np.ones(len(rows), bool)
+        return made_up_molecules.features(np.array(rows))
 
-    monkeypatch.setattr(molecule_table, "fingerprints", fingerprints)
+    monkeypatch.setattr(molecule_table, "features", features)
 
 
 def write(path: Path, rows: Sequence[Sequence[str]]) -> MoleculeTable:

@@ -3,13 +3,14 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import made_up_molecules
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from book_contracts import CONTRACTS
 from bookserve.training.datasets import tox21
 from bookserve.training.datasets.files import DataError, DataRequest
+from bookserve.training.datasets.molecule_features import Features
 
 HEAD = ",".join((*CONTRACTS["tox21"].labels, "mol_id", "smiles"))
 BENZENES = ["c1ccccc1C", "c1ccccc1CC", "Oc1ccccc1", "Nc1ccccc1", "Clc1ccccc1"]
@@ -53,12 +54,12 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path: Path, content: bytes, mess
     assert str(path) in str(caught.value)
 
 
-def numbered(smiles: list[str], folder: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+def numbered(smiles: list[str], folder: Path) -> Features:
     """Fingerprints that spell the row's number; every tenth molecule is unreadable."""
     numbers = np.arange(len(smiles))
     bits = np.zeros((len(smiles), 1024), np.uint8)
     bits[:, :16] = (numbers[:, None] >> np.arange(16)) & 1
-    return bits, numbers % 10 != 9
+    return made_up_molecules.features(bits, numbers % 10 != 9)
 
 
 def numbers_of(split: tox21.Split) -> list[int]:
@@ -72,7 +73,7 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tox21.csv").write_bytes(content)
     file = replace(tox21.FILES[0], plain_sha256=hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(tox21, "FILES", (file,))
-    monkeypatch.setattr(tox21, "fingerprints", numbered)
+    monkeypatch.setattr(tox21, "features", numbered)
     return tmp_path
 
 
@@ -101,7 +102,7 @@ def test_the_split_seed_alone_decides_the_split(data_dir: Path) -> None:
 
 def test_the_sample_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tox21, "SAMPLE_ROWS", 100)
-    monkeypatch.setattr(tox21, "fingerprints", numbered)
+    monkeypatch.setattr(tox21, "features", numbered)
     data = tox21.load(DataRequest("sample"), CONTRACTS["tox21"].labels, split_seed=0)
     assert (data.origin.source, data.origin.name) == ("sample", "made-up molecules")
     assert data.examples["fingerprint"].shape == (9, 1024)

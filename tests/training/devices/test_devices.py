@@ -76,9 +76,12 @@ from bookserve.training.models import mnist
 from bookserve.training.models.tox21 import model as tox21
 digits = LabelledImages(*digit_sample.draw(97, seed=0))
 random = np.random.default_rng(0)
-tested = molecules.Split(
-    (random.random((97, 1024)) < 0.1).astype(np.uint8), random.integers(0, 2, (97, 12)).astype(np.float32)
-)
+inputs = {
+    "fingerprint": (random.random((97, 1024)) < 0.1).astype(np.uint8),
+    "counts": random.integers(0, 9, (97, 2215)).astype(np.uint8),
+    "descriptors": random.normal(size=(97, 201)).astype(np.float32),
+}
+tested = molecules.Split(inputs, random.integers(0, 2, (97, 12)).astype(np.float32))
 lenet = mnist.Config(epochs=1, batch=32, filters_1=4, filters_2=4, hidden=8)
 small = tox21.Config(epochs=1, batch=32, hidden=(8,), normalise=False, memory=0)
 for model, config, data in (

@@ -1,11 +1,12 @@
 """What judges an int8 graph of each model: its own figure, of outputs alone, on test rows."""
 
+import made_up_molecules
 import numpy as np
 import pytest
 
 from bookserve.export import figures
 from bookserve.training.datasets import ptb as ptb_data
-from bookserve.training.datasets import tox21, toy
+from bookserve.training.datasets import toy
 from bookserve.training.datasets.files import Origin
 from bookserve.training.datasets.splits import LabelledImages, Splits
 from bookserve.training.models import linear, logistic, mnist
@@ -46,7 +47,7 @@ def test_images_have_accuracy(module: object) -> None:
 def test_molecules_have_the_mean_auc() -> None:
     chance = np.random.default_rng(0)
     results = chance.integers(0, 2, (60, 12)).astype(np.float32)
-    split = tox21.Split(chance.integers(0, 2, (60, 1024)).astype(np.uint8), results)
+    split = made_up_molecules.split(chance.integers(0, 2, (60, 1024)).astype(np.uint8), results)
     measured = tox21_model.measurement(Splits(split, split, split, ORIGIN))
     assert figure_of(measured, probabilities=results) == 1.0
     assert figure_of(measured, probabilities=1 - results) == 0.0

@@ -1,10 +1,11 @@
-"""Toxicity in twelve assays (chapters 4 and 5): fingerprints of 1,024 bits to twelve probabilities of activity.
+"""Toxicity in twelve assays (chapters 4 and 5): fingerprints, counts and descriptors to probabilities of activity.
 
 Source: Ramsundar et al., "Massively Multitask Networks for Drug Discovery" (2015), in the book's form: rectified units,
-dropout, positives weighted up. Beside the networks stands a layer that knows the training molecules (`similarity`) and
-contributes to the answer. Unlike the book's code every hidden layer reads the one before it, results that were not
-measured train nothing, and `dropout` is the fraction that is dropped. The book's baseline, random forests (chapter 5),
-is trained on the same rows and stands beside the network in the figures.
+dropout, positives weighted up. The networks see more than the book's: how often each part of a molecule occurs, and
+RDKit's descriptors. Beside them stands a layer that knows the training molecules (`similarity`) and contributes to the
+answer. Unlike the book's code every hidden layer reads the one before it, results that were not measured train nothing,
+and `dropout` is the fraction that is dropped. The book's baseline, random forests (chapter 5), is trained on the
+fingerprints of the same rows and stands beside the network in the figures.
 
 The configuration "standard" trains all assays at once on a random split, "scaffold" the same on a split by scaffold.
 "book" is chapter 4's network of one assay, once for each of the twelve; what `tune` finds for it is chapter 5's.
@@ -30,10 +31,10 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from bookserve.export import figures
-from bookserve.export.contracts import Contract, Fingerprint, Preprocessing, Tensor
+from bookserve.export import evaluation, figures
+from bookserve.export.contracts import Contract, Descriptors, Fingerprint, Preprocessing, Tensor
 from bookserve.training import plots
-from bookserve.training.datasets import molecule_table, tox21
+from bookserve.training.datasets import molecule_features, molecule_table, tox21
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.datasets.own_data import MoleculeTable
 from bookserve.training.errors import TrainingError
@@ -42,14 +43,18 @@ from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.loop.small_data import for_rows
 from bookserve.training.models import STANDARD, KeyMetric
-from bookserve.training.models.tox21 import similarity
+from bookserve.training.models.tox21 import platt, similarity
 from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
     model="tox21",
-    version=1,
+    version=2,  # 1 had the fingerprint alone
     task="molecules",
-    inputs=(Tensor("fingerprint", "uint8", (None, 1024)),),  # as deepchem's CircularFingerprint
+    inputs=(
+        Tensor("fingerprint", "uint8", (None, 1024)),  # as deepchem's CircularFingerprint
+        Tensor("counts", "uint8", (None, 2 * 1024 + 167)),
+        Tensor("descriptors", "float32", (None, len(molecule_features.NAMES))),
+    ),
     outputs=(  # of activity in each assay, each on its own
         Tensor("probabilities", "float32", (None, 12), unit="probability"),
     ),
@@ -57,11 +62,21 @@ CONTRACT = Contract(
         *("NR-AR", "NR-AR-LBD", "NR-AhR", "NR-Aromatase", "NR-ER", "NR-ER-LBD", "NR-PPAR-gamma"),
         *("SR-ARE", "SR-ATAD5", "SR-HSE", "SR-MMP", "SR-p53"),
     ),
-    preprocessing=Preprocessing("fingerprint", fingerprint=Fingerprint("morgan", radius=2, bits=1024)),
+    preprocessing=Preprocessing(
+        "fingerprint",
+        fingerprint=Fingerprint("morgan", radius=2, bits=1024),
+        descriptors=Descriptors(
+            *("counts", "descriptors"), molecule_features.NAMES, molecule_features.VERSION, molecule_features.digest()
+        ),
+    ),
 )
 KEY_METRIC = KeyMetric(name="auc", book=None)  # the book gives weighted accuracies of the first assay only
 ASSAYS = CONTRACT.labels
-NETWORKS, MEMORY = "networks", "memory"  # the parts of the model
+NETWORKS, MEMORY, CALIBRATION = "networks", "memory", "calibration"  # the parts of the model
+STANDARDISED = "standardised"  # the layer of the networks that knows mean and variance of what they see
+FARTHEST = 6.0  # standard deviations from the mean; what is farther counts as so far
+LEAST_VARIANCE = 1e-6  # of what is standardised
+INPUTS = CONTRACT.inputs
 BOOK_ASSAY = ASSAYS.index("NR-AR")  # the one that chapters 4 and 5 look at
 EVALUATION_BATCH = 1_000
 FOREST_TREES = 50  # of the baseline, for each assay (chapter 5)
@@ -84,7 +99,8 @@ class Config:
     hidden: tuple[int, ...] = (512, 256)  # units of each hidden layer (chapter 4: one of 50)
     normalise: bool = True  # batch normalisation in front of each rectifier (chapter 4: none)
     batch: int = 128  # rows a step, over all devices (chapter 4: 100)
-    input_dropout: float = 0.3  # fraction of the fingerprint's bits that are hidden in a step (chapter 4: none)
+    described: bool = True  # networks see counts and descriptors instead of the fingerprint (chapter 4: it alone)
+    input_dropout: float = 0.3  # fraction of what the networks see that is hidden in a step (chapter 4: none)
     dropout: float = 0.5  # fraction of hidden units dropped in a step (chapter 4)
     learning_rate: float = 1e-3  # of AdamW (chapter 4: 0.001)
     final_rate: float = 0.0  # fraction of the rate left at the end of a cosine; 1 is a constant rate (chapter 4)
@@ -103,8 +119,8 @@ class Config:
 
 PROFILES: dict[str, Config] = {
     "smoke": Config(epochs=4, train_rows=2_000, batch=32, memory=2_000),
-    "default": Config(epochs=12, members=4),
-    "full": Config(epochs=12, members=16),
+    "default": Config(epochs=14, members=4),
+    "full": Config(epochs=14, members=16),
 }
 BOOK = Config(
     epochs=45,  # chapter 5
@@ -112,6 +128,7 @@ BOOK = Config(
     hidden=(50,),
     normalise=False,
     batch=100,
+    described=False,
     input_dropout=0.0,
     final_rate=1.0,
     weight_decay=0.0,
@@ -179,25 +196,32 @@ def on_own_data(config: Config, data: tox21.Molecules, name: str) -> tuple[Confi
 
 
 def build_model(config: Config) -> keras.Model:
-    """Networks and memory, untrained: uint8 fingerprints [n, 1024] in, float32 logits [n, 12] out.
+    """Networks, memory and calibration, untrained: the contract's inputs in, float32 logits [n, 12] out.
 
-    The layers "memory", with logits [n, 12], and "networks", which sees the memory's logits beside the fingerprint and
-    has logits [n, members, 12], are models of their own.
+    The layer "calibration" scales and shifts the logits of each assay (see `platt`), before training by 1 and 0. The
+    layers "memory", from fingerprints to logits [n, 12], and "networks", which sees the memory's logits beside the
+    inputs and has logits [n, members, 12], are models of their own.
     """
-    fingerprint = keras.Input(CONTRACT.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
-    bits = keras.ops.cast(fingerprint, "float32")
-    inputs = [fingerprint]
+    given = {tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in INPUTS}
+    inputs = dict(given)
     if config.memory:
-        inputs.append(keras.Input((len(config.labels),), dtype="float32", name="remembered"))
+        inputs["remembered"] = keras.Input((len(config.labels),), dtype="float32", name="remembered")
     network = _one_network if config.together else _network_an_assay
-    members = [_among_all(network(bits, inputs[1:], config), config) for _ in range(config.members)]  # (n, 12) each
-    networks = keras.Model(inputs, keras.ops.stack(members, axis=1), name=NETWORKS)
+    seen = _seen(given, config)  # (n, features)
+    members = [_among_all(network(seen, inputs.get("remembered"), config), config) for _ in range(config.members)]
+    networks = keras.Model(inputs, keras.ops.stack(members, axis=1), name=NETWORKS)  # (n, members, 12)
     if not config.memory:
-        return keras.Model(fingerprint, keras.ops.mean(networks(fingerprint), axis=1), name="toxicity")
-    remembered = keras.Model(fingerprint, _memory(bits, config), name=MEMORY)(fingerprint)
-    learnt = keras.ops.mean(networks([fingerprint, remembered]), axis=1)
+        return keras.Model(given, _calibrated(keras.ops.mean(networks(given), axis=1)), name="toxicity")
+    bits = keras.ops.cast(given["fingerprint"], "float32")
+    remembered = keras.Model(given["fingerprint"], _memory(bits, config), name=MEMORY)(given["fingerprint"])
+    learnt = keras.ops.mean(networks(given | {"remembered": remembered}), axis=1)
     logits = (1 - config.memory_share) * learnt + config.memory_share * remembered
-    return keras.Model(fingerprint, logits, name="toxicity")
+    return keras.Model(given, _calibrated(logits), name="toxicity")
+
+
+def uncalibrated(model: keras.Model) -> keras.Model:
+    """The model without its calibration."""
+    return keras.Model(model.input, model.get_layer(CALIBRATION).input)
 
 
 def train(
@@ -210,31 +234,34 @@ def train(
 ) -> dict[str, list[float]]:
     """Train in place; the weights of the epoch with the best mean validation AUC are kept, or the last ones.
 
-    Returns figure -> epochs.
+    Then the logits are calibrated on the validation rows. Returns figure -> epochs.
     """
     steps = len(data.train.results) // config.batch
     networks = compiled_networks(model, config, steps)
     weights = assay_weights(data.train.results, config.balance)
     learnt = np.isin(config.labels, config.assays)
-    train_inputs: list[npt.NDArray[Any]] = [data.train.fingerprints]
-    valid_inputs: list[npt.NDArray[Any]] = [data.valid.fingerprints]
+    train_inputs, valid_inputs = dict(data.train.inputs), dict(data.valid.inputs)
+    if config.described:
+        _standardise(model, data.train.inputs)
     if config.memory:
         memory = model.get_layer(MEMORY)
-        train_inputs.append(_remember(memory, data.train, weights, config))
-        valid_inputs.append(memory.predict(data.valid.fingerprints, batch_size=EVALUATION_BATCH, verbose=0))
+        train_inputs["remembered"] = _remember(memory, data.train, weights, config)
+        valid_inputs["remembered"] = memory.predict(data.valid.fingerprints, batch_size=EVALUATION_BATCH, verbose=0)
     train_packed, valid_packed = (pack(split.results, weights * learnt) for split in (data.train, data.valid))
-    return fit(
+    history = fit(
         networks,
         lambda first_epoch: training_batches(train_inputs, train_packed, config, seed, first_epoch),
         config.epochs,
         steps,
-        tf.data.Dataset.from_tensor_slices((tuple(valid_inputs), valid_packed)).batch(EVALUATION_BATCH),
+        tf.data.Dataset.from_tensor_slices((valid_inputs, valid_packed)).batch(EVALUATION_BATCH),
         [FiguresOfEpoch(model, data, learnt), *callbacks],
         checkpoint,
         best="val_auc" if config.keep_best else None,
         higher_is_better=True,
         patience=config.patience if config.keep_best else None,
     )
+    _calibrate(model, data.valid, np.where(learnt, weights[1] / weights[0], 1.0))
+    return history
 
 
 def compiled_networks(model: keras.Model, config: Config, steps: int) -> keras.Model:
@@ -243,7 +270,7 @@ def compiled_networks(model: keras.Model, config: Config, steps: int) -> keras.M
     It shares its weights with the layer "networks", which goes without the loss into the saved model: export lacks it.
     """
     layer = model.get_layer(NETWORKS)
-    networks = keras.Model(layer.inputs, layer.outputs[0])
+    networks = keras.Model(layer.input, layer.outputs[0])
     rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps, config.final_rate)
     networks.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), loss=weighted_loss)
     return networks
@@ -253,8 +280,11 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
     """Split -> figure -> value, and figures of each assay on the test rows; draws curves and a table of the test rows.
 
     `auc` is the area under the ROC curve and `precision` the average precision, both averaged over the assays;
-    `nr_ar_accuracy` is the book's figure, see `weighted_accuracy`; `forest_` is before those of the baseline. Results
-    that were not measured count nowhere. A user's own data has labels instead of assays, and no `nr_ar_accuracy`.
+    `nr_ar_accuracy` is the book's figure, see `weighted_accuracy`; `forest_` is before those of the baseline. `ece` is
+    the calibration error and `loss` the cross-entropy, both of probabilities as they are served; `uncalibrated_ece` is
+    that before the calibration, whose numbers are in "calibration scale" and "calibration shift". `auc_over_forest` of
+    the test rows is what `over_forest` tells. Results that were not measured count nowhere. A user's own data has
+    labels instead of assays, and no `nr_ar_accuracy`.
     """
     forests = train_forests(data.train)
     names = data.labels or ASSAYS
@@ -263,7 +293,7 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
     scores: dict[str, npt.NDArray[np.float64]] = {}
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         scores = {
-            "": predict(model, split.fingerprints),
+            "": predict(uncalibrated(model), split.inputs),
             "forest_": forest_probabilities(forests, split.fingerprints),
         }
         metrics[name] = {}
@@ -275,10 +305,19 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
             if names == ASSAYS:
                 accuracy = weighted_accuracy(split.results, probabilities, balance, BOOK_ASSAY)
                 metrics[name][f"{kind}nr_ar_accuracy"] = accuracy
-        metrics[name] |= {"loss": log_loss(split.results, scores[""]), "rows": float(len(split.results))}
+        served = predict(model, split.inputs)
+        metrics[name] |= {
+            "loss": log_loss(split.results, served),
+            "ece": calibration_error(split.results, served),
+            "uncalibrated_ece": calibration_error(split.results, scores[""]),
+            "rows": float(len(split.results)),
+        }
     for kind, probabilities in scores.items():
         metrics[f"test {kind}auc"] = assay_aucs(data.test.results, probabilities, names)
         metrics[f"test {kind}precision"] = assay_precisions(data.test.results, probabilities, names)
+    metrics["test"] |= over_forest(data.test.results, scores[""], scores["forest_"], names)
+    for what, numbers in zip(("scale", "shift"), model.get_layer(CALIBRATION).get_weights(), strict=False):
+        metrics[f"calibration {what}"] = dict(zip(names, numbers.astype(float).tolist(), strict=True))
     _draw_roc(data.test.results, scores[""], metrics["test auc"], names, report / "roc.png")
     _draw_precision(data.test.results, scores[""], metrics["test precision"], names, report / "precision_recall.png")
     _draw_table(data.test.results, metrics, names, report / "assays.png")
@@ -297,10 +336,10 @@ def measurement(data: tox21.Molecules) -> figures.Measurement:
 
 
 def serving_model(model: keras.Model) -> keras.Model:
-    """The trained model behind the contract: `fingerprint` in, `probabilities` out."""
-    fingerprint = keras.Input(CONTRACT.inputs[0].shape[1:], dtype="uint8", name="fingerprint")
-    probabilities = keras.ops.sigmoid(model(fingerprint, training=False))  # (n, 12)
-    return keras.Model(fingerprint, {"probabilities": probabilities}, name="tox21")
+    """The trained model behind the contract: its inputs in, `probabilities` out."""
+    given = {tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in INPUTS}
+    probabilities = keras.ops.sigmoid(model(given, training=False))  # (n, 12)
+    return keras.Model(given, {"probabilities": probabilities}, name="tox21")
 
 
 class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
@@ -317,7 +356,7 @@ class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         rows = len(data.valid.results)
         self._balance = assay_weights(data.train.results, 1.0)
         self._splits = {
-            kind: tox21.Split(split.fingerprints[:rows], np.where(learnt, split.results[:rows], np.nan))
+            kind: tox21.Split(_first(split.inputs, rows), np.where(learnt, split.results[:rows], np.nan))
             for kind, split in (("", data.train), ("val_", data.valid))
         }
 
@@ -325,7 +364,7 @@ class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         """Predict and compare."""
         for kind, split in self._splits.items():
             if logs is not None:
-                scores = predict(self._whole, split.fingerprints)
+                scores = predict(self._whole, split.inputs)
                 logs[f"{kind}auc"] = mean_auc(assay_aucs(split.results, scores, self._names))
                 if self._names == ASSAYS:
                     logs[f"{kind}nr_ar_accuracy"] = weighted_accuracy(split.results, scores, self._balance, BOOK_ASSAY)
@@ -360,23 +399,27 @@ def pack(results: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> 
 
 
 def training_batches(
-    inputs: Sequence[npt.NDArray[Any]],
+    inputs: Mapping[str, npt.NDArray[Any]],
     packed: npt.NDArray[np.float32],
     config: Config,
     seed: int,
     first_epoch: int = 0,
 ) -> tf.data.Dataset:
-    """From an epoch on, shuffled anew in each: (uint8 [batch, 1024], and what else is in `inputs`), [batch, 2, 12]."""
-    arrays = (tuple(tf.constant(array) for array in inputs), tf.constant(packed))
+    """From an epoch on, shuffled anew in each: ({name: [batch, …]} of `inputs`, [batch, 2, 12])."""
+    arrays = ({name: tf.constant(array) for name, array in inputs.items()}, tf.constant(packed))
     order = row_order(len(packed), config.batch, seed, first_epoch, config.epochs)
     return order.map(lambda rows, _: tf.nest.map_structure(lambda array: tf.gather(array, rows), arrays)).prefetch(2)
 
 
-def predict(model: keras.Model, fingerprints: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """The probabilities of activity: float64 [n, 12] for uint8 [n, 1024]."""
-    dataset = tf.data.Dataset.from_tensor_slices(fingerprints).batch(EVALUATION_BATCH)
-    logits = model.predict(dataset, verbose=0).astype(np.float64)  # (n, 12)
-    return np.asarray(1 / (1 + np.exp(-logits)))
+def predict(model: keras.Model, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    """The probabilities of activity: float64 [n, 12]."""
+    return np.asarray(1 / (1 + np.exp(-logits(model, inputs))))
+
+
+def logits(model: keras.Model, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    """What the model says: float64 [n, 12]."""
+    rows = tf.data.Dataset.from_tensor_slices(dict(inputs)).batch(EVALUATION_BATCH)
+    return np.asarray(model.predict(rows, verbose=0), np.float64)
 
 
 def train_forests(split: tox21.Split) -> list[RandomForestClassifier]:
@@ -419,6 +462,28 @@ def mean_auc(aucs: dict[str, float]) -> float:
     return float(np.mean(list(aucs.values()))) if aucs else 0.5
 
 
+def over_forest(
+    results: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float64],
+    baseline: npt.NDArray[np.float64],
+    names: Sequence[str] = ASSAYS,
+) -> dict[str, float]:
+    """How far the mean AUC of `scores` is above the baseline's, and the 95 % interval, `_low` to `_high`.
+
+    The same molecules are drawn anew for both, so the interval is that of the difference (paired bootstrap).
+    """
+
+    def difference(rows: npt.NDArray[np.int64]) -> float:
+        ours, theirs = (mean_auc(assay_aucs(results[rows], said[rows], names)) for said in (scores, baseline))
+        return ours - theirs
+
+    chance, count = np.random.default_rng(0), len(results)
+    drawn = [difference(chance.integers(0, count, count)) for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    whole = difference(np.arange(count))
+    return {"auc_over_forest": whole, "auc_over_forest_low": float(low), "auc_over_forest_high": float(high)}
+
+
 def assay_precisions(
     results: npt.NDArray[np.float32], scores: npt.NDArray[np.float64], names: Sequence[str] = ASSAYS
 ) -> dict[str, float]:
@@ -456,6 +521,12 @@ def weighted_accuracy(
     return float(accuracy_score(true, called, sample_weight=weights[true, assay]))
 
 
+def calibration_error(results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64]) -> float:
+    """How far probabilities are from what was measured (ECE), all assays together."""
+    measured = ~np.isnan(results)
+    return evaluation.calibration(probabilities[measured], results[measured] == 1, 0.0).ece
+
+
 def log_loss(results: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float64]) -> float:
     """The mean cross-entropy of the measured results, none weighing more than another."""
     measured = ~np.isnan(results)
@@ -472,24 +543,57 @@ def _among_all(logits: Any, config: Config) -> Any:
     )
 
 
-def _one_network(bits: Any, remembered: Sequence[Any], config: Config) -> Any:
-    """Logits [n, assays] of one network on float32 bits [n, 1024] and, where there is a memory, its logits [n, 12]."""
-    x = keras.layers.Dropout(config.input_dropout)(bits)
-    x = keras.ops.concatenate([x, *remembered], axis=1)
+def _first(inputs: Mapping[str, npt.NDArray[Any]], rows: int) -> dict[str, npt.NDArray[Any]]:
+    return {name: array[:rows] for name, array in inputs.items()}
+
+
+def _seen(given: Mapping[str, Any], config: Config) -> Any:
+    """What the networks see: float32 [n, features].
+
+    Logarithms of the counts, and those of the descriptors, which keep their sign and are standardised.
+    """
+    if not config.described:
+        return keras.ops.cast(given["fingerprint"], "float32")
+    fixed = keras.layers.BatchNormalization(
+        center=False, scale=False, epsilon=LEAST_VARIANCE, trainable=False, name=STANDARDISED
+    )
+    standardised = keras.ops.clip(fixed(_squashed(given["descriptors"])), -FARTHEST, FARTHEST)
+    counts = keras.ops.log(keras.ops.cast(given["counts"], "float32") + 1)
+    return keras.ops.concatenate([counts, standardised], axis=1)
+
+
+def _squashed(descriptors: Any) -> Any:
+    return keras.ops.sign(descriptors) * keras.ops.log(keras.ops.abs(descriptors) + 1)  # ONNX has no log1p
+
+
+def _standardise(model: keras.Model, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Tell the networks mean and variance of the training rows' descriptors."""
+    squashed = np.asarray(_squashed(inputs["descriptors"].astype(np.float64)))
+    model.get_layer(NETWORKS).get_layer(STANDARDISED).set_weights([squashed.mean(axis=0), squashed.var(axis=0)])
+
+
+def _one_network(seen: Any, remembered: Any, config: Config) -> Any:
+    """Logits [n, assays] of one network on float32 [n, features] and, where there is a memory, its logits [n, 12]."""
+    x = _hidden_in_part(seen, remembered, config)
     for units in config.hidden:
         x = _rectified(keras.layers.Dense(units, use_bias=not config.normalise)(x), config)
     return keras.layers.Dense(len(config.assays))(x)
 
 
-def _network_an_assay(bits: Any, remembered: Sequence[Any], config: Config) -> Any:
+def _network_an_assay(seen: Any, remembered: Any, config: Config) -> Any:
     """The same of a network for each assay, which share nothing, each with the hidden layers of `config`."""
-    x = keras.layers.Dropout(config.input_dropout)(bits)
-    x = keras.ops.concatenate([x, *remembered], axis=1)
+    x = _hidden_in_part(seen, remembered, config)
     assays = len(config.assays)
     x = keras.layers.Dense(assays * config.hidden[0], use_bias=not config.normalise)(x)
     for units in config.hidden[1:]:
         x = _side_by_side(_rectified(x, config), assays, units)
     return _side_by_side(_rectified(x, config), assays, 1)
+
+
+def _hidden_in_part(seen: Any, remembered: Any, config: Config) -> Any:
+    """What the first layer takes: a part of what is seen is hidden in a step of the training, and no memory."""
+    x = keras.layers.Dropout(config.input_dropout)(seen)
+    return x if remembered is None else keras.ops.concatenate([x, remembered], axis=1)
 
 
 def _side_by_side(x: Any, assays: int, units: int) -> Any:
@@ -505,6 +609,17 @@ def _rectified(x: Any, config: Config) -> Any:
     if config.normalise:
         x = keras.layers.BatchNormalization()(x)
     return keras.layers.Dropout(config.dropout)(keras.layers.Activation("relu")(x))
+
+
+def _calibrated(logits: Any) -> Any:
+    """Logits [n, 12], scaled and shifted by assay: batch normalisation whose numbers `_calibrate` sets, untrained."""
+    return keras.layers.BatchNormalization(epsilon=0.0, trainable=False, name=CALIBRATION)(logits)
+
+
+def _calibrate(model: keras.Model, split: tox21.Split, ratios: npt.NDArray[np.float32]) -> None:
+    """Fit the calibration to rows that trained nothing; `ratios` [12] is the weight of an active, of an inactive."""
+    scales, shifts = platt.fit(logits(uncalibrated(model), split.inputs), split.results, ratios)
+    model.get_layer(CALIBRATION).set_weights([scales, shifts, np.zeros_like(shifts), np.ones_like(scales)])
 
 
 def _memory(bits: Any, config: Config) -> Any:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
-from bookserve.export.figures import ACCURACY, Figure, Rows
+from bookserve.export.figures import Figure, Rows
 
 CUTOFF = 0.5  # from which a probability of its own counts as yes
 _MAX_CLASSES = 10_000  # of a table where nothing says how many there are
@@ -144,7 +144,7 @@ def interval(figure: Figure, outputs: Rows) -> tuple[float, float] | None:
     """
     if not figure.resamples:
         return None
-    if figure.name == ACCURACY:
+    if figure.right is not None:
         return _wilson(figure.score(outputs, np.arange(figure.count)), figure.count)
     chance = np.random.default_rng(_SEED)
     scores = [figure.score(outputs, chance.integers(0, figure.count, figure.count)) for _ in range(figure.resamples)]

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from bookserve.export import confined, run_format, run_reader
+from bookserve.export import confined, replacement, run_format, run_reader
 from bookserve.export import publish as publishing
-from bookserve.export.errors import ExportError, NoGainError
+from bookserve.export.errors import ExportError, NoGainError, StoreError
+from bookserve.export.figures import Figure
 from bookserve.export.manifest import Manifest
 from bookserve.export.options import models_dir_option, runs_dir_option
 from bookserve.export.quantization import float16
@@ -302,6 +303,11 @@ def train_all(
     multiple=True,
     help="What the version has besides the SavedModel and the ONNX graph: tflite, for LiteRT.",
 )
+@click.option(
+    "--require-better",
+    is_flag=True,
+    help="Refuse the run where it is worse than the served version by more than chance, on the run's test rows.",
+)
 @models_dir_option
 @runs_dir_option
 @precision_option
@@ -312,6 +318,7 @@ def export(
     name: str,
     run_folder: Path | None,
     formats: tuple[str, ...],
+    require_better: bool,
     models_dir: Path,
     runs_dir: Path,
     precision: str,
@@ -324,6 +331,9 @@ def export(
     Every graph must answer as the SavedModel does, which TensorFlow 1's loader and LiteRT's converter read, too. The
     same run gives the same files each time.
 
+    With --require-better the served version and the run are asked the run's test rows, which are read once more. Where
+    the whole 95 % interval of the difference is on the worse side, the run is not published, and the status is 1.
+
     With --precision int8 the version after it is the same with an int8 graph. An int8 graph that loses more than
     --max-loss of the model's own figure, or is not faster, is not published: the command ends with status 1 then. It
     reads the run's data once more.
@@ -332,7 +342,11 @@ def export(
         with silence_tensorflow():
             run = run_reader.read(run_folder or run_reader.latest(runs_dir, name), name, contract)
         store = ModelStore(models_dir)
-        published = publishing.publish(run, store, click.echo, formats)
+        judge = None
+        if require_better:
+            _say_what_the_served_may_know(run, store)
+            judge = replacement.judge(store, lambda _: _test_rows(run, data_dir), confined.NONE, click.echo)
+        published = publishing.publish(run, store, click.echo, formats, judge)
         if precision == "int8":
             with silence_tensorflow():
                 from bookserve.training.quantized import publish_int8
@@ -463,6 +477,28 @@ def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
         raise click.ClickException(f"cannot remove {folder}: {error.strerror or error}") from error
     if not removed:
         click.echo(f"no unfinished run lies in {runs_dir}")
+
+
+def _test_rows(run: run_reader.TrainingRun, data_dir: Path | None) -> Figure:
+    """The run's test rows and the model's own figure of them."""
+    with silence_tensorflow():
+        from bookserve.training.held_out_rows import of_run
+    return of_run(run, data_dir).figure
+
+
+def _say_what_the_served_may_know(run: run_reader.TrainingRun, store: ModelStore) -> None:
+    """A warning where the served version was trained on another split, and so perhaps on these test rows."""
+    name = run.contract.model
+    try:
+        served = store.manifest(name, store.default_version(name)) if store.versions(name) else None
+    except StoreError:
+        return  # not one that was trained here
+    if served is not None and (served.data != run.data or served.seed != run.seed):
+        click.echo(
+            f"{name}: version {served.version} was trained with other data or another seed: where splits are drawn by "
+            "the seed, it may know some of the test rows",
+            err=True,
+        )
 
 
 def _publish_float16(run: run_reader.TrainingRun, published: Manifest, store: ModelStore) -> Manifest:

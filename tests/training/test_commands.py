@@ -70,6 +70,26 @@ def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
     assert "float16   largest differences on 60 rows: probabilities" in shown
 
 
+@pytest.mark.slow
+def test_a_run_that_is_worse_than_the_served_version_is_refused(tmp_path: Path) -> None:
+    runs, models = ["--runs-dir", tmp_path / "runs"], ["--models-dir", tmp_path / "models"]
+    assert invoke("train", "logistic", "--profile=smoke", *runs).exit_code == 0
+    exported = invoke("export", "logistic", "--require-better", *runs, *models)
+    assert exported.exit_code == 0, exported.output
+    assert "no version is served yet" in exported.output
+    untrained = ("--set=learning_rate=1e-9", "--set=steps=1", "--set=epochs=1")
+    assert invoke("train", "logistic", "--profile=smoke", "--seed=1", *untrained, *runs).exit_code == 0
+    refused = invoke("export", "logistic", "--require-better", *runs, *models)
+    assert refused.exit_code == 1
+    assert re.search(
+        r"logistic: accuracy 0\.\d+, version 1, which is served, has 1, on the same 100 rows: difference -0\.\d+, "
+        r"95 % interval -0\.\d+ to -0\.\d+\. It is worse by more than chance and not published",
+        refused.output,
+    ), refused.output
+    assert "version 1 was trained with other data or another seed" in refused.output
+    assert [path.name for path in (tmp_path / "models/logistic").iterdir() if path.name.isdigit()] == ["1"]
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """Ctrl-C reaches Python, also where the tests were started in the background, whose shell turns it off."""

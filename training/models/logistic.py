@@ -4,14 +4,12 @@ As in the book: two weights, one bias, the cross-entropy, Adam, and every step o
 loss is a mean, not a sum.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
 
@@ -151,13 +149,8 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
 
 def measurement(data: toy.Points) -> figures.Measurement:
     """The accuracy of the served graph on the test points."""
-
-    def accuracy(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
-        return float((outputs["class"][places] == data.test.y[places]).mean())
-
-    return figures.Measurement(
-        data.train.inputs, figures.Figure(figures.ACCURACY, data.test.inputs, accuracy, truth=data.test.y)
-    )
+    accuracy = figures.of_classes(lambda outputs: outputs["class"], data.test.inputs, data.test.y)
+    return figures.Measurement(data.train.inputs, accuracy)
 
 
 def serving_model(model: keras.Model) -> keras.Model:

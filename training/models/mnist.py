@@ -5,14 +5,13 @@ form: rectified units, max pooling, dropout. Unlike the book's code the training
 are drawn at random, and the batch is free in the graph.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from bookserve.export import figures
@@ -160,14 +159,8 @@ def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, d
 
 def measurement(data: ImageSplits) -> figures.Measurement:
     """The accuracy of the served graph on the test rows."""
-    labels = data.test.labels
-
-    def accuracy(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
-        return float((outputs["classes"][places] == labels[places]).mean())
-
-    return figures.Measurement(
-        data.train.inputs, figures.Figure(figures.ACCURACY, data.test.inputs, accuracy, truth=labels)
-    )
+    accuracy = figures.of_classes(lambda outputs: outputs["classes"], data.test.inputs, data.test.labels)
+    return figures.Measurement(data.train.inputs, accuracy)
 
 
 def serving_model(model: keras.Model) -> keras.Model:

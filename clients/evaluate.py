@@ -16,7 +16,7 @@ from bookserve.export.confined import Limits
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ConfinedError, ExportError, StoreError
 from bookserve.export.evaluation_trial import ROWS, batches
-from bookserve.export.figures import Figure, Rows
+from bookserve.export.figures import Measurement, Rows
 from bookserve.export.manifest import LOCATION, Manifest
 from bookserve.export.options import max_memory_option, models_dir_option, runs_dir_option
 from bookserve.export.silence_tensorflow import silence_tensorflow
@@ -87,16 +87,17 @@ def main(
         folder = store.path(name, version if version is not None else _newest(store, name))
         described = store.manifest(name, int(folder.name)) if (folder / LOCATION).is_file() else None
         contract = _contract(folder, described, limits)
-        figure = (
-            labelled_rows.figure(contract, data, targets)
+        measured = (
+            Measurement({}, labelled_rows.figure(contract, data, targets))
             if data is not None
             else _trained(described, data_dir, runs_dir)
         )
+        rows = measured.figure.rows
         if server is not None:
-            outputs = _from_server(server, contract, int(folder.name), figure.rows)
+            outputs = _from_server(server, contract, int(folder.name), rows)
         else:
-            outputs = labelled_rows.answers(folder, engine, contract, figure.rows, limits)
-        found = evaluation.evaluate(figure, outputs, contract)
+            outputs = labelled_rows.answers(folder, engine, contract, rows, limits)
+        found = evaluation.beside(evaluation.evaluate(measured.figure, outputs, contract), measured, outputs)
     except (ExportError, StoreError, PredictError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -125,8 +126,8 @@ def _contract(folder: Path, described: Manifest | None, limits: Limits) -> Contr
         raise ExportError(f"{folder}: {error}") from error
 
 
-def _trained(described: Manifest | None, data_dir: Path | None, runs_dir: Path) -> Figure:
-    """The figure of the model's own test rows."""
+def _trained(described: Manifest | None, data_dir: Path | None, runs_dir: Path) -> Measurement:
+    """The figure of the model's own test rows, and its baseline."""
     if described is None or described.data is None:
         raise ExportError("nothing tells what data the version was trained with: give rows with --data")
     with silence_tensorflow():
@@ -134,7 +135,7 @@ def _trained(described: Manifest | None, data_dir: Path | None, runs_dir: Path) 
         from bookserve.training.errors import TrainingError
         from bookserve.training.held_out_rows import measurement
     try:
-        return measurement(described, data_dir, runs_dir).figure
+        return measurement(described, data_dir, runs_dir)
     except (DataError, TrainingError) as error:
         raise ExportError(str(error)) from error
 

@@ -56,11 +56,20 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A simpler model of the same training rows: `outputs` trains it and gives its outputs for a figure's rows."""
+
+    name: str
+    outputs: Callable[[], Rows]
+
+
+@dataclass(frozen=True)
 class Measurement:
-    """What a trained model is quantised with: training rows that calibrate, and the figure of its test rows."""
+    """What judges a trained model: training rows that calibrate, the figure of its test rows, and its baseline."""
 
     calibration: Rows
     figure: Figure
+    baseline: Baseline | None = None
 
 
 @dataclass(frozen=True)

@@ -414,10 +414,11 @@ def _write(
 
 def _evaluate_served(training: Training, served: keras.Model, report: Path) -> dict[str, float]:
     """The figures of the served graph on the test rows; the whole evaluation and its picture go into `report`."""
-    figure = training.module.measurement(training.data).figure
+    measured = training.module.measurement(training.data)
+    figure = measured.figure
     inputs = [figure.rows[tensor.name] for tensor in served.inputs]
     outputs = served.predict(inputs if len(inputs) > 1 else inputs[0], batch_size=EVALUATION_ROWS, verbose=0)
-    found = evaluation.evaluate(figure, outputs, training.contract)
+    found = evaluation.beside(evaluation.evaluate(figure, outputs, training.contract), measured, outputs)
     run_writer.write_json(report / run_format.EVALUATION, found.to_json())
     if found.calibration is not None:
         bins = [(one.count, one.probability, one.true) for one in found.calibration.bins]

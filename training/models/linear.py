@@ -149,12 +149,13 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
 
 
 def measurement(data: toy.Points) -> figures.Measurement:
-    """R² of the served graph on the test points, as `evaluate` has it."""
+    """R² of the served graph on the test points, as `evaluate` has it, beside the line of least squares."""
 
     def r2(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
         return pearson_r2(data.test.y[places], outputs["y"][places])
 
-    return figures.Measurement(data.train.inputs, figures.Figure("r2", data.test.inputs, r2))
+    baseline = figures.Baseline("least squares", lambda: {"y": _least_squares(data)})
+    return figures.Measurement(data.train.inputs, figures.Figure("r2", data.test.inputs, r2), baseline)
 
 
 def serving_model(model: keras.Model) -> keras.Model:
@@ -173,6 +174,13 @@ def scale_of(split: toy.Split) -> Scale:
         float(y.mean()),
         float(y.std()) or 1.0,
     )
+
+
+def _least_squares(data: toy.Points) -> npt.NDArray[np.float64]:
+    """The heights [n] of the test points by the line of least squares through the training points."""
+    rows, heights = (np.column_stack([split.x, np.ones(len(split.x))]) for split in (data.train, data.test))
+    found: npt.NDArray[np.float64] = heights @ np.linalg.lstsq(rows, data.train.y.astype(np.float64))[0]
+    return found
 
 
 def _unscaled(weights: npt.NDArray[Any], bias: npt.NDArray[Any], data: toy.Points) -> dict[str, float]:

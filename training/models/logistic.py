@@ -7,11 +7,16 @@ loss is a mean, not a sum.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
@@ -150,7 +155,14 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
 def measurement(data: toy.Points) -> figures.Measurement:
     """The accuracy of the served graph on the test points."""
     accuracy = figures.of_classes(lambda outputs: outputs["class"], data.test.inputs, data.test.y)
-    return figures.Measurement(data.train.inputs, accuracy)
+    baseline = figures.Baseline("scikit-learn's logistic regression", lambda: _scikit_learn(data))
+    return figures.Measurement(data.train.inputs, accuracy, baseline)
+
+
+def _scikit_learn(data: toy.Points) -> dict[str, npt.NDArray[Any]]:
+    """The classes [n] of the test points by the same model as scikit-learn fits it, on scaled columns."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1_000))
+    return {"class": model.fit(data.train.x, data.train.y.astype(np.int64)).predict(data.test.x)}
 
 
 def serving_model(model: keras.Model) -> keras.Model:

@@ -293,7 +293,11 @@ def measurement(data: tox21.Molecules) -> figures.Measurement:
         return mean_auc(assay_aucs(data.test.results[places], scores, data.labels or ASSAYS))
 
     figure = figures.Figure("auc", data.test.inputs, auc, resamples=RESAMPLES, truth=data.test.results)
-    return figures.Measurement(data.train.inputs, figure)
+
+    def forest() -> figures.Rows:
+        return {"probabilities": forest_probabilities(train_forests(data.train), data.test.fingerprints)}
+
+    return figures.Measurement(data.train.inputs, figure, figures.Baseline("the book's random forest", forest))
 
 
 def serving_model(model: keras.Model) -> keras.Model:

@@ -3,6 +3,7 @@
 The rows are the test rows of the training that made the version, or a file of the user's.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from bookserve.clients.errors import PredictError
 from bookserve.clients.grpc_client import GrpcClient
-from bookserve.export import confined, contracts, evaluation, labelled_rows
+from bookserve.export import confined, contracts, drift, evaluation, labelled_rows
 from bookserve.export.confined import Limits
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ConfinedError, ExportError, StoreError
@@ -75,7 +76,8 @@ def main(
     """Say how good version VERSION of NAME is on rows whose right answers are known.
 
     Shown are the figure with its 95 % interval, and for classes also precision, recall and specificity of each class,
-    which class is taken for which, and how honest the probabilities are.
+    which class is taken for which, and how honest the probabilities are. Where the version keeps how its training rows
+    were spread, it is also shown how far these rows are from them.
     """
     if server is not None and engine is not None:
         raise click.UsageError("--server and --engine exclude each other: a server has its own engine")
@@ -97,15 +99,18 @@ def main(
             outputs = _from_server(server, contract, int(folder.name), rows)
         else:
             outputs = labelled_rows.answers(folder, engine, contract, rows, limits)
+        card = None if described is None else described.data_card
+        strayed = [] if card is None else drift.drifts(contract, card.distributions, rows)
         found = evaluation.beside(evaluation.evaluate(measured.figure, outputs, contract), measured, outputs)
     except (ExportError, StoreError, PredictError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        click.echo(json.dumps({"model": name, "version": int(folder.name), **found.to_json()}, indent=2))
+        told = {"model": name, "version": int(folder.name), **found.to_json()}
+        click.echo(json.dumps(told | {"drift": [dataclasses.asdict(one) for one in strayed]}, indent=2))
         return
     asked = server if server is not None else folder
     click.echo(f"{name} version {folder.name}, {asked}:\n")
-    click.echo("\n".join(evaluation.text(found)))
+    click.echo("\n".join([*evaluation.text(found), "", *drift.text(strayed)]).rstrip())
 
 
 def _newest(store: ModelStore, name: str) -> int:

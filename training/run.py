@@ -23,7 +23,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from rich.console import Console
 
-from bookserve.export import evaluation, run_format
+from bookserve.export import drift, evaluation, run_format
 from bookserve.export.contracts import Contract, to_json
 from bookserve.export.figures import Measurement
 from bookserve.training import plots, run_writer
@@ -213,7 +213,8 @@ def train_model(
         "config": dataclasses.asdict(config),
         "settings": dict(settings),
         "data": dataclasses.asdict(data.origin),
-        "data_card": dataclasses.asdict(data_card),
+        "data_card": dataclasses.asdict(data_card)
+        | {"distributions": drift.distributions(contract, model_module.measurement(data).calibration)},
         "own_data": None if request.own is None else own_data.to_json(request.own),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "devices": devices.describe(),

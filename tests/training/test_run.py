@@ -53,6 +53,11 @@ def test_a_run_leaves_everything_that_export_needs(tmp_path: Path, console: Cons
     )
     assert config["config"]["epochs"] == 2
     assert config["data"]["source"] == "sample"
+    spread = config["data_card"]["distributions"]
+    assert {name: sum(one["counts"]) for name, one in spread.items()} == {
+        "images: brightness": config["data_card"]["rows"]["train"],
+        "images: contrast": config["data_card"]["rows"]["train"],
+    }
     assert len(config["data"]["sha256"]) == 64
     assert json.loads((result.folder / "metrics.json").read_text()) == result.metrics
     assert set(result.metrics) == {"train", "valid", "test", "served"}

@@ -209,11 +209,14 @@ def calibration(probabilities: Floats, true: Bools, brier: float) -> Calibration
 def figures_of(found: Evaluation) -> dict[str, float]:
     """The numbers that a manifest keeps: the figure, its interval as `_low` and `_high`, `ece`, `brier`, `rows`.
 
-    `baseline` is the baseline's figure, `less_baseline` the difference with its interval.
+    `cutoff` is the probability from which a label of its own counts as yes, `baseline` the baseline's figure, and
+    `less_baseline` the difference with its interval.
     """
     numbers = {found.figure: found.value}
     if found.interval is not None:
         numbers[f"{found.figure}_low"], numbers[f"{found.figure}_high"] = found.interval
+    if found.cutoff is not None:
+        numbers["cutoff"] = found.cutoff
     if found.calibration is not None:
         numbers |= {"ece": found.calibration.ece, "brier": found.calibration.brier}
     if found.baseline is not None:

@@ -176,8 +176,7 @@ def train(
         )
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
-    metric = result.key_metric.name
-    click.echo(f"{name}: test {metric} {result.metrics['test'][metric]:.4f} in {result.seconds:.0f} s, {result.folder}")
+    click.echo(f"{name}: test {', '.join(result.test_figures)} in {result.seconds:.0f} s, {result.folder}")
     if own is not None:
         click.echo(f"publish it with: bookserve export {name}")
 
@@ -273,11 +272,11 @@ def train_all(
             logger.error("%s: %s", name, failures[name], exc_info=not expected)
             table.add_row(name, "", "failed", "", _minutes(began), "")
             continue
-        metric, book = result.key_metric.name, result.key_metric.book
+        book = result.key_metric.book
         table.add_row(
             name,
             result.origin.source,
-            f"{metric} {result.metrics['test'][metric]:.4f}",
+            "\n".join(result.test_figures),
             "" if book is None else f"{book:.4g}",
             _minutes(began),
             version,

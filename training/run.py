@@ -138,6 +138,14 @@ class Result:
     origin: Origin
     seconds: float
 
+    @property
+    def test_figures(self) -> list[str]:
+        """The key metric of the test rows; those of the official rows first, where the test file is another one."""
+        test, name, exact = self.metrics["test"], self.key_metric.name, self.key_metric.exact
+        if self.origin.official or exact not in test:
+            return [f"{name} {test[name]:.4f}"]
+        return [f"{exact} {test[exact]:.4f}", f"{name} {test[name]:.4f} (test file not the official one)"]
+
 
 def book_model(name: str) -> BookModel:
     """The module of a model of `MODELS`."""

@@ -327,7 +327,7 @@ def test_a_grid_of_the_command_line_is_tried_and_its_best_trained(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tune", "mnist"], "mnist has no search that begins with the configuration 'standard'"),
+        (["tune", "tox21", "--config=scaffold"], "tox21 has no search that begins with the configuration 'scaffold'"),
         (["tune", "tox21", "--study=book"], "'book' is a configuration of tox21: name the study differently"),
         (["tune", "tox21", "--study=../x"], "'../x' is no name for a study"),
         (["train", "tox21", "--config=x"], "tox21 has neither a configuration nor a study 'x'"),

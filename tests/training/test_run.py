@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from bookserve.export import evaluation, run_format
 from bookserve.training import run
-from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.files import NOT_OFFICIAL, DataRequest, Origin
 from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.loop.callbacks import StopOnNan
 from bookserve.training.loop.checkpoint import Checkpoint
@@ -164,12 +165,13 @@ def test_after_a_full_disk_the_training_goes_on(
 
 KILLED = """
 import os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 from rich.console import Console
 from bookserve.training import run
 from bookserve.training.datasets import mnist as mnist_data
 from bookserve.training.loop.callbacks import StopOnNan
-from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.files import NOT_OFFICIAL, DataRequest, Origin
 from bookserve.training.models import mnist
 mnist_data.SAMPLE_TRAIN_ROWS, mnist_data.SAMPLE_TEST_ROWS = 300, 60
 tiny = mnist.Config(epochs=3, batch=32, filters_1=4, filters_2=8, hidden=16)
@@ -247,3 +249,11 @@ def test_every_model_has_the_skeleton(name: str) -> None:
 
 def test_versions_name_the_libraries() -> None:
     assert run.versions()["keras"] == keras.__version__
+
+
+def test_figures_of_a_foreign_test_file_stand_behind_those_of_official_rows() -> None:
+    metrics = {"test": {"accuracy": 0.9312, "accuracy_1000": 0.944, "rows": 10_000.0}}
+    metric = run.book_model("cifar10").KEY_METRIC
+    result = run.Result(Path("x"), metrics, metric, Origin("real", f"cifar10, test batch 12 {NOT_OFFICIAL}", ""), 1.0)
+    assert result.test_figures == ["accuracy_1000 0.9440", "accuracy 0.9312 (test file not the official one)"]
+    assert replace(result, origin=Origin("real", "cifar10", "")).test_figures == ["accuracy 0.9312"]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
+from optuna.distributions import FloatDistribution
 
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
@@ -24,6 +25,7 @@ from bookserve.training.datasets.own_data import PointTable
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.models import STANDARD, KeyMetric
+from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
     model="linear",
@@ -63,6 +65,17 @@ CONFIGS: dict[str, dict[str, Config]] = {
     STANDARD: {"smoke": Config(epochs=10), "default": Config(epochs=20), "full": Config(epochs=40)},
     "book": {"smoke": replace(BOOK, epochs=2), "default": BOOK, "full": BOOK},
 }
+SPACE = Search(
+    objective="val_loss",
+    higher_is_better=False,
+    epoch="last",
+    space={
+        "learning_rate": FloatDistribution(1e-3, 0.9, log=True),
+        "optimizer": choice("descent", "adam"),
+        "steps": choice(5, 25, 100),
+    },
+)
+SEARCHES: dict[str, Search] = {STANDARD: SPACE, "book": SPACE}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> toy.Points:

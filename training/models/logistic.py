@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
+from optuna.distributions import FloatDistribution
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -27,6 +28,7 @@ from bookserve.training.datasets.own_data import PointTable
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.models import STANDARD, KeyMetric
+from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
     model="logistic",
@@ -60,6 +62,16 @@ CONFIGS: dict[str, dict[str, Config]] = {
     STANDARD: {"smoke": Config(epochs=10), "default": Config(epochs=20), "full": Config(epochs=40)},
     "book": {"smoke": replace(BOOK, epochs=10), "default": BOOK, "full": BOOK},
 }
+SPACE = Search(
+    objective="val_loss",
+    higher_is_better=False,
+    epoch="last",
+    space={
+        "learning_rate": FloatDistribution(1e-3, 1.0, log=True),
+        "steps": choice(5, 25, 100),
+    },
+)
+SEARCHES: dict[str, Search] = {STANDARD: SPACE, "book": SPACE}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> toy.Points:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from optuna.distributions import FloatDistribution
 
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
@@ -27,6 +28,7 @@ from bookserve.training.loop.fit import fit
 from bookserve.training.loop.rates import warm_cosine
 from bookserve.training.loop.small_data import for_rows
 from bookserve.training.models import STANDARD, KeyMetric
+from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
     model="mnist",
@@ -74,6 +76,19 @@ CONFIGS: dict[str, dict[str, Config]] = {
         "default": Config(epochs=5),
         "full": Config(epochs=32, rotation=10.0, zoom=0.1, shift=1.5, elastic=0.8, patience=12),
     }
+}
+SEARCHES: dict[str, Search] = {
+    STANDARD: Search(
+        objective="val_loss",
+        higher_is_better=False,
+        space={
+            "learning_rate": FloatDistribution(3e-4, 6e-3, log=True),
+            "weight_decay": FloatDistribution(1e-4, 1e-1, log=True),
+            "dropout": FloatDistribution(0.2, 0.8),
+            "batch": choice(64, 128, 256),
+            "hidden": choice(128, 256, 512),
+        },
+    )
 }
 
 

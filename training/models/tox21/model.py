@@ -82,6 +82,7 @@ class Config:
     assays: tuple[str, ...] = ASSAYS  # that the networks learn; of others only the memory knows something
     together: bool = True  # one network for all assays; else one for each (chapter 4)
     hidden: tuple[int, ...] = (512, 256)  # units of each hidden layer (chapter 4: one of 50)
+    layers: int = 1  # times that the hidden layers stand one behind the other (chapter 5: 1 and 2)
     normalise: bool = True  # batch normalisation in front of each rectifier (chapter 4: none)
     batch: int = 128  # rows a step, over all devices (chapter 4: 100)
     input_dropout: float = 0.3  # fraction of the fingerprint's bits that are hidden in a step (chapter 4: none)
@@ -480,7 +481,7 @@ def _one_network(bits: Any, remembered: Sequence[Any], config: Config) -> Any:
     """Logits [n, assays] of one network on float32 bits [n, 1024] and, where there is a memory, its logits [n, 12]."""
     x = keras.layers.Dropout(config.input_dropout)(bits)
     x = keras.ops.concatenate([x, *remembered], axis=1)
-    for units in config.hidden:
+    for units in config.hidden * config.layers:
         x = _rectified(keras.layers.Dense(units, use_bias=not config.normalise)(x), config)
     return keras.layers.Dense(len(config.assays))(x)
 
@@ -491,7 +492,7 @@ def _network_an_assay(bits: Any, remembered: Sequence[Any], config: Config) -> A
     x = keras.ops.concatenate([x, *remembered], axis=1)
     assays = len(config.assays)
     x = keras.layers.Dense(assays * config.hidden[0], use_bias=not config.normalise)(x)
-    for units in config.hidden[1:]:
+    for units in (config.hidden * config.layers)[1:]:
         x = _side_by_side(_rectified(x, config), assays, units)
     return _side_by_side(_rectified(x, config), assays, 1)
 

@@ -94,7 +94,8 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        click.echo("\n".join(getattr(stop, "__notes__", ["stopped; the same command starts anew"])), err=True)
+        line = f"{click.get_current_context().info_name}: stopped; the same command starts anew"
+        click.echo("\n".join(getattr(stop, "__notes__", [line])), err=True)
         number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
         raise SystemExit(128 + number) from None
     finally:
@@ -407,6 +408,13 @@ def export(
     show_default=True,
     help="Trainings side by side, each a process.",
 )
+@click.option(
+    "--storage",
+    metavar="URL",
+    default=None,
+    help="Keep the study in this database, such as postgresql://user:password@host/name: every machine that runs the "
+    "same command searches with the others.",
+)
 @data_option
 @data_dir_option
 @runs_dir_option
@@ -422,6 +430,7 @@ def tune(
     grid_texts: tuple[str, ...],
     repeats: int,
     workers: int,
+    storage: str | None,
     data: Choice,
     data_dir: Path | None,
     runs_dir: Path,
@@ -440,7 +449,7 @@ def tune(
     study = study_name or f"{configuration}-{sampler}"
     try:
         grid = grid_of(named_config(book_model(name), configuration, profile), grid_texts)
-        plan = search.Plan(configuration, profile, sampler, trials, repeats, workers, seed, grid)
+        plan = search.Plan(configuration, profile, sampler, trials, repeats, workers, seed, grid, storage)
         report = search.tune(name, study, plan, DataRequest(data, data_dir), runs_dir, console)
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
@@ -455,9 +464,19 @@ def tune(
 
 @click.command("clean-runs")
 @click.argument("names", metavar="[MODELS]...", nargs=-1)
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Remove complete runs, too, but the newest N of each model; by default all of them stay.",
+)
 @runs_dir_option
-def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
-    """Remove unfinished runs, but those that are under way: what was stopped halfway is then trained anew."""
+def clean_runs(names: tuple[str, ...], keep: int | None, runs_dir: Path) -> None:
+    """Remove unfinished runs, but those that are under way: what was stopped halfway is then trained anew.
+
+    With --keep 3 the three newest complete runs of each model stay, and older ones go. Published versions and studies
+    stay; 'evaluate' needs --data for a version of your own data whose run is gone.
+    """
     folder = runs_dir
     known = run_writer.names(runs_dir)
     unknown = [name for name in names if name not in known and name not in MODELS]
@@ -472,10 +491,14 @@ def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
                 if run_writer.remove(folder):
                     click.echo(f"removed {folder}")
                     removed += 1
+            for folder in run_writer.complete(runs_dir, name)[: -keep if keep else 0]:
+                run_writer.remove_complete(folder)
+                click.echo(f"removed {folder}")
+                removed += 1
     except OSError as error:
         raise click.ClickException(f"cannot remove {folder}: {error.strerror or error}") from error
     if not removed:
-        click.echo(f"no unfinished run lies in {runs_dir}")
+        click.echo(f"no unfinished run lies in {runs_dir}" + (f", nor more than {keep} complete ones" if keep else ""))
 
 
 def _test_rows(run: run_reader.TrainingRun, data_dir: Path | None) -> Figure:

@@ -188,6 +188,22 @@ def test_unfinished_runs_are_counted_and_removed(tmp_path: Path) -> None:
     assert invoke("clean-runs", "--runs-dir", tmp_path).output == f"no unfinished run lies in {tmp_path}\n"
 
 
+def test_complete_runs_are_removed_but_the_newest_of_each_model(tmp_path: Path) -> None:
+    for model, time in (("m", "20260101-1"), ("m", "20260102-1"), ("m", "20260103-1"), ("other", "20260101-1")):
+        (tmp_path / model / time).mkdir(parents=True)
+        for name in (run_format.CONFIG, run_format.METRICS, "model.keras"):
+            (tmp_path / model / time / name).write_text("{}")
+    (tmp_path / "m/tuned/study").mkdir(parents=True)
+    assert invoke("clean-runs", "--runs-dir", tmp_path).output == f"no unfinished run lies in {tmp_path}\n"
+    removed = invoke("clean-runs", "--keep=2", "--runs-dir", tmp_path)
+    assert removed.output == f"removed {tmp_path}/m/20260101-1\n"
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["20260102-1", "20260103-1", "tuned"]
+    assert invoke("clean-runs", "m", "--keep=1", "--runs-dir", tmp_path).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["20260103-1", "tuned"]
+    again = invoke("clean-runs", "--keep=1", "--runs-dir", tmp_path)
+    assert again.output == f"no unfinished run lies in {tmp_path}, nor more than 1 complete ones\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -293,6 +294,7 @@ def versions() -> dict[str, str]:
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,
+        "bookserve": installed_version("bookserve"),
     }
 
 
@@ -316,6 +318,8 @@ def _lead(
     run = None if fresh else run_writer.find(runs_dir, name, head)
     if run is not None:
         console.print(f"{name}: going on with {run.folder}", highlight=False, soft_wrap=True)
+        for line in _changed_since(run.folder, head):
+            console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
     else:
         dead = len(run_writer.dead(runs_dir, name))
         if dead:
@@ -343,6 +347,16 @@ def _lead(
     finally:
         run.close()
     return final, metrics
+
+
+def _changed_since(folder: Path, head: Mapping[str, Any]) -> list[str]:
+    """What of libraries and devices is not as it was when the run in `folder` began: its figures may differ."""
+    before = json.loads((folder / run_format.CONFIG).read_text(encoding="utf-8"))
+    pairs = {"devices": (before.get("devices"), head["devices"])}
+    made_with = before.get("made_with", {})
+    pairs |= {library: (made_with.get(library), number) for library, number in head["made_with"].items()}
+    changes = [f"{what} was {then}, now {now}" for what, (then, now) in pairs.items() if then != now]
+    return [f"{'; '.join(changes)}: the figures may differ from those of one training"] if changes else []
 
 
 def _follow(

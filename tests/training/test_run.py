@@ -19,6 +19,7 @@ from rich.console import Console
 from bookserve.export import evaluation, run_format
 from bookserve.training import run
 from bookserve.training.datasets.files import NOT_OFFICIAL, DataRequest, Origin
+from bookserve.training.devices import devices
 from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.loop.callbacks import StopOnNan
 from bookserve.training.loop.checkpoint import Checkpoint
@@ -165,13 +166,12 @@ def test_after_a_full_disk_the_training_goes_on(
 
 KILLED = """
 import os, signal, sys
-from dataclasses import replace
 from pathlib import Path
 from rich.console import Console
 from bookserve.training import run
 from bookserve.training.datasets import mnist as mnist_data
 from bookserve.training.loop.callbacks import StopOnNan
-from bookserve.training.datasets.files import NOT_OFFICIAL, DataRequest, Origin
+from bookserve.training.datasets.files import DataRequest
 from bookserve.training.models import mnist
 mnist_data.SAMPLE_TRAIN_ROWS, mnist_data.SAMPLE_TEST_ROWS = 300, 60
 tiny = mnist.Config(epochs=3, batch=32, filters_1=4, filters_2=8, hidden=16)
@@ -212,6 +212,29 @@ def test_a_training_killed_in_mid_epoch_ends_with_the_same_figures(tmp_path: Pat
     assert complete.name == unfinished.name.removesuffix(run_format.UNFINISHED)
     rows = (complete / "history.csv").read_text().splitlines()
     assert rows == (next((tmp_path / "through" / "mnist").iterdir()) / "history.csv").read_text().splitlines()
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_a_training_that_goes_on_elsewhere_says_what_differs(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopper(StopOnNan):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "StopOnNan", Stopper)
+        with pytest.raises(KeyboardInterrupt):
+            run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke")
+    (folder,) = (tmp_path / "mnist").iterdir()
+    config = json.loads((folder / "config.json").read_text())
+    config["made_with"]["keras"], config["devices"] = "3.0.0", "1 GPU"
+    (folder / "config.json").write_text(json.dumps(config))
+    text = io.StringIO()
+    run.train_model("mnist", SAMPLE, tmp_path, Console(file=text), profile="smoke")
+    now = f"devices was 1 GPU, now {devices.describe()}; keras was 3.0.0, now {keras.__version__}"
+    assert f"mnist: {now}: the figures may differ from those of one training\n" in text.getvalue()
 
 
 @pytest.mark.usefixtures("tiny_mnist")

@@ -146,9 +146,9 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
             "rmse": float(np.sqrt(np.mean((split.y - predicted) ** 2))),
             "rows": float(len(split.y)),
         }
+    plots.predicted(data.test.y, predicted, report / "predicted.png")  # figure 3-12
     if data.origin.source == "own":
         metrics["parameters"] = _unscaled(weights, bias, data)
-        plots.predicted(data.test.y, predicted, report / "predicted.png")
         return metrics
     weight, bias = float(weights.reshape(())), float(bias.reshape(()))
     x = data.train.x[:, 0]

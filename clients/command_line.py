@@ -53,9 +53,8 @@ class _LazyGroup(click.Group):
             _explain(ctx.invoked_subcommand, error)
             raise
         except KeyboardInterrupt as stop:
-            name = ctx.invoked_subcommand or "bookserve"
-            line = f"{name}: stopped; {_GOES_ON.get(name, 'the same command starts anew')}"
-            click.echo("\n".join(getattr(stop, "__notes__", [line])), err=True)
+            notes = getattr(stop, "__notes__", [_stopped(ctx.invoked_subcommand or "bookserve")])
+            click.echo("\n".join(notes), err=True)
             raise SystemExit(130) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -85,9 +84,16 @@ class _LazyGroup(click.Group):
                 return None
             _explain(cmd_name, error)
             raise
+        except KeyboardInterrupt as stop:  # click has not noted yet which command it is
+            stop.add_note(_stopped(cmd_name))
+            raise
         command = getattr(module, attribute)
         assert isinstance(command, click.Command)
         return command
+
+
+def _stopped(command: str) -> str:
+    return f"{command}: stopped; {_GOES_ON.get(command, 'the same command starts anew')}"
 
 
 def _explain(command: str | None, error: ModuleNotFoundError) -> None:

@@ -3,6 +3,7 @@
 The rows are the test rows of the training that made the version, or a file of the user's.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import numpy as np
 
 from bookserve.clients.errors import PredictError
 from bookserve.clients.grpc_client import GrpcClient
-from bookserve.export import confined, contracts, evaluation, labelled_rows
+from bookserve.export import confined, contracts, drift, evaluation, labelled_rows
 from bookserve.export.confined import Limits
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ConfinedError, ExportError, StoreError
 from bookserve.export.evaluation_trial import ROWS, batches
-from bookserve.export.figures import Figure, Rows
+from bookserve.export.figures import Measurement, Rows
 from bookserve.export.manifest import LOCATION, Manifest
 from bookserve.export.options import max_memory_option, models_dir_option, runs_dir_option
 from bookserve.export.silence_tensorflow import silence_tensorflow
@@ -75,7 +76,8 @@ def main(
     """Say how good version VERSION of NAME is on rows whose right answers are known.
 
     Shown are the figure with its 95 % interval, and for classes also precision, recall and specificity of each class,
-    which class is taken for which, and how honest the probabilities are.
+    which class is taken for which, and how honest the probabilities are. Where the version keeps how its training rows
+    were spread, it is also shown how far these rows are from them.
     """
     if server is not None and engine is not None:
         raise click.UsageError("--server and --engine exclude each other: a server has its own engine")
@@ -87,24 +89,28 @@ def main(
         folder = store.path(name, version if version is not None else _newest(store, name))
         described = store.manifest(name, int(folder.name)) if (folder / LOCATION).is_file() else None
         contract = _contract(folder, described, limits)
-        figure = (
-            labelled_rows.figure(contract, data, targets)
+        measured = (
+            Measurement({}, labelled_rows.figure(contract, data, targets))
             if data is not None
             else _trained(described, data_dir, runs_dir)
         )
+        rows = measured.figure.rows
         if server is not None:
-            outputs = _from_server(server, contract, int(folder.name), figure.rows)
+            outputs = _from_server(server, contract, int(folder.name), rows)
         else:
-            outputs = labelled_rows.answers(folder, engine, contract, figure.rows, limits)
-        found = evaluation.evaluate(figure, outputs, contract)
+            outputs = labelled_rows.answers(folder, engine, contract, rows, limits)
+        card = None if described is None else described.data_card
+        strayed = [] if card is None else drift.drifts(contract, card.distributions, rows)
+        found = evaluation.beside(evaluation.evaluate(measured.figure, outputs, contract), measured, outputs)
     except (ExportError, StoreError, PredictError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        click.echo(json.dumps({"model": name, "version": int(folder.name), **found.to_json()}, indent=2))
+        told = {"model": name, "version": int(folder.name), **found.to_json()}
+        click.echo(json.dumps(told | {"drift": [dataclasses.asdict(one) for one in strayed]}, indent=2))
         return
     asked = server if server is not None else folder
     click.echo(f"{name} version {folder.name}, {asked}:\n")
-    click.echo("\n".join(evaluation.text(found)))
+    click.echo("\n".join([*evaluation.text(found), "", *drift.text(strayed)]).rstrip())
 
 
 def _newest(store: ModelStore, name: str) -> int:
@@ -125,8 +131,8 @@ def _contract(folder: Path, described: Manifest | None, limits: Limits) -> Contr
         raise ExportError(f"{folder}: {error}") from error
 
 
-def _trained(described: Manifest | None, data_dir: Path | None, runs_dir: Path) -> Figure:
-    """The figure of the model's own test rows."""
+def _trained(described: Manifest | None, data_dir: Path | None, runs_dir: Path) -> Measurement:
+    """The figure of the model's own test rows, and its baseline."""
     if described is None or described.data is None:
         raise ExportError("nothing tells what data the version was trained with: give rows with --data")
     with silence_tensorflow():
@@ -134,7 +140,7 @@ def _trained(described: Manifest | None, data_dir: Path | None, runs_dir: Path) 
         from bookserve.training.errors import TrainingError
         from bookserve.training.held_out_rows import measurement
     try:
-        return measurement(described, data_dir, runs_dir).figure
+        return measurement(described, data_dir, runs_dir)
     except (DataError, TrainingError) as error:
         raise ExportError(str(error)) from error
 

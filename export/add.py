@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bookserve.export import confined, contracts, evaluation, labelled_rows, manifest
+from bookserve.export import confined, contracts, evaluation, labelled_rows, manifest, replacement
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ConfinedError, ExportError, StoreError
 from bookserve.export.manifest import Manifest, Metrics, Source
@@ -32,6 +32,7 @@ class Wishes:
     trust: bool = False
     rows_independent: bool | None = None
     evaluate: Path | None = None
+    require_better: bool = False  # than the served version, on the rows of `evaluate`
 
 
 def add(
@@ -41,7 +42,8 @@ def add(
 
     Raises:
         ExportError: the model cannot be converted, or a graph does not compute what the source computes; or the store
-            cannot be written. Nothing is published.
+            cannot be written. WorseError where it shall not be worse than the served version, and is. Nothing is
+            published.
     """
     if not path.exists():
         raise ExportError(f"there is no {path}")
@@ -69,6 +71,11 @@ def add(
             graphs = " and ".join(made["graphs"])
             say(f"{model}: {graphs} answers as the source does within {worst:.1g}, on {made['rows']} rows")
             metrics = {} if wishes.evaluate is None else _evaluate(folder, contract, wishes.evaluate, limits, say)
+            if wishes.evaluate is not None and wishes.require_better:
+                rows = wishes.evaluate
+                replacement.judge(store, lambda made: labelled_rows.figure(made, rows, None), limits, say)(
+                    folder, contract
+                )
             origin = Source(made["format"], path.name, _sha256(source))
             files = manifest.digests(folder)
 

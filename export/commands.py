@@ -67,6 +67,11 @@ for command in (*LIFE_COMMANDS, *TRANSFER_COMMANDS):
     help="Rows and right answers, .npz: an array for each input, and 'targets' or 'labels'. The figures are kept with "
     "the version.",
 )
+@click.option(
+    "--require-better",
+    is_flag=True,
+    help="Refuse it where it is worse than the served version by more than chance, on the rows of --evaluate.",
+)
 @max_seconds_option
 @max_memory_option
 @models_dir_option
@@ -79,6 +84,7 @@ def add_model(
     trust: bool,
     rows_independent: bool | None,
     evaluate: Path | None,
+    require_better: bool,
     max_seconds: float,
     max_memory: int,
     models_dir: Path,
@@ -96,10 +102,12 @@ def add_model(
     It is converted and tried in a process of its own. A version is published only if its graphs answer as the source
     does.
     """
+    if require_better and evaluate is None:
+        raise click.UsageError("--require-better compares on the rows of --evaluate, which is not given")
     store = ModelStore(models_dir)
     limits = Limits(max_seconds, max_memory << 20)
     try:
-        wishes = adding.Wishes(task, labels, example, trust, rows_independent, evaluate)
+        wishes = adding.Wishes(task, labels, example, trust, rows_independent, evaluate, require_better)
         published = adding.add(store, name, path, wishes, limits, click.echo)
     except ExportError as error:
         raise click.ClickException(str(error)) from error

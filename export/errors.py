@@ -9,6 +9,10 @@ class NoGainError(ExportError):
     """No int8 or float16 graph is good, fast or small enough to be published; the message says what came out."""
 
 
+class WorseError(ExportError):
+    """A version is worse than the served one by more than chance; the message has both figures."""
+
+
 class ConfinedError(ExportError):
     """A file could not be tried in its child process; the message goes on from the file's name."""
 

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
-from bookserve.export.figures import ACCURACY, Figure, Rows
+from bookserve.export.figures import Figure, Measurement, Rows
 
 CUTOFF = 0.5  # from which a probability of its own counts as yes
 _MAX_CLASSES = 10_000  # of a table where nothing says how many there are
@@ -78,6 +79,20 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Against:
+    """A model beside its baseline on the same rows: the baseline's `value`, and `difference`, the model's less it.
+
+    `verdict` is "better", "worse", or "no different" where the 95 % `interval` of the difference holds 0.
+    """
+
+    name: str
+    value: float
+    difference: float
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One version on labelled rows.
 
@@ -94,6 +109,7 @@ class Evaluation:
     confusion: Sequence[Sequence[int]] = ()
     calibration: Calibration | None = None
     labels: Sequence[str] = field(default=())
+    baseline: Against | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What a report keeps: plain numbers, lists and texts; what does not apply is left out."""
@@ -111,8 +127,15 @@ def read(path: Path) -> Evaluation:
     honest = content.pop("calibration", None)
     if honest is not None:
         honest = Calibration(honest["ece"], honest["brier"], [Bin(**one) for one in honest["bins"]])
-    bounds = content.pop("interval", None)
-    return Evaluation(**content, classes=classes, calibration=honest, interval=bounds and (bounds[0], bounds[1]))
+    against = content.pop("baseline", None)
+    if against is not None:
+        against = Against(**against | {"interval": _bounds(against["interval"])})
+    bounds = _bounds(content.pop("interval", None))
+    return Evaluation(**content, classes=classes, calibration=honest, interval=bounds, baseline=against)
+
+
+def _bounds(ends: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if ends is None else (ends[0], ends[1])
 
 
 def evaluate(figure: Figure, outputs: Rows, contract: Contract) -> Evaluation:
@@ -144,7 +167,7 @@ def interval(figure: Figure, outputs: Rows) -> tuple[float, float] | None:
     """
     if not figure.resamples:
         return None
-    if figure.name == ACCURACY:
+    if figure.right is not None:
         return _wilson(figure.score(outputs, np.arange(figure.count)), figure.count)
     chance = np.random.default_rng(_SEED)
     scores = [figure.score(outputs, chance.integers(0, figure.count, figure.count)) for _ in range(figure.resamples)]
@@ -157,6 +180,16 @@ def _wilson(share: float, rows: int) -> tuple[float, float]:
     middle = (share + square / 2) / (1 + square)
     reach = _Z / (1 + square) * float(np.sqrt(share * (1 - share) / rows + square / (4 * rows)))
     return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def beside(found: Evaluation, measurement: Measurement, outputs: Rows) -> Evaluation:
+    """The evaluation of `outputs` with the paired comparison with the baseline, where the model has one."""
+    if measurement.baseline is None:
+        return found
+    name = measurement.baseline.name
+    gap = figures.paired(measurement.figure, measurement.baseline.outputs(), outputs)
+    verdict = "better" if gap.better else "worse" if gap.worse else "no different"
+    return dataclasses.replace(found, baseline=Against(name, gap.first, gap.value, gap.interval, verdict))
 
 
 def calibration(probabilities: Floats, true: Bools, brier: float) -> Calibration:
@@ -174,12 +207,22 @@ def calibration(probabilities: Floats, true: Bools, brier: float) -> Calibration
 
 
 def figures_of(found: Evaluation) -> dict[str, float]:
-    """The numbers that a manifest keeps: the figure, its interval as `_low` and `_high`, `ece`, `brier`, `rows`."""
+    """The numbers that a manifest keeps: the figure, its interval as `_low` and `_high`, `ece`, `brier`, `rows`.
+
+    `cutoff` is the probability from which a label of its own counts as yes, `baseline` the baseline's figure, and
+    `less_baseline` the difference with its interval.
+    """
     numbers = {found.figure: found.value}
     if found.interval is not None:
         numbers[f"{found.figure}_low"], numbers[f"{found.figure}_high"] = found.interval
+    if found.cutoff is not None:
+        numbers["cutoff"] = found.cutoff
     if found.calibration is not None:
         numbers |= {"ece": found.calibration.ece, "brier": found.calibration.brier}
+    if found.baseline is not None:
+        numbers |= {"baseline": found.baseline.value, "less_baseline": found.baseline.difference}
+        if found.baseline.interval is not None:
+            numbers["less_baseline_low"], numbers["less_baseline_high"] = found.baseline.interval
     return numbers | {"rows": float(found.rows)}
 
 
@@ -193,6 +236,8 @@ def text(found: Evaluation) -> list[str]:
     if found.calibration is not None:
         honest = found.calibration
         lines[0] += f" Probabilities: calibration error (ECE) {honest.ece:.3f}, Brier score {honest.brier:.3f}."
+    if found.baseline is not None:
+        lines += ["", _beside(found.baseline)]
     if not found.classes:
         return lines
     how = f"from a probability of {found.cutoff:g}" if found.cutoff is not None else "the likeliest class counts"
@@ -216,6 +261,17 @@ def text(found: Evaluation) -> list[str]:
         ]
         lines += _table(("", *found.labels), rows)
     return lines
+
+
+def _beside(against: Against) -> str:
+    line = (
+        f"The baseline, {against.name}, has {against.value:.4g} on the same rows: difference {against.difference:+.4g}"
+    )
+    if against.interval is not None:
+        low, high = against.interval
+        line += f", 95 % interval {low:+.4g} to {high:+.4g}"
+    words = {"better": "The model is better.", "worse": "The model is worse."}
+    return f"{line}. {words.get(against.verdict, 'That is within chance.')}"
 
 
 def _percent(fraction: float | None) -> str:

@@ -1,7 +1,12 @@
 """How good a graph is, as one number over rows, and how sure the difference of two graphs is.
 
-For the int8 graph of a version beside its float graph. The figure is the user's (from targets), the model's own (from
-`training/models/`), or how often the two graphs agree.
+For the int8 graph of a version beside its float graph, a new version beside the served one, and a model beside its
+baseline. The figure is the user's (from targets), the model's own (from `training/models/`), or how often two graphs
+agree.
+
+Sources: paired percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13);
+interval of the difference of two paired fractions (Bonett and Price, "Adjusted Wald Confidence Interval for a
+Difference of Binomial Proportions Based on Paired Data", 2012).
 """
 
 from collections.abc import Callable, Mapping
@@ -17,9 +22,11 @@ from bookserve.export.errors import ExportError
 Rows = Mapping[str, npt.NDArray[Any]]
 Places = npt.NDArray[np.int64]
 Score = Callable[[Rows, Places], float]
+Right = Callable[[Rows], npt.NDArray[np.bool_]]
 RESAMPLES = 1_000
 ACCURACY = "accuracy"  # of a Figure that is the fraction of rows whose class is right
 _SEED = 0
+_Z = 1.959964  # standard errors that hold 95 %
 _CLASS_TASKS = ("image-classification", "tabular", "text", "board")  # whose scores [n, classes] exclude each other
 
 
@@ -30,7 +37,8 @@ class Figure:
     `rows` are the inputs, held out from calibration, whose outputs are judged. `score(outputs, places)` is the number
     for the rows at `places`, among which a row may be repeated. `resamples` is how often rows are drawn anew for the
     interval; 0 where the number is no matter of chance, as for all games of a tree. `truth` are the right answers where
-    they are classes, whole numbers [n], or labels [n, labels] that are 1, 0 or NaN where that is not known.
+    they are classes, whole numbers [n], or labels [n, labels] that are 1, 0 or NaN where that is not known. `right`
+    says of each row whether its answer is right, bool [n], where the number is the fraction of such rows.
     """
 
     name: str
@@ -39,6 +47,7 @@ class Figure:
     higher_is_better: bool = True
     resamples: int = RESAMPLES
     truth: npt.NDArray[Any] | None = None
+    right: Right | None = None
 
     @property
     def count(self) -> int:
@@ -47,11 +56,46 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A simpler model of the same training rows: `outputs` trains it and gives its outputs for a figure's rows."""
+
+    name: str
+    outputs: Callable[[], Rows]
+
+
+@dataclass(frozen=True)
 class Measurement:
-    """What a trained model is quantised with: training rows that calibrate, and the figure of its test rows."""
+    """What judges a trained model: training rows that calibrate, the figure of its test rows, and its baseline."""
 
     calibration: Rows
     figure: Figure
+    baseline: Baseline | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of two models on the same rows.
+
+    `value` is `second` less `first`, `interval` its 95 % interval; None where chance has no part in it. `worse` and
+    `better` say whether the second is that by more than chance.
+    """
+
+    figure: str
+    rows: int
+    first: float
+    second: float
+    value: float
+    interval: tuple[float, float] | None
+    worse: bool
+    better: bool
+
+    @property
+    def text(self) -> str:
+        """The difference with its interval, in words."""
+        if self.interval is None:
+            return f"difference {self.value:+.4g}"
+        low, high = self.interval
+        return f"difference {self.value:+.4g}, 95 % interval {low:+.4g} to {high:+.4g}"
 
 
 @dataclass(frozen=True)
@@ -71,20 +115,49 @@ class Comparison:
     loss: float
 
 
+def paired(figure: Figure, first: Rows, second: Rows) -> Difference:
+    """The figure of two models' outputs for all rows of the figure, and how sure their difference is.
+
+    Of fractions of right rows the interval is Bonett and Price's, which also holds where few rows differ; of other
+    figures both are taken of the same rows, drawn anew `resamples` times.
+    """
+    everything = np.arange(figure.count)
+    before, after = figure.score(first, everything), figure.score(second, everything)
+    interval = _interval(figure, first, second)
+    low, high = interval or (after - before, after - before)
+    falls, rises = high < 0, low > 0
+    worse, better = (falls, rises) if figure.higher_is_better else (rises, falls)
+    return Difference(figure.name, figure.count, before, after, after - before, interval, worse, better)
+
+
 def compare(figure: Figure, float32: Rows, int8: Rows) -> Comparison:
     """The figure of both graphs' outputs on all rows of the figure."""
-    everything = np.arange(figure.count)
-    before, after = figure.score(float32, everything), figure.score(int8, everything)
-    interval = None
-    if figure.resamples:
-        chance = np.random.default_rng(_SEED)
-        differences = []
-        for _ in range(figure.resamples):
-            places = chance.integers(0, figure.count, figure.count)
-            differences.append(figure.score(int8, places) - figure.score(float32, places))
-        low, high = np.quantile(differences, (0.025, 0.975))
-        interval = (float(low), float(high))
-    return Comparison(figure.name, figure.count, before, after, after - before, interval, _loss(figure, before, after))
+    found = paired(figure, float32, int8)
+    loss = _loss(figure, found.first, found.second)
+    return Comparison(found.figure, found.rows, found.first, found.second, found.value, found.interval, loss)
+
+
+def _interval(figure: Figure, first: Rows, second: Rows) -> tuple[float, float] | None:
+    if not figure.resamples:
+        return None
+    if figure.right is not None:
+        before, after = figure.right(first), figure.right(second)
+        won, lost = int((after & ~before).sum()), int((before & ~after).sum())
+        return _of_paired_fractions(won, lost, figure.count)
+    chance = np.random.default_rng(_SEED)
+    differences = []
+    for _ in range(figure.resamples):
+        places = chance.integers(0, figure.count, figure.count)
+        differences.append(figure.score(second, places) - figure.score(first, places))
+    low, high = np.quantile(differences, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _of_paired_fractions(won: int, lost: int, rows: int) -> tuple[float, float]:
+    """Of rows that only the second (`won`) and only the first (`lost`) has right: one of each is added to them."""
+    up, down = (won + 1) / (rows + 2), (lost + 1) / (rows + 2)
+    reach = _Z * float(np.sqrt((up + down - (up - down) ** 2) / (rows + 2)))
+    return max(-1.0, up - down - reach), min(1.0, up - down + reach)
 
 
 def _loss(figure: Figure, before: float, after: float) -> float:
@@ -104,11 +177,17 @@ def accuracy(contract: Contract, rows: Rows, labels: npt.NDArray[Any]) -> Figure
     if classes is None:
         shapes = ", ".join(f"'{tensor.name}'" for tensor in contract.outputs)
         raise ExportError(f"the targets are classes, and no output is one of classes or of scores for them: {shapes}")
+    return of_classes(classes, rows, labels)
+
+
+def of_classes(classes: Callable[[Rows], npt.NDArray[Any]], rows: Rows, labels: npt.NDArray[Any]) -> Figure:
+    """The fraction of rows whose class, which `classes` finds in the outputs, is that of `labels` [n]."""
     return Figure(
         ACCURACY,
         rows,
         lambda outputs, places: float((classes(outputs)[places] == labels[places]).mean()),
         truth=labels,
+        right=lambda outputs: classes(outputs) == labels,
     )
 
 

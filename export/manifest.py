@@ -41,7 +41,8 @@ class DataCard:
     `rows`: split -> rows. `classes`: split -> class -> rows, or label -> rows that have it. `missing`: split -> label
     -> rows without a value. `ranges`: a quantity -> its smallest, median and largest value in the training rows.
     `duplicates`: "test in train" -> test rows that also stand in the training rows. `division` says how the splits were
-    made; `left_out` counts what could not be used, and `left_out_first` tells of the first of it.
+    made; `left_out` counts what could not be used, and `left_out_first` tells of the first of it. `distributions`: a
+    quantity of the inputs -> its "edges" and the "counts" of training rows between them (`drift.py`).
     """
 
     rows: dict[str, int]
@@ -52,6 +53,7 @@ class DataCard:
     division: str
     left_out: int
     left_out_first: list[str]
+    distributions: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
 
     @property
     def splits(self) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bookserve.export import card, confined, contracts, manifest, run_format
 from bookserve.export.errors import ConfinedError, ExportError, StoreError
 from bookserve.export.manifest import Manifest
+from bookserve.export.replacement import Judge
 from bookserve.export.run_reader import TrainingRun
 from bookserve.export.store import ModelStore
 
@@ -17,14 +18,21 @@ _GRAPHS = "bookserve.export.run_graphs:make"
 _LIBRARIES = ("tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx", "bookserve")
 
 
-def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None], formats: Sequence[str] = ()) -> Manifest:
+def publish(
+    run: TrainingRun,
+    store: ModelStore,
+    say: Callable[[str], None],
+    formats: Sequence[str] = (),
+    judge: Judge | None = None,
+) -> Manifest:
     """Write the graphs, prove them equal, publish them with warm-up, report and manifest; `say` takes a line a step.
 
-    `formats` are those of FORMATS that are wanted, too. The files are the same each time that a run is published.
+    `formats` are those of FORMATS that are wanted, too. `judge` sees the graphs before they are published and may
+    refuse them. The files are the same each time that a run is published.
 
     Raises:
         ExportError: the run is damaged, its network breaks the contract, the graphs disagree, or a wanted format cannot
-            be had; or the store is damaged. Nothing is published.
+            be had; or the store is damaged. WorseError where the judge refuses them. Nothing is published.
     """
     contract = run.contract
     run.examples()
@@ -47,6 +55,8 @@ def publish(run: TrainingRun, store: ModelStore, say: Callable[[str], None], for
                 raise ExportError(f"{contract.model}: {error}") from error
             for note in made["notes"]:
                 say(f"{contract.model}: {note}")
+            if judge is not None:
+                judge(folder, contract)
             card.write(extra / "report" / "card.md", run, made["parity"])
             files = manifest.digests(folder)
             made_with = run.made_with | {name: installed_version(name) for name in _LIBRARIES}

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from bookserve.export import confined, run_format, run_reader
+from bookserve.export import confined, replacement, run_format, run_reader
 from bookserve.export import publish as publishing
-from bookserve.export.errors import ExportError, NoGainError
+from bookserve.export.errors import ExportError, NoGainError, StoreError
+from bookserve.export.figures import Figure
 from bookserve.export.manifest import Manifest
 from bookserve.export.options import models_dir_option, runs_dir_option
 from bookserve.export.quantization import float16
@@ -93,7 +94,8 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        click.echo("\n".join(getattr(stop, "__notes__", ["stopped; the same command starts anew"])), err=True)
+        line = f"{click.get_current_context().info_name}: stopped; the same command starts anew"
+        click.echo("\n".join(getattr(stop, "__notes__", [line])), err=True)
         number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
         raise SystemExit(128 + number) from None
     finally:
@@ -175,8 +177,7 @@ def train(
         )
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
-    metric = result.key_metric.name
-    click.echo(f"{name}: test {metric} {result.metrics['test'][metric]:.4f} in {result.seconds:.0f} s, {result.folder}")
+    click.echo(f"{name}: test {', '.join(result.test_figures)} in {result.seconds:.0f} s, {result.folder}")
     if own is not None:
         click.echo(f"publish it with: bookserve export {name}")
 
@@ -272,11 +273,11 @@ def train_all(
             logger.error("%s: %s", name, failures[name], exc_info=not expected)
             table.add_row(name, "", "failed", "", _minutes(began), "")
             continue
-        metric, book = result.key_metric.name, result.key_metric.book
+        book = result.key_metric.book
         table.add_row(
             name,
             result.origin.source,
-            f"{metric} {result.metrics['test'][metric]:.4f}",
+            "\n".join(result.test_figures),
             "" if book is None else f"{book:.4g}",
             _minutes(began),
             version,
@@ -302,6 +303,11 @@ def train_all(
     multiple=True,
     help="What the version has besides the SavedModel and the ONNX graph: tflite, for LiteRT.",
 )
+@click.option(
+    "--require-better",
+    is_flag=True,
+    help="Refuse the run where it is worse than the served version by more than chance, on the run's test rows.",
+)
 @models_dir_option
 @runs_dir_option
 @precision_option
@@ -312,6 +318,7 @@ def export(
     name: str,
     run_folder: Path | None,
     formats: tuple[str, ...],
+    require_better: bool,
     models_dir: Path,
     runs_dir: Path,
     precision: str,
@@ -324,6 +331,9 @@ def export(
     Every graph must answer as the SavedModel does, which TensorFlow 1's loader and LiteRT's converter read, too. The
     same run gives the same files each time.
 
+    With --require-better the served version and the run are asked the run's test rows, which are read once more. Where
+    the whole 95 % interval of the difference is on the worse side, the run is not published, and the status is 1.
+
     With --precision int8 the version after it is the same with an int8 graph. An int8 graph that loses more than
     --max-loss of the model's own figure, or is not faster, is not published: the command ends with status 1 then. It
     reads the run's data once more.
@@ -332,7 +342,11 @@ def export(
         with silence_tensorflow():
             run = run_reader.read(run_folder or run_reader.latest(runs_dir, name), name, contract)
         store = ModelStore(models_dir)
-        published = publishing.publish(run, store, click.echo, formats)
+        judge = None
+        if require_better:
+            _say_what_the_served_may_know(run, store)
+            judge = replacement.judge(store, lambda _: _test_rows(run, data_dir), confined.NONE, click.echo)
+        published = publishing.publish(run, store, click.echo, formats, judge)
         if precision == "int8":
             with silence_tensorflow():
                 from bookserve.training.quantized import publish_int8
@@ -394,6 +408,13 @@ def export(
     show_default=True,
     help="Trainings side by side, each a process.",
 )
+@click.option(
+    "--storage",
+    metavar="URL",
+    default=None,
+    help="Keep the study in this database, such as postgresql://user:password@host/name: every machine that runs the "
+    "same command searches with the others.",
+)
 @data_option
 @data_dir_option
 @runs_dir_option
@@ -409,6 +430,7 @@ def tune(
     grid_texts: tuple[str, ...],
     repeats: int,
     workers: int,
+    storage: str | None,
     data: Choice,
     data_dir: Path | None,
     runs_dir: Path,
@@ -427,7 +449,7 @@ def tune(
     study = study_name or f"{configuration}-{sampler}"
     try:
         grid = grid_of(named_config(book_model(name), configuration, profile), grid_texts)
-        plan = search.Plan(configuration, profile, sampler, trials, repeats, workers, seed, grid)
+        plan = search.Plan(configuration, profile, sampler, trials, repeats, workers, seed, grid, storage)
         report = search.tune(name, study, plan, DataRequest(data, data_dir), runs_dir, console)
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
@@ -442,9 +464,19 @@ def tune(
 
 @click.command("clean-runs")
 @click.argument("names", metavar="[MODELS]...", nargs=-1)
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Remove complete runs, too, but the newest N of each model; by default all of them stay.",
+)
 @runs_dir_option
-def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
-    """Remove unfinished runs, but those that are under way: what was stopped halfway is then trained anew."""
+def clean_runs(names: tuple[str, ...], keep: int | None, runs_dir: Path) -> None:
+    """Remove unfinished runs, but those that are under way: what was stopped halfway is then trained anew.
+
+    With --keep 3 the three newest complete runs of each model stay, and older ones go. Published versions and studies
+    stay; 'evaluate' needs --data for a version of your own data whose run is gone.
+    """
     folder = runs_dir
     known = run_writer.names(runs_dir)
     unknown = [name for name in names if name not in known and name not in MODELS]
@@ -459,10 +491,36 @@ def clean_runs(names: tuple[str, ...], runs_dir: Path) -> None:
                 if run_writer.remove(folder):
                     click.echo(f"removed {folder}")
                     removed += 1
+            for folder in run_writer.complete(runs_dir, name)[: -keep if keep else 0]:
+                run_writer.remove_complete(folder)
+                click.echo(f"removed {folder}")
+                removed += 1
     except OSError as error:
         raise click.ClickException(f"cannot remove {folder}: {error.strerror or error}") from error
     if not removed:
-        click.echo(f"no unfinished run lies in {runs_dir}")
+        click.echo(f"no unfinished run lies in {runs_dir}" + (f", nor more than {keep} complete ones" if keep else ""))
+
+
+def _test_rows(run: run_reader.TrainingRun, data_dir: Path | None) -> Figure:
+    """The run's test rows and the model's own figure of them."""
+    with silence_tensorflow():
+        from bookserve.training.held_out_rows import of_run
+    return of_run(run, data_dir).figure
+
+
+def _say_what_the_served_may_know(run: run_reader.TrainingRun, store: ModelStore) -> None:
+    """A warning where the served version was trained on another split, and so perhaps on these test rows."""
+    name = run.contract.model
+    try:
+        served = store.manifest(name, store.default_version(name)) if store.versions(name) else None
+    except StoreError:
+        return  # not one that was trained here
+    if served is not None and (served.data != run.data or served.seed != run.seed):
+        click.echo(
+            f"{name}: version {served.version} was trained with other data or another seed: where splits are drawn by "
+            "the seed, it may know some of the test rows",
+            err=True,
+        )
 
 
 def _publish_float16(run: run_reader.TrainingRun, published: Manifest, store: ModelStore) -> Manifest:

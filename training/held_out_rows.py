@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bookserve.export import run_reader
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
 from bookserve.export.figures import Measurement
-from bookserve.export.manifest import Manifest
+from bookserve.export.manifest import DataOrigin, Manifest
 from bookserve.export.run_reader import TrainingRun
 from bookserve.training.datasets import own_data
 from bookserve.training.datasets.files import DataError, DataRequest
+from bookserve.training.datasets.own_data import OwnData
 from bookserve.training.errors import TrainingError
 from bookserve.training.models import MODELS
 from bookserve.training.run import book_model
@@ -29,32 +31,50 @@ def measurement(described: Manifest, data_dir: Path | None, runs_dir: Path) -> M
     """
     name, origin = described.contract.model, described.data
     run = _run_of(described, runs_dir)
-    network = name if run is None else run.network_of
-    own = None if run is None or run.own_data is None else own_data.from_json(run.own_data)
-    unknown = network not in MODELS or (origin is not None and origin.source == "own" and own is None)
-    if origin is None or described.seed is None or unknown:
+    if run is not None:
+        return _of_inputs(of_run(run, data_dir), described.contract)
+    if name not in MODELS or origin is None or origin.source == "own" or described.seed is None:
         raise TrainingError(
             f"{name}: nothing in {runs_dir} tells how version {described.version} was trained: give rows with --data"
         )
+    config = config_of(name, described.configuration, described.profile, runs_dir)
+    return _of_inputs(_read(name, name, config, described.seed, origin, None, data_dir), described.contract)
+
+
+def of_run(run: TrainingRun, data_dir: Path | None) -> Measurement:
+    """Rows and figure of a complete run.
+
+    Raises:
+        DataError, TrainingError: as `measurement`.
+    """
+    name, network = run.contract.model, run.network_of
+    own = None if run.own_data is None else own_data.from_json(run.own_data)
+    if network not in MODELS or (run.data.source == "own" and own is None):
+        raise TrainingError(f"{name}: {run.folder} does not tell what it was trained with: train again")
+    config = config_of(network, run.configuration, run.profile, run.folder.parent.parent)
+    return _read(name, network, replace(config, **_as_fields(run)), run.seed, run.data, own, data_dir)
+
+
+def _read(
+    name: str, network: str, config: Any, seed: int, origin: DataOrigin, own: OwnData | None, data_dir: Path | None
+) -> Measurement:
     module = book_model(network)
-    config = config_of(network, described.configuration, described.profile, runs_dir)
-    if run is not None:
-        config = replace(config, **_as_fields(run))
     request = DataRequest("sample" if origin.source == "sample" else "real", data_dir, own)
-    data = module.load_data(config, request, described.seed)
+    data = module.load_data(config, request, seed)
     if data.origin.sha256 != origin.sha256:
         raise DataError(
-            f"{name}: the data is not that of version {described.version}: {data.origin.name}, "
-            f"SHA-256 {data.origin.sha256}, not {origin.sha256}"
+            f"{name}: the data is not that of the training: {data.origin.name}, SHA-256 {data.origin.sha256}, not "
+            f"{origin.sha256}"
         )
-    return _of_inputs(module.measurement(data), described.contract)
+    found: Measurement = module.measurement(data)
+    return found
 
 
 def _of_inputs(found: Measurement, contract: Contract) -> Measurement:
     """The same with only the inputs of a contract, which may be an older one of the model."""
     names = [tensor.name for tensor in contract.inputs] or list(found.figure.rows)
     rows, calibration = ({name: of[name] for name in names} for of in (found.figure.rows, found.calibration))
-    return Measurement(calibration, replace(found.figure, rows=rows))
+    return replace(found, calibration=calibration, figure=replace(found.figure, rows=rows))
 
 
 def _run_of(described: Manifest, runs_dir: Path) -> TrainingRun | None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -23,7 +24,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from rich.console import Console
 
-from bookserve.export import evaluation, run_format
+from bookserve.export import drift, evaluation, run_format
 from bookserve.export.contracts import Contract, to_json
 from bookserve.export.figures import Measurement
 from bookserve.training import plots, run_writer
@@ -138,6 +139,14 @@ class Result:
     origin: Origin
     seconds: float
 
+    @property
+    def test_figures(self) -> list[str]:
+        """The key metric of the test rows; those of the official rows first, where the test file is another one."""
+        test, name, exact = self.metrics["test"], self.key_metric.name, self.key_metric.exact
+        if self.origin.official or exact not in test:
+            return [f"{name} {test[name]:.4f}"]
+        return [f"{exact} {test[exact]:.4f}", f"{name} {test[name]:.4f} (test file not the official one)"]
+
 
 def book_model(name: str) -> BookModel:
     """The module of a model of `MODELS`."""
@@ -214,7 +223,8 @@ def train_model(
         "config": dataclasses.asdict(config),
         "settings": dict(settings),
         "data": dataclasses.asdict(data.origin),
-        "data_card": dataclasses.asdict(data_card),
+        "data_card": dataclasses.asdict(data_card)
+        | {"distributions": drift.distributions(contract, model_module.measurement(data).calibration)},
         "own_data": None if request.own is None else own_data.to_json(request.own),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "devices": devices.describe(),
@@ -285,6 +295,7 @@ def versions() -> dict[str, str]:
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,
+        "bookserve": installed_version("bookserve"),
     }
 
 
@@ -308,6 +319,8 @@ def _lead(
     run = None if fresh else run_writer.find(runs_dir, name, head)
     if run is not None:
         console.print(f"{name}: going on with {run.folder}", highlight=False, soft_wrap=True)
+        for line in _changed_since(run.folder, head):
+            console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
     else:
         dead = len(run_writer.dead(runs_dir, name))
         if dead:
@@ -335,6 +348,16 @@ def _lead(
     finally:
         run.close()
     return final, metrics
+
+
+def _changed_since(folder: Path, head: Mapping[str, Any]) -> list[str]:
+    """What of libraries and devices is not as it was when the run in `folder` began: its figures may differ."""
+    before = json.loads((folder / run_format.CONFIG).read_text(encoding="utf-8"))
+    pairs = {"devices": (before.get("devices"), head["devices"])}
+    made_with = before.get("made_with", {})
+    pairs |= {library: (made_with.get(library), number) for library, number in head["made_with"].items()}
+    changes = [f"{what} was {then}, now {now}" for what, (then, now) in pairs.items() if then != now]
+    return [f"{'; '.join(changes)}: the figures may differ from those of one training"] if changes else []
 
 
 def _follow(
@@ -415,11 +438,12 @@ def _write(
 
 def _evaluate_served(training: Training, served: keras.Model, report: Path) -> dict[str, float]:
     """The figures of the served graph on the test rows; the whole evaluation and its picture go into `report`."""
-    figure = training.module.measurement(training.data).figure
+    measured = training.module.measurement(training.data)
+    figure = measured.figure
     inputs = {tensor.name: figure.rows[tensor.name] for tensor in served.inputs}
     asked = inputs if len(inputs) > 1 else next(iter(inputs.values()))
     outputs = served.predict(asked, batch_size=EVALUATION_ROWS, verbose=0)
-    found = evaluation.evaluate(figure, outputs, training.contract)
+    found = evaluation.beside(evaluation.evaluate(figure, outputs, training.contract), measured, outputs)
     run_writer.write_json(report / run_format.EVALUATION, found.to_json())
     if found.calibration is not None:
         bins = [(one.count, one.probability, one.true) for one in found.calibration.bins]

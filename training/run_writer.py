@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bookserve.export.durable import fsync, fsync_tree
-from bookserve.export.run_format import CHECKPOINT, CONFIG, LOCK, UNFINISHED
+from bookserve.export.run_format import CHECKPOINT, CONFIG, LOCK, METRICS, UNFINISHED
 
 SETTINGS = ("model", "contract", "configuration", "profile", "seed", "config", "data")  # what decides a run's figures
 
@@ -89,6 +89,22 @@ def dead(runs_dir: Path, model: str) -> list[Path]:
             os.close(lock)
             folders.append(folder)
     return folders
+
+
+def complete(runs_dir: Path, model: str) -> list[Path]:
+    """The complete runs of `model`, oldest first; its studies are none."""
+    folders = sorted((runs_dir / model).iterdir()) if (runs_dir / model).is_dir() else []
+    return [path for path in folders if not path.name.endswith(UNFINISHED) and (path / METRICS).is_file()]
+
+
+def remove_complete(folder: Path) -> None:
+    """Remove a complete run; its metrics first, so that nobody takes what is left for a complete one.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    (folder / METRICS).unlink()
+    shutil.rmtree(folder)
 
 
 def remove(folder: Path) -> bool:

@@ -30,3 +30,12 @@ def test_a_command_may_say_itself_what_was_stopped(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(predict, "_to_gateway", interrupted)
     done = CliRunner().invoke(main, ["predict", "linear", "1.5"])
     assert (done.exit_code, done.stderr) == (130, "the question was not answered\n")
+
+
+def test_ctrl_c_while_a_command_is_imported_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line.importlib, "import_module", interrupted)
+    result = CliRunner().invoke(command_line.main, ["train", "mnist"])
+    assert (result.exit_code, result.output) == (130, "train: stopped; the same command starts anew\n")

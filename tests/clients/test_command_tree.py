@@ -14,8 +14,7 @@ from bookserve.export import table
 
 # Commands that do something: what they print says that it was done, and where a program has to know, the status.
 ACT = {
-    "batch",
-    *("train", "export", "train-all", "tune", "clean-runs", "model-server", "gateway", "serve", "completion"),
+    *("batch", "train", "export", "train-all", "tune", "clean-runs", "model-server", "gateway", "serve", "completion"),
     *("models add", "models config", "models gc", "models label", "models pack", "models promote", "models pull"),
     *("models push", "models quantize", "models rollback", "models sign", "models unlabel", "models unpack"),
 }

@@ -10,7 +10,7 @@ import small_networks
 from click.testing import CliRunner, Result
 
 from bookserve.clients.command_line import main
-from bookserve.export import contracts, manifest
+from bookserve.export import contracts, drift, manifest
 from bookserve.export.manifest import Manifest
 from model_servers import server_starter
 
@@ -46,6 +46,27 @@ def rows(tmp_path: Path) -> Path:
 
 def evaluate(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+
+
+def test_rows_that_are_unlike_the_training_rows_are_told_of(store: Path, rows: Path, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(store, root)
+    images, _ = small_networks.pictures(700, 5)
+    known = drift.distributions(DIGITS, {"images": images})
+    card = manifest.DataCard({"train": 700}, {}, {}, {}, {}, "", 0, [], known)
+    described = Manifest(
+        "digits", 1, "2026-01-02T03:04:05+00:00", DIGITS, {}, manifest.digests(root / "digits/1"), {}, data_card=card
+    )
+    (root / "digits/1" / manifest.LOCATION).write_text(described.to_json())
+    told = evaluate("digits", "--version", 1, "--data", rows, "--models-dir", root)
+    assert "The inputs have not drifted from the training rows" in told.output, told.output
+    with np.load(rows) as content:
+        np.savez(tmp_path / "dark.npz", images=content["images"] // 2, labels=content["labels"])
+    told = evaluate("digits", "--version", 1, "--data", tmp_path / "dark.npz", "--models-dir", root)
+    assert "2 of 2 quantities of the inputs drifted" in told.output, told.output
+    assert "| images: brightness |" in told.output
+    as_json = evaluate("digits", "--version", 1, "--data", tmp_path / "dark.npz", "--models-dir", root, "--json")
+    assert [one["drifted"] for one in json.loads(as_json.output)["drift"]] == [True, True]
 
 
 def test_files_and_a_server_give_the_same_figures(store: Path, rows: Path, tmp_path: Path) -> None:

@@ -135,6 +135,31 @@ def test_figures_on_the_user_s_rows_are_kept_with_the_version(tmp_path: Path) ->
     assert invoke("models", "verify", "score", "--models-dir", tmp_path / "store").exit_code == 0
 
 
+def test_a_model_that_is_worse_than_the_served_one_is_refused(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(0, 1, (400, 3)).astype(np.float32)
+    weights = np.array([[0.5, -1.0], [2.0, 0.25], [-0.75, 1.5]], np.float32)
+    np.savez(tmp_path / "rows.npz", x=x, labels=(x @ weights + np.array([0.1, -0.2])).argmax(axis=1))
+    store, source = tmp_path / "store", graph(tmp_path)
+    asked = ("--evaluate", tmp_path / "rows.npz", "--require-better", "--models-dir", store)
+    assert "no version is served yet" in invoke("models", "add", "score", source, *asked).output
+    same = invoke("models", "add", "score", source, *asked)
+    assert "score: accuracy 1, version 1, which is served, has 1, on the same 400 rows" in same.output
+    assert "It is not worse by more than chance" in same.output
+    made = onnx.load(source)
+    made.graph.node[0].input[1], made.graph.initializer[0].name = "other", "other"
+    made.graph.initializer[0].CopyFrom(numpy_helper.from_array(-weights, "other"))
+    onnx.save(made, source)
+    refused = invoke("models", "add", "score", source, *asked)
+    assert refused.exit_code == 1
+    assert "version 2, which is served, has 1, on the same 400 rows: difference -0.9" in refused.output
+    assert "It is worse by more than chance and not published" in refused.output
+    assert not (store / "score/3").exists()
+    assert invoke("models", "rollback", "score", "--to", 1, "--models-dir", store).exit_code == 0
+    assert "version 1, which is served" in invoke("models", "add", "score", source, *asked).output
+    bare = invoke("models", "add", "score", source, "--require-better", "--models-dir", store)
+    assert (bare.exit_code, "--require-better compares on the rows of --evaluate" in bare.output) == (2, True)
+
+
 def test_show_reads_the_graph_of_a_version_without_a_manifest(tmp_path: Path) -> None:
     (tmp_path / "store/score/7").mkdir(parents=True)
     graph(tmp_path / "store/score/7")

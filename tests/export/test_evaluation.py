@@ -146,3 +146,23 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         path.write_text(json.dumps(found.to_json(), allow_nan=False))
         assert evaluation.text(evaluation.read(path)) == evaluation.text(found)
         assert evaluation.figures_of(evaluation.read(path)) == evaluation.figures_of(found)
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [(0, "better"), (60, "no different"), (150, "worse")])
+def test_a_model_stands_beside_its_baseline(tmp_path: Path, wrong: int, verdict: str) -> None:
+    truth, outputs = pets(1.0)
+    right, plain, model = (np.array(truth) for _ in range(3))
+    plain[:60] = (right[:60] + 1) % 3
+    model[100 : 100 + wrong] = (right[100 : 100 + wrong] + 1) % 3
+    figure = figures.accuracy(PETS, X, truth)
+    measured = figures.Measurement(X, figure, figures.Baseline("a coin", lambda: outputs | {"classes": plain}))
+    mine = outputs | {"classes": model}
+    found = evaluation.beside(evaluation.evaluate(figure, mine, PETS), measured, mine)
+    assert found.baseline is not None
+    assert (found.baseline.verdict, found.baseline.value) == (verdict, pytest.approx(1 - 60 / ROWS))
+    kept = evaluation.figures_of(found)
+    assert kept["less_baseline"] == pytest.approx((60 - wrong) / ROWS)
+    assert kept["less_baseline_low"] < kept["less_baseline"] < kept["less_baseline_high"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(found.to_json()))
+    assert evaluation.text(evaluation.read(tmp_path / "evaluation.json")) == evaluation.text(found)
+    assert evaluation.text(found)[2].startswith("The baseline, a coin, has 0.98 on the same rows: difference ")

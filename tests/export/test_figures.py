@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
@@ -69,3 +70,30 @@ def test_without_targets_the_figure_is_how_far_the_graphs_agree() -> None:
     near = figures.compare(figures.agreement(HEIGHTS, ROWS, {"y": y}), {"y": y}, {"y": y * np.float32(1.01)})
     assert (near.figure, near.float32) == ("closeness", 1.0)
     assert near.int8 == pytest.approx(0.99)
+
+
+def paired(won: int, lost: int, rows: int) -> figures.Difference:
+    """A second model that alone is right on `won` rows, beside a first that alone is right on `lost`."""
+    labels = np.zeros(rows, np.int64)
+    first, second = labels.copy(), labels.copy()
+    first[:won] = 1
+    second[won : won + lost] = 1
+    return figures.paired(figures.accuracy(SCORES, {"x": labels}, labels), {"best": first}, {"best": second})
+
+
+@pytest.mark.parametrize(
+    ("won", "lost"), [(0, 0), (0, 3), (0, 5), (0, 6), (0, 20), (5, 15), (8, 12), (30, 55), (40, 9)]
+)
+def test_a_model_is_worse_where_mcnemars_exact_test_says_so(won: int, lost: int) -> None:
+    found = paired(won, lost, 1_000)
+    sure = won + lost > 0 and binomtest(lost, won + lost).pvalue < 0.05
+    assert (found.worse, found.better) == (sure and lost > won, sure and won > lost)
+    assert found.interval is not None
+    assert found.interval[0] < found.value < found.interval[1]
+
+
+def test_a_figure_without_chance_is_worse_by_any_difference() -> None:
+    figure = figures.Figure("lost_lines", ROWS, lambda outputs, _: float(outputs["f"][0]), False, resamples=0)
+    found = figures.paired(figure, {"f": np.zeros(1)}, {"f": np.ones(1)})
+    assert (found.worse, found.better, found.text) == (True, False, "difference +1")
+    assert figures.paired(figure, {"f": np.ones(1)}, {"f": np.zeros(1)}).better

@@ -70,6 +70,26 @@ def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
     assert "float16   largest differences on 60 rows: probabilities" in shown
 
 
+@pytest.mark.slow
+def test_a_run_that_is_worse_than_the_served_version_is_refused(tmp_path: Path) -> None:
+    runs, models = ["--runs-dir", tmp_path / "runs"], ["--models-dir", tmp_path / "models"]
+    assert invoke("train", "logistic", "--profile=smoke", *runs).exit_code == 0
+    exported = invoke("export", "logistic", "--require-better", *runs, *models)
+    assert exported.exit_code == 0, exported.output
+    assert "no version is served yet" in exported.output
+    untrained = ("--set=learning_rate=1e-9", "--set=steps=1", "--set=epochs=1")
+    assert invoke("train", "logistic", "--profile=smoke", "--seed=1", *untrained, *runs).exit_code == 0
+    refused = invoke("export", "logistic", "--require-better", *runs, *models)
+    assert refused.exit_code == 1
+    assert re.search(
+        r"logistic: accuracy 0\.\d+, version 1, which is served, has 1, on the same 100 rows: difference -0\.\d+, "
+        r"95 % interval -0\.\d+ to -0\.\d+\. It is worse by more than chance and not published",
+        refused.output,
+    ), refused.output
+    assert "version 1 was trained with other data or another seed" in refused.output
+    assert [path.name for path in (tmp_path / "models/logistic").iterdir() if path.name.isdigit()] == ["1"]
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """Ctrl-C reaches Python, also where the tests were started in the background, whose shell turns it off."""
@@ -166,6 +186,22 @@ def test_unfinished_runs_are_counted_and_removed(tmp_path: Path) -> None:
     alive.close()
     assert invoke("clean-runs", "--runs-dir", tmp_path).output.count("removed ") == 2
     assert invoke("clean-runs", "--runs-dir", tmp_path).output == f"no unfinished run lies in {tmp_path}\n"
+
+
+def test_complete_runs_are_removed_but_the_newest_of_each_model(tmp_path: Path) -> None:
+    for model, time in (("m", "20260101-1"), ("m", "20260102-1"), ("m", "20260103-1"), ("other", "20260101-1")):
+        (tmp_path / model / time).mkdir(parents=True)
+        for name in (run_format.CONFIG, run_format.METRICS, "model.keras"):
+            (tmp_path / model / time / name).write_text("{}")
+    (tmp_path / "m/tuned/study").mkdir(parents=True)
+    assert invoke("clean-runs", "--runs-dir", tmp_path).output == f"no unfinished run lies in {tmp_path}\n"
+    removed = invoke("clean-runs", "--keep=2", "--runs-dir", tmp_path)
+    assert removed.output == f"removed {tmp_path}/m/20260101-1\n"
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["20260102-1", "20260103-1", "tuned"]
+    assert invoke("clean-runs", "m", "--keep=1", "--runs-dir", tmp_path).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["20260103-1", "tuned"]
+    again = invoke("clean-runs", "--keep=1", "--runs-dir", tmp_path)
+    assert again.output == f"no unfinished run lies in {tmp_path}, nor more than 1 complete ones\n"
 
 
 @pytest.mark.parametrize(
@@ -307,7 +343,7 @@ def test_a_grid_of_the_command_line_is_tried_and_its_best_trained(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tune", "mnist"], "mnist has no search that begins with the configuration 'standard'"),
+        (["tune", "tox21", "--config=scaffold"], "tox21 has no search that begins with the configuration 'scaffold'"),
         (["tune", "tox21", "--study=book"], "'book' is a configuration of tox21: name the study differently"),
         (["tune", "tox21", "--study=../x"], "'../x' is no name for a study"),
         (["train", "tox21", "--config=x"], "tox21 has neither a configuration nor a study 'x'"),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from rich.console import Console
 
 from bookserve.export import evaluation, run_format
 from bookserve.training import run
-from bookserve.training.datasets.files import DataRequest
+from bookserve.training.datasets.files import NOT_OFFICIAL, DataRequest, Origin
+from bookserve.training.devices import devices
 from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.loop.callbacks import StopOnNan
 from bookserve.training.loop.checkpoint import Checkpoint
@@ -53,6 +55,11 @@ def test_a_run_leaves_everything_that_export_needs(tmp_path: Path, console: Cons
     )
     assert config["config"]["epochs"] == 2
     assert config["data"]["source"] == "sample"
+    spread = config["data_card"]["distributions"]
+    assert {name: sum(one["counts"]) for name, one in spread.items()} == {
+        "images: brightness": config["data_card"]["rows"]["train"],
+        "images: contrast": config["data_card"]["rows"]["train"],
+    }
     assert len(config["data"]["sha256"]) == 64
     assert json.loads((result.folder / "metrics.json").read_text()) == result.metrics
     assert set(result.metrics) == {"train", "valid", "test", "served"}
@@ -208,6 +215,29 @@ def test_a_training_killed_in_mid_epoch_ends_with_the_same_figures(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("tiny_mnist")
+def test_a_training_that_goes_on_elsewhere_says_what_differs(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopper(StopOnNan):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "StopOnNan", Stopper)
+        with pytest.raises(KeyboardInterrupt):
+            run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke")
+    (folder,) = (tmp_path / "mnist").iterdir()
+    config = json.loads((folder / "config.json").read_text())
+    config["made_with"]["keras"], config["devices"] = "3.0.0", "1 GPU"
+    (folder / "config.json").write_text(json.dumps(config))
+    text = io.StringIO()
+    run.train_model("mnist", SAMPLE, tmp_path, Console(file=text), profile="smoke")
+    now = f"devices was 1 GPU, now {devices.describe()}; keras was 3.0.0, now {keras.__version__}"
+    assert f"mnist: {now}: the figures may differ from those of one training\n" in text.getvalue()
+
+
+@pytest.mark.usefixtures("tiny_mnist")
 def test_a_training_that_diverged_is_not_gone_on_with(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,3 +272,11 @@ def test_every_model_has_the_skeleton(name: str) -> None:
 
 def test_versions_name_the_libraries() -> None:
     assert run.versions()["keras"] == keras.__version__
+
+
+def test_figures_of_a_foreign_test_file_stand_behind_those_of_official_rows() -> None:
+    metrics = {"test": {"accuracy": 0.9312, "accuracy_1000": 0.944, "rows": 10_000.0}}
+    metric = run.book_model("cifar10").KEY_METRIC
+    result = run.Result(Path("x"), metrics, metric, Origin("real", f"cifar10, test batch 12 {NOT_OFFICIAL}", ""), 1.0)
+    assert result.test_figures == ["accuracy_1000 0.9440", "accuracy 0.9312 (test file not the official one)"]
+    assert replace(result, origin=Origin("real", "cifar10", "")).test_figures == ["accuracy 0.9312"]

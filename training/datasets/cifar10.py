@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bookserve.training.datasets import files
 from bookserve.training.datasets.files import (
+    NOT_OFFICIAL,
     DataError,
     DataFile,
     DataRequest,
@@ -210,4 +211,4 @@ def _verify(batches: Mapping[str, bytes]) -> Origin:
         digests[TEST_BATCH],
         TEST_SHA256,
     )
-    return Origin("real", f"cifar10, test batch {digests[TEST_BATCH]} (not the official one)", combined)
+    return Origin("real", f"cifar10, test batch {digests[TEST_BATCH]} {NOT_OFFICIAL}", combined)

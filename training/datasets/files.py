@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 Choice = Literal["auto", "real", "sample"]
 CHOICES: tuple[Choice, ...] = ("auto", "real", "sample")
 
+NOT_OFFICIAL = "(not the official one)"  # the end of an Origin's name
 CONNECT_SECONDS = 6.0  # name look-up, connection and response head together: a closed network is noticed in this time
 STALL_SECONDS = 20.0  # no byte for this long and the connection is given up
 ATTEMPTS = 4  # connections a file; each goes on where the last one was cut
@@ -84,6 +85,11 @@ class Origin:
     source: Literal["real", "sample", "own"]
     name: str
     sha256: str
+
+    @property
+    def official(self) -> bool:
+        """Whether no file of the data set is another one than its makers published."""
+        return not self.name.endswith(NOT_OFFICIAL)
 
 
 def obtain(dataset: str, files: Sequence[DataFile], request: DataRequest) -> tuple[Path, ...] | None:

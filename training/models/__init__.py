@@ -41,10 +41,15 @@ STANDARD = "standard"
 
 @dataclass(frozen=True)
 class KeyMetric:
-    """The metric by which a model is judged: `name` is one of the test split, `book` the book's value if it has one."""
+    """The metric by which a model is judged: `name` is one of the test split, `book` the book's value if it has one.
+
+    `exact` names the same metric of the test rows that are the data set's own, where the test file at hand is not the
+    official one: it is shown first then.
+    """
 
     name: str
     book: float | None
+    exact: str = ""
 
 
 def names_book_data(model: str, data_dir: Path) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
+from optuna.distributions import FloatDistribution
 
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
@@ -24,6 +25,7 @@ from bookserve.training.datasets.own_data import PointTable
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.models import STANDARD, KeyMetric
+from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
     model="linear",
@@ -63,6 +65,17 @@ CONFIGS: dict[str, dict[str, Config]] = {
     STANDARD: {"smoke": Config(epochs=10), "default": Config(epochs=20), "full": Config(epochs=40)},
     "book": {"smoke": replace(BOOK, epochs=2), "default": BOOK, "full": BOOK},
 }
+SPACE = Search(
+    objective="val_loss",
+    higher_is_better=False,
+    epoch="last",
+    space={
+        "learning_rate": FloatDistribution(1e-3, 0.9, log=True),
+        "optimizer": choice("descent", "adam"),
+        "steps": choice(5, 25, 100),
+    },
+)
+SEARCHES: dict[str, Search] = {STANDARD: SPACE, "book": SPACE}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> toy.Points:
@@ -133,9 +146,9 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
             "rmse": float(np.sqrt(np.mean((split.y - predicted) ** 2))),
             "rows": float(len(split.y)),
         }
+    plots.predicted(data.test.y, predicted, report / "predicted.png")  # figure 3-12
     if data.origin.source == "own":
         metrics["parameters"] = _unscaled(weights, bias, data)
-        plots.predicted(data.test.y, predicted, report / "predicted.png")
         return metrics
     weight, bias = float(weights.reshape(())), float(bias.reshape(()))
     x = data.train.x[:, 0]
@@ -149,12 +162,13 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
 
 
 def measurement(data: toy.Points) -> figures.Measurement:
-    """R² of the served graph on the test points, as `evaluate` has it."""
+    """R² of the served graph on the test points, as `evaluate` has it, beside the line of least squares."""
 
     def r2(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
         return pearson_r2(data.test.y[places], outputs["y"][places])
 
-    return figures.Measurement(data.train.inputs, figures.Figure("r2", data.test.inputs, r2))
+    baseline = figures.Baseline("least squares", lambda: {"y": _least_squares(data)})
+    return figures.Measurement(data.train.inputs, figures.Figure("r2", data.test.inputs, r2), baseline)
 
 
 def serving_model(model: keras.Model) -> keras.Model:
@@ -173,6 +187,13 @@ def scale_of(split: toy.Split) -> Scale:
         float(y.mean()),
         float(y.std()) or 1.0,
     )
+
+
+def _least_squares(data: toy.Points) -> npt.NDArray[np.float64]:
+    """The heights [n] of the test points by the line of least squares through the training points."""
+    rows, heights = (np.column_stack([split.x, np.ones(len(split.x))]) for split in (data.train, data.test))
+    found: npt.NDArray[np.float64] = heights @ np.linalg.lstsq(rows, data.train.y.astype(np.float64))[0]
+    return found
 
 
 def _unscaled(weights: npt.NDArray[Any], bias: npt.NDArray[Any], data: toy.Points) -> dict[str, float]:

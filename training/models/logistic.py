@@ -4,7 +4,7 @@ As in the book: two weights, one bias, the cross-entropy, Adam, and every step o
 loss is a mean, not a sum.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
+from optuna.distributions import FloatDistribution
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
@@ -24,6 +28,7 @@ from bookserve.training.datasets.own_data import PointTable
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.models import STANDARD, KeyMetric
+from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
     model="logistic",
@@ -57,6 +62,16 @@ CONFIGS: dict[str, dict[str, Config]] = {
     STANDARD: {"smoke": Config(epochs=10), "default": Config(epochs=20), "full": Config(epochs=40)},
     "book": {"smoke": replace(BOOK, epochs=10), "default": BOOK, "full": BOOK},
 }
+SPACE = Search(
+    objective="val_loss",
+    higher_is_better=False,
+    epoch="last",
+    space={
+        "learning_rate": FloatDistribution(1e-3, 1.0, log=True),
+        "steps": choice(5, 25, 100),
+    },
+)
+SEARCHES: dict[str, Search] = {STANDARD: SPACE, "book": SPACE}
 
 
 def load_data(config: Config, request: DataRequest, seed: int) -> toy.Points:
@@ -151,13 +166,15 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
 
 def measurement(data: toy.Points) -> figures.Measurement:
     """The accuracy of the served graph on the test points."""
+    accuracy = figures.of_classes(lambda outputs: outputs["class"], data.test.inputs, data.test.y)
+    baseline = figures.Baseline("scikit-learn's logistic regression", lambda: _scikit_learn(data))
+    return figures.Measurement(data.train.inputs, accuracy, baseline)
 
-    def accuracy(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
-        return float((outputs["class"][places] == data.test.y[places]).mean())
 
-    return figures.Measurement(
-        data.train.inputs, figures.Figure(figures.ACCURACY, data.test.inputs, accuracy, truth=data.test.y)
-    )
+def _scikit_learn(data: toy.Points) -> dict[str, npt.NDArray[Any]]:
+    """The classes [n] of the test points by the same model as scikit-learn fits it, on scaled columns."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1_000))
+    return {"class": model.fit(data.train.x, data.train.y.astype(np.int64)).predict(data.test.x)}
 
 
 def serving_model(model: keras.Model) -> keras.Model:

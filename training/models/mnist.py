@@ -5,15 +5,15 @@ form: rectified units, max pooling, dropout. Unlike the book's code the training
 are drawn at random, and the batch is free in the graph.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
+from optuna.distributions import FloatDistribution
 
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
@@ -28,6 +28,7 @@ from bookserve.training.loop.fit import fit
 from bookserve.training.loop.rates import warm_cosine
 from bookserve.training.loop.small_data import for_rows
 from bookserve.training.models import STANDARD, KeyMetric
+from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
     model="mnist",
@@ -75,6 +76,19 @@ CONFIGS: dict[str, dict[str, Config]] = {
         "default": Config(epochs=5),
         "full": Config(epochs=32, rotation=10.0, zoom=0.1, shift=1.5, elastic=0.8, patience=12),
     }
+}
+SEARCHES: dict[str, Search] = {
+    STANDARD: Search(
+        objective="val_loss",
+        higher_is_better=False,
+        space={
+            "learning_rate": FloatDistribution(3e-4, 6e-3, log=True),
+            "weight_decay": FloatDistribution(1e-4, 1e-1, log=True),
+            "dropout": FloatDistribution(0.2, 0.8),
+            "batch": choice(64, 128, 256),
+            "hidden": choice(128, 256, 512),
+        },
+    )
 }
 
 
@@ -160,14 +174,8 @@ def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, d
 
 def measurement(data: ImageSplits) -> figures.Measurement:
     """The accuracy of the served graph on the test rows."""
-    labels = data.test.labels
-
-    def accuracy(outputs: Mapping[str, npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> float:
-        return float((outputs["classes"][places] == labels[places]).mean())
-
-    return figures.Measurement(
-        data.train.inputs, figures.Figure(figures.ACCURACY, data.test.inputs, accuracy, truth=labels)
-    )
+    accuracy = figures.of_classes(lambda outputs: outputs["classes"], data.test.inputs, data.test.labels)
+    return figures.Measurement(data.train.inputs, accuracy)
 
 
 def serving_model(model: keras.Model) -> keras.Model:

@@ -50,6 +50,7 @@ class Plan:
     workers: int
     seed: int
     grid: Mapping[str, Sequence[Any]] | None = None
+    storage: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir:
     if plan.grid is not None:
         settings[study.GRID] = {name: list(values) for name, values in plan.grid.items()}
     task = TrainingTask(trial=0, model=name, config=config, request=request, seed=plan.seed, figure=search.objective)
-    with open_study(folder, settings, search) as opened:
+    with open_study(folder, settings, search, plan.storage) as opened:
         total = plan.trials or DEFAULT_TRIALS
         if plan.sampler == "grid":
             points = opened.grid_points
@@ -131,11 +132,13 @@ def tune(name: str, study_name: str, plan: Plan, request: DataRequest, runs_dir:
         try:
             _run(opened, search, task, total, plan, console)
         except KeyboardInterrupt as stop:
+            opened.copy()
             kept = _write(Report(folder, opened.trials(), search))
             stop.add_note(
                 f"{study_name}: stopped, trials kept: {len(kept.trials)}; the same command goes on from there"
             )
             raise
+        opened.copy()
         return _write(Report(folder, opened.trials(), search))
 
 
@@ -197,18 +200,20 @@ def draw(path: Path, trials: Sequence[FrozenTrial], search: Search) -> None:
 
 def _run(opened: Study, search: Search, base: TrainingTask, total: int, plan: Plan, console: Console) -> None:
     """Train until the study has `total` trials that are over."""
-    to_ask = max(0, total - len(opened.trials()))
+    more = True
     waiting: deque[TrainingTask] = deque()
     under_way: dict[int, tuple[optuna.Trial, list[Outcome]]] = {}
     columns = (TextColumn("networks trained"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     with WorkerPool(plan.workers) as pool, progress:
-        bar = progress.add_task("", total=to_ask * plan.repeats)
+        bar = progress.add_task("", total=max(0, total - len(opened.trials())) * plan.repeats)
         while True:
-            while pool.free and (waiting or to_ask):
+            while pool.free and (waiting or more):
                 if not waiting:
-                    to_ask -= 1
-                    trial = opened.ask()
+                    trial = opened.ask() if opened.started() < total else None
+                    if trial is None:
+                        more = False
+                        break
                     under_way[trial.number] = trial, []
                     waiting.extend(_tasks(base, trial, plan.repeats, search))
                 pool.start(waiting.popleft())

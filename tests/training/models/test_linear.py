@@ -24,7 +24,8 @@ def test_gradient_descent_finds_the_line_within_the_noise(profile: str, tmp_path
     assert result.metrics["test"]["r2"] > 0.99
     assert 0.08 < result.metrics["test"]["rmse"] < 0.12
     assert result.origin.source == "real"
-    assert {path.name for path in (result.folder / "report").iterdir()} == {"curves.png", "line.png", "evaluation.json"}
+    report = {path.name for path in (result.folder / "report").iterdir()}
+    assert report == {"curves.png", "line.png", "predicted.png", "evaluation.json"}
 
 
 def test_r2_is_the_squared_correlation_of_chapter_3() -> None:

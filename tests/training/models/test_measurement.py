@@ -3,6 +3,7 @@
 import made_up_molecules
 import numpy as np
 import pytest
+from sklearn.linear_model import LinearRegression
 
 from bookserve.export import figures
 from bookserve.training.datasets import ptb as ptb_data
@@ -36,6 +37,18 @@ def test_points_have_r2_and_accuracy_of_the_rows_that_are_picked() -> None:
     assert measured.figure.score({"class": wrong}, np.arange(10, 100)) == 1.0
 
 
+def test_points_have_the_same_line_solved_at_once_as_their_baseline() -> None:
+    points = toy.line(0)
+    baseline = linear.measurement(points).baseline
+    assert baseline is not None
+    solved = LinearRegression().fit(points.train.x, points.train.y).predict(points.test.x)
+    np.testing.assert_allclose(baseline.outputs()["y"], solved, rtol=1e-5)
+    clouds = toy.clouds(0)
+    baseline = logistic.measurement(clouds).baseline
+    assert baseline is not None
+    assert figure_of(logistic.measurement(clouds), **baseline.outputs()) >= 0.99
+
+
 @pytest.mark.parametrize("module", [mnist, cifar10])
 def test_images_have_accuracy(module: object) -> None:
     labels = np.arange(40) % 10
@@ -51,6 +64,8 @@ def test_molecules_have_the_mean_auc() -> None:
     measured = tox21_model.measurement(Splits(split, split, split, ORIGIN))
     assert figure_of(measured, probabilities=results) == 1.0
     assert figure_of(measured, probabilities=1 - results) == 0.0
+    assert measured.baseline is not None  # forests, which were grown on these very rows
+    assert figure_of(measured, **measured.baseline.outputs()) == 1.0
 
 
 def test_words_have_the_perplexity_after_the_words_before_them() -> None:

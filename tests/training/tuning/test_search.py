@@ -1,19 +1,22 @@
 import csv
 import dataclasses
 import io
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from optuna import create_study
 from optuna.distributions import FloatDistribution
-from optuna.trial import create_trial
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial, create_trial
 from rich.console import Console
 
-from bookserve.training import run
+from bookserve.training import run, settings
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.errors import TrainingError
-from bookserve.training.models import linear
+from bookserve.training.models import MODELS, linear
 from bookserve.training.tuning import search
 from bookserve.training.tuning.search import Plan, Report, tune
 from bookserve.training.tuning.search_space import Search, choice, hyperparameters
@@ -186,14 +189,30 @@ def test_the_grid_is_tried_whole_and_once(tmp_path: Path, pretend_training: Pret
     assert len(whole.trials) == 8
 
 
-def test_a_model_without_a_search_says_who_has_one(tmp_path: Path) -> None:
+def test_a_configuration_without_a_search_says_which_have_one(tmp_path: Path) -> None:
+    plan = dataclasses.replace(PLAN, configuration="scaffold")
     with pytest.raises(
-        TrainingError, match=r"mnist has no search .* 'standard'.*linear \(standard\).*tox21 \(standard, "
+        TrainingError, match=r"tox21 has no search .* 'scaffold'.*linear \(standard.*tox21 \(standard, "
     ):
-        tune("mnist", "study", PLAN, DataRequest("sample"), tmp_path, Console(quiet=True))
+        tune("tox21", "study", plan, DataRequest("sample"), tmp_path, Console(quiet=True))
     with pytest.raises(TrainingError, match="'standard' is a configuration of linear"):
         tune_linear(tmp_path, name="standard")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_a_space_of_numbers_that_its_training_takes(name: str) -> None:
+    module = run.book_model(name)
+    assert "standard" in search.searches(module)
+    for configuration, space in search.searches(module).items():
+        config = module.CONFIGS[configuration]["default"]
+        chance = RandomSampler(seed=0)
+        for field, values in space.space.items():
+            for _ in range(5):
+                drawn = chance.sample_independent(create_study(), FrozenTrial.__new__(FrozenTrial), field, values)
+                value = hyperparameters({field: drawn})[field]
+                written = ",".join(map(str, value)) if isinstance(value, tuple) else json.dumps(value)
+                assert settings.changed(config, [f"{field}={written}"]) == {field: value}
 
 
 def test_an_objective_is_a_figure_of_the_history() -> None:

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from optuna.distributions import FloatDistribution
 
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
@@ -33,6 +34,7 @@ from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint, pack, 
 from bookserve.training.loop.rates import warm_cosine
 from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.ptb.lstm import State, run_lstm
+from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
     model="ptb",
@@ -125,6 +127,30 @@ CONFIGS: dict[str, dict[str, Config]] = {
         "default": BOOK,
         "full": BOOK,
     },
+}
+SEARCHES: dict[str, Search] = {
+    STANDARD: Search(
+        objective="val_perplexity",
+        higher_is_better=False,
+        space={
+            "learning_rate": FloatDistribution(1e-3, 1e-2, log=True),
+            "dropout": FloatDistribution(0.0, 0.5),
+            "recurrent_dropout": FloatDistribution(0.0, 0.3),
+            "word_dropout": FloatDistribution(0.0, 0.1),
+            "units": choice(160, 224, 320),
+            "layers": choice(1, 2),
+        },
+    ),
+    "book": Search(
+        objective="val_perplexity",
+        higher_is_better=False,
+        space={
+            "learning_rate": FloatDistribution(0.3, 3.0, log=True),
+            "dropout": choice(0.0, 0.25, 0.5),
+            "init_scale": choice(0.05, 0.1),
+            "halve_after": choice(4, 6, 8),
+        },
+    ),
 }
 
 

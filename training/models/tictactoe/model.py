@@ -18,6 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
+from optuna.distributions import FloatDistribution
 
 from bookserve.export import figures
 from bookserve.export.contracts import Contract, Tensor
@@ -31,6 +32,7 @@ from bookserve.training.models.tictactoe import a3c, rules
 from bookserve.training.models.tictactoe import lines as tictactoe_lines
 from bookserve.training.models.tictactoe import tree as trees
 from bookserve.training.models.tictactoe.games import Games
+from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
     model="tictactoe",
@@ -86,6 +88,17 @@ CONFIGS: dict[str, dict[str, Config]] = {
         "full": BOOK,
     },
 }
+SPACE = Search(
+    objective="sound",
+    higher_is_better=True,
+    space={
+        "hidden": choice((64, 32, 16), (128, 128), (256,)),
+        "slips": FloatDistribution(0.2, 1.0),
+        "opening": choice(1, 3, 5),
+        "games": choice(16, 64),
+    },
+)
+SEARCHES: dict[str, Search] = {STANDARD: SPACE, "book": SPACE}
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class Config:
     assays: tuple[str, ...] = ASSAYS  # that the networks learn; of others only the memory knows something
     together: bool = True  # one network for all assays; else one for each (chapter 4)
     hidden: tuple[int, ...] = (512, 256)  # units of each hidden layer (chapter 4: one of 50)
+    layers: int = 1  # times that the hidden layers stand one behind the other (chapter 5: 1 and 2)
     normalise: bool = True  # batch normalisation in front of each rectifier (chapter 4: none)
     batch: int = 128  # rows a step, over all devices (chapter 4: 100)
     described: bool = True  # networks see counts and descriptors instead of the fingerprint (chapter 4: it alone)
@@ -332,7 +333,11 @@ def measurement(data: tox21.Molecules) -> figures.Measurement:
         return mean_auc(assay_aucs(data.test.results[places], scores, data.labels or ASSAYS))
 
     figure = figures.Figure("auc", data.test.inputs, auc, resamples=RESAMPLES, truth=data.test.results)
-    return figures.Measurement(data.train.inputs, figure)
+
+    def forest() -> figures.Rows:
+        return {"probabilities": forest_probabilities(train_forests(data.train), data.test.fingerprints)}
+
+    return figures.Measurement(data.train.inputs, figure, figures.Baseline("the book's random forest", forest))
 
 
 def serving_model(model: keras.Model) -> keras.Model:
@@ -575,7 +580,7 @@ def _standardise(model: keras.Model, inputs: Mapping[str, npt.NDArray[Any]]) -> 
 def _one_network(seen: Any, remembered: Any, config: Config) -> Any:
     """Logits [n, assays] of one network on float32 [n, features] and, where there is a memory, its logits [n, 12]."""
     x = _hidden_in_part(seen, remembered, config)
-    for units in config.hidden:
+    for units in config.hidden * config.layers:
         x = _rectified(keras.layers.Dense(units, use_bias=not config.normalise)(x), config)
     return keras.layers.Dense(len(config.assays))(x)
 
@@ -585,7 +590,7 @@ def _network_an_assay(seen: Any, remembered: Any, config: Config) -> Any:
     x = _hidden_in_part(seen, remembered, config)
     assays = len(config.assays)
     x = keras.layers.Dense(assays * config.hidden[0], use_bias=not config.normalise)(x)
-    for units in config.hidden[1:]:
+    for units in (config.hidden * config.layers)[1:]:
         x = _side_by_side(_rectified(x, config), assays, units)
     return _side_by_side(_rectified(x, config), assays, 1)
 

@@ -33,7 +33,13 @@ class CsvTable:
 
     def read(self, start: Place) -> Iterator[tuple[Record | BadRow, Place]]:
         """See Source.read."""
-        csv.field_size_limit(self._most)
+        before = csv.field_size_limit(self._most)  # of all readers of this process
+        try:
+            yield from self._read(start)
+        finally:
+            csv.field_size_limit(before)
+
+    def _read(self, start: Place) -> Iterator[tuple[Record | BadRow, Place]]:
         start = max(start, self._head, key=lambda place: place.offset)
         with self._path.open("rb") as stream:
             stream.seek(start.offset)

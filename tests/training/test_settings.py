@@ -100,7 +100,7 @@ def test_a_grid_has_the_values_of_each_number(texts: list[str], values: Any) -> 
         (["dropout=0,0.0"], "gives 'dropout' or a value of it twice"),
         (["dropout=0,1"], "it is a fraction, and must be below 1"),
         (["dropout="], "a number is expected"),
-        (["layers=1,2"], "names no number of this model's: 'layers'"),
+        (["depth=1,2"], "names no number of this model's: 'depth'"),
         (["dropout"], "has no '='"),
     ],
 )

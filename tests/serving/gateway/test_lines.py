@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from book_contracts import CONTRACTS, write_manifests
 from bookserve.serving.gateway import lines
 from bookserve.serving.gateway.problems import Problem
+from documents import blocks
 from gateway_servers import Gateway, start_gateway
 from http_calls import post
 from stand_in_models import FakeServer, serve
@@ -57,6 +59,13 @@ def test_every_line_has_its_answer_and_one_request_asks_many(gateway, model_serv
     assert [answer["predictions"] for answer in answers] == [[{"y": 5.0 * number + 2}] for number in range(100)]
     assert {answer["version"] for answer in answers} == {3}
     assert model_server.running - before <= 8  # 32 lines a request, and what came in between
+
+
+def test_the_block_of_the_document_is_answered(gateway) -> None:
+    (block,) = (block for block in blocks("serving/README.md") if block.first_line.startswith("printf "))
+    text = block.text.replace(":8080/", f":{gateway.port}/")
+    done = subprocess.run(["bash", "-e", "-c", text], capture_output=True, text=True, timeout=60, check=True)
+    assert [json.loads(line)["predictions"] for line in done.stdout.splitlines()] == [[{"y": y}] for y in (7, 12, 17)]
 
 
 def test_a_bad_line_has_its_problem_and_the_others_their_answers(gateway) -> None:

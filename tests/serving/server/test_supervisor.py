@@ -59,16 +59,11 @@ class Supervised:
 
 
 def write_crashing_model(base: Path) -> None:
-    """`y = a / b` in a function, where no types are written, so that the division has no guard (`onnx_guards.py`)."""
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
-    division = helper.make_node("Div", ["p", "q"], ["r"])
+    """`y = a / b` in the oldest form, in which a division has no guard (`onnx_guards.py`)."""
     infos = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n"]) for name in "aby"]
-    graph = helper.make_graph(
-        [helper.make_node("Quotient", ["a", "b"], ["y"], domain="own")], "g", infos[:2], infos[2:]
-    )
-    function = helper.make_function("own", "Quotient", ["p", "q"], ["r"], [division], opsets[:1])
+    graph = helper.make_graph([helper.make_node("Div", ["a", "b"], ["y"])], "g", infos[:2], infos[2:])
     (base / "1").mkdir(parents=True)
-    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 8)], ir_version=3)
     onnx.save(model, base / "1" / "model.onnx")
 
 

@@ -2,7 +2,8 @@
 
 Source: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition" (1998), in the book's
 form: rectified units, max pooling, dropout. Unlike the book's code the training rows are shuffled, the validation rows
-are drawn at random, and the batch is free in the graph.
+are drawn at random, and the batch is free in the graph. The configuration "book" has the numbers of chapter 6: descent
+with momentum, a rate that falls with each epoch, a penalty of the dense layers' weights, and the last weights are kept.
 """
 
 from collections.abc import Sequence
@@ -60,22 +61,43 @@ class Config:
     kernel: int = 5  # side of a filter (chapter 6)
     hidden: int = 512  # units of the fully connected layer (chapter 6)
     dropout: float = 0.5  # fraction of hidden units dropped in a step (chapter 6)
-    learning_rate: float = 2e-3  # the peak of the schedule (chapter 6: 0.01 with momentum; here Adam)
+    learning_rate: float = 2e-3  # the peak of the schedule, or the first one where it decays (chapter 6: 0.01)
+    momentum: float | None = None  # of plain gradient descent (chapter 6: 0.9); None is AdamW
+    decay: float | None = (
+        None  # what is left of the rate after each epoch (chapter 6: 0.95); None is the schedule below
+    )
     warmup: float = 0.15  # fraction of the steps in which the rate rises; it then falls to 0 along a cosine
-    weight_decay: float = 1e-3  # pull of every weight towards 0 (chapter 6: 5e-4 on the dense layers, inside the loss)
+    weight_decay: float = 1e-3  # AdamW's pull of every weight towards 0 (chapter 6: none)
+    penalty: float = 0.0  # times half the squared weights of the dense layers, inside the loss (chapter 6: 5e-4)
+    spread: float | None = None  # deviation of the first weights, with biases of 0.1 (chapter 6: 0.1); None is Glorot's
+    pixel_range: float = 2.0  # from black to white, 0 in the middle (chapter 6: 1)
     rotation: float = 0.0  # largest turn of a training image, degrees
     zoom: float = 0.0  # largest change of its size, a fraction of it
     shift: float = 0.0  # largest shift, pixels
     elastic: float = 0.0  # strength of the elastic bending (Simard et al. 2003), pixels
-    patience: int = 10  # epochs without a better validation loss before the training stops
+    keep_best: bool = True  # the weights of the best epoch by validation loss; else the last ones (chapter 6)
+    patience: int = 10  # epochs without a better one before the training stops, where the best is kept
 
 
+BOOK = Config(
+    epochs=10,
+    batch=64,
+    learning_rate=0.01,
+    momentum=0.9,
+    decay=0.95,
+    weight_decay=0.0,
+    penalty=5e-4,
+    spread=0.1,
+    pixel_range=1.0,
+    keep_best=False,
+)
 CONFIGS: dict[str, dict[str, Config]] = {
     STANDARD: {
         "smoke": Config(epochs=1, train_rows=12_000, batch=64),
         "default": Config(epochs=5),
         "full": Config(epochs=32, rotation=10.0, zoom=0.1, shift=1.5, elastic=0.8, patience=12),
-    }
+    },
+    "book": {"smoke": replace(BOOK, epochs=1, train_rows=12_000), "default": BOOK, "full": BOOK},
 }
 SEARCHES: dict[str, Search] = {
     STANDARD: Search(
@@ -114,16 +136,17 @@ def build_model(config: Config) -> keras.Model:
     """LeNet-5, untrained: uint8 images [n, 28, 28] in, float32 logits [n, classes] out."""
     layers = keras.layers
     images = keras.Input((mnist.SIDE, mnist.SIDE), dtype="uint8", name="images")
-    x = layers.Rescaling(1 / 127.5, offset=-1.0)(images)
+    x = layers.Rescaling(config.pixel_range / 255, offset=-config.pixel_range / 2)(images)
     x = layers.Reshape((mnist.SIDE, mnist.SIDE, 1))(x)  # (n, 28, 28, 1)
-    x = layers.Conv2D(config.filters_1, config.kernel, padding="same", activation="relu")(x)
+    x = layers.Conv2D(config.filters_1, config.kernel, padding="same", activation="relu", **_start(config, bias=0.0))(x)
     x = layers.MaxPooling2D()(x)  # (n, 14, 14, 32)
-    x = layers.Conv2D(config.filters_2, config.kernel, padding="same", activation="relu")(x)
+    x = layers.Conv2D(config.filters_2, config.kernel, padding="same", activation="relu", **_start(config))(x)
     x = layers.MaxPooling2D()(x)  # (n, 7, 7, 64)
     x = layers.Flatten()(x)
-    x = layers.Dense(config.hidden, activation="relu")(x)
+    x = layers.Dense(config.hidden, activation="relu", **_start(config), **_penalty(config))(x)
     x = layers.Dropout(config.dropout)(x)
-    return keras.Model(images, layers.Dense(config.classes, name="logits")(x), name="lenet5")
+    logits = layers.Dense(config.classes, name="logits", **_start(config), **_penalty(config))(x)
+    return keras.Model(images, logits, name="lenet5")
 
 
 def train(
@@ -134,11 +157,13 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback],
     checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> dict[str, list[float]]:
-    """Train in place; the weights of the epoch with the best validation loss are kept. Returns figure -> epochs."""
+    """Train in place; the weights of the epoch with the best validation loss are kept, or the last ones.
+
+    Returns figure -> epochs.
+    """
     steps = len(data.train.labels) // config.batch
-    rate = warm_cosine(config.learning_rate, config.epochs * steps, config.warmup)
     model.compile(
-        optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
+        optimizer=_optimizer(config, steps),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -150,8 +175,8 @@ def train(
         _batches(data.valid),
         callbacks,
         checkpoint,
-        best="val_loss",
-        patience=config.patience,
+        best="val_loss" if config.keep_best else None,
+        patience=config.patience if config.keep_best else None,
     )
 
 
@@ -199,6 +224,32 @@ def training_batches(split: LabelledImages, config: Config, seed: int, first_epo
 
     order = row_order(len(split.labels), config.batch, seed, first_epoch, config.epochs)
     return order.map(pick, num_parallel_calls=2).prefetch(2)
+
+
+def _optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
+    """AdamW along the schedule, or descent with momentum at a rate that falls after every epoch of `steps` steps."""
+    rate: Any = warm_cosine(config.learning_rate, config.epochs * steps, config.warmup)
+    if config.decay is not None:
+        rate = keras.optimizers.schedules.ExponentialDecay(config.learning_rate, steps, config.decay, staircase=True)
+    if config.momentum is not None:
+        return keras.optimizers.SGD(rate, momentum=config.momentum)
+    return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+
+
+def _start(config: Config, bias: float = 0.1) -> dict[str, Any]:
+    """What a layer's weights begin with: Keras's default, or the book's truncated normal weights and biases."""
+    if config.spread is None:
+        return {}
+    return {
+        "kernel_initializer": keras.initializers.TruncatedNormal(stddev=config.spread),
+        "bias_initializer": keras.initializers.Constant(bias),
+    }
+
+
+def _penalty(config: Config) -> dict[str, Any]:
+    """What a dense layer adds to the loss."""
+    squares = keras.regularizers.L2(config.penalty / 2) if config.penalty else None
+    return {"kernel_regularizer": squares, "bias_regularizer": squares}
 
 
 def _batches(split: LabelledImages) -> tf.data.Dataset:

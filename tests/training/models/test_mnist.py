@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -28,6 +29,37 @@ def test_the_network_is_the_book_s() -> None:
     assert model.output_shape == (None, 10)
     shapes = [tuple(variable.shape) for variable in model.trainable_variables]
     assert shapes == [(5, 5, 1, 32), (32,), (5, 5, 32, 64), (64,), (3136, 512), (512,), (512, 10), (10,)]
+
+
+def test_the_book_s_numbers(digits: ImageSplits) -> None:
+    config = mnist.CONFIGS["book"]["default"]
+    assert (config.epochs, config.batch, config.dropout, config.keep_best) == (10, 64, 0.5, False)
+    model = mnist.build_model(config)
+    seen = keras.Model(model.input, model.layers[1].output)(np.array([[[0, 255] * 14] * 28], np.uint8)).numpy()
+    assert (seen.min(), seen.max()) == pytest.approx((-0.5, 0.5))
+    first, *_, last = (layer for layer in model.layers if hasattr(layer, "kernel"))
+    assert not first.bias.numpy().any()
+    assert last.bias.numpy() == pytest.approx(np.full(10, 0.1))
+    assert np.abs(first.kernel.numpy()).max() <= 0.2  # two deviations of the truncated normal
+    dense = [layer for layer in model.layers if type(layer) is keras.layers.Dense]
+    squares = sum(float((weights.numpy() ** 2).sum()) for layer in dense for weights in (layer.kernel, layer.bias))
+    assert float(sum(model.losses)) == pytest.approx(5e-4 * squares / 2, rel=1e-4)
+    optimizer = mnist._optimizer(config, steps=100)
+    assert type(optimizer) is keras.optimizers.SGD
+    assert optimizer.momentum == 0.9
+    rates = [float(optimizer._learning_rate(step)) for step in (0, 99, 100, 250)]
+    assert rates == pytest.approx([0.01, 0.01, 0.0095, 0.01 * 0.95**2])
+
+
+def test_the_book_s_network_learns_and_keeps_its_last_weights(digits: ImageSplits, tmp_path: Path) -> None:
+    config = replace(mnist.BOOK, epochs=8, batch=32, filters_1=8, filters_2=8, hidden=32, dropout=0.2)
+    run.make_repeatable(0)
+    model = mnist.build_model(config)
+    history = mnist.train(model, digits, config, seed=0, callbacks=[])
+    assert len(history["loss"]) == 8
+    after = mnist.evaluate(model, digits, tmp_path)
+    assert after["valid"]["accuracy"] == pytest.approx(history["val_accuracy"][-1])
+    assert after["test"]["accuracy"] > 0.5
 
 
 def test_training_learns_and_evaluation_agrees(digits: ImageSplits, tmp_path: Path) -> None:

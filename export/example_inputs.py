@@ -222,7 +222,10 @@ def _table(text: str, contract: Contract) -> Mapping[str, Any]:
             tensor.name: _column([line[(head or names).index(tensor.name)] for line in body], tensor)
             for tensor in contract.inputs
         }
-    if contract.columns and head and set(contract.columns) <= set(head):
+    if head and set(contract.columns) & set(head):
+        missing = [name for name in contract.columns if name not in head]
+        if missing:
+            raise ValueError(f"it has no column '{missing[0]}'; its columns are {', '.join(head)[:200]}")
         body = [[line[head.index(name)] for name in contract.columns] for line in body]
     return {names[0]: np.array(body) if contract.inputs[0].dtype == "object" else np.array(body, dtype=np.float64)}
 

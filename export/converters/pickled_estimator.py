@@ -110,7 +110,7 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
             tuple(outputs.get(name, Tensor(name, "float32", (None, 1))) for name in names),
             labels=labels if kind == _PROBABILITIES else (),
             task={_PROBABILITIES: "tabular" if labels else "tensors", _VALUES: "regression"}.get(kind, "tensors"),
-            columns=columns if len(inputs) == 1 and kind in (_PROBABILITIES, _VALUES) else (),
+            columns=columns if len(inputs) == 1 else (),
         ),
         reference=reference,
         graphs={ONNX: run},

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bookserve.clients.inputs import smiles_fault
 from bookserve.export.contracts import Descriptors, Preprocessing
 
 BITS = 1024
 RADIUS = 2
 MAX_CHARACTERS = 1000
 MAX_ATOMS = 500
-EXAMPLE = "CCO"
+EXAMPLE = smiles_fault.EXAMPLE
 KEYS = 167  # MACCS keys, the first of which is never set
 MAX_COUNT = 255
 MAX_VALUE = 1e6  # of a descriptor
@@ -34,12 +35,16 @@ _REFERENCES = (
     *("CCO", "CC(=O)OC1=CC=CC=C1C(=O)O", "CN1C=NC2=C1C(=O)N(C(=O)N2C)C", "C[Hg]Cl", "C[C@H](N)C(=O)O"),
     *("O=[N+]([O-])c1ccccc1S(=O)(=O)N", "FC(F)(F)c1ccc(Cl)cc1P(=O)(O)O", "[CH2]C", "C1CC2(CC1)OCCO2"),
 )
-_TEXT = re.compile(r"[!-~]+")  # printable ASCII without blanks
+_OTHER = re.compile(r"[^!-~]")  # than printable ASCII without blanks
 _DRAWING = (360, 260)  # width and height in pixels
 
 
 class MoleculeError(ValueError):
-    """A text that is no molecule; the message says why and what would do."""
+    """A text that is no molecule; the message says why and what would do, `position` at which character, from 0."""
+
+    def __init__(self, message: str, position: int | None = None) -> None:
+        super().__init__(message)
+        self.position = position
 
 
 class MoleculeTooLarge(MoleculeError):
@@ -52,8 +57,10 @@ def check_text(smiles: str) -> None:
         raise MoleculeError(f"the text is empty: give a molecule as SMILES, such as {EXAMPLE}")
     if len(smiles) > MAX_CHARACTERS:
         raise MoleculeTooLarge(f"a SMILES may have {MAX_CHARACTERS} characters, this one has {len(smiles)}")
-    if not _TEXT.fullmatch(smiles):
-        raise MoleculeError("a SMILES has no blanks, control characters or letters beyond ASCII")
+    other = _OTHER.search(smiles)
+    if other:
+        message = "a SMILES has no blanks, control characters or letters beyond ASCII"
+        raise MoleculeError(f"{message}: see character {other.start() + 1}", other.start())
 
 
 def fingerprint(smiles: str, radius: int = RADIUS, bits: int = BITS) -> npt.NDArray[np.uint8]:
@@ -207,21 +214,10 @@ def _parse(smiles: str) -> Any:
     RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
-        raise MoleculeError(_reason(smiles))
+        raise MoleculeError(*smiles_fault.fault(smiles))
     atoms = molecule.GetNumAtoms()
     if not atoms:
         raise MoleculeError(f"the molecule has no atoms: give one such as {EXAMPLE}")
     if atoms > MAX_ATOMS:
         raise MoleculeTooLarge(f"a molecule may have {MAX_ATOMS} atoms, this one has {atoms}")
     return molecule
-
-
-def _reason(smiles: str) -> str:
-    """Why RDKit takes a text for no molecule."""
-    from rdkit import Chem
-
-    molecule: Any = Chem.MolFromSmiles(smiles, sanitize=False)
-    if molecule is None:
-        return f"this is no SMILES: brackets, rings or symbols do not match; {EXAMPLE} would be one"
-    problems = Chem.DetectChemistryProblems(molecule)
-    return f"no such molecule can be: {problems[0].Message()}" if problems else "RDKit cannot make sense of it"

@@ -156,6 +156,8 @@ export interface components {
             field?: string;
             expected?: string;
             given?: string;
+            /** @description The character of the text in field at which the fault is, from 0. */
+            position?: number;
             /** @description A body that works, or a command that sends one. */
             example?: unknown;
             request_id: string;

@@ -115,7 +115,7 @@ class MoleculePool:
                 worker.end()
             self._free.put(worker if usable else None)
         errors = {"error": molecules.MoleculeError, "too_large": molecules.MoleculeTooLarge}
-        return [errors[kind](text) if kind in errors else text for kind, text in answers]
+        return [errors[kind](text, place) if kind in errors else text for kind, text, place in answers]
 
 
 class _Worker:
@@ -137,14 +137,14 @@ class _Worker:
             self.end()
             raise RuntimeError(f"{_MODULE} does not start: is RDKit installed?") from error
 
-    def ask(self, job: dict[str, Any], smiles: Sequence[str], seconds: float) -> list[tuple[str, str]]:
-        """The kind and the text of each molecule's answer. A process that is late is killed, whatever it does."""
+    def ask(self, job: dict[str, Any], smiles: Sequence[str], seconds: float) -> list[tuple[str, str, int | None]]:
+        """The kind, text and place of each molecule's answer. A process that is late is killed, whatever it does."""
         end = time.monotonic() + seconds
         timer = threading.Timer(seconds, self.process.kill)
         timer.start()
         try:
             self._connection.send_bytes(orjson.dumps({**job, "smiles": list(smiles)}))
-            answers: list[tuple[str, str]] = orjson.loads(self._connection.recv_bytes(_MAX_ANSWER_BYTES))
+            answers: list[tuple[str, str, int | None]] = orjson.loads(self._connection.recv_bytes(_MAX_ANSWER_BYTES))
         finally:
             timer.cancel()
         if time.monotonic() >= end:

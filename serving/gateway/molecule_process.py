@@ -15,21 +15,21 @@ from typing import Any
 from bookserve.clients.inputs import molecules
 
 
-def answer(request: dict[str, Any], smiles: str) -> tuple[str, str]:
-    """One molecule's answer: "value" and what was asked for, or "error" or "too_large" and the reason."""
+def answer(request: dict[str, Any], smiles: str) -> tuple[str, str, int | None]:
+    """One molecule's answer: "value" and what was asked for, or "error" or "too_large", the reason and the place."""
     try:
         if request["job"] == "drawing":
-            return "value", molecules.drawing(smiles)
+            return "value", molecules.drawing(smiles), None
         if request["job"] == "digest":
-            return "value", f"{molecules.version()} {molecules.digest(request['names'])}"
+            return "value", f"{molecules.version()} {molecules.digest(request['names'])}", None
         made = molecules.describe(smiles, request["radius"], request["bits"], request["names"])
-        return "value", " ".join(part.tobytes().hex() for part in (made.fingerprint, made.counts, made.values))
+        return "value", " ".join(part.tobytes().hex() for part in (made.fingerprint, made.counts, made.values)), None
     except molecules.MoleculeTooLarge as error:
-        return "too_large", str(error)
+        return "too_large", str(error), error.position
     except molecules.MoleculeError as error:
-        return "error", str(error)
+        return "error", str(error), error.position
     except (MemoryError, RuntimeError, ValueError):  # what RDKit's C++ exceptions arrive as
-        return "error", "RDKit gave up on this molecule"
+        return "error", "RDKit gave up on this molecule", None
 
 
 def main(memory: int, seconds: float) -> None:

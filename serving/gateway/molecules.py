@@ -132,4 +132,5 @@ def _features(
 def _problem(error: molecules.MoleculeError, name: str, given: object, example: object) -> Problem:
     if isinstance(error, molecules.MoleculeTooLarge):
         return Problem(413, f"{name}: {error}", field=name, given=shown(given), example=example)
-    return bad_value(name, "a molecule as SMILES", f"{shown(given)}: {error}", example)
+    text = f"{shown(given)}: {error}"
+    return bad_value(name, "a molecule as SMILES", text, example, position=error.position)

@@ -129,6 +129,11 @@ def document(models: Iterable[dict[str, dict[str, Any]]], keys: bool = False) ->
                         "field": {"type": "string"},
                         "expected": {"type": "string"},
                         "given": {"type": "string"},
+                        "position": {
+                            "type": "integer",
+                            "minimum": 0,
+                            "description": "The character of the text in field at which the fault is, from 0.",
+                        },
                         "example": {"description": "A body that works, or a command that sends one."},
                         "request_id": {"type": "string"},
                     },

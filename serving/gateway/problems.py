@@ -56,7 +56,8 @@ class Problem(Exception):
 
     `status` is the HTTP status, `detail` a sentence for a person. For a faulty value of a body, `field` names it with
     its index ("pixels[3][27]"), `expected` and `given` say what should be there and what is, and `example` is a body
-    that works. `kind` is one of KINDS, by default that of the status.
+    that works. `position` is the character of a text at which the fault is, from 0. `kind` is one of KINDS, by default
+    that of the status.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Problem(Exception):
         expected: str | None = None,
         given: str | None = None,
         example: object = None,
+        position: int | None = None,
         headers: Mapping[str, str] | None = None,
         kind: str = "",
     ) -> None:
@@ -79,6 +81,7 @@ class Problem(Exception):
         self.expected = expected
         self.given = given
         self.example = example
+        self.position = position
         self.headers = dict(headers or {})
 
     def document(self, request_id: str) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class Problem(Exception):
             "field": self.field,
             "expected": self.expected,
             "given": self.given,
+            "position": self.position,
             "example": self.example,
             "request_id": request_id,
         }
@@ -102,10 +106,12 @@ class Problem(Exception):
         return Response(body, status=self.status, headers=self.headers, content_type=MEDIA_TYPE)
 
 
-def bad_value(field: str, expected: str, given: str, example: object) -> Problem:
+def bad_value(field: str, expected: str, given: str, example: object, position: int | None = None) -> Problem:
     """A 400 for one value of a body."""
     detail = f"{field}: expected {expected}, got {given}"
-    return Problem(400, detail, field=field, expected=expected, given=given, example=example, kind="bad-value")
+    return Problem(
+        400, detail, field=field, expected=expected, given=given, example=example, position=position, kind="bad-value"
+    )
 
 
 def too_large(limit: int) -> Problem:

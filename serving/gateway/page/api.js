@@ -24,12 +24,13 @@ const REFUSED = /^the model server refused: (.*)$/s; // by the model, whose reas
 
 export const taskText = (task) => TASKS[task] ?? "What it is for is not known";
 
-// An error whose message is for a person. `lost` is whether it may come from a server that is away.
+// An error whose message is for a person. `position` is the character of `field` at which the fault is. `lost` is whether it may come from a server that is away.
 export class Fault extends Error {
-  constructor(message, { status = 0, field = "" } = {}) {
+  constructor(message, { status = 0, field = "", position } = {}) {
     super(message);
     this.status = status;
     this.field = field;
+    this.position = position;
     this.lost = status === 0 || status >= 502 || status === 404;
   }
 }
@@ -70,7 +71,7 @@ export async function ask(path, options) {
   const document_ = await response.json().catch(() => null);
   if (!response.ok || !document_) {
     const { status } = response;
-    throw new Fault(sentence(document_ ?? {}, status), { status, field: document_?.field });
+    throw new Fault(sentence(document_ ?? {}, status), { status, field: document_?.field, position: document_?.position });
   }
   return document_;
 }

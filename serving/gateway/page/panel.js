@@ -5,11 +5,13 @@
 
 import { remember } from "./address.js";
 import { Fault, Newest, ask } from "./api.js";
-import { element } from "./dom.js";
+import { element, make } from "./dom.js";
 
 // What other parts of the page listen for, on `document`: a question and its answer, and that a server may be away.
 export const ASKED = "bookserve-asked";
 export const DOUBT = "bookserve-doubt";
+
+const AROUND = 20; // characters that are shown before and behind a fault
 
 export class Panel {
   // `field` is where a person writes; it is marked when what is written there is refused.
@@ -46,6 +48,15 @@ export class Panel {
   mark(wrong, field = this.field) {
     for (const marked of element(`${this.name}-try`).querySelectorAll("[aria-invalid]")) marked.removeAttribute("aria-invalid");
     if (wrong) field?.setAttribute("aria-invalid", "true");
+  }
+
+  // The text that was asked, with the character marked at which the fault is, and some around it.
+  showPlace(text, position) {
+    if (typeof text !== "string" || !(position < text.length)) return;
+    const start = Math.max(0, position - AROUND);
+    const [before, at, after] = [text.slice(start, position), text[position], text.slice(position + 1, position + 1 + AROUND)];
+    const end = position + 1 + AROUND < text.length ? "…" : "";
+    this.message.append(make("code", { class: "place" }, `${start ? "…" : ""}${before}`, make("mark", {}, at), `${after}${end}`));
   }
 
   // `body` becomes JSON. `input` is what the address keeps, from which the panel can ask the same again.
@@ -91,6 +102,7 @@ export class Panel {
     this.failed = Boolean(error);
     if (error) {
       this.say(error.message, "");
+      this.showPlace(asked.body?.[error.field], error.position);
       this.mark(error.status === 400 || error.status === 413);
       if (error.lost) document.dispatchEvent(new Event(DOUBT));
       show(null);

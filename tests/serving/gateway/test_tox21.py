@@ -29,6 +29,18 @@ def test_a_molecule_gets_its_twelve_assays_by_name(client, backend) -> None:
         np.testing.assert_array_equal(sent[name], [expected])
 
 
+@pytest.mark.parametrize(
+    ("smiles", "position"),
+    [("CCX", 2), ("CC(C", 2), ("CC)C", 2), ("C1CC", 1), ("C C", 1), ("CO(C)(C)C", 1), ("", None)],
+)
+def test_a_problem_tells_the_character_at_which_a_molecule_is_wrong(client, smiles, position) -> None:
+    document = problem_of(client.post(PATH, json={"smiles": smiles}), 400)
+    assert document.get("position") == position
+    assert problem_of(client.get(f"{PATH}/drawing", query_string={"smiles": smiles}), 400).get("position") == position
+    many = problem_of(client.post(PATH, json={"smiles": ["CCO", smiles]}), 400)
+    assert (many["field"], many.get("position")) == ("smiles[1]", position)
+
+
 def test_several_molecules_keep_their_order(client, backend) -> None:
     answer = client.post(PATH, json={"smiles": ["CCO", "c1ccccc1"]}).get_json()
     assert [prediction["smiles"] for prediction in answer["predictions"]] == ["CCO", "c1ccccc1"]

@@ -110,6 +110,22 @@ def test_a_molecule_is_drawn_and_asked(page) -> None:
     assert page.title() == "tox21 · bookserve"
 
 
+def test_the_fault_of_a_molecule_is_marked_at_its_place(page) -> None:
+    visit(page, "tox21")
+    smiles, message = page.locator("#tox21-smiles"), page.locator("#tox21-message")
+    smiles.fill(f"{'C' * 30}(X)O")
+    expect(message).to_contain_text("at character 32, 'X'")
+    expect(message.locator(".place")).to_have_text(f"…{'C' * 19}(X)O")
+    expect(message.locator("mark")).to_have_text("X")
+    expect(smiles).to_have_attribute("aria-invalid", "true")
+    expect(smiles).to_have_attribute("aria-describedby", "tox21-message")
+    smiles.fill("CC O")
+    expect(message.locator(".place")).to_have_text("CC O")
+    smiles.fill("CCO")
+    expect(message).to_be_empty()
+    expect(smiles).not_to_have_attribute("aria-invalid", "true")
+
+
 def test_a_digit_is_drawn(page) -> None:
     visit(page, "mnist", answered=False)
     canvas = page.locator("#mnist-canvas")

@@ -66,6 +66,16 @@ class ModelsApi:
                 raise Problem(404, f"{name} version {version} has no card")
             return Response(text, content_type="text/markdown; charset=utf-8", headers=FRESH)
 
+        @blueprint.get("/<model:name>/versions/<int:version>/graph")
+        def show_graph(name: str, version: int) -> Response:
+            contract = self._known(name)
+            found = self._store.graph(contract.model, version) if self._store else None
+            if found is None:
+                raise Problem(404, f"{name} version {version} has no ONNX graph or SavedModel in the store")
+            response = json_response(found)
+            response.headers.update(FRESH)
+            return response
+
         return blueprint
 
     def _known(self, name: str) -> Contract:
@@ -214,5 +224,6 @@ def _from_store(store: Store | None, model: str, version: int) -> dict[str, Any]
     return {
         "manifest": store.manifest(model, version),
         "report": [report + image for image in store.report_images(model, version)],
+        "graph": f"{PATH}/{model}/versions/{version}/graph" if store.has_graph(model, version) else None,
         "card": f"{PATH}/{model}/versions/{version}/card" if store.has_card(model, version) else None,
     }

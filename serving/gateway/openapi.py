@@ -103,6 +103,11 @@ def document(models: Iterable[dict[str, dict[str, Any]]], keys: bool = False) ->
             "/api/v1/models/{name}/state": _get(
                 "showState", "Whether a model can answer, its versions in the store, and its last minutes.", "name"
             ),
+            "/api/v1/models/{name}/versions/{version}/graph": {
+                "get": _file(
+                    "showGraph", "The operations of a version's graph, counted.", "application/json", _NAME, _VERSION
+                )
+            },
             "/api/v1/models/{name}/versions/{version}/card": {
                 "get": _file("showCard", "The model card of a version.", "text/markdown", _NAME, _VERSION)
             },
@@ -306,7 +311,8 @@ def _get(operation: str, summary: str, name: str = "") -> dict[str, Any]:
 
 def _file(operation: str, summary: str, media_type: str, *parameters: dict[str, Any]) -> dict[str, Any]:
     """GET of a file of a version, with an ETag."""
-    schema = {} if media_type.startswith("image/") else {"schema": {"type": "string"}}
+    kind = {"application/json": {"type": "object"}}.get(media_type, {"type": "string"})
+    schema = {} if media_type.startswith("image/") else {"schema": kind}
     known = {status: _PROBLEMS[status] for status in ("401", "403", "404", "503")}
     return {
         "operationId": operation,

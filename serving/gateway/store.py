@@ -12,10 +12,12 @@ from google.protobuf import text_format
 
 from bookserve.clients.inputs import words
 from bookserve.clients.store_contracts import StoreContracts
+from bookserve.serving.gateway import graph_outline
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelServerConfig
 
 _VOCABULARIES = 8  # kept at once; versions are never rewritten
 _MANIFESTS = 64  # the same
+_GRAPHS = 16  # the same
 _FIELDS = (  # of a manifest, what is shown
     *("created", "contract", "configuration", "data", "metrics", "parity", "precision", "profile", "quantization"),
     "source",
@@ -37,6 +39,7 @@ class Store:
         self._root = root
         self._vocabularies: dict[tuple[str, int, str], words.Vocabulary] = {}
         self._manifests: dict[tuple[str, int], dict[str, Any]] = {}
+        self._graphs: dict[tuple[str, int], dict[str, Any]] = {}
 
     def manifest(self, model: str, version: int) -> dict[str, Any] | None:
         """What the manifest of a version says, but for its example, or None when there is none that can be read."""
@@ -110,6 +113,23 @@ class Store:
             return path.read_text(encoding="utf-8")
         except (OSError, ValueError):
             return None
+
+    def has_graph(self, model: str, version: int) -> bool:
+        """Whether a version has a graph of which there is an outline."""
+        return graph_outline.find(self._root / model / str(version)) is not None
+
+    def graph(self, model: str, version: int) -> dict[str, Any] | None:
+        """The outline of a version's graph, as `graph_outline.outline` tells it."""
+        key = (model, version)
+        kept = self._graphs.get(key)
+        if kept is None:
+            kept = graph_outline.outline(self._root / model / str(version))
+            if kept is None:
+                return None
+            if len(self._graphs) >= _GRAPHS:
+                self._graphs.clear()
+            self._graphs[key] = kept
+        return kept
 
     def report_images(self, model: str, version: int) -> list[str]:
         """The file names of the report's images, sorted."""

@@ -3,8 +3,8 @@
 // What is behind "#" stays in the browser. An input without a short form, such as a photograph, is not kept.
 
 const MARK = "#try=";
-const LONGEST = 8_000; // characters
-const SETTLED = 1_000; // milliseconds; inputs that follow each other faster are one entry of the history
+export const LONGEST = 8_000; // characters
+export const SETTLED = 1_000; // milliseconds; inputs that follow each other faster are one entry of the history
 
 const ACTS = ["input", "change", "pointerdown", "keydown", "paste", "drop"]; // of a person
 
@@ -24,19 +24,22 @@ export function recall() {
 }
 
 // The page asks with this input now, which leaves the address as it is where the page asks by itself. null stands for an
-// input that has no address, false for one that is not to be kept.
+// input that has no address, false for one that is not to be kept. Returns what is behind the address's "#" where a
+// person asked, else "".
 export function remember(input) {
-  if (input === false) return;
+  if (input === false) return "";
   const text = input === null ? "" : `${MARK}${encodeURIComponent(JSON.stringify(input))}`;
   const hash = text.length > LONGEST ? "" : text;
-  const silent = restored || hash === location.hash;
+  const own = restored;
   restored = false;
-  if (silent) return;
+  if (own) return "";
+  if (hash === location.hash) return hash;
   const address = location.pathname + location.search + hash;
   const now = performance.now();
   if (now - last < SETTLED) history.replaceState(null, "", address);
   else history.pushState(null, "", address);
   last = now;
+  return hash;
 }
 
 // Calls `restore` with the input of the address, null for none, when the person goes back or forward.

@@ -135,6 +135,27 @@ function meansText(means) {
   return "";
 }
 
+// What the graph of the version consists of.
+export async function showGraph(model) {
+  const path = chosen(model)?.graph;
+  const place = element("graph-content");
+  if (path && place.dataset.path === path) return;
+  const response = path ? await fetch(path) : null;
+  place.dataset.path = path ?? "";
+  if (!response?.ok) {
+    place.replaceChildren();
+    return;
+  }
+  const { file, bytes, nodes, kinds, operations, whole, inputs, outputs } = await response.json();
+  const size = (value) => (value === null ? "any" : value);
+  const row = (way) => ({ name, dtype, shape }) => [name, way, dtype, shape ? `[${shape.map(size).join(", ")}]` : "any"];
+  const content = [table(`${nodes}${whole ? "" : " or more"} operations in the graph (${file}, ${figure(bytes / 1e6)} MB)`, ["operation", "how often"], operations)];
+  const hints = [kinds > operations.length && `The ${operations.length} most frequent of ${kinds} kinds.`, !whole && "The file is larger than what is counted."].filter(Boolean);
+  if (hints.length) content.push(make("p", { class: "hint" }, hints.join(" ")));
+  if (inputs) content.push(table("Inputs and outputs of the graph", ["name", "way", "type", "shape"], [...inputs.map(row("in")), ...outputs.map(row("out"))]));
+  place.replaceChildren(...content);
+}
+
 export async function showCard(model) {
   const path = chosen(model)?.card;
   const place = element("card-content");

@@ -6,7 +6,8 @@ import { Batch } from "./batch.js";
 import { Programs } from "./code.js";
 import { Comparison } from "./compare.js";
 import { element, figure, make } from "./dom.js";
-import { showCard, showFigures, showTensors, showVersions } from "./facts.js";
+import { showCard, showFigures, showGraph, showTensors, showVersions } from "./facts.js";
+import { Questions } from "./questions.js";
 import { startPanel } from "./panels/kinds.js";
 import { ASKED, DOUBT } from "./panel.js";
 import { now, poll, showHealth } from "./poll.js";
@@ -55,6 +56,7 @@ async function describe() {
     new Programs(model);
     new Batch(model);
     new Explanation(model);
+    new Questions(model);
     started = startPanel(model, element("panel"), recall());
     followAddress(started.restore);
   } else if (tensors !== shapeOf(model)) {
@@ -66,7 +68,7 @@ async function describe() {
   showFigures(model);
   showVersions(model);
   showTensors(model);
-  await showCard(model);
+  await Promise.all([showCard(model), showGraph(model)]);
 }
 
 function showLive({ reason, seconds, requests, rate, errors, p50, p99 }) {

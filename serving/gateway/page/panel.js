@@ -7,7 +7,7 @@ import { remember } from "./address.js";
 import { Fault, Newest, ask } from "./api.js";
 import { element, make } from "./dom.js";
 
-// What other parts of the page listen for, on `document`: a question and its answer, and that a server may be away.
+// What other parts of the page listen for, on `document`: a question with its input and its answer, and that a server may be away.
 export const ASKED = "bookserve-asked";
 export const DOUBT = "bookserve-doubt";
 
@@ -61,21 +61,19 @@ export class Panel {
 
   // `body` becomes JSON. `input` is what the address keeps, from which the panel can ask the same again.
   ask(body, show, { path = `/api/v1/${this.name}`, input = body } = {}) {
-    remember(input);
+    const hash = remember(input);
     const options = { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
-    return this.question((signal) => this.post(path, { ...options, signal }), show, { path, body, options });
+    return this.question((signal) => this.post(path, { ...options, signal }), show, { path, body, options, hash, input });
   }
 
   askPicture(picture, show, input = null) {
-    remember(input);
-    const asked = this.upload(picture);
+    const asked = { ...this.upload(picture), hash: remember(input), input };
     return this.question((signal) => this.post(asked.path, { ...asked.options, signal }), show, asked);
   }
 
   // A file that the browser shows as well: `draw` gets its pixels before it is sent.
   askFile(file, draw, show, input = null) {
-    remember(input);
-    const asked = this.upload(file);
+    const asked = { ...this.upload(file), hash: remember(input), input };
     const job = async (signal) => {
       const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => {
         throw new Fault("The browser cannot read this file as a picture. Please give PNG, JPEG, WebP or BMP.", { status: 400 });

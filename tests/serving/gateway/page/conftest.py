@@ -3,7 +3,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from playwright.sync_api import Browser, Page
 
 from book_contracts import CONTRACTS, write_manifest, write_manifests
@@ -56,6 +59,16 @@ def change_manifest(store: Path, model: str, version: int, **changes: object) ->
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
+def write_graph(path: Path) -> None:
+    """An ONNX file of two operations."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Softmax", ["h"], ["y"])]
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size])] for name, size in (("x", 3), ("y", 2))
+    )
+    weights = numpy_helper.from_array(np.ones((3, 2), np.float32), "w")
+    onnx.save(helper.make_model(helper.make_graph(nodes, "wine", inputs, outputs, [weights])), path)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with open_browser() as browser:
@@ -88,6 +101,7 @@ def url(stand_in: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     report = (store / "letters" / "3" / LOCATION).parent / "report"
     report.mkdir()
     shutil.copy(SEVEN, report / "curves.png")
+    write_graph(store / "wine" / "3" / "assets.extra" / "model.onnx")
     (store / "models.config").write_text(CONFIG)
     write_vocabulary(store / "ptb")
     write_vocabulary(store / "mood")

@@ -88,6 +88,18 @@ def test_axe_finds_nothing_in_errors_results_and_old_states(page, stand_in: Fake
     check_axe(page)
 
 
+def test_axe_finds_nothing_in_a_marked_fault_and_the_last_questions(page) -> None:
+    load(page, "/models/tox21")
+    page.locator("#tox21-smiles").fill("CCO")
+    expect(page.locator("#questions-title")).to_have_text("Your last questions (1)")
+    page.locator("#questions-title").click()
+    page.locator("#tox21-smiles").fill("C" * 200 + "X")
+    expect(page.locator("#tox21-message mark")).to_have_text("X")
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    check_axe(page)
+
+
 def test_the_first_tab_skips_to_the_content_and_arrows_choose_a_program(page) -> None:
     load(page, "/models/wine")
     page.keyboard.press("Tab")

@@ -209,3 +209,14 @@ def test_another_contract_is_offered_and_not_taken_by_itself(browser, stand_in: 
         expect(page.locator("#wine-row")).to_be_visible()
         page.get_by_role("button", name="Load its form").click()
         expect(page.locator("#wine-body")).to_be_visible()
+
+
+def test_the_graph_is_outlined_where_the_store_has_one(page) -> None:
+    page.goto("/models/wine")
+    rows = page.locator("#graph-content tbody tr")
+    expect(rows).to_have_text(["MatMul1", "Softmax1", "xinfloat32[rows, 3]", "youtfloat32[rows, 2]"])
+    expect(page.locator("#graph-content caption").first).to_contain_text("2 operations in the graph")
+    page.goto("/models/double")
+    expect(page.locator("#tensors-content table")).to_be_visible()
+    expect(page.locator("#card-content p")).to_be_visible()
+    expect(page.locator("#graph-content")).to_be_empty()

@@ -1,4 +1,5 @@
-// Many inputs at once: the rows of a CSV file, the lines of a text file, or pictures, and the results as a table and CSV.
+// Many inputs at once: the rows of a CSV file, the lines of a text file, or pictures, also in a ZIP archive, and the results
+// as a table and CSV.
 //
 // They go to the gateway a few at a time, so that progress is seen and a person can stop. Where it refuses some of them
 // each is asked by itself, and the refusal stands in its row.
@@ -6,6 +7,7 @@
 import { Newest, ask } from "./api.js";
 import { parseCsv, writeCsv } from "./csv.js";
 import { element, figure, leaves, make } from "./dom.js";
+import { filesOf, isZip } from "./zip.js";
 
 const [FEW, MANY] = [16, 256]; // inputs of a request: of those that cost the gateway work, and rows of numbers
 const LARGEST = 20_000; // inputs of a file
@@ -32,7 +34,7 @@ export class Batch {
     if (!this.form) return;
     const files = element("batch-files");
     const pictures = !this.form.read;
-    files.accept = pictures ? "image/png,image/jpeg,image/webp,image/bmp" : ".csv,.txt,text/csv,text/plain";
+    files.accept = pictures ? "image/png,image/jpeg,image/webp,image/bmp,application/zip,.zip" : ".csv,.txt,text/csv,text/plain";
     files.multiple = pictures;
     element("batch-hint").textContent = hintOf(model);
     files.addEventListener("change", () => {
@@ -48,7 +50,7 @@ export class Batch {
     this.rows = [];
     this.say("");
     try {
-      const inputs = this.form.read ? this.form.read(await files[0].text(), this.model) : files.map((file) => [file.name, file]);
+      const inputs = this.form.read ? this.form.read(await files[0].text(), this.model) : await picturesOf(files);
       if (inputs.length > LARGEST) throw new Error(`The file has ${inputs.length} inputs; a page takes ${LARGEST}. 'bookserve predict' takes more.`);
       if (!inputs.length) throw new Error("The file holds no inputs.");
       await this.run(inputs);
@@ -91,14 +93,15 @@ export class Batch {
     return name === this.form.field;
   }
 
-  post(values, signal) {
+  async post(values, signal) {
     const path = `/api/v1/${this.model.name}`;
     if (this.form.field) {
       const headers = { "Content-Type": "application/json" };
       return ask(path, { method: "POST", headers, body: JSON.stringify({ [this.form.field]: values }), signal });
     }
     const body = new FormData();
-    for (const file of values) body.append("file", file);
+    for (const read of values) body.append("file", await read());
+    signal.throwIfAborted();
     return ask(path, { method: "POST", body, signal });
   }
 
@@ -167,13 +170,23 @@ export class Batch {
   }
 }
 
+// Pictures by name, each with what reads it; those of a ZIP archive one by one.
+async function picturesOf(files) {
+  const found = [];
+  for (const file of files) {
+    if (await isZip(file)) found.push(...(await filesOf(file)).map(({ name, read }) => [name, read]));
+    else found.push([file.name, () => file]);
+  }
+  return found;
+}
+
 function compare(a, b) {
   if (typeof a === "number" && typeof b === "number") return a - b;
   return String(a ?? "").localeCompare(String(b ?? ""), undefined, { numeric: true });
 }
 
 function hintOf({ form, columns, inputs }) {
-  if (form === "image-classification") return "Choose several pictures: PNG, JPEG, WebP or BMP.";
+  if (form === "image-classification") return "Choose several pictures (PNG, JPEG, WebP or BMP), or a ZIP archive of up to 5,000.";
   if (form === "text") return "Choose a text file with one text a line, or a CSV file with a column “text”.";
   if (form === "molecules") return "Choose a text file with one SMILES a line, or a CSV file with a column “smiles”.";
   const width = inputs[0].shape[1];

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,57 @@ def test_pictures_are_asked_together(page) -> None:
     page.locator("#batch-files").set_input_files([SEVEN, SEVEN])
     expect(page.locator("#batch-count")).to_have_text("2 of 2")
     expect(page.locator("#batch-table tbody tr td:first-child")).to_have_text(["seven.png", "seven.png"])
+
+
+def archive(**files: bytes) -> bytes:
+    """A ZIP archive of these files, deflated; "__" in a name stands for "/", "_" for "."."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in files.items():
+            opened.writestr(name.replace("__", "/").replace("_", "."), content)
+    return packed.getvalue()
+
+
+def choose_zip(page: Page, content: bytes) -> None:
+    page.goto("/models/letters")
+    expect(page.locator("#batch")).to_be_visible()
+    page.locator("#batch-files").set_input_files({"name": "a.zip", "mimeType": "application/zip", "buffer": content})
+
+
+def test_the_pictures_of_an_archive_are_asked_and_what_is_none_or_too_much_stands_in_its_row(page) -> None:
+    seven = SEVEN.read_bytes()
+    content = bytearray(
+        archive(z__seven_png=seven, MACOS_txt=b"no picture", bomb_bmp=bytes(9 << 20), large_png=bytes(range(256)) * 99)
+    )
+    size = struct.pack("<I", 256 * 99)  # in the archive's directory: one byte less than there is
+    place = content.rindex(size)
+    content[place : place + 4] = struct.pack("<I", 256 * 99 - 1)
+    choose_zip(page, bytes(content))
+    expect(page.locator("#batch-count")).to_have_text("4 of 4, 3 of them refused")
+    answers = {line[0]: line for line in saved(page)}
+    assert list(answers) == ["input", "MACOS.txt", "bomb.bmp", "large.png", "z/seven.png"]
+    assert "more than 100 times its size" in answers["bomb.bmp"][-1]
+    assert "more than" in answers["large.png"][-1]
+    assert "Please give" in answers["MACOS.txt"][-1]
+    assert answers["z/seven.png"][1] == "3"
+    assert answers["z/seven.png"][-1] == ""
+
+
+def test_hidden_files_are_passed_over_and_a_broken_or_long_archive_is_refused_whole(page) -> None:
+    seven = SEVEN.read_bytes()
+    choose_zip(page, archive(seven_png=seven, _hidden=b"x", MACOSX=b"x", a___hidden=b"x"))
+    expect(page.locator("#batch-count")).to_have_text("2 of 2, 1 of them refused")
+    whole = archive(seven_png=seven)
+    message = page.locator("#batch-message")
+    choose_zip(page, whole[:-30])
+    expect(message).to_contain_text("no whole ZIP archive")
+    choose_zip(page, archive(**{f"f{number}": b"" for number in range(5_001)}))
+    expect(message).to_contain_text("The archive has 5001 files; a page takes 5000.")
+    damaged = bytearray(whole)
+    damaged[damaged.index(b"PK\x01\x02")] = 0
+    choose_zip(page, bytes(damaged))
+    expect(message).to_contain_text("directory is damaged")
+    expect(page.locator("#batch-results")).to_be_hidden()
 
 
 def test_a_batch_is_stopped_and_keeps_what_was_answered(page) -> None:

@@ -63,7 +63,7 @@ export class Programs {
 }
 
 // What can be asked before anything was.
-function firstBody(model) {
+export function firstBody(model) {
   const known = example(model)?.inputs ?? {};
   const row = Object.values(known)[0]?.[0] ?? 0;
   switch (model.form) {

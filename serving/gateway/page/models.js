@@ -3,6 +3,7 @@
 import { taskText } from "./api.js";
 import { element, figure, make } from "./dom.js";
 import { now, poll, showHealth } from "./poll.js";
+import { startSmall } from "./small_try.js";
 import { sparkline } from "./sparkline.js";
 
 const NO_STORE = "The gateway knows no model. Start it with --models-dir and the folder of a model store.";
@@ -55,6 +56,7 @@ function told({ models }) {
     const text = JSON.stringify(model);
     const kept = cards.get(model.name);
     const card = kept?.card ?? element("card").content.cloneNode(true).firstElementChild;
+    if (!kept) startSmall(card.querySelector(".small"), model.name);
     if (kept?.text !== text) fill(card, model);
     cards.set(model.name, { card, text });
     const list = element("models");
@@ -78,7 +80,8 @@ function search() {
   const wanted = element("search").value.trim().toLowerCase();
   let shown = 0;
   for (const { card } of cards.values()) {
-    card.hidden = !card.textContent.toLowerCase().includes(wanted);
+    const text = [...card.children].filter((part) => !part.matches(".small")).map((part) => part.textContent);
+    card.hidden = !text.join(" ").toLowerCase().includes(wanted);
     shown += card.hidden ? 0 : 1;
   }
   const text = !wanted ? "" : shown ? `${shown} of ${cards.size} models` : "No model has this in its name or task.";

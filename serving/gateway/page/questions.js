@@ -7,6 +7,7 @@ import { ASKED } from "./panel.js";
 
 const KEPT = 20; // questions of a model
 const SHOWN = 80; // characters of one
+const WORDS = 3; // of the next ones
 
 export class Questions {
   constructor({ name }) {
@@ -83,8 +84,9 @@ function shownOf(input) {
   return said.length > SHOWN ? `${said.slice(0, SHOWN)}…` : said;
 }
 
-// The likeliest class, or the first number of the answer.
-function answerOf(prediction) {
+// The likeliest class, the next words, or the first number of the answer.
+export function answerOf(prediction) {
+  if (Array.isArray(prediction.words)) return prediction.words.slice(0, WORDS).map(({ word }) => `“${word}”`).join(", ");
   const scores = scoresOf(prediction);
   if (scores) {
     const best = prediction.class ?? Object.keys(scores).reduce((one, label) => (scores[label] > scores[one] ? label : one));

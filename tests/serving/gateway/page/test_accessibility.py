@@ -100,6 +100,19 @@ def test_axe_finds_nothing_in_a_marked_fault_and_the_last_questions(page) -> Non
     check_axe(page)
 
 
+def test_axe_finds_nothing_in_the_small_forms_of_the_list(page) -> None:
+    load(page, "/")
+    for name in ("tox21", "wine", "mnist", "tictactoe"):
+        page.locator(f"#model-{name} summary").click()
+        expect(page.locator(f"#model-{name} .small output")).to_be_attached()
+    page.locator("#model-tox21 .small input").fill("C" * 100 + "X")
+    page.locator("#model-tox21 .small button").click()
+    expect(page.locator("#model-tox21 .message")).to_contain_text("character 101")
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    check_axe(page)
+
+
 def test_the_first_tab_skips_to_the_content_and_arrows_choose_a_program(page) -> None:
     load(page, "/models/wine")
     page.keyboard.press("Tab")

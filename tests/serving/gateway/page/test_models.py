@@ -5,6 +5,7 @@ import re
 from playwright.sync_api import expect
 
 from book_contracts import CONTRACTS
+from gateway_pages import SEVEN
 from stand_in_models import OTHERS, FakeServer
 
 
@@ -66,3 +67,40 @@ def test_without_the_gateway_the_list_is_marked_as_old(page) -> None:
     expect(page.locator("#health")).to_contain_text("What is shown is from before")
     page.unroute("**/api/**")
     expect(page.locator("body.stale")).not_to_be_attached()
+
+
+def test_every_model_is_tried_on_its_card(page) -> None:
+    page.goto("/")
+    expect(page.locator(".card")).to_have_count(11)
+    answers = {
+        "linear": re.compile(r"-?\d"),
+        "logistic": re.compile(r"\d"),
+        "tox21": re.compile(r" %$"),
+        "ptb": re.compile("^“.+”, “.+”, “.+”$"),
+        "tictactoe": re.compile("^move "),
+        "wine": re.compile("^(good|bad) "),
+        "double": re.compile("."),
+        "mnist": re.compile(r"^\d "),
+    }
+    for name, expected in answers.items():
+        small = page.locator(f"#model-{name} .small")
+        small.locator("summary").focus()
+        page.keyboard.press("Enter")
+        if name == "mnist":
+            small.locator("input").set_input_files(SEVEN)
+        else:
+            small.get_by_role("button").click()
+        expect(small.locator("output")).to_have_text(expected)
+    expect(page).to_have_url(re.compile("/$"))
+    tox21 = page.locator("#model-tox21 .small")
+    tox21.get_by_label("SMILES").fill("CCX")
+    tox21.get_by_label("SMILES").press("Enter")
+    expect(tox21.locator(".message")).to_contain_text("at character 3")
+    expect(tox21.get_by_label("SMILES")).to_have_attribute("aria-invalid", "true")
+    expect(tox21.locator("output")).to_be_empty()
+    wine = page.locator("#model-wine .small")
+    wine.locator("input").fill("1, x, 3")
+    wine.get_by_role("button").click()
+    expect(wine.locator(".message")).to_have_text("Please give numbers with commas between them.")
+    page.get_by_label("Search by").fill("choose a")
+    expect(page.locator(".card:visible")).to_have_count(0)

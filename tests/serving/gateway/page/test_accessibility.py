@@ -88,6 +88,7 @@ def test_axe_finds_nothing_in_errors_results_and_old_states(page, stand_in: Fake
     check_axe(page)
 
 
+@pytest.mark.slow
 def test_axe_finds_nothing_in_a_marked_fault_and_the_last_questions(page) -> None:
     load(page, "/models/tox21")
     page.locator("#tox21-smiles").fill("CCO")
@@ -100,6 +101,7 @@ def test_axe_finds_nothing_in_a_marked_fault_and_the_last_questions(page) -> Non
     check_axe(page)
 
 
+@pytest.mark.slow
 def test_axe_finds_nothing_in_the_small_forms_of_the_list(page) -> None:
     load(page, "/")
     for name in ("tox21", "wine", "mnist", "tictactoe"):

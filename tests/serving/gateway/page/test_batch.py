@@ -103,6 +103,7 @@ def test_the_pictures_of_an_archive_are_asked_and_what_is_none_or_too_much_stand
     assert answers["z/seven.png"][-1] == ""
 
 
+@pytest.mark.slow
 def test_hidden_files_are_passed_over_and_a_broken_or_long_archive_is_refused_whole(page) -> None:
     seven = SEVEN.read_bytes()
     choose_zip(page, archive(seven_png=seven, _hidden=b"x", MACOSX=b"x", a___hidden=b"x"))

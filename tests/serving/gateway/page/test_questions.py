@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from gateway_pages import SEVEN
@@ -55,6 +56,7 @@ def test_questions_are_listed_asked_again_and_cleared_by_keyboard(page) -> None:
     assert kept(page) == []
 
 
+@pytest.mark.slow
 def test_the_list_is_bounded_and_what_others_wrote_into_it_is_left_out(page) -> None:
     visit(page)
     one = {"hash": "#try=%7B%22smiles%22%3A%22C%22%7D", "shown": "<b>C</b>", "answer": "", "version": 3, "at": 1}
@@ -73,6 +75,7 @@ def test_the_list_is_bounded_and_what_others_wrote_into_it_is_left_out(page) -> 
     expect(page.locator("#questions-title")).to_have_text("Your last questions")
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_kept_and_a_photograph_is_not(page) -> None:
     page.goto("/models/mnist")
     page.locator("#mnist-file").set_input_files(SEVEN)

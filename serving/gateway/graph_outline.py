@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from bookserve.serving.wire.onnx_graph_pb2 import ValueInfoProto
 
-MAX_FIELDS = 500_000  # of a file; a node has about ten
+MAX_FIELDS = 200_000  # of a file; a node has about ten
 MAX_KINDS = 100  # of operations that are listed, the most frequent ones
 MAX_TENSORS = 100  # of the graph's inputs, and of its outputs
 _MAX_TEXT = 200  # bytes of a name

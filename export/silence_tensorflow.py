@@ -13,7 +13,7 @@ def silence_tensorflow() -> Iterator[None]:
     """Around the first import of TensorFlow: what its C++ side writes meanwhile is shown only if the import fails.
 
     Its later log lines are off, unless TF_CPP_MIN_LOG_LEVEL is set: errors reach the user as exceptions. So are the
-    warnings of its Python side, such as that of retracing, which only who writes a model can do something about.
+    warnings of its Python side, which are about models of others; trainings of ours cause none.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -128,6 +129,12 @@ def _stoppable() -> Iterator[None]:
     metavar="NAME=VALUE",
     help="Another value for a number of the configuration, such as learning_rate=1e-3; may be given several times.",
 )
+@click.option(
+    "--find-rate",
+    is_flag=True,
+    help="Keep no training: raise the learning rate from step to step, and say which one to set.",
+)
+@click.option("--histograms", is_flag=True, help="For TensorBoard, keep how the weights of every epoch are spread.")
 @runs_dir_option
 @seed_option
 @fresh_option
@@ -141,6 +148,8 @@ def train(
     data_dir: Path | None,
     run_name: str | None,
     settings: tuple[str, ...],
+    find_rate: bool,
+    histograms: bool,
     runs_dir: Path,
     seed: int,
     fresh: bool,
@@ -162,6 +171,10 @@ def train(
         own = chosen_data(model, own_options, _own_pictures(model, data, data_dir))
         name = name_of_run(model, run_name, own)
         request = DataRequest(data, data_dir, own)
+        if find_rate:
+            _check_alone("train --find-rate")
+            _find_rate(model, name, request, config, changed_settings(config, settings), seed, runs_dir)
+            return
         result = train_model(
             model,
             request,
@@ -174,12 +187,37 @@ def train(
             config,
             name,
             changed_settings(config, settings),
+            histograms,
         )
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{name}: test {', '.join(result.test_figures)} in {result.seconds:.0f} s, {result.folder}")
     if own is not None:
         click.echo(f"publish it with: bookserve export {name}")
+
+
+def _find_rate(
+    model: str, name: str, request: DataRequest, config: Any, settings: dict[str, Any], seed: int, runs_dir: Path
+) -> None:
+    """Print and draw the losses of rising learning rates, and say which rate to set.
+
+    Raises:
+        DataError, TrainingError: as `rate_finder.find`.
+    """
+    from bookserve.training import plots, rate_finder
+
+    curve = rate_finder.find(model, request, config, settings, seed)
+    path = runs_dir / name / "learning_rate.png"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plots.learning_rates(curve.rates, curve.losses, curve.smooth, curve.suggested, path)
+    except OSError as error:
+        raise TrainingError(f"cannot write {path}: {error.strerror or error}") from error
+    click.echo("learning rate  loss")
+    for rate, loss in curve.rows:
+        click.echo(f"{rate:13.1e}  {loss:.4f}")
+    click.echo(f"{name}: the loss is lowest at {curve.lowest:.1e}; the curve is in {path}")
+    click.echo(f"train with a tenth of it: --set learning_rate={curve.suggested:g}")
 
 
 def _own_pictures(model: str, data: Choice, data_dir: Path | None) -> Path | None:

@@ -32,6 +32,26 @@ def curves(history: Mapping[str, Sequence[float]], path: Path) -> None:
     figure.savefig(path)
 
 
+def learning_rates(
+    rates: npt.NDArray[np.float64],
+    losses: npt.NDArray[np.float64],
+    smooth: npt.NDArray[np.float64],
+    suggested: float,
+    path: Path,
+) -> None:
+    """The losses [n] of steps with rising learning rates [n], the same smoothed, and the rate that is suggested."""
+    figure = Figure(figsize=(5.6, 3.8), dpi=DPI, layout="constrained")
+    panel = figure.subplots()
+    panel.plot(rates, losses, ".", markersize=3, color="grey", label="loss of a step")
+    panel.plot(rates, smooth, color="tab:blue", label="smoothed")
+    panel.axvline(suggested, color="tab:red", linestyle="--", label=f"suggested: {suggested:g}")
+    spread = float(np.ptp(smooth[: smooth.argmin() + 1])) or 1.0
+    panel.set_ylim(smooth.min() - 0.2 * spread, smooth[: smooth.argmin() + 1].max() + 0.6 * spread)
+    panel.set(xscale="log", xlabel="learning rate", ylabel="loss")
+    panel.legend()
+    figure.savefig(path)
+
+
 def confusion_matrix(
     labels: npt.NDArray[Any], predicted: npt.NDArray[Any], names: Sequence[str], path: Path
 ) -> npt.NDArray[np.int64]:

@@ -35,6 +35,9 @@ from bookserve.training.devices import devices, hosts
 from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.loop.callbacks import ProgressBar, StopOnNan
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
+from bookserve.training.loop.network_graph import NetworkGraph
+from bookserve.training.loop.step_losses import StepLosses
+from bookserve.training.loop.traced import Traced
 from bookserve.training.models import MODELS, PROFILES, STANDARD, KeyMetric
 from bookserve.training.models.purpose import OWN_DATA, PURPOSE
 
@@ -127,6 +130,7 @@ class Training:
     seed: int
     strategy: tf.distribute.Strategy
     console: Console
+    histograms: bool
 
 
 @dataclass(frozen=True)
@@ -165,11 +169,13 @@ def train_model(
     config: Any = None,
     run_name: str = "",
     settings: Mapping[str, Any] | None = None,
+    histograms: bool = False,
 ) -> Result:
     """Train the model `name` of `MODELS` and return its run, complete on disk.
 
     Where `request` has a user's own data, its network is trained on that. `run_name` is what the run and the model in
-    the store are called: by default `name`. `settings` are fields of the `Config` that have other values.
+    the store are called: by default `name`. `settings` are fields of the `Config` that have other values. With
+    `histograms` TensorBoard shows how the weights of each epoch are spread.
 
     `config` is what a study found, whose name is then the `configuration`; without it the model's own is trained.
 
@@ -196,12 +202,10 @@ def train_model(
         console.print(f"{name}: host {place} of {count}, with {cluster.others}", highlight=False, soft_wrap=True)
     strategy = devices.strategy()
     make_repeatable(seed)
-    data = _load(model_module, config, request, seed)
     network, name = name, run_name or name
-    contract, words = replace(model_module.CONTRACT, model=name), PURPOSE[network]
+    data, config, contract = adapted(model_module, config, settings, request, seed, name)
+    words = PURPOSE[network]
     if request.own is not None:
-        config, contract = cast(AdaptableModel, model_module).on_own_data(config, data, name)
-        config = replace(config, **settings)
         words = (
             f"The network of `{network}`, trained on the data `{data.origin.name}`; its task: {contract.task}.",
             "It knows what its data shows, and gives an answer to anything else too: see Data for what that is."
@@ -230,7 +234,7 @@ def train_model(
         "devices": devices.describe(),
         "made_with": versions(),
     }
-    training = Training(name, model_module, contract, config, data, seed, strategy, console)
+    training = Training(name, model_module, contract, config, data, seed, strategy, console, histograms)
     try:
         if cluster is None or cluster.place == 0:
             folder, metrics = _lead(training, head, runs_dir, fresh)
@@ -299,6 +303,23 @@ def versions() -> dict[str, str]:
     }
 
 
+def adapted(
+    model_module: BookModel, config: Any, settings: Mapping[str, Any], request: DataRequest, seed: int, name: str
+) -> tuple[Data, Any, Contract]:
+    """The splits, and the numbers and the contract that fit them, of a model that is called `name`.
+
+    A user's own data changes both; `settings` are fields of the `Config` that it leaves alone.
+
+    Raises:
+        DataError: the data is damaged, cannot be read, or cannot be had.
+    """
+    data, contract = _load(model_module, config, request, seed), replace(model_module.CONTRACT, model=name)
+    if request.own is not None:
+        config, contract = cast(AdaptableModel, model_module).on_own_data(config, data, name)
+        config = replace(config, **settings)
+    return data, config, contract
+
+
 def _load(model_module: BookModel, config: Any, request: DataRequest, seed: int) -> Data:
     """The splits of the model's data.
 
@@ -336,10 +357,10 @@ def _lead(
         hosts.from_first(json.dumps(head).encode())
         hosts.from_first(state.read_bytes() if state.is_file() else b"")
         bar = ProgressBar(console, name)
-        board = keras.callbacks.TensorBoard(run.folder / run_format.TENSORBOARD, write_graph=False)
+        boards = _boards(run.folder / run_format.TENSORBOARD, training.histograms)
         with _noting_a_stop(name, checkpoint):
             try:
-                model, history = _fit(training, [StopOnNan(), bar, board], checkpoint)
+                model, history = _fit(training, [StopOnNan(), bar, *boards], checkpoint)
             finally:
                 bar.close()
             metrics = _write(training, model, history, run.folder)
@@ -348,6 +369,12 @@ def _lead(
     finally:
         run.close()
     return final, metrics
+
+
+def _boards(folder: Path, histograms: bool) -> list[keras.callbacks.Callback]:
+    """What TensorBoard shows of a run: the graph, the figures of every epoch, the loss of every step."""
+    board = keras.callbacks.TensorBoard(folder, histogram_freq=1 if histograms else 0, write_graph=False)
+    return [NetworkGraph(folder / "network"), StepLosses(folder / "steps"), board]
 
 
 def _changed_since(folder: Path, head: Mapping[str, Any]) -> list[str]:
@@ -442,7 +469,7 @@ def _evaluate_served(training: Training, served: keras.Model, report: Path) -> d
     figure = measured.figure
     inputs = {tensor.name: figure.rows[tensor.name] for tensor in served.inputs}
     asked = inputs if len(inputs) > 1 else next(iter(inputs.values()))
-    outputs = served.predict(asked, batch_size=EVALUATION_ROWS, verbose=0)
+    outputs = Traced(served).answers(asked, EVALUATION_ROWS)
     found = evaluation.beside(evaluation.evaluate(figure, outputs, training.contract), measured, outputs)
     run_writer.write_json(report / run_format.EVALUATION, found.to_json())
     if found.calibration is not None:

@@ -152,13 +152,23 @@ def test_a_train_all_that_is_stopped_between_training_and_publishing(
     assert result.output.splitlines()[-1] == expected
 
 
+LOUD = """
+import logging
+import sys
+logging.getLogger("tensorflow").setLevel = lambda level: None  # so that TensorFlow's warnings are told
+from bookserve.clients.command_line import main
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_training_prints_no_line_of_tensorflows(tmp_path: Path) -> None:
+def test_trainings_and_exports_print_no_line_of_tensorflows(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
-    folders = [f"--runs-dir={tmp_path / 'runs'}", f"--models-dir={tmp_path / 'models'}"]
+    models = ["linear", "logistic", "tox21", "mnist"]
+    options = ["--profile=smoke", "--data=sample", f"--runs-dir={tmp_path / 'runs'}", f"--models-dir={tmp_path / 'm'}"]
     done = subprocess.run(
-        [sys.executable, "-m", "bookserve.clients.command_line", "train-all", "linear", "--profile=smoke", *folders],
+        [sys.executable, "-c", LOUD, "train-all", *models, *options],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -166,7 +176,8 @@ def test_a_training_prints_no_line_of_tensorflows(tmp_path: Path) -> None:
         timeout=800,
     )
     assert done.returncode == 0, done.stdout
-    assert "linear: published as" in done.stdout
+    for model in models:
+        assert f"{model}: published as" in done.stdout
     theirs = re.compile(r"^[IWEF]\d{4} |absl|cuda|oneDNN|cpu_feature|retrac|WARNING:tensorflow", re.IGNORECASE | re.M)
     assert theirs.findall(done.stdout) == []
 

@@ -14,7 +14,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bookserve.export import evaluation, run_format
 from bookserve.training import run
@@ -79,6 +81,28 @@ def test_a_run_leaves_everything_that_export_needs(tmp_path: Path, console: Cons
     assert list((result.folder / "tensorboard").rglob("events.out.tfevents.*"))
     with np.load(result.folder / "examples.npz") as examples:
         assert examples["images"].shape == (60, 28, 28)
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_tensorboard_has_the_graph_the_loss_of_every_step_and_histograms_on_request(
+    tmp_path: Path, console: Console
+) -> None:
+    result = run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke", histograms=True)
+    rows = list(csv.DictReader((result.folder / "history.csv").read_text().splitlines()))
+    board = result.folder / "tensorboard"
+    train, steps, network = (
+        EventAccumulator(str(board / name), size_guidance={"tensors": 0}) for name in ("train", "steps", "network")
+    )
+    for events in (train, steps, network):
+        events.Reload()
+    assert {"Conv2D", "MatMul", "MaxPool"} <= {node.op for node in network.Graph().node}
+    assert {"conv2d/kernel/histogram", "logits/bias/histogram"} <= set(train.Tags()["tensors"])
+    losses = [float(tf.make_ndarray(event.tensor_proto)) for event in steps.Tensors("loss_of_step")]
+    per_epoch = len(losses) // 2
+    assert per_epoch == json.loads((result.folder / "config.json").read_text())["data_card"]["rows"]["train"] // 32
+    for epoch, row in enumerate(rows):
+        mean = np.mean(losses[epoch * per_epoch : (epoch + 1) * per_epoch])
+        assert mean == pytest.approx(float(row["loss"]), rel=1e-4)
 
 
 @pytest.mark.slow

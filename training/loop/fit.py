@@ -14,6 +14,7 @@ import tensorflow as tf
 from bookserve.training.devices import hosts
 from bookserve.training.loop.callbacks import Watchers
 from bookserve.training.loop.checkpoint import Checkpoint, Saved, pack, unpack
+from bookserve.training.loop.step_losses import LOSS_IS_MEAN
 
 
 def fit(
@@ -48,13 +49,14 @@ def fit(
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:  # Keras's fit fails on batches of odd size
             hosts.fit(model, batches(state.epoch), range(state.epoch, epochs), steps, valid, watchers)
         else:
+            params = {"epochs": epochs, "steps": steps, LOSS_IS_MEAN: True}
             model.fit(
                 batches(state.epoch),
                 initial_epoch=state.epoch,
                 epochs=epochs,
                 steps_per_epoch=steps,
                 validation_data=valid,
-                callbacks=Watchers(watchers, add_history=True, model=model, epochs=epochs, steps=steps),
+                callbacks=Watchers(watchers, add_history=True, model=model, **params),
                 shuffle=False,
                 verbose=0,
             )

@@ -27,6 +27,7 @@ from bookserve.training.datasets.files import DataRequest
 from bookserve.training.datasets.own_data import PointTable
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
+from bookserve.training.loop.traced import Traced
 from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.tuning.search_space import Search, choice
 
@@ -136,9 +137,10 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
     weights, (bias,) = model.get_layer("line").get_weights()
     weights = weights[:, 0]
     metrics = {}
+    network = Traced(model)
     logits = np.zeros(0, np.float32)
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
-        logits = model.predict(split.x, batch_size=len(split.x), verbose=0)[:, 0]
+        logits = network.answers(split.x)[:, 0]
         losses = np.logaddexp(0.0, np.where(split.y == 1, -logits, logits))
         metrics[name] = {
             "accuracy": float(((logits > 0) == (split.y == 1)).mean()),
@@ -160,7 +162,7 @@ def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, di
         "offset": abs(float(bias)) / length,
         "degrees_off": float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))),
     }
-    _draw(data.test, model, report / "clouds.png")
+    _draw(data.test, network, report / "clouds.png")
     return metrics
 
 
@@ -185,13 +187,13 @@ def serving_model(model: keras.Model) -> keras.Model:
     return keras.Model(x, {"probability": probability, "class": likelier}, name="logistic")
 
 
-def _draw(split: toy.Split, model: keras.Model, path: Path) -> None:
+def _draw(split: toy.Split, network: Traced, path: Path) -> None:
     figure = Figure(figsize=(5.0, 4.4), dpi=plots.DPI, layout="constrained")
     panel = figure.subplots()
     ticks = np.linspace(-2.5, 2.5, 101, dtype=np.float32)
     across, up = np.meshgrid(ticks, ticks)  # (101, 101) each
     grid = np.stack([across.ravel(), up.ravel()], axis=1)
-    logits = model.predict(grid, batch_size=len(grid), verbose=0).reshape(across.shape)
+    logits = network.answers(grid).reshape(across.shape)
     panel.contourf(across, up, 1 / (1 + np.exp(-np.clip(logits, -30, 30))), levels=10, cmap="coolwarm", alpha=0.35)
     panel.contour(across, up, logits, levels=[0.0], colors="black")
     for number, colour in enumerate(("tab:blue", "tab:red")):

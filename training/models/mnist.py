@@ -28,6 +28,7 @@ from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.loop.rates import warm_cosine
 from bookserve.training.loop.small_data import for_rows
+from bookserve.training.loop.traced import Traced
 from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.tuning.search_space import Search, choice
 
@@ -183,9 +184,10 @@ def train(
 def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, dict[str, float]]:
     """Split -> figure -> value, for all three splits; draws the confusion matrix of the test rows into `report`."""
     metrics = {}
+    network = Traced(model)
     predicted = np.zeros(0, np.int64)
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
-        logits = model.predict(_batches(split), verbose=0)  # (n, classes)
+        logits = network.answers(split.images)  # (n, classes)
         predicted = logits.argmax(axis=1)
         losses = keras.losses.sparse_categorical_crossentropy(split.labels, logits, from_logits=True)
         metrics[name] = {

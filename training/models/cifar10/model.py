@@ -27,6 +27,7 @@ from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.loop.small_data import for_rows
+from bookserve.training.loop.traced import Traced
 from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.cifar10 import book, modern
 from bookserve.training.tuning.search_space import Search, choice
@@ -152,15 +153,13 @@ def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, d
     `accuracy_1000` is the accuracy on the first 1,000 test rows of CIFAR-10. Of the training rows as many are read as
     of the test.
     """
-    served = serving_model(model)
+    served = Traced(serving_model(model))
     metrics = {}
     names = data.labels or CONTRACT.labels
     probabilities = np.zeros((0, len(names)), np.float32)
     seen = LabelledImages(data.train.images[: len(data.test.labels)], data.train.labels[: len(data.test.labels)])
     for name, split in (("train", seen), ("valid", data.valid), ("test", data.test)):
-        probabilities = served.predict(split.images, batch_size=EVALUATION_BATCH, verbose=0)[
-            "probabilities"
-        ]  # (n, classes)
+        probabilities = served.answers(split.images)["probabilities"]  # (n, classes)
         losses = keras.losses.sparse_categorical_crossentropy(split.labels, probabilities)
         metrics[name] = {
             "accuracy": float((probabilities.argmax(axis=1) == split.labels).mean()),

@@ -42,6 +42,7 @@ from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
 from bookserve.training.loop.small_data import for_rows
+from bookserve.training.loop.traced import Traced
 from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.tox21 import platt, similarity
 from bookserve.training.tuning.search_space import Search, choice
@@ -247,7 +248,7 @@ def train(
     if config.memory:
         memory = model.get_layer(MEMORY)
         train_inputs["remembered"] = _remember(memory, data.train, weights, config)
-        valid_inputs["remembered"] = memory.predict(data.valid.fingerprints, batch_size=EVALUATION_BATCH, verbose=0)
+        valid_inputs["remembered"] = Traced(memory).answers(data.valid.fingerprints)
     train_packed, valid_packed = (pack(split.results, weights * learnt) for split in (data.train, data.valid))
     history = fit(
         networks,
@@ -287,35 +288,35 @@ def evaluate(model: keras.Model, data: tox21.Molecules, report: Path) -> dict[st
     the test rows is what `over_forest` tells. Results that were not measured count nowhere. A user's own data has
     labels instead of assays, and no `nr_ar_accuracy`.
     """
-    forests = train_forests(data.train)
+    forests, whole, bare = train_forests(data.train), Traced(model), Traced(uncalibrated(model))
     names = data.labels or ASSAYS
     balance = assay_weights(data.train.results, 1.0)
     metrics: dict[str, dict[str, float]] = {}
     scores: dict[str, npt.NDArray[np.float64]] = {}
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         scores = {
-            "": predict(uncalibrated(model), split.inputs),
+            "": probabilities(bare, split.inputs),
             "forest_": forest_probabilities(forests, split.fingerprints),
         }
         metrics[name] = {}
-        for kind, probabilities in scores.items():
+        for kind, found in scores.items():
             metrics[name] |= {
-                f"{kind}auc": mean_auc(assay_aucs(split.results, probabilities, names)),
-                f"{kind}precision": mean_precision(assay_precisions(split.results, probabilities, names)),
+                f"{kind}auc": mean_auc(assay_aucs(split.results, found, names)),
+                f"{kind}precision": mean_precision(assay_precisions(split.results, found, names)),
             }
             if names == ASSAYS:
-                accuracy = weighted_accuracy(split.results, probabilities, balance, BOOK_ASSAY)
+                accuracy = weighted_accuracy(split.results, found, balance, BOOK_ASSAY)
                 metrics[name][f"{kind}nr_ar_accuracy"] = accuracy
-        served = predict(model, split.inputs)
+        served = probabilities(whole, split.inputs)
         metrics[name] |= {
             "loss": log_loss(split.results, served),
             "ece": calibration_error(split.results, served),
             "uncalibrated_ece": calibration_error(split.results, scores[""]),
             "rows": float(len(split.results)),
         }
-    for kind, probabilities in scores.items():
-        metrics[f"test {kind}auc"] = assay_aucs(data.test.results, probabilities, names)
-        metrics[f"test {kind}precision"] = assay_precisions(data.test.results, probabilities, names)
+    for kind, found in scores.items():
+        metrics[f"test {kind}auc"] = assay_aucs(data.test.results, found, names)
+        metrics[f"test {kind}precision"] = assay_precisions(data.test.results, found, names)
     metrics["test"] |= over_forest(data.test.results, scores[""], scores["forest_"], names)
     for what, numbers in zip(("scale", "shift"), model.get_layer(CALIBRATION).get_weights(), strict=False):
         metrics[f"calibration {what}"] = dict(zip(names, numbers.astype(float).tolist(), strict=True))
@@ -356,7 +357,7 @@ class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(self, whole: keras.Model, data: tox21.Molecules, learnt: npt.NDArray[np.bool_]) -> None:
         super().__init__()
-        self._whole = whole  # of which the model that is fitted is a part
+        self._whole = Traced(whole)  # of which the model that is fitted is a part
         self._names = data.labels or ASSAYS
         rows = len(data.valid.results)
         self._balance = assay_weights(data.train.results, 1.0)
@@ -369,7 +370,7 @@ class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         """Predict and compare."""
         for kind, split in self._splits.items():
             if logs is not None:
-                scores = predict(self._whole, split.inputs)
+                scores = probabilities(self._whole, split.inputs)
                 logs[f"{kind}auc"] = mean_auc(assay_aucs(split.results, scores, self._names))
                 if self._names == ASSAYS:
                     logs[f"{kind}nr_ar_accuracy"] = weighted_accuracy(split.results, scores, self._balance, BOOK_ASSAY)
@@ -418,13 +419,17 @@ def training_batches(
 
 def predict(model: keras.Model, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     """The probabilities of activity: float64 [n, 12]."""
-    return np.asarray(1 / (1 + np.exp(-logits(model, inputs))))
+    return probabilities(Traced(model), inputs)
 
 
-def logits(model: keras.Model, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-    """What the model says: float64 [n, 12]."""
-    rows = tf.data.Dataset.from_tensor_slices(dict(inputs)).batch(EVALUATION_BATCH)
-    return np.asarray(model.predict(rows, verbose=0), np.float64)
+def probabilities(network: Traced, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    """The same of a network that is asked more than once."""
+    return np.asarray(1 / (1 + np.exp(-logits(network, inputs))))
+
+
+def logits(network: Traced, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    """What the network says: float64 [n, 12]."""
+    return np.asarray(network.answers(dict(inputs)), np.float64)
 
 
 def train_forests(split: tox21.Split) -> list[RandomForestClassifier]:
@@ -623,7 +628,7 @@ def _calibrated(logits: Any) -> Any:
 
 def _calibrate(model: keras.Model, split: tox21.Split, ratios: npt.NDArray[np.float32]) -> None:
     """Fit the calibration to rows that trained nothing; `ratios` [12] is the weight of an active, of an inactive."""
-    scales, shifts = platt.fit(logits(uncalibrated(model), split.inputs), split.results, ratios)
+    scales, shifts = platt.fit(logits(Traced(uncalibrated(model)), split.inputs), split.results, ratios)
     model.get_layer(CALIBRATION).set_weights([scales, shifts, np.zeros_like(shifts), np.ones_like(scales)])
 
 

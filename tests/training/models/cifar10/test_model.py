@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -160,6 +162,41 @@ def test_batches_differ_from_epoch_to_epoch_and_not_for_a_seed(config: cifar10.C
     assert sorted(labels) == sorted(pictures.train.labels)
     later = next(cifar10.training_batches(pictures.train, config, seed=1, first_epoch=1).as_numpy_iterator())
     np.testing.assert_array_equal(later[0], batches[steps][0])
+
+
+SPLIT = """
+import numpy as np
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from bookserve.training import run
+from bookserve.training.datasets import cifar10 as pictures
+from bookserve.training.datasets.files import Origin
+from bookserve.training.datasets.splits import ImageSplits
+from bookserve.training.devices import precision
+from bookserve.training.models.cifar10 import book, model as cifar10
+precision.fastest = lambda: "float32"
+train, valid = pictures.draw(80, 0), pictures.draw(41, 1)
+data = ImageSplits(train, valid, valid, Origin("sample", "drawn", ""))
+config = book.Config(epochs=3, batch=16, average=0.9)
+losses = []
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    run.make_repeatable(0)
+    with strategy.scope():
+        model = cifar10.build_model(config)
+        history = cifar10.train(model, data, config, 0, [])
+    losses.append(history["loss"] + history["val_loss"])
+print(losses)
+np.testing.assert_allclose(*losses, rtol=1e-4)  # rounding, which the steps enlarge
+print("replicas", strategy.num_replicas_in_sync)
+"""
+
+
+@pytest.mark.slow
+def test_two_replicas_have_the_losses_of_one() -> None:
+    done = subprocess.run([sys.executable, "-c", SPLIT], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().endswith("replicas 2")
 
 
 def test_every_profile_has_its_numbers() -> None:

@@ -21,7 +21,7 @@ from bookserve.serving.server.engines import choose, frames
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.models import trial_process
 from bookserve.serving.server.models.integrity import Seen
-from bookserve.serving.server.types.errors import ServingError, failed_precondition
+from bookserve.serving.server.types.errors import ServingError, failed_precondition, unavailable
 from bookserve.serving.wire.tensorflow_serving_pb2 import StatusProto
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class Trials:
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
         self._passed: set[bytes] = set()
+        self._closed = False
         self._control, theirs = socket.socketpair()
         if os.fork() == 0:
             self._control.close()
@@ -104,6 +105,8 @@ class Trials:
             try:
                 child = self._take()
             except (OSError, ValueError) as error:
+                if self._closed:
+                    raise unavailable(f"{path} is not loaded: the server is stopping") from None
                 log.error("%s is loaded without a trial, as none can be made: %s", path, error or "the template ended")
                 return
             used = child.used
@@ -125,6 +128,7 @@ class Trials:
     def close(self) -> None:
         """Ends the template and the children that wait."""
         with self._lock:
+            self._closed = True
             while self._idle:
                 self._idle.pop().close()
             self._control.close()
@@ -134,9 +138,13 @@ class Trials:
             if self._idle:
                 return self._idle.pop()
             ours, theirs = socket.socketpair()
-            with theirs:
-                socket.send_fds(self._control, [trial_process.FORK], [theirs.fileno()])
-                return _Child(int(self._control.recv(64)), ours)
+            try:
+                with theirs:
+                    socket.send_fds(self._control, [trial_process.FORK], [theirs.fileno()])
+                    return _Child(int(self._control.recv(64)), ours)
+            except BaseException:
+                ours.close()
+                raise
 
     def _end(self, child: _Child, *, kill: bool) -> int:
         """Ends a child that is gone or shall be; answers its wait status."""

@@ -78,7 +78,9 @@ def test_the_page_asks_the_example_of_the_contract_and_then_what_is_typed(page) 
 
 
 def test_what_the_manifest_and_the_contract_say_is_shown(page) -> None:
-    expect(page.locator("#tensors tbody tr")).to_have_text(["xinfloat32[rows, 3]", "youtfloat32[rows, 3]"])
+    expect(page.locator("#tensors table").first.locator("tbody tr")).to_have_text(
+        ["xinfloat32[rows, 3]", "youtfloat32[rows, 3]"]
+    )
     expect(page.locator("#versions")).to_contain_text("model.onnx (ONNX)")
     expect(page.locator("#figures")).to_contain_text("The version has no figures.")
 

@@ -1,10 +1,12 @@
 """Versions are tried in a child process: what crashes, hangs or takes all memory is refused, and the server lives."""
 
+import gc
 import json
 import os
 import shutil
 import signal
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,3 +132,15 @@ def test_the_old_version_serves_on_beside_one_that_would_crash(
     with urllib.request.urlopen(request, timeout=10) as response:
         assert json.load(response) == {"predictions": [[2.0, 4.0, 6.0]]}
     assert server.stop() == 0
+
+
+def test_a_version_that_loads_when_the_server_stops_is_not_loaded_untried(tmp_path: Path) -> None:
+    made = trial.start()
+    assert made is not None
+    made.close()
+    version = write_scale_model(tmp_path / "scale", 1, 2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        with pytest.raises(ServingError, match="is not loaded: the server is stopping"):
+            check(made, version)
+        gc.collect()

@@ -3,7 +3,8 @@
 What comes to such an operation may be made inside the graph, from a request that looks like any other, so no check of
 the request would do. Which they are was found by `tests/serving/server/engines/probe_onnx.py`, which runs the onnx
 package's tests of its operations with sizes of 0 and with extreme values; a crash that is not here ends the server,
-which its supervisor starts again.
+which its supervisor starts again. So does the division of a function that a model of opset 7 or 8 calls with integers
+of 32 and of 64 bits: there is no operation that would tell them apart.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,11 +15,14 @@ from bookserve.serving.server.engines import onnx_integers
 from bookserve.serving.server.engines.onnx_rows import graph
 from bookserve.serving.wire.onnx_graph_pb2 import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-_OLDEST = 10  # opset; before it there is no Where, and no Slice by inputs
+_OLDEST = 7  # opset that ONNX Runtime runs
+_WHERE = 9  # opset since which there is such an operation
+_SLICE_BY_INPUTS = 10  # the same
 _CAST_LIKE = 15  # opset since which there is such an operation
 _INT64, _BOOL, _DOUBLE = 7, 9, 11  # TensorProto.DataType
 _INT, _TENSOR = 2, 4  # AttributeProto.AttributeType
 _ROWS_OF_RECURRENT = 1  # the axis of an LSTM's input
+_KINDS = (onnx_integers.BOTH, (onnx_integers.INT32,), (onnx_integers.INT64,))
 _VOLUME_RANK = 5  # of the weights of a convolution over three dimensions
 
 
@@ -26,21 +30,22 @@ def put(model: ModelProto) -> bool:
     """Puts guards before such operations of a model; whether there was one that needs them."""
     parts: list[GraphProto | FunctionProto] = [model.graph, *model.functions]
     placed = 0
-    for part, may_be_integer in zip(parts, onnx_integers.of(model), strict=True):
+    questions = zip(*(onnx_integers.of(model, kinds) for kinds in _KINDS), strict=True)
+    for part, may_be in zip(parts, questions, strict=True):
         versions = graph.opsets(part if isinstance(part, FunctionProto) else model)
         opset = versions.get("", 0)
         if opset >= _OLDEST:
-            placed += _Guards(placed, opset, may_be_integer).put(part, {})
+            placed += _Guards(placed, opset, may_be).put(part, {})
     return placed > 0
 
 
 class _Guards:
     """The guards of one graph, the graphs inside it included."""
 
-    def __init__(self, number: int, opset: int, may_be_integer: onnx_integers.Question) -> None:
+    def __init__(self, number: int, opset: int, may_be: tuple[onnx_integers.Question, ...]) -> None:
         self._number = number  # so that every new value has a name of its own
         self._opset = opset
-        self._may_be_integer = may_be_integer
+        self._may_be = dict(zip(_KINDS, may_be, strict=True))
         self._placed = 0
         self._new: list[NodeProto] = []
         self._constants: Mapping[str, TensorProto] = {}
@@ -93,10 +98,11 @@ class _Guards:
         """A transposed convolution over three dimensions of which one is 0 writes where there is no memory."""
         weights = self._constants.get(node.input[1])
         if weights is None or len(weights.dims) == _VOLUME_RANK:
-            shape = self._make("Shape", node.input[0])
-            two = self._constant([2])  # those of rows and channels
-            last = self._constant([_VOLUME_RANK])
-            self._refuse(node, 0, shape, self._make("Slice", shape, two, last))
+            shape = extents = self._make("Shape", node.input[0])
+            if self._opset >= _SLICE_BY_INPUTS:  # else none of the sizes may be 0
+                two = self._constant([2])  # those of rows and channels
+                extents = self._make("Slice", shape, two, self._constant([_VOLUME_RANK]))
+            self._refuse(node, 0, shape, extents)
 
     def division(self, node: NodeProto) -> None:
         """The smallest integer by -1 is no integer, and a trap of the processor: a / -1 becomes -a / 1.
@@ -104,7 +110,11 @@ class _Guards:
         That is right, and the same to the bit, for values of every type, as a function of the model may have them.
         """
         above, below = node.input
-        if not (self._may_be_integer(above) and self._may_be_integer(below)) or self._holds_no(below, -1):
+        may_be = {kinds for kinds, is_one in self._may_be.items() if is_one(above) and is_one(below)}
+        if onnx_integers.BOTH not in may_be or self._holds_no(below, -1):
+            return
+        if self._opset < _WHERE:
+            self._divide_in_old_graph(node, [kinds[0] for kinds in may_be if len(kinds) == 1])
             return
         above_minus_one = self._make("Add", self._make("Cast", below, to=_DOUBLE), self._constant(1.0))
         is_another = self._make("Cast", above_minus_one, to=_BOOL)
@@ -115,6 +125,15 @@ class _Guards:
             sign = self._make("Where", is_another, self._constant(1.0), self._constant(-1.0))
             factor = self._make("CastLike", sign, below)
             node.input[0], node.input[1] = self._make("Mul", above, factor), self._make("Mul", below, factor)
+
+    def _divide_in_old_graph(self, node: NodeProto, kinds: list[int]) -> None:
+        """The same where there is no Where, for integers of one kind; nothing where the graph does not tell which."""
+        if len(kinds) != 1:
+            return
+        one, two, minus_one = (self._constant(value, kinds[0]) for value in (1, 2, -1))
+        is_minus_one = self._make("Cast", self._make("Equal", node.input[1], minus_one), to=kinds[0])
+        factor = self._make("Sub", one, self._make("Mul", two, is_minus_one))
+        node.input[0], node.input[1] = (self._make("Mul", side, factor) for side in (*node.input,))
 
     def frames(self, node: NodeProto) -> None:
         """An STFT divides by the length of its frames, or of its window; frames of length -1 are refused."""
@@ -132,7 +151,8 @@ class _Guards:
         """An input of this shape fails where one of the sizes is 0: one value is then what it is to be shaped to."""
         product = self._make("ReduceProd", sizes)
         is_empty = self._make("Equal", product, self._constant([0]))
-        target = self._make("Where", is_empty, self._constant([1]), shape)
+        above_one = self._make("Sub", shape, self._constant([1]))
+        target = self._make("Sub", shape, self._make("Mul", self._make("Cast", is_empty, to=_INT64), above_one))
         node.input[place] = self._make("Reshape", node.input[place], target)
 
     def _holds_no(self, name: str, number: int) -> bool:
@@ -141,9 +161,9 @@ class _Guards:
         array = None if content is None else graph.constant(content).content
         return array is not None and number not in array.ravel().tolist()
 
-    def _constant(self, value: int | float | list[int]) -> str:
-        array = np.array(value)
-        kind = _DOUBLE if array.dtype == np.float64 else _INT64
+    def _constant(self, value: int | float | list[int], kind: int = 0) -> str:
+        array = np.array(value, np.int32 if kind == onnx_integers.INT32 else None)
+        kind = kind or (_DOUBLE if array.dtype == np.float64 else _INT64)
         tensor = TensorProto(data_type=kind, dims=array.shape, raw_data=array.tobytes())
         return self._make("Constant", value=tensor)
 

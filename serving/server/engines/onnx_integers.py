@@ -11,7 +11,8 @@ from typing import Any
 
 from bookserve.serving.wire.onnx_graph_pb2 import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
-_INTEGERS = (6, 7)  # TensorProto.DataType: INT32, INT64
+INT32, INT64 = 6, 7  # TensorProto.DataType
+BOTH = (INT32, INT64)
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")  # those whose operations the rules are about
 _PASSES = 30  # over the functions of a model; what they call has to be found at the latest by then
 _TENSOR = 4  # AttributeProto.AttributeType
@@ -39,10 +40,10 @@ Part = GraphProto | FunctionProto
 Question = Callable[[str], bool]  # whether the value of that name may be one
 
 
-def of(model: ModelProto) -> list[Question]:
-    """For the graph and each function of a model in their order: which of its values may be integers."""
+def of(model: ModelProto, kinds: tuple[int, ...] = BOTH) -> list[Question]:
+    """For the graph and each function of a model in their order: which of its values may be integers of these kinds."""
     parts: list[Part] = [model.graph, *model.functions]
-    scopes = [_Scope(part) for part in parts]
+    scopes = [_Scope(part, kinds) for part in parts]
     functions = {
         (function.domain, function.name, function.overload): scope
         for function, scope in zip(model.functions, scopes[1:], strict=True)
@@ -56,14 +57,14 @@ def of(model: ModelProto) -> list[Question]:
     return [lambda name: True for _ in parts]
 
 
-def may_result(node: NodeProto, place: int, may_be: Question) -> bool:
+def may_result(node: NodeProto, place: int, may_be: Question, kinds: tuple[int, ...] = BOTH) -> bool:
     """Whether a result of an operation of the standard, the one at that place, may be one."""
     if node.op_type == "Constant":
-        return any(_names_one(entry) for entry in node.attribute)
+        return any(_names_one(entry, kinds) for entry in node.attribute)
     attribute = _TYPED_BY.get(node.op_type)
     for entry in node.attribute:
         if entry.name == attribute:
-            return _names_one(entry)
+            return _names_one(entry, kinds)
     if node.op_type in _COUNT or (place and node.op_type in _COUNT_BEHIND_FIRST):
         return True
     like = _LIKE.get(node.op_type, 0)
@@ -73,8 +74,9 @@ def may_result(node: NodeProto, place: int, may_be: Question) -> bool:
 class _Scope:
     """What has been found of one graph, the graphs inside it included, or of one function."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, kinds: tuple[int, ...]) -> None:
         self.part = part
+        self._kinds = kinds
         self.found: set[str] = set()
 
     def look(self, functions: "_Functions") -> None:
@@ -83,7 +85,7 @@ class _Scope:
 
     def _look(self, part: Part, functions: "_Functions") -> None:
         if isinstance(part, GraphProto):
-            self.found |= set(_declared(part))
+            self.found |= set(_declared(part, self._kinds))
         for node in part.node:
             inside = [entry.g for entry in node.attribute if entry.HasField("g")]
             for graph in inside:
@@ -98,7 +100,9 @@ class _Scope:
                 self.found |= set(node.output)
             else:
                 is_one = self.found.__contains__
-                self.found |= {name for place, name in enumerate(node.output) if may_result(node, place, is_one)}
+                self.found |= {
+                    name for place, name in enumerate(node.output) if may_result(node, place, is_one, self._kinds)
+                }
 
     def _call(self, node: NodeProto, called: "_Scope") -> None:
         function = called.part
@@ -116,20 +120,20 @@ def _pairs(outer: Iterable[str], inner: Iterable[Any]) -> Iterator[tuple[str, An
     return zip(outer, inner, strict=False)  # what is left out stands last
 
 
-def _declared(graph: GraphProto) -> Iterator[str]:
+def _declared(graph: GraphProto, kinds: tuple[int, ...]) -> Iterator[str]:
     """The inputs and constants that may be; one whose type is not said may."""
     for info in graph.input:
-        if not info.type.HasField("tensor_type") or info.type.tensor_type.elem_type in (0, *_INTEGERS):
+        if not info.type.HasField("tensor_type") or info.type.tensor_type.elem_type in (0, *kinds):
             yield info.name
     for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
-        if tensor.data_type in _INTEGERS:
+        if tensor.data_type in kinds:
             yield tensor.name
 
 
-def _names_one(entry: AttributeProto) -> bool:
+def _names_one(entry: AttributeProto, kinds: tuple[int, ...]) -> bool:
     """Whether an attribute that says the type of a result, or its value, may say this one."""
     if entry.ref_attr_name:
         return True  # whatever the caller of the function says
     if entry.name in ("value_int", "value_ints", "sparse_value"):
         return True
-    return entry.t.data_type in _INTEGERS if entry.HasField("t") else entry.i in _INTEGERS
+    return entry.t.data_type in kinds if entry.HasField("t") else entry.i in kinds

@@ -9,9 +9,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from model_servers import Server, answers, runs, server_starter, wait_until, write_scale_model
 
@@ -59,11 +60,17 @@ class Supervised:
 
 
 def write_crashing_model(base: Path) -> None:
-    """`y = a / b` in the oldest form, in which a division has no guard (`onnx_guards.py`)."""
+    """`y = a / b` in an old function that is called with two types: it has no guard (`onnx_guards.py`)."""
+    opsets = [helper.make_opsetid("", 8), helper.make_opsetid("own", 1)]
     infos = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n"]) for name in "aby"]
-    graph = helper.make_graph([helper.make_node("Div", ["a", "b"], ["y"])], "g", infos[:2], infos[2:])
+    calls = [helper.make_node("Quotient", inputs, [output], domain="own") for *inputs, output in ("aby", "sst")]
+    short = numpy_helper.from_array(np.array([7], np.int32), "s")
+    infos.append(helper.make_tensor_value_info("t", TensorProto.INT32, [1]))
+    graph = helper.make_graph(calls, "g", infos[:2], infos[2:], [short])
+    division = helper.make_node("Div", ["p", "q"], ["r"])
+    function = helper.make_function("own", "Quotient", ["p", "q"], ["r"], [division], opsets[:1])
     (base / "1").mkdir(parents=True)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 8)], ir_version=3)
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
     onnx.save(model, base / "1" / "model.onnx")
 
 

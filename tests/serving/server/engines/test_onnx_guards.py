@@ -122,7 +122,7 @@ def test_a_division_inside_a_branch_is_guarded(tmp_path: Path) -> None:
     assert run(engine, divide=np.array(False), a=least, b=np.int64([-1])) == [least]
 
 
-@pytest.mark.parametrize("opset", [10, 13, 14, 15, 17])
+@pytest.mark.parametrize("opset", [7, 8, 9, 10, 13, 14, 15, 17])
 def test_a_division_in_a_loop_is_guarded_in_every_version_of_the_operations(tmp_path: Path, opset: int) -> None:
     """What a loop carries has a type that its body need not say."""
     body = helper.make_graph(

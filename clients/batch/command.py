@@ -258,7 +258,8 @@ def _run(wish: _Wish) -> Done:
         if _status(wish.input) != seen:
             raise InputError(f"{wish.input} was changed while it was read: --restart asks all of it anew")
         _join(wish, form, parts, done)
-        bad = f"; {done.bad:,} bad rows are in {wish.errors}" if done.bad else ""
+        count = "1 bad row is" if done.bad == 1 else f"{done.bad:,} bad rows are"
+        bad = f"; {count} in {wish.errors}" if done.bad else ""
         click.echo(f"{wish.output}: {done.answered:,} rows, {rate:,.0f} a second{bad}", err=True)
         return done
 

@@ -28,6 +28,9 @@ _PIECE_BYTES = 128  # on average
 # How often waiting requests are looked at, and after how long it is noticed when their clients go away.
 _SWEEP_SECONDS = 0.25
 _MIN_SWEEP_SECONDS = 0.005
+# How long a client that was refused may take to close its connection. The library closes it first, unless it is kept
+# busy by what the client goes on to send.
+_REFUSED_SECONDS = 1.0
 
 
 class Headers(Protocol):
@@ -189,6 +192,7 @@ class RestApplication:
         self._loop = asyncio.get_running_loop()
         self._waiting: set[HttpExchange] = set()  # for their answers
         self._reading: set[HttpExchange] = set()  # their bodies
+        self._ending: dict[str, float] = {}  # clients that were refused, and when they must be gone
 
     @property
     def idle(self) -> bool:
@@ -199,6 +203,8 @@ class RestApplication:
         """Answers one request (RSGI 1)."""
         exchange = HttpExchange(scope, channel)
         closes = False
+        if self._ending:
+            self._ending.pop(scope.client, None)  # this is another connection of that client
         try:
             self._check_head(scope)
             if scope.method != "GET" and scope.method != "HEAD":
@@ -211,6 +217,7 @@ class RestApplication:
         except _Refused as refused:
             self.refused[refused.reason] += 1
             closes = True
+            self._ending[scope.client] = self._loop.time() + _REFUSED_SECONDS
             exchange.respond(refused.status, self._error_body(str(refused)))
         except asyncio.CancelledError:
             exchange.drop()
@@ -334,10 +341,11 @@ class RestApplication:
 
     # What waits
 
-    async def sweep(self) -> None:
+    async def sweep(self, cut_off: Callable[[set[str]], None]) -> None:
         """For ever: ends requests that come too slowly or wait too long for their answer, or whose clients are gone.
 
-        One look at all of them every so often costs less than a timer for each.
+        `cut_off` ends connections by their clients' addresses, which takes a look at all of them. One look every so
+        often costs less than a timer for each.
         """
         timeout, request_seconds = self._limits.answer_seconds, self._limits.request_seconds
         seconds = max(_MIN_SWEEP_SECONDS, min(_SWEEP_SECONDS, (timeout or request_seconds) / 4, request_seconds / 4))
@@ -348,6 +356,11 @@ class RestApplication:
                 if now - exchange.received > request_seconds and exchange.reader is not None and not exchange.late:
                     exchange.late = True
                     exchange.reader.cancel()
+            late = {client for client, end in self._ending.items() if end < now}
+            if late:
+                cut_off(late)
+                for client in late:
+                    del self._ending[client]
             for exchange in list(self._waiting):
                 if timeout and now - exchange.received > timeout:
                     exchange.respond(504, self._error_body("Timed out waiting for notification"))

@@ -113,8 +113,9 @@ class Ports:
         return connections(self._sockets)
 
     async def sweep(self) -> None:
-        """For ever: time-outs of requests."""
-        await self._rest.sweep()
+        """For ever: time-outs of requests, and the end of connections that were refused."""
+        endpoints = [endpoint for api, endpoint in self._sockets if api is Api.REST]
+        await self._rest.sweep(lambda clients: lingering.cut_off(endpoints, clients))
 
     def drain(self) -> Activity:
         """From now on clients of REST are told to go elsewhere; tells what happens."""

@@ -414,6 +414,24 @@ def test_a_body_that_trickles_in_is_cut_off() -> None:
         assert server.held == 0
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_client_that_goes_on_after_its_refusal_is_cut_off(host: str) -> None:
+    """The library reads a chunk size of more and more zeros for as long as they come."""
+    with serving_rest(echo, host=host, request_seconds=0.6) as server:
+        with (
+            socket.create_connection((host, server.rest_port), timeout=20) as endless,
+            socket.create_connection((host, server.rest_port), timeout=20) as refused,
+        ):
+            refused.sendall(POST + b"Content-Length: 50\r\n\r\nx")
+            end = time.monotonic() + 20
+            endless.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+            with pytest.raises(ConnectionError):
+                while time.monotonic() < end:
+                    endless.sendall(b"0" * 30_000)
+            assert status(read_to_end(refused)) == 408
+        assert server.refused(Api.REST) == {"request_timeout": 2}
+
+
 def test_headers_that_trickle_in_are_closed_in_time() -> None:
     with serving_rest(echo, request_seconds=0.6) as server, connected(server) as slow:
         began = time.monotonic()

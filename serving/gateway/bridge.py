@@ -8,6 +8,7 @@ as everywhere.
 import asyncio
 import contextlib
 import io
+import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.lines import MEDIA_TYPE
 from bookserve.serving.gateway.metrics import Metrics
 from bookserve.serving.gateway.problems import Problem, too_large
+from bookserve.serving.wire.connections import RefusedClients
 
 _log = structlog.get_logger()
 
@@ -30,7 +32,7 @@ _PIECE_BYTES = 128  # on average
 # A browser reads no answer before it has sent its body, so one that is too large is taken and thrown away up to here.
 _DISCARDED_BYTES = 64 << 20
 _SEND_SECONDS = 60.0  # that a client may take to read a piece of an answer of many lines
-_LOOK_SECONDS = 0.5  # between looks whether the gateway stops
+_LOOK_SECONDS = 0.5  # between looks whether the gateway stops, and who must be gone
 _AGAIN = {"Retry-After": "1"}
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -50,6 +52,13 @@ class Bridge:
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(limits.concurrent, thread_name_prefix="gateway")
         self._running = 0
+        self._refused_clients = RefusedClients()
+
+    async def sweep(self, endpoint: socket.socket) -> None:
+        """For ever: ends refused connections of this socket's address whose clients go on sending."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            self._refused_clients.cut_off([endpoint])
 
     def close(self) -> None:
         """Ends the threads, after the requests that they are answering."""
@@ -57,16 +66,17 @@ class Bridge:
 
     async def __rsgi__(self, scope: Scope, exchange: HTTPProtocol) -> None:
         """Answers one request."""
+        self._refused_clients.returned(scope.client)
         try:
             if _has_lines(scope):
                 await self._stream(scope, exchange)
                 return
             status, headers, body = await self._answer(scope, exchange)
         except Problem as problem:
-            status, headers, body = self._refusal(problem)
+            status, headers, body = self._refusal(scope, problem)
         except Exception as error:
             _log.error("fault", exc_info=error)
-            status, headers, body = self._refusal(Problem(500, "a fault of the gateway: its log says more"))
+            status, headers, body = self._refusal(scope, Problem(500, "a fault of the gateway: its log says more"))
         # HTTP/1 writes names in lower case as well; HTTP/2 needs it.
         exchange.response_bytes(status, [(name.lower(), value) for name, value in headers], body)
 
@@ -168,7 +178,8 @@ class Bridge:
                 close()
         return (*started[0], body)
 
-    def _refusal(self, problem: Problem) -> _Answer:
+    def _refusal(self, scope: Scope, problem: Problem) -> _Answer:
+        self._refused_clients.add(scope.client)
         request_id = uuid.uuid4().hex
         self._metrics.refused(problem.status)
         _log.info("refused", request_id=request_id, status=problem.status, detail=problem.detail)

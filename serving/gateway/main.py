@@ -269,7 +269,7 @@ def main(
     server_metrics = ServerMetrics(model_server_rest, context=tls.context()) if model_server_rest else None
     client = GrpcClient(model_server, credentials=tls.credentials(), call_metadata=request_id_metadata)
     with reserve(bind, port) as reserved, client as backend, closing(MoleculePool()) as molecule_pool:
-        asyncio.run(_serve(config, backend, molecule_pool, server_metrics, reserved.getsockname()[1], drain_seconds))
+        asyncio.run(_serve(config, backend, molecule_pool, server_metrics, reserved, drain_seconds))
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -321,10 +321,10 @@ async def _serve(
     backend: GrpcClient,
     molecule_pool: MoleculePool,
     server_metrics: ServerMetrics | None,
-    port: int,
+    reserved: socket.socket,
     drain_seconds: float,
 ) -> None:
-    bind = config.bind
+    bind, port = config.bind, reserved.getsockname()[1]
     metrics = Metrics()
     draining = threading.Event()
     if server_metrics is not None:
@@ -361,6 +361,7 @@ async def _serve(
     await _until_listening(bind, port, serving)
     host = f"[{bind}]" if ":" in bind else bind
     click.echo(f"gateway ready on http://{host}:{port} (model server {config.model_server})")
+    sweeping = loop.create_task(bridge.sweep(reserved))
     stopped = loop.create_task(stop.wait())
     await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
@@ -369,6 +370,7 @@ async def _serve(
         await asyncio.sleep(drain_seconds)
         server.stop()  # type: ignore[no-untyped-call]
     await serving
+    sweeping.cancel()
     bridge.close()
     _log.info("stopped")
 

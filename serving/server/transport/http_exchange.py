@@ -6,6 +6,7 @@ HTTP/1 itself is spoken by the library behind `ports.py`. What breaks a limit is
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from bookserve.serving.server.transport.grpc_call import PROXIED, PROXY_HEADERS
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes
 from bookserve.serving.server.types.errors import HTTP_STATUS, code_of_http, out_of_memory
 from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire.connections import RefusedClients
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +30,6 @@ _PIECE_BYTES = 128  # on average
 # How often waiting requests are looked at, and after how long it is noticed when their clients go away.
 _SWEEP_SECONDS = 0.25
 _MIN_SWEEP_SECONDS = 0.005
-# How long a client that was refused may take to close its connection. The library closes it first, unless it is kept
-# busy by what the client goes on to send.
-_REFUSED_SECONDS = 1.0
 
 
 class Headers(Protocol):
@@ -185,6 +184,7 @@ class RestApplication:
         self.draining = False  # every answer closes its connection
         self.started = 0
         self.refused: Counter[str] = Counter()
+        self.refused_clients = RefusedClients()
         self._handler = handler
         self._error_body = error_body
         self._limits = limits
@@ -192,7 +192,6 @@ class RestApplication:
         self._loop = asyncio.get_running_loop()
         self._waiting: set[HttpExchange] = set()  # for their answers
         self._reading: set[HttpExchange] = set()  # their bodies
-        self._ending: dict[str, float] = {}  # clients that were refused, and when they must be gone
 
     @property
     def idle(self) -> bool:
@@ -203,8 +202,7 @@ class RestApplication:
         """Answers one request (RSGI 1)."""
         exchange = HttpExchange(scope, channel)
         closes = False
-        if self._ending:
-            self._ending.pop(scope.client, None)  # this is another connection of that client
+        self.refused_clients.returned(scope.client)
         try:
             self._check_head(scope)
             if scope.method != "GET" and scope.method != "HEAD":
@@ -217,7 +215,7 @@ class RestApplication:
         except _Refused as refused:
             self.refused[refused.reason] += 1
             closes = True
-            self._ending[scope.client] = self._loop.time() + _REFUSED_SECONDS
+            self.refused_clients.add(scope.client)
             exchange.respond(refused.status, self._error_body(str(refused)))
         except asyncio.CancelledError:
             exchange.drop()
@@ -341,26 +339,22 @@ class RestApplication:
 
     # What waits
 
-    async def sweep(self, cut_off: Callable[[set[str]], None]) -> None:
+    async def sweep(self, endpoints: list[socket.socket]) -> None:
         """For ever: ends requests that come too slowly or wait too long for their answer, or whose clients are gone.
 
-        `cut_off` ends connections by their clients' addresses, which takes a look at all of them. One look every so
-        often costs less than a timer for each.
+        One look at all of them every so often costs less than a timer for each. `endpoints` are the sockets that their
+        connections came in on.
         """
         timeout, request_seconds = self._limits.answer_seconds, self._limits.request_seconds
         seconds = max(_MIN_SWEEP_SECONDS, min(_SWEEP_SECONDS, (timeout or request_seconds) / 4, request_seconds / 4))
         while True:
             await asyncio.sleep(seconds)
+            self.refused_clients.cut_off(endpoints)
             now = self._loop.time()
             for exchange in self._reading:
                 if now - exchange.received > request_seconds and exchange.reader is not None and not exchange.late:
                     exchange.late = True
                     exchange.reader.cancel()
-            late = {client for client, end in self._ending.items() if end < now}
-            if late:
-                cut_off(late)
-                for client in late:
-                    del self._ending[client]
             for exchange in list(self._waiting):
                 if timeout and now - exchange.received > timeout:
                     exchange.respond(504, self._error_body("Timed out waiting for notification"))

@@ -114,8 +114,7 @@ class Ports:
 
     async def sweep(self) -> None:
         """For ever: time-outs of requests, and the end of connections that were refused."""
-        endpoints = [endpoint for api, endpoint in self._sockets if api is Api.REST]
-        await self._rest.sweep(lambda clients: lingering.cut_off(endpoints, clients))
+        await self._rest.sweep([endpoint for api, endpoint in self._sockets if api is Api.REST])
 
     def drain(self) -> Activity:
         """From now on clients of REST are told to go elsewhere; tells what happens."""

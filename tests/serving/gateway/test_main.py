@@ -276,6 +276,17 @@ def test_200_slow_clients_take_no_thread_and_are_closed(start, model_server) -> 
         connection.close()
 
 
+def test_a_client_that_goes_on_after_its_refusal_is_cut_off(start, model_server) -> None:
+    """The library reads a chunk size of more and more zeros for as long as they come."""
+    gateway = start(f"--model-server={model_server.target}", "--body-seconds=0.5")
+    deadline = time.monotonic() + 8
+    connection = open_raw(gateway.port, _head("Transfer-Encoding: chunked"))
+    with connection, pytest.raises(ConnectionError):  # noqa: PT012 - whichever of the sends it is
+        while time.monotonic() < deadline:
+            connection.sendall(b"0" * 30_000)
+    assert 'bookserve_gateway_refused_total{status="408"} 1.0\n' in _metrics(gateway)
+
+
 def _threads(gateway: Gateway) -> int:
     """How many threads the process has, or 0 where the system does not show that."""
     status = Path(f"/proc/{gateway.process.pid}/status")

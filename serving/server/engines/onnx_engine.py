@@ -167,6 +167,8 @@ def _prepare(path: Path) -> _Prepared:
         companions, labels = zero_sizes.companions(model), zip_map.replace(model)
         changed = onnx_guards.put(model) or bool(labels)
         return _Prepared(model.SerializeToString() if changed else str(path), reading, labels, companions)
+    except onnx_guards.Unguarded as reason:
+        raise failed_precondition(f"{path} is refused: {reason}") from reason
     except (IndexError, ValueError, RecursionError) as fault:  # of a node without its inputs, which is refused next
         log.debug("%s: %s", path, fault)
         return _Prepared(str(path), reading, {}, {})

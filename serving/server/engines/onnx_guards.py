@@ -3,8 +3,7 @@
 What comes to such an operation may be made inside the graph, from a request that looks like any other, so no check of
 the request would do. Which they are was found by `tests/serving/server/engines/probe_onnx.py`, which runs the onnx
 package's tests of its operations with sizes of 0 and with extreme values; a crash that is not here ends the server,
-which its supervisor starts again. So does the division of a function that a model of opset 7 or 8 calls with integers
-of 32 and of 64 bits: there is no operation that would tell them apart.
+which its supervisor starts again.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from bookserve.serving.wire.onnx_graph_pb2 import FunctionProto, GraphProto, Mod
 
 _OLDEST = 7  # opset that ONNX Runtime runs
 _WHERE = 9  # opset since which there is such an operation
+_CONSTANT_INTEGERS = 9  # opset since which a Constant may be one
 _SLICE_BY_INPUTS = 10  # the same
 _CAST_LIKE = 15  # opset since which there is such an operation
 _INT64, _BOOL, _DOUBLE = 7, 9, 11  # TensorProto.DataType
@@ -26,8 +26,15 @@ _KINDS = (onnx_integers.BOTH, (onnx_integers.INT32,), (onnx_integers.INT64,))
 _VOLUME_RANK = 5  # of the weights of a convolution over three dimensions
 
 
+class Unguarded(Exception):
+    """An operation that may end the process, and that no guard can be put before."""
+
+
 def put(model: ModelProto) -> bool:
-    """Puts guards before such operations of a model; whether there was one that needs them."""
+    """Puts guards before such operations of a model; whether there was one that needs them.
+
+    Raises Unguarded.
+    """
     parts: list[GraphProto | FunctionProto] = [model.graph, *model.functions]
     placed = 0
     questions = zip(*(onnx_integers.of(model, kinds) for kinds in _KINDS), strict=True)
@@ -127,9 +134,17 @@ class _Guards:
             node.input[0], node.input[1] = self._make("Mul", above, factor), self._make("Mul", below, factor)
 
     def _divide_in_old_graph(self, node: NodeProto, kinds: list[int]) -> None:
-        """The same where there is no Where, for integers of one kind; nothing where the graph does not tell which."""
+        """The same where there is no Where, for integers of one kind.
+
+        Raises Unguarded where they may be of 32 and of 64 bits, as in a function that is called with both: no operation
+        of these opsets tells them apart.
+        """
         if len(kinds) != 1:
-            return
+            raise Unguarded(
+                f"the division '{node.name or node.output[0]}' may be one of int32 and of int64, which cannot be kept"
+                f" from ending the server in opset {self._opset}: convert the model to opset {_WHERE} or later"
+                " (onnx.version_converter)"
+            )
         one, two, minus_one = (self._constant(value, kinds[0]) for value in (1, 2, -1))
         is_minus_one = self._make("Cast", self._make("Equal", node.input[1], minus_one), to=kinds[0])
         factor = self._make("Sub", one, self._make("Mul", two, is_minus_one))
@@ -164,6 +179,9 @@ class _Guards:
     def _constant(self, value: int | float | list[int], kind: int = 0) -> str:
         array = np.array(value, np.int32 if kind == onnx_integers.INT32 else None)
         kind = kind or (_DOUBLE if array.dtype == np.float64 else _INT64)
+        if self._opset < _CONSTANT_INTEGERS and kind != _DOUBLE:
+            tensor = TensorProto(data_type=_DOUBLE, dims=array.shape, raw_data=array.astype(np.float64).tobytes())
+            return self._make("Cast", self._make("Constant", value=tensor), to=kind)
         tensor = TensorProto(data_type=kind, dims=array.shape, raw_data=array.tobytes())
         return self._make("Constant", value=tensor)
 

@@ -17,15 +17,14 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")  # those whose operations the rules are
 _PASSES = 30  # over the functions of a model; what they call has to be found at the latest by then
 _TENSOR = 4  # AttributeProto.AttributeType
 
-# Operations whose results, or those behind the first, are integers whatever comes in.
-_COUNT = frozenset(
-    (
-        "ArgMax", "ArgMin", "CastMap", "CategoryMapper", "ConvInteger", "DictVectorizer", "LabelEncoder",
-        "LinearClassifier", "MatMulInteger", "Multinomial", "NonMaxSuppression", "NonZero", "SVMClassifier",
-        "SequenceLength", "Shape", "Size", "TreeEnsembleClassifier",
-    )
-)  # fmt: skip
-_COUNT_BEHIND_FIRST = frozenset(("MaxPool", "StringSplit", "TopK", "Unique"))
+# Operations whose results, or those behind the first, are integers whatever comes in: of which kinds.
+_KINDS = {
+    **dict.fromkeys(("ConvInteger", "MatMulInteger", "Multinomial"), (INT32,)),
+    **dict.fromkeys(("ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "SequenceLength", "Shape", "Size"), (INT64,)),
+    **dict.fromkeys(("LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier"), (INT64,)),
+    **dict.fromkeys(("CastMap", "CategoryMapper", "DictVectorizer", "LabelEncoder"), BOTH),
+}
+_INT64_BEHIND_FIRST = frozenset(("MaxPool", "StringSplit", "TopK", "Unique"))
 # Operations whose results have the type of another input than the first.
 _LIKE = {"CastLike": 1, "OneHot": 2, "Where": 1}
 # Operations whose results have the type that an attribute names, if it is there.
@@ -65,8 +64,10 @@ def may_result(node: NodeProto, place: int, may_be: Question, kinds: tuple[int, 
     for entry in node.attribute:
         if entry.name == attribute:
             return _names_one(entry, kinds)
-    if node.op_type in _COUNT or (place and node.op_type in _COUNT_BEHIND_FIRST):
-        return True
+    if node.op_type in _KINDS:
+        return any(kind in kinds for kind in _KINDS[node.op_type])
+    if place and node.op_type in _INT64_BEHIND_FIRST:
+        return INT64 in kinds
     like = _LIKE.get(node.op_type, 0)
     return like < len(node.input) and may_be(node.input[like])
 

@@ -155,6 +155,49 @@ def test_a_division_in_a_loop_is_guarded_in_every_version_of_the_operations(tmp_
     assert y.tolist() == [least, -1000, -37]
 
 
+def old_functions(base: Path, kinds: Sequence[int]) -> OnnxEngine:
+    """Divides an "a" by a "b" of each of the types, by one function of opset 8; what is divided is a size times "a"."""
+    function = helper.make_function(
+        "local", "Divide", ["a", "b"], ["y"], [helper.make_node("Div", ["a", "b"], ["y"], "division")], opsets(8)[:1]
+    )
+    nodes = [helper.make_node("Shape", ["x"], ["shape"])]
+    inputs, outputs = [helper.make_tensor_value_info("x", F, ["n"])], []
+    for kind in kinds:
+        nodes += [
+            helper.make_node("Cast", ["shape"], [f"size{kind}"], to=kind)
+            if kind != I64
+            else helper.make_node("Identity", ["shape"], [f"size{kind}"]),
+            helper.make_node("Mul", [f"size{kind}", f"a{kind}"], [f"product{kind}"]),
+            helper.make_node("Divide", [f"product{kind}", f"b{kind}"], [f"y{kind}"], domain="local"),
+        ]
+        inputs += [helper.make_tensor_value_info(f"{letter}{kind}", kind, [1]) for letter in "ab"]
+        outputs.append(helper.make_tensor_value_info(f"y{kind}", kind, [1]))
+    graph = helper.make_graph(nodes, "old", inputs, outputs)
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets(8), ir_version=10)
+    onnx.save(model, base / "model.onnx")
+    return OnnxEngine(base / "model.onnx", base / "saved_model.pb", EngineOptions())
+
+
+def opsets(standard: int) -> list[onnx.OperatorSetIdProto]:
+    return [helper.make_opsetid("", standard), helper.make_opsetid("local", 1)]
+
+
+@pytest.mark.parametrize("kind", [I32, I64])
+def test_a_division_in_an_old_function_is_guarded(tmp_path: Path, kind: int) -> None:
+    engine = old_functions(tmp_path, [kind])
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    least = np.array([np.iinfo(dtype).min], dtype)
+    x = np.zeros(1, np.float32)
+    assert run(engine, x=x, **{f"a{kind}": least, f"b{kind}": np.array([-1], dtype)}) == [least]
+    assert run(engine, x=x, **{f"a{kind}": np.array([-7], dtype), f"b{kind}": np.array([2], dtype)}) == [-3]
+
+
+def test_a_division_that_cannot_be_guarded_is_refused(tmp_path: Path) -> None:
+    """The same function of opset 8 for integers of both kinds."""
+    with pytest.raises(ServingError, match=r"the division 'division' may be .* convert the model to opset 9 or later"):
+        old_functions(tmp_path, [I32, I64])
+
+
 def test_a_division_by_an_input_with_a_default_is_guarded(tmp_path: Path) -> None:
     """The default is not all that may come."""
     least = np.int64([np.iinfo(np.int64).min])

@@ -58,6 +58,9 @@ def test_every_operation_that_may_make_an_integer_is_said_to(schema: OpSchema) -
             assert onnx_integers.may_result(node, place, lambda name: name == f"in{source}")  # noqa: B023
         else:
             assert onnx_integers.may_result(node, place, lambda name: False)
+            for kind, type_name in ((onnx_integers.INT32, "tensor(int32)"), (onnx_integers.INT64, "tensor(int64)")):
+                if type_name in integer_types(schema, schema.outputs[place].type_str):
+                    assert onnx_integers.may_result(node, place, lambda name: False, (kind,)), type_name
 
 
 def test_what_only_floats_go_into_is_no_integer() -> None:

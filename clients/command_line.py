@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "gateway": ("bookserve.serving.gateway.main:main", "serving", "Serve the domain API and the web page."),
     "serve": ("bookserve.serving.serve:main", "serving", "Model server and gateway together, on loopback."),
     "doctor": ("bookserve.clients.doctor:main", "clients", "Say what this machine has, and what is broken."),
-    "batch": ("bookserve.clients.batch.command:main", "serving,batch", "Predictions for a whole file or folder."),
+    "batch": ("bookserve.serving.batch.command:main", "serving,batch", "Predictions for a whole file or folder."),
     "predict": ("bookserve.clients.predict:main", "clients", "Ask for one prediction."),
     "load": ("bookserve.clients.load:main", "clients", "Measure how fast a model server answers."),
     "completion": ("bookserve.clients.completion:main", "clients", "Complete commands and options in your shell."),

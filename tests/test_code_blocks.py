@@ -41,7 +41,7 @@ NOT_RUN = {
     ("README.md", "bookserve load score"): "tests/clients/test_load.py runs it on a model of its own",
     ("README.md", "bookserve models quantize score"): "tests/export/quantization/test_quantize.py runs both",
     ("README.md", "bookserve evaluate score"): "tests/clients/test_evaluate.py runs it on a model of its own",
-    ("README.md", "pip install '.[serving,batch]'"): "tests/clients/batch/ runs the command on models of its own",
+    ("README.md", "pip install '.[serving,batch]'"): "tests/serving/batch/ runs the command on models of its own",
     ("README.md", "bookserve train cifar10 --data-dir"): "tests/end_to_end/test_own_data.py runs its lines",
     ("ARCHITECTURE.md", "flowchart TD"): "a drawing",
     ("CONTRIBUTING.md", "make install "): "runs all tests",

@@ -105,6 +105,16 @@ MAY_IMPORT = {
         "bookserve.serving.wire",
         "bookserve.clients",
     },
+    # In this process it runs the engine that serves.
+    "bookserve.serving.batch": {
+        "bookserve.clients",
+        "bookserve.export",
+        f"{SERVER}.batching",
+        f"{SERVER}.engines",
+        f"{SERVER}.models",
+        f"{SERVER}.types",
+        "bookserve.serving.wire",
+    },
     "bookserve.serving": {CONTRACTS, "bookserve.clients", "bookserve.export.options", "bookserve.serving.wire"},
     "bookserve.clients.doctor": {"bookserve.export", "bookserve.training.datasets", "bookserve.training.models"},
     "bookserve.clients.evaluate": {
@@ -113,16 +123,6 @@ MAY_IMPORT = {
         "bookserve.training.datasets",
         "bookserve.training.errors",
         "bookserve.training.held_out_rows",
-    },
-    # In this process it runs the engine that serves.
-    "bookserve.clients.batch": {
-        "bookserve.clients",
-        "bookserve.export",
-        f"{SERVER}.batching",
-        f"{SERVER}.engines",
-        f"{SERVER}.models",
-        f"{SERVER}.types",
-        "bookserve.serving.wire",
     },
     "bookserve.clients": {
         CONTRACTS,

@@ -28,13 +28,13 @@ from onnx import TensorProto, helper, numpy_helper
 import benchmark_models
 import measurements
 from bookserve.clients.answers import Array
-from bookserve.clients.batch import chosen_version, input_file, results
-from bookserve.clients.batch.local_model import LocalModel
-from bookserve.clients.batch.model import Pace, rows_of_a_run
-from bookserve.clients.batch.parts import Parts
-from bookserve.clients.batch.questions import Columns, Questions
-from bookserve.clients.batch.records import MAX_ROW_BYTES
-from bookserve.clients.batch.run import Run
+from bookserve.serving.batch import chosen_version, input_file, results
+from bookserve.serving.batch.local_model import LocalModel
+from bookserve.serving.batch.model import Pace, rows_of_a_run
+from bookserve.serving.batch.parts import Parts
+from bookserve.serving.batch.questions import Columns, Questions
+from bookserve.serving.batch.records import MAX_ROW_BYTES
+from bookserve.serving.batch.run import Run
 from measurements import Figures
 
 _THREADS = os.cpu_count() or 1

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bookserve.clients.answers import Array
-from bookserve.clients.batch.local_model import LocalModel
-from bookserve.clients.batch.model import ModelLost, Pace, RowsRefused
 from bookserve.export.contracts import Contract
+from bookserve.serving.batch.local_model import LocalModel
+from bookserve.serving.batch.model import ModelLost, Pace, RowsRefused
 
 Files = dict[str, bytes]  # path inside the version folder -> content
 

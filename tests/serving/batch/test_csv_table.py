@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from bookserve.clients.batch.csv_table import CsvTable
-from bookserve.clients.batch.records import InputError, Place
+from bookserve.serving.batch.csv_table import CsvTable
+from bookserve.serving.batch.records import InputError, Place
 
 
 def table(path: Path, content: bytes, most: int = 100) -> CsvTable:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from bookserve.clients.batch import text_lines
-from bookserve.clients.batch.records import BadRow, InputError, Place, Record
+from bookserve.serving.batch import text_lines
+from bookserve.serving.batch.records import BadRow, InputError, Place, Record
 
 
 class CsvTable:

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from bookserve.clients.batch import text_lines
-from bookserve.clients.batch.records import BadRow, InputError, Place, Record
+from bookserve.serving.batch import text_lines
+from bookserve.serving.batch.records import BadRow, InputError, Place, Record
 
 _READ_ERRORS = (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error)
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from batch_models import DIGITS, FLATS, PAIR
-from bookserve.clients.batch import input_file
-from bookserve.clients.batch.model import rows_of_a_run
-from bookserve.clients.batch.questions import Columns, Questions, Row
-from bookserve.clients.batch.records import BadRow, Place, Record
 from bookserve.export.contracts import Contract, Tensor
+from bookserve.serving.batch import input_file
+from bookserve.serving.batch.model import rows_of_a_run
+from bookserve.serving.batch.questions import Columns, Questions, Row
+from bookserve.serving.batch.records import BadRow, Place, Record
 
 FIXED = Contract("fixed", 1, (Tensor("x", "float32", (4, 2)),), (Tensor("y", "float32", (4, 1)),))
 TEXTS = Contract("texts", 1, (Tensor("text", "object", (None, 1)),), (Tensor("n", "int64", (None,)),))

@@ -12,8 +12,8 @@ from typing import Protocol
 from bookserve.clients import errors
 from bookserve.clients.answers import Array, Prediction
 from bookserve.clients.ask_server import Asked
-from bookserve.clients.batch.model import ModelLost, Pace, RowsRefused
 from bookserve.clients.errors import PredictError
+from bookserve.serving.batch.model import ModelLost, Pace, RowsRefused
 
 # That asking later may mend. A server that was started anew does not know its models at first (NotFound).
 _MOMENTARY = (

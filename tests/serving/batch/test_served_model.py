@@ -15,9 +15,9 @@ from batch_models import DIGITS, FLATS
 from bookserve.clients import errors
 from bookserve.clients.answers import Prediction
 from bookserve.clients.ask_server import Asked
-from bookserve.clients.batch import run, served_model
-from bookserve.clients.batch.model import ModelLost, Pace, RowsRefused
-from bookserve.clients.batch.served_model import ServedModel
+from bookserve.serving.batch import run, served_model
+from bookserve.serving.batch.model import ModelLost, Pace, RowsRefused
+from bookserve.serving.batch.served_model import ServedModel
 from model_servers import Server, server_starter
 
 Batch = Callable[..., Result]

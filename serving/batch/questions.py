@@ -14,12 +14,12 @@ import orjson
 
 from bookserve.clients import ask_server, forms, outputs
 from bookserve.clients.answers import Array, Prediction
-from bookserve.clients.batch.records import BadRow, InputError, Record, Source
 from bookserve.clients.inputs import boards, pictures, points, words
 from bookserve.clients.inputs.words import Vocabulary
 from bookserve.export import contracts, example_inputs
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
+from bookserve.serving.batch.records import BadRow, InputError, Record, Source
 
 # What a column, or a field of an NDJSON object, is called that holds what a person has.
 FIELDS = {forms.MOLECULES: "smiles", forms.TEXT: "text", forms.BOARD: "board", forms.PICTURES: "image"}

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bookserve.clients.answers import Array
-from bookserve.clients.batch.model import ModelLost, Pace, RowsRefused
 from bookserve.export.contracts import Contract
+from bookserve.serving.batch.model import ModelLost, Pace, RowsRefused
 from bookserve.serving.server.batching import row_independence
 from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import EngineOptions

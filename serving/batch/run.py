@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bookserve.clients.batch import results
-from bookserve.clients.batch.model import Model, RowsRefused
-from bookserve.clients.batch.parts import Done, Parts
-from bookserve.clients.batch.questions import Questions, Row
-from bookserve.clients.batch.records import BadRow, Place, Record, Source
-from bookserve.clients.batch.results import Answered, ColumnsDiffer, Form
 from bookserve.export.errors import ExportError
+from bookserve.serving.batch import results
+from bookserve.serving.batch.model import Model, RowsRefused
+from bookserve.serving.batch.parts import Done, Parts
+from bookserve.serving.batch.questions import Questions, Row
+from bookserve.serving.batch.records import BadRow, Place, Record, Source
+from bookserve.serving.batch.results import Answered, ColumnsDiffer, Form
 
 _ALONE = 16  # records that a thread takes at once where each is a run of its own
 _CHUNK_BYTES = 8 << 20  # of records that a thread takes at once, the last one aside

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bookserve.clients import forms
-from bookserve.clients.batch.records import InputError
 from bookserve.clients.inputs import words
 from bookserve.clients.inputs.words import Vocabulary
 from bookserve.export import graph_contract, manifest
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import StoreError
 from bookserve.export.store import ModelStore
+from bookserve.serving.batch.records import InputError
 from bookserve.serving.server.engines.onnx_rows import graph, walk
 from bookserve.serving.server.engines.onnx_rows.values import Mixed
 from bookserve.serving.server.models.manifest import rows_independent

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from bookserve.clients.batch.csv_table import CsvTable
-from bookserve.clients.batch.parquet_table import ParquetTable
-from bookserve.clients.batch.picture_files import PictureArchive, PictureFolder
-from bookserve.clients.batch.records import InputError, Source
-from bookserve.clients.batch.text_lines import TextLines
+from bookserve.serving.batch.csv_table import CsvTable
+from bookserve.serving.batch.parquet_table import ParquetTable
+from bookserve.serving.batch.picture_files import PictureArchive, PictureFolder
+from bookserve.serving.batch.records import InputError, Source
+from bookserve.serving.batch.text_lines import TextLines
 
 # --format -> the ends of names that stand for it
 FORMATS = {

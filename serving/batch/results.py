@@ -9,11 +9,11 @@ from typing import IO, Any, Protocol
 import numpy as np
 import orjson
 
-from bookserve.clients.batch import parquet_table
-from bookserve.clients.batch.questions import flat
-from bookserve.clients.batch.records import BadRow, InputError
 from bookserve.export.contracts import Contract
 from bookserve.export.durable import new_file
+from bookserve.serving.batch import parquet_table
+from bookserve.serving.batch.questions import flat
+from bookserve.serving.batch.records import BadRow, InputError
 
 LINE, NAME = "line", "id"
 Answered = tuple[int, str | None, Mapping[str, Any]]  # line, name, answer

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from bookserve.clients.batch.records import BadRow, Place, Record
+from bookserve.serving.batch.records import BadRow, Place, Record
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

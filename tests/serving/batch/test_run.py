@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from bookserve.clients.answers import Array
-from bookserve.clients.batch import results, run
-from bookserve.clients.batch.model import ModelLost, Pace, RowsRefused
-from bookserve.clients.batch.parts import Parts
-from bookserve.clients.batch.questions import Columns, Questions
-from bookserve.clients.batch.records import MAX_ROW_BYTES
-from bookserve.clients.batch.run import Run
-from bookserve.clients.batch.text_lines import TextLines
 from bookserve.export.contracts import Contract, Tensor
+from bookserve.serving.batch import results, run
+from bookserve.serving.batch.model import ModelLost, Pace, RowsRefused
+from bookserve.serving.batch.parts import Parts
+from bookserve.serving.batch.questions import Columns, Questions
+from bookserve.serving.batch.records import MAX_ROW_BYTES
+from bookserve.serving.batch.run import Run
+from bookserve.serving.batch.text_lines import TextLines
 
 DOUBLE = Contract("double", 1, (Tensor("x", "float32", (None, 2)),), (Tensor("y", "float32", (None, 2)),))
 ROWS = 20_000

@@ -12,23 +12,23 @@ import click
 
 from bookserve.clients import ask_server
 from bookserve.clients.ask_server import Choice
-from bookserve.clients.batch import chosen_version, input_file, results
-from bookserve.clients.batch.local_model import LocalModel
-from bookserve.clients.batch.model import Model, ModelLost, Pace, rows_of_a_run
-from bookserve.clients.batch.parts import Done, Parts, PartsError, Plan
-from bookserve.clients.batch.progress import ProgressBar
-from bookserve.clients.batch.questions import Columns, Questions
-from bookserve.clients.batch.ray_model import RayModel
-from bookserve.clients.batch.records import MAX_ROW_BYTES, InputError, Source
-from bookserve.clients.batch.results import Form
-from bookserve.clients.batch.run import Run, TooManyBadRows
-from bookserve.clients.batch.served_model import Client, ServedModel
 from bookserve.clients.errors import PredictError
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.inputs.words import VocabularyError
 from bookserve.clients.rest_client import RestClient
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError, StoreError
+from bookserve.serving.batch import chosen_version, input_file, results
+from bookserve.serving.batch.local_model import LocalModel
+from bookserve.serving.batch.model import Model, ModelLost, Pace, rows_of_a_run
+from bookserve.serving.batch.parts import Done, Parts, PartsError, Plan
+from bookserve.serving.batch.progress import ProgressBar
+from bookserve.serving.batch.questions import Columns, Questions
+from bookserve.serving.batch.ray_model import RayModel
+from bookserve.serving.batch.records import MAX_ROW_BYTES, InputError, Source
+from bookserve.serving.batch.results import Form
+from bookserve.serving.batch.run import Run, TooManyBadRows
+from bookserve.serving.batch.served_model import Client, ServedModel
 from bookserve.serving.server.models import trial
 
 _SUFFIXES = (".csv", ".ndjson", ".jsonl", ".parquet", ".pq")

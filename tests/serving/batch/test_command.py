@@ -24,8 +24,8 @@ from click.testing import Result
 from PIL import Image
 
 from batch_models import DIGITS, FLATS, describe
-from bookserve.clients.batch import run
-from bookserve.clients.batch.parts import Parts
+from bookserve.serving.batch import run
+from bookserve.serving.batch.parts import Parts
 
 Batch = Callable[..., Result]
 
@@ -380,8 +380,8 @@ def test_two_runs_do_not_write_one_output(batch: Batch, tmp_path: Path) -> None:
 
 SLOWED = """
 import sys, time
-from bookserve.clients.batch import run
-from bookserve.clients.batch.parts import Parts
+from bookserve.serving.batch import run
+from bookserve.serving.batch.parts import Parts
 from bookserve.clients.command_line import main
 run._PART_ROWS = 200
 main()

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from bookserve.clients.batch.records import Place
 from bookserve.export.durable import fsync, new_file
+from bookserve.serving.batch.records import Place
 
 Plan = Mapping[str, Any]
 _PLAN, _LOCK = "plan.json", ".lock"

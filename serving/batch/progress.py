@@ -7,7 +7,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from bookserve.clients.batch.parts import Done
+from bookserve.serving.batch.parts import Done
 
 _LINE_SECONDS = 10.0  # between two lines where there is no terminal
 

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from bookserve.clients.batch.parquet_table import ParquetTable
-from bookserve.clients.batch.records import BadRow, InputError, Place
+from bookserve.serving.batch.parquet_table import ParquetTable
+from bookserve.serving.batch.records import BadRow, InputError, Place
 
 
 def write(path: Path, rows: int, group: int) -> Path:

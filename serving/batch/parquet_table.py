@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bookserve.clients.batch import text_lines
-from bookserve.clients.batch.records import BadRow, InputError, Place, Record
+from bookserve.serving.batch import text_lines
+from bookserve.serving.batch.records import BadRow, InputError, Place, Record
 
 _ROWS = 256  # that are turned into Python's values at a time
 NEEDED = "a Parquet file needs the package 'pyarrow', which is not installed: pip install 'bookserve[batch]'"

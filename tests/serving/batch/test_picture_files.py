@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from bookserve.clients.batch.picture_files import PictureArchive, PictureFolder
-from bookserve.clients.batch.records import BadRow, Place, Record
+from bookserve.serving.batch.picture_files import PictureArchive, PictureFolder
+from bookserve.serving.batch.records import BadRow, Place, Record
 
 
 @pytest.mark.parametrize(("length", "fits"), [(99, True), (100, True), (101, False), (3_000_000, False)])

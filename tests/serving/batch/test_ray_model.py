@@ -17,7 +17,7 @@ from click.testing import Result
 from batch_models import DIGITS
 
 PROGRAM = """
-from bookserve.clients.batch import run
+from bookserve.serving.batch import run
 from bookserve.clients.command_line import main
 run._PART_ROWS = 200
 main()

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from bookserve.clients.batch.records import BadRow, Place, Record
-from bookserve.clients.batch.text_lines import TextLines
+from bookserve.serving.batch.records import BadRow, Place, Record
+from bookserve.serving.batch.text_lines import TextLines
 
 BEGIN = Place()
 

@@ -9,6 +9,9 @@ bfloat16 where the machine is fast at it. In "standard" the word vectors serve a
 2017); dropout is the same in all steps of a stream (Gal and Ghahramani 2016) and also leaves out whole words (Merity et
 al. 2017); and while training, the softmax runs over a sample of the vocabulary. Every perplexity of the validation and
 the test text is over all of it.
+
+Beside the perplexities stand those with a continuous cache (`cache.py`). It is not in the served graph: it needs some
+hundred words, and over the few of a request it makes answers worse.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +36,7 @@ from bookserve.training.loop.callbacks import Watchers
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint, pack, unpack
 from bookserve.training.loop.rates import warm_cosine
 from bookserve.training.models import STANDARD, KeyMetric
+from bookserve.training.models.ptb import cache
 from bookserve.training.models.ptb.lstm import State, run_lstm
 from bookserve.training.tuning.search_space import Search, choice
 
@@ -258,12 +262,17 @@ def train(
 def evaluate(model: keras.Model, data: ptb.Text, report: Path) -> dict[str, dict[str, float]]:
     """Split -> figure -> value; draws how the network continues rows of the test text into `report`.
 
-    `rows` counts words. Of the training text only the first 80,000 words are read.
+    `rows` counts words. Of the training text only the first 80,000 words are read. `cache_…` are the figures with the
+    words just read in a cache (see `cache`), whose numbers are chosen on the validation text.
     """
     metrics = {}
-    reading = evaluation_step(model, tf.float32)
+    step = evaluation_step(model, tf.float32)
     for name, words in (("train", data.train[:EVALUATION_TRAIN_WORDS]), ("valid", data.valid), ("test", data.test)):
-        metrics[name] = {**_figures(mean_loss(model, reading, words)), "rows": float(len(words))}
+        metrics[name] = {**_figures(mean_loss(model, step, words)), "rows": float(len(words))}
+    reading = read(model, data.valid)
+    cached = cache.search(reading)
+    metrics["valid"] |= {"cache_perplexity": cache.perplexity(cached.likely(reading)), **cached.numbers}
+    metrics["test"] |= cache.figures(cached, read(model, data.test))
     _draw_continuations(model, data, report / "continuations.png")
     return metrics
 
@@ -501,6 +510,33 @@ def mean_loss(model: keras.Model, step: Callable[..., tuple[Any, list[State]]], 
         loss, state = step(*(tf.constant(array) for array in (*part, weights)), state)
         total += float(loss)
     return total / inputs.size
+
+
+def read(model: keras.Model, words: ptb.Words) -> cache.Reading:
+    """The text as the network reads it from its first word to its last, in float32 and as one stream."""
+    vectors, bias, layers = _parts(model)
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def step(inputs: Any, targets: Any, state: list[State]) -> tuple[Any, Any, list[State]]:
+        x = tf.gather(tf.convert_to_tensor(vectors.embeddings), inputs)  # (steps, 1, units)
+        after = []
+        for layer, before in zip(layers, state, strict=True):
+            x, end = run_lstm(layer, x, before)
+            after.append(end)
+        x = tf.reshape(x, [-1, layers[-1].units])  # (steps, units)
+        losses = full_loss(x, _output_weights(vectors), tf.convert_to_tensor(bias.embeddings)[0], targets)
+        return x, tf.exp(-losses), after
+
+    count = len(words) - 1
+    padded = np.pad(words, (0, -count % EVALUATION_STEPS))  # the last step is filled up with words that nobody asks
+    state = zero_state(model, 1)
+    outputs, likely = [], []
+    for start in range(0, count, EVALUATION_STEPS):
+        part = padded[start : start + EVALUATION_STEPS + 1]
+        x, fractions, state = step(tf.constant(part[:-1, None]), tf.constant(part[1:]), state)
+        outputs.append(x.numpy())
+        likely.append(fractions.numpy())
+    return cache.Reading(np.concatenate(outputs)[:count], words[1:], np.concatenate(likely)[:count])
 
 
 def continue_rows(model: keras.Model, tokens: ptb.Words, count: int, seed: int) -> ptb.Words:

@@ -21,6 +21,7 @@ from bookserve.training.errors import DivergedError
 from bookserve.training.loop.callbacks import StopOnNan
 from bookserve.training.loop.checkpoint import Checkpoint
 from bookserve.training.models import PROFILES, STANDARD
+from bookserve.training.models.ptb import cache
 from bookserve.training.models.ptb import model as ptb
 
 TINY = ptb.Config(
@@ -156,6 +157,31 @@ def test_the_figures_are_those_of_the_network_itself(trained: Trained, text: ptb
     assert ptb.mean_loss(model, ptb.evaluation_step(model, tf.float32), text.valid) == pytest.approx(
         float(np.mean(expected)), rel=1e-5
     )
+
+
+def test_a_text_is_read_as_one_stream_as_the_network_itself_reads_it(trained: Trained, text: ptb_data.Text) -> None:
+    model, _ = trained
+    words = text.valid[:130]  # no multiple of the words of a step
+    reading = ptb.read(model, words)
+    logits = np.asarray(model(words[None, :-1], training=False))[0]  # (words, vocabulary)
+    expected = np.asarray(keras.ops.softmax(logits))[np.arange(129), words[1:]]
+    np.testing.assert_allclose(reading.likely, expected, rtol=1e-4)
+    np.testing.assert_array_equal(reading.nexts, words[1:])
+    last = keras.Model(model.input, model.get_layer("lstm_1").output)
+    np.testing.assert_allclose(reading.outputs, np.asarray(last(words[None, :-1]))[0], atol=1e-5)
+
+
+def test_the_cache_is_chosen_on_the_validation_text_and_judged_on_the_test_text(
+    trained: Trained, text: ptb_data.Text, tmp_path: Path
+) -> None:
+    model, _ = trained
+    text = replace(text, train=text.train[:200], valid=text.valid[:400], test=text.test[:400])
+    metrics = ptb.evaluate(model, text, tmp_path)
+    valid, test = metrics["valid"], metrics["test"]
+    chosen = cache.Cache(int(valid["cache_size"]), valid["cache_sharpness"], valid["cache_share"])
+    assert chosen == cache.search(ptb.read(model, text.valid))
+    assert valid["cache_perplexity"] == cache.perplexity(chosen.likely(ptb.read(model, text.valid)))
+    assert test["cache_perplexity"] == cache.perplexity(chosen.likely(ptb.read(model, text.test)))
 
 
 def test_streams_are_contiguous_and_targets_are_the_next_words() -> None:

@@ -1,21 +1,21 @@
 """A registry of OCI artifacts, such as Docker's, Harbor or ghcr.io: blobs and manifests, over the library oras.
 
-Credentials are those that `docker login` or `oras login` left in Docker's configuration. What a registry answers is not
+Who asks is said by `registry_login.py`, with the account of `registry_credentials.py`. What a registry answers is not
 trusted: manifests are bounded, and every blob has the size and the SHA-256 by which it was asked for. The library is
 the extra `oci`, and imported when it is needed.
 """
 
 import hashlib
-import inspect
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from bookserve.export.errors import StoreError
+from bookserve.export.life import registry_credentials
 
 if TYPE_CHECKING:
     from oras.container import Container
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SCHEME = "oci://"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _MAX_MANIFEST_BYTES = 4 << 20  # as registries have it
+_MAX_REASON_BYTES = 1 << 16
+_HUB_SERVER = "registry-1.docker.io"
 _CHUNK = 1 << 20
 _UPLOAD_CHUNK = 16 << 20
 _RETRIES = 3
@@ -57,47 +59,72 @@ def parse(text: str) -> Reference:
 
 
 class Registry:
-    """One repository of a registry."""
+    """One repository of a registry, with connections that leaving the context closes."""
 
-    def __init__(self, reference: Reference) -> None:
-        """Registries on loopback are asked without TLS, as Docker does. Raises StoreError without the library."""
+    def __init__(self, reference: Reference, *, push: bool = False) -> None:
+        """To pull from, or also to push to. Registries on loopback are asked without TLS, as Docker does.
+
+        Raises StoreError without the library, and where the credentials that are kept cannot be read.
+        """
         try:
-            import requests
             from oras.provider import Registry as Client
             from requests.adapters import HTTPAdapter
             from urllib3.util.retry import Retry
+
+            from bookserve.export.life.registry_login import RegistryLogin
         except ModuleNotFoundError as error:
             raise StoreError(f"{reference} needs the package '{error.name}': pip install 'bookserve[oci]'") from error
         self._reference = reference
-        insecure = _LOOPBACK.fullmatch(reference.host) is not None
-        with self._told():
-            first = requests.get(f"http{'' if insecure else 's'}://{reference.host}/v2/", timeout=_SECONDS, stream=True)
-            first.close()
-        basic = first.headers.get("WWW-Authenticate", "").lower().startswith("basic")
-        self._client: Client = Client(insecure=insecure, auth_backend="basic" if basic else "token")
+        self._credentials = registry_credentials.find(reference.host)
+        self._client: Client = Client(insecure=_LOOPBACK.fullmatch(reference.host) is not None)
+        self._client.do_request = self._ask  # the library's own login fails where a token allows too little
         session = self._client.session
         for scheme in ("https://", "http://"):
             retry = Retry(_RETRIES, backoff_factor=0.5, status_forcelist=_FAULTS)
             session.mount(scheme, HTTPAdapter(max_retries=retry))
-        session.request = partial(session.request, timeout=_SECONDS)
-        # Without the library's own retries, which wait two minutes in silence, for wrong credentials, too.
-        self._client.do_request = partial(inspect.unwrap(Client.do_request), self._client)
-        self._container: Container = self._client.get_container(str(reference).removeprefix(SCHEME))
-        with self._told():
-            self._client.auth.load_configs(self._container)
-        if basic and not hasattr(self._client.auth, "_basic_auth"):  # which the library then asks for
-            raise StoreError(
-                f"{reference}: the registry asks for credentials: 'docker login {reference.host}' keeps them"
-            )
+        session.auth = RegistryLogin(self._base, reference.host, self._credentials, _SECONDS, push)
+        name = f"{self._server}/{reference.repository}:{reference.tag}"
+        self._container: Container = self._client.get_container(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.session.close()
+
+    @property
+    def _server(self) -> str:
+        """The host that answers; Docker Hub's is not the one of its references."""
+        host = self._reference.host
+        return _HUB_SERVER if host in registry_credentials.DOCKER_HUB else host
 
     @property
     def _base(self) -> str:
-        return f"{self._client.prefix}://{self._reference.host}/v2/{self._reference.repository}"
+        return f"{self._client.prefix}://{self._server}/v2/{self._reference.repository}"
+
+    def _ask(self, url: str, method: str = "GET", **options: Any) -> Any:
+        """The answer to a request. Raises StoreError where the registry wants another login."""
+        answer = self._client.session.request(method, url, timeout=_SECONDS, **options)
+        if answer.status_code in (401, 403):
+            with answer:
+                raise StoreError(self._refusal(answer))
+        return answer
+
+    def _refusal(self, answer: Any) -> str:
+        host, known, said = self._reference.host, self._credentials, _told_by(answer)
+        if known is None:
+            return f"{self._reference}: the registry asks for credentials: 'docker login {host}' keeps them ({said})"
+        if answer.status_code == 401 and answer.request.headers.get("Authorization", "").startswith("Basic "):
+            return (
+                f"{self._reference}: {host} does not accept the login of '{known.user}' from {known.source} ({said}):"
+                f" 'docker login {host}' keeps another"
+            )
+        return f"{self._reference}: '{known.user}', from {known.source}, may not do that there ({said})"
 
     def manifest(self) -> bytes | None:
         """The manifest that the tag names; None where there is none. Raises StoreError."""
         url = f"{self._base}/manifests/{self._reference.tag}"
-        with self._told(), self._client.do_request(url, headers={"Accept": MANIFEST_TYPE}, stream=True) as answer:
+        with self._told(), self._ask(url, headers={"Accept": MANIFEST_TYPE}, stream=True) as answer:
             if answer.status_code == 404:
                 return None
             _check(answer, self._reference)
@@ -111,7 +138,7 @@ class Registry:
     def chunks(self, digest: str, size: int) -> Iterator[bytes]:
         """The content of a blob. Raises StoreError, also at the end of one that is another than asked for."""
         url, left, sums = f"{self._base}/blobs/{digest}", size, hashlib.sha256()
-        with self._told(), self._client.do_request(url, stream=True) as answer:
+        with self._told(), self._ask(url, stream=True) as answer:
             _check(answer, self._reference)
             for chunk in answer.iter_content(_CHUNK):
                 left -= len(chunk)
@@ -136,7 +163,7 @@ class Registry:
         url = f"{self._base}/manifests/{self._reference.tag}"
         with self._told():
             headers = {"Content-Type": MANIFEST_TYPE}
-            _check(self._client.do_request(url, "PUT", data=manifest, headers=headers), self._reference)
+            _check(self._ask(url, "PUT", data=manifest, headers=headers), self._reference)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -147,12 +174,21 @@ class Registry:
         except requests.RequestException as error:
             kind = "does not answer" if isinstance(error, requests.ConnectionError | requests.Timeout) else "fails"
             raise StoreError(f"{self._reference}: the registry {kind}: {str(error)[:300]}") from error
-        except ValueError as error:  # the library's word for credentials that do not do
-            hint = f"'docker login {self._reference.host}' keeps credentials"
-            raise StoreError(f"{self._reference}: {str(error)[:300]}: {hint}") from error
+        except ValueError as error:  # of the library, for an answer that it does not understand
+            raise StoreError(f"{self._reference}: the registry fails: {str(error)[:300]}") from error
 
 
 def _check(answer: Any, reference: Reference) -> None:
     """Raises StoreError where a registry has refused."""
     if answer.status_code // 100 != 2:
-        raise StoreError(f"{reference}: the registry answers {answer.status_code} {str(answer.reason)[:80]}")
+        raise StoreError(f"{reference}: the registry answers {_told_by(answer)}")
+
+
+def _told_by(answer: Any) -> str:
+    """The status of a refusal, and the first reason that it gives."""
+    status = f"{answer.status_code} {str(answer.reason)[:80]}".strip()
+    try:
+        reason = json.loads(next(answer.iter_content(_MAX_REASON_BYTES), b""))["errors"][0]
+        return " ".join(f"{status}: {reason['code']} {reason.get('message') or ''}".split())[:300]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError, OSError):
+        return status

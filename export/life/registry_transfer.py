@@ -55,17 +55,17 @@ def push(store: ModelStore, model: str, version: int | None, reference: Referenc
             "layers": [{**layer, "annotations": {"org.cncf.model.filepath": f"{found.model}/{found.version}"}}],
         }
         text = json.dumps(manifest, sort_keys=True).encode()
-        registry = Registry(reference)
-        there = registry.manifest()
-        if there == text:
-            return False
-        if there is not None:
-            raise StoreError(f"{reference} is another artifact: nothing is replaced. Push with another tag")
-        tell(f"1 of 2: the version, {layer['size']} bytes")
-        registry.upload(packed, layer["digest"])
-        tell("2 of 2: the manifest")
-        registry.upload(config, described["digest"])
-        registry.tag(text)
+        with Registry(reference, push=True) as registry:
+            there = registry.manifest()
+            if there == text:
+                return False
+            if there is not None:
+                raise StoreError(f"{reference} is another artifact: nothing is replaced. Push with another tag")
+            tell(f"1 of 2: the version, {layer['size']} bytes")
+            registry.upload(packed, layer["digest"])
+            tell("2 of 2: the manifest")
+            registry.upload(config, described["digest"])
+            registry.tag(text)
     return True
 
 
@@ -83,14 +83,13 @@ def pull(
         StoreError: there is none, it is no version that `push` made, larger than `max_bytes`, not what the digests say
             or not signed; or the registry or the store does not do. Nothing is published.
     """
-    registry = Registry(reference)
-    text = registry.manifest()
-    if text is None:
-        raise StoreError(f"{reference} is not there")
-    digest, size = _layer(text, reference)
-    if size > max_bytes:
-        raise StoreError(f"{reference} holds {size} bytes: --max-bytes allows {max_bytes}")
-    with tempfile.TemporaryDirectory(prefix="bookserve-") as folder:
+    with Registry(reference) as registry, tempfile.TemporaryDirectory(prefix="bookserve-") as folder:
+        text = registry.manifest()
+        if text is None:
+            raise StoreError(f"{reference} is not there")
+        digest, size = _layer(text, reference)
+        if size > max_bytes:
+            raise StoreError(f"{reference} holds {size} bytes: --max-bytes allows {max_bytes}")
         packed = Path(folder) / "version.tar.gz"
         tell(f"1 of 1: the version, {size} bytes")
         with packed.open("xb") as file:

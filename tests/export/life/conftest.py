@@ -97,3 +97,22 @@ def store(tmp_path: Path, _made: ModelStore) -> ModelStore:
     copy = ModelStore(tmp_path / "models")
     copy.write_config()
     return copy
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home folder, so that no account of the user at a registry is found."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in (
+        "DOCKER_AUTH_CONFIG",
+        "DOCKER_CONFIG",
+        "ORAS_PASS",
+        "ORAS_USER",
+        "REGISTRY_AUTH_FILE",
+        "XDG_CONFIG_HOME",
+        "XDG_RUNTIME_DIR",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    return home

@@ -1,6 +1,5 @@
 """`bookserve models push` and `pull` of a registry: Debian's docker-registry, and one that lies."""
 
-import base64
 import hashlib
 import json
 import sys
@@ -26,12 +25,6 @@ Invoke = Callable[..., Result]
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with docker_registry(tmp_path_factory.mktemp("registry")) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def _without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
 
 
 @pytest.fixture
@@ -63,21 +56,6 @@ def test_a_version_moves_through_a_registry_as_it_is(
     assert there.output.endswith(f"score version 1 is in {other.root} already\n")
     missing = invoke("models", "pull", f"oci://{host}/team/score:2", "--models-dir", other.root)
     assert f"oci://{host}/team/score:2 is not there" in missing.output
-
-
-def test_credentials_are_those_of_docker_login(
-    store: ModelStore, invoke: Invoke, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    with docker_registry(
-        tmp_path_factory.mktemp("closed"), "me:$2b$05$CWmqqGMe6fTVNLhkIY1gvO62ng4.RuxSsFDh87FfRl7SeKjaV4sny\n"
-    ) as host:
-        arguments = ("models", "push", "score/1", f"oci://{host}/score:1", "--models-dir", store.root)
-        assert f"the registry asks for credentials: 'docker login {host}' keeps them" in invoke(*arguments).output
-        (tmp_path / ".docker").mkdir()
-        config = {"auths": {host: {"auth": base64.b64encode(b"me:pw").decode()}}}
-        (tmp_path / ".docker/config.json").write_text(json.dumps(config))
-        pushed = invoke(*arguments)
-        assert pushed.exit_code == 0, pushed.output
 
 
 def artifact(blob: bytes, **changes: Any) -> bytes:

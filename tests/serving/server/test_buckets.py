@@ -1,4 +1,4 @@
-"""The model server over buckets: real processes on both sides, the bucket behind a server of Amazon's protocol."""
+"""The model server over buckets: real processes on both sides, the bucket behind a server of each cloud's protocol."""
 
 import json
 import urllib.error
@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from bookserve.serving.wire.bucket import BucketFolder, parse
 from bucket_servers import S3Server, s3_server
+from cloud_emulators import CLOUDS, cloud
 from model_servers import Server, StartServer, wait_until, write_scale_model
 
 
@@ -110,3 +112,26 @@ def test_a_root_in_a_bucket_is_served_with_its_config_and_workers(
     upload(bucket, tmp_path, "half", 1, 0.5)
     wait_until(lambda: ask(server, "half") == 0.5, "a model that came is served")
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize("scheme", CLOUDS)
+def test_the_buckets_of_other_clouds_are_followed(tmp_path: Path, start_server: StartServer, scheme: str) -> None:
+    def upload(version: int, factor: float) -> None:
+        folder = write_scale_model(tmp_path / "scale", version, factor)
+        target = BucketFolder(parse(f"{scheme}://models/scale/{version}"))
+        for path in folder.rglob("*"):
+            if path.is_file():
+                target.write(path.relative_to(folder).as_posix(), path)
+
+    with cloud(scheme, tmp_path) as environment:
+        upload(1, 2.0)
+        server = start_server(
+            f"--model_root={scheme}://models",
+            "--file_system_poll_wait_seconds=0.1",
+            f"--model_cache_dir={tmp_path / 'cache'}",
+            environment=environment,
+        )
+        assert ask(server) == 2.0
+        upload(2, 3.0)
+        wait_until(lambda: ask(server) == 3.0, "version 2 is served")
+        assert server.stop() == 0

@@ -22,6 +22,7 @@ from bookserve.clients import errors, typed_inputs
 from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature, TensorInfo, VersionStatus
 from bookserve.clients.retries import AGAIN, Retry
 from bookserve.serving.wire import tensors
+from bookserve.serving.wire.open_inference_pb2 import RepositoryIndexRequest, RepositoryIndexResponse
 from bookserve.serving.wire.tensorflow_pb2 import SignatureDef
 from bookserve.serving.wire.tensorflow_pb2 import TensorInfo as WireTensorInfo
 from bookserve.serving.wire.tensorflow_serving_pb2 import (
@@ -43,6 +44,7 @@ DEFAULT_TIMEOUT = 10.0  # seconds
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+_INDEX = "/inference.GRPCInferenceService/RepositoryIndex"
 
 _MOST_ATTEMPTS = 5  # gRPC's own limit
 
@@ -156,7 +158,7 @@ class GrpcClient:
             self._channel = grpc.secure_channel(uri, credentials, options=options)
         else:
             self._channel = grpc.insecure_channel(uri, options=options)
-        self._predict, self._metadata, self._status = _methods(self._channel)
+        self._predict, self._metadata, self._status, self._index = _methods(self._channel)
 
     def predict(
         self,
@@ -191,6 +193,10 @@ class GrpcClient:
         """Every version that the server tracks, newest first, with its state."""
         request = GetModelStatusRequest(model_spec=ModelSpec(name=model))
         return _version_statuses(self._call(self._status, request, timeout))
+
+    def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
+        """The names of the server's models, sorted. Unimplemented for TensorFlow Serving, which does not tell them."""
+        return _names(self._call(self._index, RepositoryIndexRequest(), timeout))
 
     def close(self) -> None:
         """Closes the channel if this client opened it."""
@@ -237,7 +243,7 @@ class AsyncGrpcClient:
             self._channel = grpc.aio.secure_channel(uri, credentials, options=options)
         else:
             self._channel = grpc.aio.insecure_channel(uri, options=options)
-        self._predict, self._metadata, self._status = _methods(self._channel)
+        self._predict, self._metadata, self._status, self._index = _methods(self._channel)
 
     async def predict(
         self,
@@ -269,6 +275,10 @@ class AsyncGrpcClient:
         request = GetModelStatusRequest(model_spec=ModelSpec(name=model))
         return _version_statuses(await self._call(self._status, request, timeout))
 
+    async def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
+        """As `GrpcClient.models`."""
+        return _names(await self._call(self._index, RepositoryIndexRequest(), timeout))
+
     async def close(self) -> None:
         """Closes the channel if this client opened it."""
         if self._owned:
@@ -289,13 +299,18 @@ class AsyncGrpcClient:
             raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
 
 
-def _methods(channel: Any) -> tuple[Any, Any, Any]:
-    """Predict, GetModelMetadata and GetModelStatus as callables of a blocking or an asyncio channel."""
+def _methods(channel: Any) -> tuple[Any, Any, Any, Any]:
+    """Predict, GetModelMetadata, GetModelStatus and RepositoryIndex of a blocking or an asyncio channel."""
     return (
         channel.unary_unary(PREDICT, PredictRequest.SerializeToString, PredictResponse.FromString),
         channel.unary_unary(_METADATA, GetModelMetadataRequest.SerializeToString, GetModelMetadataResponse.FromString),
         channel.unary_unary(_STATUS, GetModelStatusRequest.SerializeToString, GetModelStatusResponse.FromString),
+        channel.unary_unary(_INDEX, RepositoryIndexRequest.SerializeToString, RepositoryIndexResponse.FromString),
     )
+
+
+def _names(response: RepositoryIndexResponse) -> list[str]:
+    return sorted({model.name for model in response.models})
 
 
 def _model_spec(model: str, version: int | None, label: str | None) -> ModelSpec:

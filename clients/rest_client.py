@@ -84,6 +84,10 @@ class RestClient:
         """Every version that the server tracks, newest first, with its state."""
         return _statuses(self._exchange("GET", _path(model, None, None), None, timeout))
 
+    def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
+        """The names of the server's models, sorted. Raises for TensorFlow Serving, which does not tell them."""
+        return _names(self._exchange("GET", "/v1/models", None, timeout))
+
     def _exchange(self, method: str, path: str, body: bytes | None, timeout: float) -> Any:
         """The JSON of an answer, within `timeout` seconds with all retries."""
 
@@ -130,6 +134,10 @@ class AsyncRestClient:
     async def status(self, model: str, *, timeout: float = DEFAULT_TIMEOUT) -> list[VersionStatus]:
         """As `RestClient.status`."""
         return _statuses(await self._exchange("GET", _path(model, None, None), None, timeout))
+
+    async def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
+        """As `RestClient.models`."""
+        return _names(await self._exchange("GET", "/v1/models", None, timeout))
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -211,6 +219,13 @@ def _statuses(content: Any) -> list[VersionStatus]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise errors.BadAnswer("the server answered a status that is not TensorFlow Serving's") from error
     return sorted(statuses, key=lambda status: status.version, reverse=True)
+
+
+def _names(content: Any) -> list[str]:
+    try:
+        return sorted(str(entry["name"]) for entry in _field(content, "models"))
+    except (KeyError, TypeError) as error:
+        raise errors.BadAnswer("the server answered a list of models that is none") from error
 
 
 def _json(answer: Answer) -> Any:

@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +17,10 @@ from bookserve.clients.gateway_client import AsyncGatewayClient, GatewayClient
 from bookserve.clients.grpc_client import AsyncGrpcClient, GrpcClient
 from bookserve.clients.rest_client import AsyncRestClient, RestClient
 from bookserve.clients.retries import ONCE
-from gateway_servers import start_gateway
-from model_servers import Server, server_starter, write_scale_model
+from gateway_servers import Servers
 
 ROWS = np.array([[1.5, -2, 70.1], [0, 1e-3, 3e7]], np.float32)
 Ask = Callable[..., Prediction]
-
-
-@dataclass
-class Servers:
-    model_server: Server
-    gateway_url: str
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    folder = tmp_path_factory.mktemp("servers")
-    for version, factor in ((1, 2.0), (2, 3.0)):
-        write_scale_model(folder / "models" / "scale", version, factor)
-    write_scale_model(folder / "models" / "wide", 1, 1.0, width=None)
-    policy = "model_platform: 'tensorflow' model_version_policy { all {} }"
-    configs = [
-        f"config {{ name: '{name}' base_path: '{folder}/models/{name}' {policy} }}" for name in ("scale", "wide")
-    ]
-    config = folder / "models.config"
-    config.write_text(f"model_config_list {{ {' '.join(configs)} }}")
-    with server_starter(folder) as start:
-        server = start(f"--model_config_file={config}")
-        options = [f"--models-dir={folder / 'models'}", f"--model-server={server.target}"]
-        gateway = start_gateway(folder / "gateway.log", *options, host="127.0.0.1")
-        try:
-            yield Servers(server, gateway.url)
-        finally:
-            gateway.process.kill()
-            gateway.process.wait()
-            assert gateway.process.stdout is not None
-            gateway.process.stdout.close()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a model server tells: predictions, signatures, the states of versions. The same over gRPC and REST."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,19 @@ class VersionStatus:
     version: int
     state: str
     error: str
+
+
+def columns(answer: Mapping[str, Any]) -> dict[str, Array]:
+    """The predictions of a gateway's answer as arrays, one row a prediction: numbers as float64, class names as str.
+
+    {label: number} becomes a row of the numbers in the order of the labels. ValueError where predictions differ in
+    shape, as texts with different words do.
+    """
+    rows = answer["predictions"]
+    return {
+        name: np.array([list(row[name].values()) if isinstance(row[name], Mapping) else row[name] for row in rows])
+        for name in (rows[0] if rows else {})
+    }
 
 
 def shape_text(array: Array) -> str:

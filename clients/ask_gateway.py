@@ -6,6 +6,7 @@ from typing import Any
 
 from bookserve.clients import ask_server, forms
 from bookserve.clients.ask_server import Choice
+from bookserve.clients.errors import NotFound
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.clients.inputs import boards
 from bookserve.clients.predict_inputs import Tensors, Value
@@ -18,10 +19,13 @@ def find(client: GatewayClient, model: str, choice: Choice) -> Contract:
     unknown.
 
     Raises:
-        PredictError: as the client's methods.
+        PredictError: as the client's methods; NotFound names the versions that there are.
     """
     details = client.model(model)
     wanted = choice.version or details.get("version")
+    known = [entry.get("version") for entry in details.get("versions", ())]
+    if choice.version is not None and known and choice.version not in known:
+        raise NotFound(f"{model} has no version {choice.version}; its versions: {', '.join(map(str, known))}")
     for entry in details.get("versions", ()):
         if entry.get("version") == wanted:
             try:

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from bookserve.clients import forms, outputs
-from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature
-from bookserve.clients.errors import BadAnswer, InvalidArgument
+from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature, VersionStatus
+from bookserve.clients.errors import BadAnswer, InvalidArgument, NotFound, PredictError
 from bookserve.clients.inputs import boards, molecules, pictures, points, words
 from bookserve.clients.predict_inputs import STANDARD_INPUT, Tensors, Value
 from bookserve.clients.store_contracts import StoreContracts
@@ -39,6 +39,12 @@ class Server(Protocol):
     def metadata(self, model: str, *, version: int | None = None, label: str | None = None) -> ModelMetadata:
         """The signatures of one version."""
 
+    def status(self, model: str) -> list[VersionStatus]:
+        """The versions of a model."""
+
+    def models(self) -> list[str]:
+        """The names of all models."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -62,9 +68,17 @@ def find(server: Server, model: str, choice: Choice) -> Asked:
     """The version that `choice` comes to, and its contract.
 
     Raises:
-        PredictError: as the server's methods.
+        PredictError: as the server's methods; NotFound names what is there.
     """
-    metadata = server.metadata(model, version=choice.version, label=choice.label)
+    try:
+        metadata = server.metadata(model, version=choice.version, label=choice.label)
+    except NotFound as error:
+        raise NotFound(_what_is_there(server, model, choice) or str(error)) from error
+    except InvalidArgument as error:
+        mend = (
+            f"; 'bookserve models label {model} {choice.label} VERSION' gives it to a version" if choice.label else ""
+        )
+        raise InvalidArgument(f"{error}{mend}") from error
     told, doubt = None, "the model store is not named"
     if choice.models_dir is not None:
         told = StoreContracts(choice.models_dir).of_model(model, metadata.version)
@@ -179,6 +193,27 @@ def check_tensors(source: str, asked: Asked) -> None:
             f"INPUT of {asked.contract.model} version {asked.version} is tensors, as {asked.doubt}: give a file "
             "(.json, .npz, .csv, a picture) or JSON, or the model store with --models-dir"
         )
+
+
+def _what_is_there(server: Server, model: str, choice: Choice) -> str:
+    """What the server has instead of the version that it does not have; empty where it does not tell."""
+    try:
+        states = [f"{status.version} {status.state}" for status in server.status(model)]
+        if states:
+            wanted = f"has no version {choice.version} loaded" if choice.version else "has no version loaded"
+            return f"the model server {wanted} of {model}; its versions: {', '.join(states)}"
+    except NotFound:
+        pass
+    except PredictError:
+        return ""
+    try:
+        names = server.models()
+    except PredictError:  # TensorFlow Serving has no such list
+        names = []
+    known = f"; it has: {', '.join(names)}" if names else ""
+    if choice.models_dir is not None and (choice.models_dir / model).is_dir():
+        known += f"; {choice.models_dir} has it: is that the store which the server serves?"
+    return f"the model server has no model {model!r}{known}"
 
 
 def _signature(metadata: ModelMetadata) -> tuple[str, Signature]:

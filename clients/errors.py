@@ -164,6 +164,8 @@ def from_grpc(code: grpc.StatusCode, details: str, target: str) -> PredictError:
     """The error for a failed gRPC call to `target`."""
     error = BY_CODE[code.name]
     if error is Unavailable:
+        if "last error: " in details:  # of many words only the last tell what happened
+            details = details.rpartition(": ")[2]
         return Unavailable(f"nothing answers over gRPC at {target}: {details}")
     return error(details or f"{target} answered {code.name} and gave no reason")
 

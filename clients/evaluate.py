@@ -86,7 +86,7 @@ def main(
     store = ModelStore(models_dir)
     limits = Limits(max_seconds, max_memory << 20)
     try:
-        folder = store.path(name, version if version is not None else _newest(store, name))
+        folder = store.path(name, version)
         described = store.manifest(name, int(folder.name)) if (folder / LOCATION).is_file() else None
         contract = _contract(folder, described, limits)
         measured = (
@@ -111,13 +111,6 @@ def main(
     asked = server if server is not None else folder
     click.echo(f"{name} version {folder.name}, {asked}:\n")
     click.echo("\n".join([*evaluation.text(found), "", *drift.text(strayed)]).rstrip())
-
-
-def _newest(store: ModelStore, name: str) -> int:
-    versions = store.versions(name)
-    if not versions:
-        raise StoreError(f"there is no version of {name} in {store.root}: 'bookserve models list' shows what is there")
-    return versions[-1]
 
 
 def _contract(folder: Path, described: Manifest | None, limits: Limits) -> Contract:

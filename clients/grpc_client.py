@@ -3,7 +3,10 @@
 Calls go by their raw method paths with the messages of `serving.wire`, so neither TensorFlow nor generated stubs are
 needed. Every call has a deadline. Both clients may be shared by threads (tasks) and are meant to be kept: a channel
 carries any number of calls and reconnects by itself. Where a target has several addresses, the calls go to all of them
-in turns; what was refused with UNAVAILABLE is sent again, up to three times within the deadline.
+in turns.
+
+What was refused with UNAVAILABLE is sent again within the deadline. The channel does that, not this file: it asks the
+next address of several, heeds what a server says of when, and stops while most calls fail.
 """
 
 import ipaddress
@@ -13,11 +16,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+from numpy.typing import ArrayLike
 
-from bookserve.clients import errors
+from bookserve.clients import errors, typed_inputs
 from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature, TensorInfo, VersionStatus
-from bookserve.clients.retries import ONCE, Retry
+from bookserve.clients.retries import AGAIN, Retry
 from bookserve.serving.wire import tensors
+from bookserve.serving.wire.open_inference_pb2 import RepositoryIndexRequest, RepositoryIndexResponse
 from bookserve.serving.wire.tensorflow_pb2 import SignatureDef
 from bookserve.serving.wire.tensorflow_pb2 import TensorInfo as WireTensorInfo
 from bookserve.serving.wire.tensorflow_serving_pb2 import (
@@ -33,37 +38,43 @@ from bookserve.serving.wire.tensorflow_serving_pb2 import (
 )
 
 DEFAULT_TARGET = "127.0.0.1:8500"
+DEFAULT_SIGNATURE = "serving_default"
 DEFAULT_TIMEOUT = 10.0  # seconds
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+_INDEX = "/inference.GRPCInferenceService/RepositoryIndex"
 
-# A target that stands for several addresses, such as the name of a headless Service, gets the calls in turns. What
-# fails with UNAVAILABLE is sent again, as Predict changes nothing; not RESOURCE_EXHAUSTED, for a full server.
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [
-                {"service": "tensorflow.serving.PredictionService"},
-                {"service": "tensorflow.serving.ModelService", "method": "GetModelStatus"},
-            ],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
+_MOST_ATTEMPTS = 5  # gRPC's own limit
+
+
+def _service_config(retry: Retry) -> str:
+    """How calls are made on a channel, as gRPC's JSON.
+
+    A target that stands for several addresses, such as the name of a headless Service, gets the calls in turns. What
+    fails with UNAVAILABLE is sent again, as Predict changes nothing; not RESOURCE_EXHAUSTED, for a full server.
+    """
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if retry.attempts > 1:
+        policy = {
+            "maxAttempts": min(retry.attempts, _MOST_ATTEMPTS),
+            "initialBackoff": f"{retry.first:.9f}s",
+            "maxBackoff": f"{retry.longest:.9f}s",
+            "backoffMultiplier": 2,
+            "retryableStatusCodes": ["UNAVAILABLE"],
         }
-    ],
-    # While most calls fail, they are not sent again.
-    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-}
+        names = [
+            {"service": "tensorflow.serving.PredictionService"},
+            {"service": "tensorflow.serving.ModelService", "method": "GetModelStatus"},
+        ]
+        config["methodConfig"] = [{"name": names, "retryPolicy": policy}]
+        # While most calls fail, they are not sent again.
+        config["retryThrottling"] = {"maxTokens": 10, "tokenRatio": 0.1}
+    return json.dumps(config)
 
-CHANNEL_OPTIONS = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+
+_OPTIONS = (
     # A DNS server's TXT record may not say otherwise.
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.max_receive_message_length", -1),
@@ -75,6 +86,7 @@ CHANNEL_OPTIONS = (
     # A model server is reached directly: a proxy of the environment would get requests meant for loopback.
     ("grpc.enable_http_proxy", 0),
 )
+CHANNEL_OPTIONS = (*_OPTIONS, ("grpc.service_config", _service_config(AGAIN)))
 
 
 # The metadata of each call: names in lower case, and values, such as ("x-request-id", "a-1").
@@ -85,14 +97,15 @@ def _no_metadata() -> Sequence[tuple[str, str]]:
     return ()
 
 
-def channel_to(target: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
+def channel_to(target: str, retry: Retry = AGAIN) -> tuple[str, tuple[tuple[str, Any], ...]]:
     """What a channel is opened with for "HOST:PORT", or for several IPv4 addresses with commas: its URI and options.
 
     ValueError when one of several is not an IPv4 address with a port.
     """
+    options = (*_OPTIONS, ("grpc.service_config", _service_config(retry)))
     addresses = [address.strip() for address in target.split(",")]
     if len(addresses) == 1:
-        return target, CHANNEL_OPTIONS
+        return target, options
     for address in addresses:
         host, _, port = address.rpartition(":")
         if not (_is_ipv4(host) and port.isdecimal() and 0 < int(port) < 65536):
@@ -101,7 +114,7 @@ def channel_to(target: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
                 "given by address, or by one name that stands for all of them"
             )
     # gRPC would send the whole list as :authority, which is no host.
-    return f"ipv4:{','.join(addresses)}", (*CHANNEL_OPTIONS, ("grpc.default_authority", addresses[0]))
+    return f"ipv4:{','.join(addresses)}", (*options, ("grpc.default_authority", addresses[0]))
 
 
 def _is_ipv4(host: str) -> bool:
@@ -118,7 +131,8 @@ class GrpcClient:
     Takes a target such as "127.0.0.1:8500" (with `credentials` for TLS), several addresses with commas, or a `channel`
     of the caller's, which then stays the caller's to close. Use it as a context manager, or call `close`. ValueError
     when one of several is not an IPv4 address with a port. `call_metadata` is asked for the metadata of each call.
-    `retry` says whether a call that nobody answered, also when it was sent again, is made anew within its timeout.
+    `retry` says how often the channel sends a call again that nobody answered, 4 times more at most; a `channel` of the
+    caller's does as it was made.
 
     Every method raises a `PredictError`: NotFound for an unknown model or version, InvalidArgument for wrong tensors or
     an unknown label, DeadlineExceeded after `timeout` seconds, Unavailable when nobody answers, BadAnswer for an answer
@@ -132,25 +146,24 @@ class GrpcClient:
         channel: grpc.Channel | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         call_metadata: CallMetadata = _no_metadata,
-        retry: Retry = ONCE,
+        retry: Retry = AGAIN,
     ) -> None:
         self.target = target
-        self._retry = retry
         self._call_metadata = call_metadata
         self._owned = channel is None
-        uri, options = channel_to(target)
+        uri, options = channel_to(target, retry)
         if channel is not None:
             self._channel = channel
         elif credentials is not None:
             self._channel = grpc.secure_channel(uri, credentials, options=options)
         else:
             self._channel = grpc.insecure_channel(uri, options=options)
-        self._predict, self._metadata, self._status = _methods(self._channel)
+        self._predict, self._metadata, self._status, self._index = _methods(self._channel)
 
     def predict(
         self,
         model: str,
-        inputs: Mapping[str, Array],
+        inputs: Mapping[str, ArrayLike],
         *,
         version: int | None = None,
         label: str | None = None,
@@ -159,8 +172,13 @@ class GrpcClient:
     ) -> Prediction:
         """Runs `inputs` (arrays of the signature's shapes and dtypes) through the newest version, or the one named.
 
-        `timeout` is in seconds. ValueError when both `version` and `label` are given.
+        Values that are not arrays, such as lists, become arrays of the types of the version's signature, which is asked
+        first. `timeout` is in seconds, for each call. ValueError when both `version` and `label` are given.
         """
+        if not typed_inputs.are_arrays(inputs):
+            metadata = self.metadata(model, version=version, label=label, timeout=timeout)
+            inputs = typed_inputs.arrays(metadata, signature or DEFAULT_SIGNATURE, inputs)
+            version, label = metadata.version, None
         request = predict_request(model, inputs, version, label, signature)
         return _prediction(model, self._call(self._predict, request, timeout))
 
@@ -176,6 +194,10 @@ class GrpcClient:
         request = GetModelStatusRequest(model_spec=ModelSpec(name=model))
         return _version_statuses(self._call(self._status, request, timeout))
 
+    def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
+        """The names of the server's models, sorted. Unimplemented for TensorFlow Serving, which does not tell them."""
+        return _names(self._call(self._index, RepositoryIndexRequest(), timeout))
+
     def close(self) -> None:
         """Closes the channel if this client opened it."""
         if self._owned:
@@ -190,13 +212,10 @@ class GrpcClient:
         self.close()
 
     def _call(self, method: Any, request: Any, timeout: float) -> Any:
-        def ask(seconds: float) -> Any:
-            try:
-                return method(request, timeout=seconds, metadata=self._call_metadata())
-            except grpc.RpcError as error:
-                raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
-
-        return self._retry.call(ask, timeout)
+        try:
+            return method(request, timeout=timeout, metadata=self._call_metadata())
+        except grpc.RpcError as error:
+            raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
 
 
 class AsyncGrpcClient:
@@ -212,25 +231,24 @@ class AsyncGrpcClient:
         channel: grpc.aio.Channel | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         call_metadata: CallMetadata = _no_metadata,
-        retry: Retry = ONCE,
+        retry: Retry = AGAIN,
     ) -> None:
         self.target = target
-        self._retry = retry
         self._call_metadata = call_metadata
         self._owned = channel is None
-        uri, options = channel_to(target)
+        uri, options = channel_to(target, retry)
         if channel is not None:
             self._channel = channel
         elif credentials is not None:
             self._channel = grpc.aio.secure_channel(uri, credentials, options=options)
         else:
             self._channel = grpc.aio.insecure_channel(uri, options=options)
-        self._predict, self._metadata, self._status = _methods(self._channel)
+        self._predict, self._metadata, self._status, self._index = _methods(self._channel)
 
     async def predict(
         self,
         model: str,
-        inputs: Mapping[str, Array],
+        inputs: Mapping[str, ArrayLike],
         *,
         version: int | None = None,
         label: str | None = None,
@@ -238,6 +256,10 @@ class AsyncGrpcClient:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Prediction:
         """As `GrpcClient.predict`."""
+        if not typed_inputs.are_arrays(inputs):
+            metadata = await self.metadata(model, version=version, label=label, timeout=timeout)
+            inputs = typed_inputs.arrays(metadata, signature or DEFAULT_SIGNATURE, inputs)
+            version, label = metadata.version, None
         request = predict_request(model, inputs, version, label, signature)
         return _prediction(model, await self._call(self._predict, request, timeout))
 
@@ -253,6 +275,10 @@ class AsyncGrpcClient:
         request = GetModelStatusRequest(model_spec=ModelSpec(name=model))
         return _version_statuses(await self._call(self._status, request, timeout))
 
+    async def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
+        """As `GrpcClient.models`."""
+        return _names(await self._call(self._index, RepositoryIndexRequest(), timeout))
+
     async def close(self) -> None:
         """Closes the channel if this client opened it."""
         if self._owned:
@@ -267,22 +293,24 @@ class AsyncGrpcClient:
         await self.close()
 
     async def _call(self, method: Any, request: Any, timeout: float) -> Any:
-        async def ask(seconds: float) -> Any:
-            try:
-                return await method(request, timeout=seconds, metadata=self._call_metadata())
-            except grpc.aio.AioRpcError as error:
-                raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
-
-        return await self._retry.call_async(ask, timeout)
+        try:
+            return await method(request, timeout=timeout, metadata=self._call_metadata())
+        except grpc.aio.AioRpcError as error:
+            raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
 
 
-def _methods(channel: Any) -> tuple[Any, Any, Any]:
-    """Predict, GetModelMetadata and GetModelStatus as callables of a blocking or an asyncio channel."""
+def _methods(channel: Any) -> tuple[Any, Any, Any, Any]:
+    """Predict, GetModelMetadata, GetModelStatus and RepositoryIndex of a blocking or an asyncio channel."""
     return (
         channel.unary_unary(PREDICT, PredictRequest.SerializeToString, PredictResponse.FromString),
         channel.unary_unary(_METADATA, GetModelMetadataRequest.SerializeToString, GetModelMetadataResponse.FromString),
         channel.unary_unary(_STATUS, GetModelStatusRequest.SerializeToString, GetModelStatusResponse.FromString),
+        channel.unary_unary(_INDEX, RepositoryIndexRequest.SerializeToString, RepositoryIndexResponse.FromString),
     )
+
+
+def _names(response: RepositoryIndexResponse) -> list[str]:
+    return sorted({model.name for model in response.models})
 
 
 def _model_spec(model: str, version: int | None, label: str | None) -> ModelSpec:

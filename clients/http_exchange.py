@@ -1,6 +1,7 @@
 """One HTTP exchange with a server of ours: a request, and its whole answer, within a deadline.
 
-Under the REST client and the gateway client. Uses no proxy: both servers are reached directly.
+Under the blocking REST and gateway clients; `async_exchange` is the same for asyncio. Uses no proxy: both servers are
+reached directly.
 """
 
 import contextlib
@@ -64,11 +65,7 @@ class Server:
         kind = http.client.HTTPSConnection if self.scheme == "https" else http.client.HTTPConnection
         deadline = time.monotonic() + timeout
         connection = kind(self.host, self.port, timeout=timeout)
-        headers = {"Accept": "application/json", "Connection": "close"}
-        if content_type:
-            headers["Content-Type"] = content_type
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
+        headers = {**headers_of(content_type, key), "Connection": "close"}
         try:
             # A server that refuses a body answers before it has read it, and closes.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -81,8 +78,7 @@ class Server:
                     raise TimeoutError
             if response.length:
                 raise BadAnswer(f"{self.url} broke its answer off")
-            asked = response.headers.get("Retry-After", "")
-            seconds = float(asked) if asked.isascii() and asked.isdigit() else 0.0
+            seconds = seconds_of(response.headers.get("Retry-After", ""))
             return Answer(response.status, response.headers.get_content_type(), b"".join(pieces), seconds)
         except TimeoutError as error:
             raise DeadlineExceeded(f"{self.url} gave no answer within {timeout:g} s") from error
@@ -94,3 +90,18 @@ class Server:
             raise Unavailable(f"nothing answers at {self.url}: {error.strerror or error}") from error
         finally:
             connection.close()
+
+
+def headers_of(content_type: str, key: str) -> dict[str, str]:
+    """The headers of a request with a body of this type, and of this API key; "" for none."""
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+    if content_type:
+        headers["Content-Type"] = content_type
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
+
+
+def seconds_of(retry_after: str) -> float:
+    """The seconds of a Retry-After header; 0 where it has none, or a date."""
+    return float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0

@@ -12,7 +12,7 @@ import numpy as np
 from bookserve.clients import ask_server, grpc_client, load_run, predict_inputs, rest_client
 from bookserve.clients.ask_server import Asked, Choice
 from bookserve.clients.completion import model_names
-from bookserve.clients.errors import FailedPrecondition, InvalidArgument, PredictError
+from bookserve.clients.errors import FailedPrecondition, InvalidArgument, PredictError, Unavailable
 from bookserve.clients.grpc_client import GrpcClient, predict_request
 from bookserve.clients.http_exchange import Server
 from bookserve.clients.load_run import Caller, GrpcCaller, Load, RestCaller
@@ -111,6 +111,9 @@ def main(
     try:
         ways: list[_Way] = [_over_grpc(grpc_target, name, choice, source, rows, timeout)] if grpc_target else []
         ways += [_over_rest(rest_url, name, choice, source, rows, timeout)] if rest_url else []
+    except Unavailable as error:
+        mend = ": start one with 'make serve', or say where it is (--grpc or --rest)"
+        raise click.ClickException(f"{error}{mend if 'nothing answers' in str(error) else ''}") from error
     except (PredictError, ExportError) as error:
         raise click.ClickException(str(error)) from error
     except ValueError as error:

@@ -1,5 +1,6 @@
-"""Asks a model server over REST: ours, or TensorFlow Serving. The standard library's HTTP, no protobuf.
+"""Asks a model server over REST: ours, or TensorFlow Serving. Blocking (`RestClient`) and asyncio (`AsyncRestClient`).
 
+No protobuf. The blocking client uses the standard library's HTTP, the asyncio one httpx2.
 REST's predict answers neither the version nor the types, so each prediction first asks for the model's metadata and
 then predicts with exactly the version that this names.
 """
@@ -7,15 +8,18 @@ then predicts with exactly the version that this names.
 import base64
 import json
 from collections.abc import Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from bookserve.clients import errors
+from bookserve.clients import errors, typed_inputs
 from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature, TensorInfo, VersionStatus
+from bookserve.clients.async_exchange import AsyncServer
 from bookserve.clients.http_exchange import Answer, Server
-from bookserve.clients.retries import ONCE, Retry
+from bookserve.clients.retries import AGAIN, Retry
 
 DEFAULT_URL = "http://127.0.0.1:8501"
 DEFAULT_SIGNATURE = "serving_default"
@@ -39,20 +43,20 @@ _DTYPES = {
 
 
 class RestClient:
-    """The client; it keeps no connection and may be shared by threads.
+    """The blocking client; it keeps no connection and may be shared by threads.
 
     `retry` says whether a request that nobody answered is made again. Every method raises a `PredictError`, as
     `GrpcClient`'s do. ValueError for a `url` that is none.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, retry: Retry = ONCE) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, retry: Retry = AGAIN) -> None:
         self._server = Server.at(url)
         self._retry = retry
 
     def predict(
         self,
         model: str,
-        inputs: Mapping[str, Array],
+        inputs: Mapping[str, ArrayLike],
         *,
         version: int | None = None,
         label: str | None = None,
@@ -61,63 +65,97 @@ class RestClient:
     ) -> Prediction:
         """Runs `inputs` (arrays of the signature's shapes and dtypes) through the newest version, or the one named.
 
-        `timeout` is in seconds, for each of the two requests. ValueError when both `version` and `label` are given.
+        Values that are not arrays, such as lists, become arrays of the signature's types. `timeout` is in seconds, for
+        each of the two requests. ValueError when both `version` and `label` are given.
         """
         metadata = self.metadata(model, version=version, label=label, timeout=timeout)
         name = signature or DEFAULT_SIGNATURE
-        if name not in metadata.signatures:
-            known = ", ".join(sorted(metadata.signatures))
-            raise errors.InvalidArgument(f"model {model!r} has no signature {name!r}; it has: {known}")
-        content = self._exchange(
-            "POST", predict_path(model, metadata.version, None), predict_body(inputs, name), timeout
-        )
-        outputs = _field(content, "outputs")
-        expected = metadata.signatures[name].outputs
-        if len(expected) == 1:
-            outputs = {next(iter(expected)): outputs}
-        if not isinstance(outputs, dict) or outputs.keys() - expected.keys():
-            raise errors.BadAnswer(f"{self._server.url} answered outputs that the signature {name!r} does not have")
-        arrays = {key: _to_array(key, value, expected[key]) for key, value in outputs.items()}
-        return Prediction(model=model, version=metadata.version, outputs=arrays)
+        body = predict_body(typed_inputs.arrays(metadata, name, inputs), name)
+        content = self._exchange("POST", predict_path(model, metadata.version, None), body, timeout)
+        return _prediction(metadata, name, content)
 
     def metadata(
         self, model: str, *, version: int | None = None, label: str | None = None, timeout: float = DEFAULT_TIMEOUT
     ) -> ModelMetadata:
         """The signatures of the newest version, or of the one named."""
-        answer = self._exchange("GET", _path(model, version, label) + "/metadata", None, timeout)
-        try:
-            definitions = answer["metadata"]["signature_def"]["signature_def"]
-            return ModelMetadata(
-                model=model,
-                version=int(answer["model_spec"]["version"]),
-                signatures={
-                    name: Signature(inputs=_tensor_infos(entry["inputs"]), outputs=_tensor_infos(entry["outputs"]))
-                    for name, entry in definitions.items()
-                },
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise errors.BadAnswer(f"{self._server.url} answered metadata that is not TensorFlow Serving's") from error
+        return _metadata(model, self._exchange("GET", _path(model, version, label) + "/metadata", None, timeout))
 
     def status(self, model: str, *, timeout: float = DEFAULT_TIMEOUT) -> list[VersionStatus]:
         """Every version that the server tracks, newest first, with its state."""
-        answer = self._exchange("GET", _path(model, None, None), None, timeout)
-        try:
-            statuses = [
-                VersionStatus(int(entry["version"]), entry["state"], entry["status"].get("error_message", ""))
-                for entry in answer["model_version_status"]
-            ]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise errors.BadAnswer(f"{self._server.url} answered a status that is not TensorFlow Serving's") from error
-        return sorted(statuses, key=lambda status: status.version, reverse=True)
+        return _statuses(self._exchange("GET", _path(model, None, None), None, timeout))
+
+    def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
+        """The names of the server's models, sorted. Raises for TensorFlow Serving, which does not tell them."""
+        return _names(self._exchange("GET", "/v1/models", None, timeout))
 
     def _exchange(self, method: str, path: str, body: bytes | None, timeout: float) -> Any:
         """The JSON of an answer, within `timeout` seconds with all retries."""
-        kind = "application/json" if body is not None else ""
 
         def ask(seconds: float) -> Any:
-            return _json(self._server.exchange(method, path, body, content_type=kind, timeout=seconds))
+            return _json(self._server.exchange(method, path, body, content_type=_kind(body), timeout=seconds))
 
         return self._retry.call(ask, timeout)
+
+
+class AsyncRestClient:
+    """The asyncio client: the same methods and errors as `RestClient`, to be awaited. It keeps its connections.
+
+    Make it inside a running event loop. Use it as an asynchronous context manager, or await `close`. ImportError
+    without httpx2.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, retry: Retry = AGAIN) -> None:
+        self._server = AsyncServer(url)
+        self._retry = retry
+
+    async def predict(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        signature: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Prediction:
+        """As `RestClient.predict`."""
+        metadata = await self.metadata(model, version=version, label=label, timeout=timeout)
+        name = signature or DEFAULT_SIGNATURE
+        body = predict_body(typed_inputs.arrays(metadata, name, inputs), name)
+        content = await self._exchange("POST", predict_path(model, metadata.version, None), body, timeout)
+        return _prediction(metadata, name, content)
+
+    async def metadata(
+        self, model: str, *, version: int | None = None, label: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> ModelMetadata:
+        """As `RestClient.metadata`."""
+        return _metadata(model, await self._exchange("GET", _path(model, version, label) + "/metadata", None, timeout))
+
+    async def status(self, model: str, *, timeout: float = DEFAULT_TIMEOUT) -> list[VersionStatus]:
+        """As `RestClient.status`."""
+        return _statuses(await self._exchange("GET", _path(model, None, None), None, timeout))
+
+    async def models(self, *, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
+        """As `RestClient.models`."""
+        return _names(await self._exchange("GET", "/v1/models", None, timeout))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._server.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _exchange(self, method: str, path: str, body: bytes | None, timeout: float) -> Any:
+        async def ask(seconds: float) -> Any:
+            return _json(await self._server.exchange(method, path, body, content_type=_kind(body), timeout=seconds))
+
+        return await self._retry.call_async(ask, timeout)
 
 
 def predict_path(model: str, version: int | None, label: str | None) -> str:
@@ -140,6 +178,54 @@ def _path(model: str, version: int | None, label: str | None) -> str:
     if label is not None:
         return f"{path}/labels/{quote(label, safe='')}"
     return path
+
+
+def _kind(body: bytes | None) -> str:
+    return "" if body is None else "application/json"
+
+
+def _prediction(metadata: ModelMetadata, signature: str, content: Any) -> Prediction:
+    outputs = _field(content, "outputs")
+    expected = metadata.signatures[signature].outputs
+    if len(expected) == 1:
+        outputs = {next(iter(expected)): outputs}
+    if not isinstance(outputs, dict) or outputs.keys() - expected.keys():
+        raise errors.BadAnswer(f"the server answered outputs that the signature {signature!r} does not have")
+    arrays = {key: _to_array(key, value, expected[key]) for key, value in outputs.items()}
+    return Prediction(model=metadata.model, version=metadata.version, outputs=arrays)
+
+
+def _metadata(model: str, content: Any) -> ModelMetadata:
+    try:
+        definitions = content["metadata"]["signature_def"]["signature_def"]
+        return ModelMetadata(
+            model=model,
+            version=int(content["model_spec"]["version"]),
+            signatures={
+                name: Signature(inputs=_tensor_infos(entry["inputs"]), outputs=_tensor_infos(entry["outputs"]))
+                for name, entry in definitions.items()
+            },
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise errors.BadAnswer("the server answered metadata that is not TensorFlow Serving's") from error
+
+
+def _statuses(content: Any) -> list[VersionStatus]:
+    try:
+        statuses = [
+            VersionStatus(int(entry["version"]), entry["state"], entry["status"].get("error_message", ""))
+            for entry in content["model_version_status"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise errors.BadAnswer("the server answered a status that is not TensorFlow Serving's") from error
+    return sorted(statuses, key=lambda status: status.version, reverse=True)
+
+
+def _names(content: Any) -> list[str]:
+    try:
+        return sorted(str(entry["name"]) for entry in _field(content, "models"))
+    except (KeyError, TypeError) as error:
+        raise errors.BadAnswer("the server answered a list of models that is none") from error
 
 
 def _json(answer: Answer) -> Any:

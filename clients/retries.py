@@ -1,7 +1,8 @@
 """Calls that are made again: predictions, metadata and status change nothing, so asking twice does no harm.
 
 Again is asked only where nobody answered or the server was full or going down (`Unavailable`), and only while the
-deadline of the call is not over: it holds for all tries together.
+deadline of the call is not over: it holds for all tries together. REST and gateway clients ask again here; over gRPC
+the channel does it, by the same settings.
 """
 
 import asyncio
@@ -21,12 +22,16 @@ _LEAST = 0.001  # seconds of a try
 class Retry:
     """How often a call is made at most, and how many seconds lie between: a random part of a time that doubles.
 
-    A server that says when to come again (`Retry-After`) is asked no sooner.
+    A server that says when to come again (`Retry-After`) is asked no sooner. ValueError for what is not positive.
     """
 
-    attempts: int = 3
-    first: float = 0.1
-    longest: float = 2.0
+    attempts: int = 4
+    first: float = 0.05
+    longest: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.first <= 0 or self.longest <= 0:
+            raise ValueError(f"{self} cannot be: at least 1 attempt, and seconds above 0")
 
     def call(self, ask: Callable[[float], _T], timeout: float) -> _T:
         """What `ask` gives, which gets the seconds that are left of `timeout`. Raises what it raised last."""
@@ -59,4 +64,5 @@ class Retry:
         return max(random.random() * longest, error.retry_after)
 
 
+AGAIN = Retry()
 ONCE = Retry(attempts=1)

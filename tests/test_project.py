@@ -190,7 +190,7 @@ def test_tensorflow_is_never_imported_at_import_time(room: str) -> None:
 
 # The only files outside `training/models/` and the data sets in which a model of the book may be named, and why.
 NAMES_BOOK_MODELS = {
-    "clients/gateway_client.py": "its methods by the models' names are public; each is one line over the task's method",
+    "clients/gateway_methods.py": "methods by the models' names are public; each is one line over the task's method",
     "serving/wire/pictures.py": "the address of the page that describes the rule",
     "export/converters/xgboost_model.py": "XGBoost calls its objectives so",
 }

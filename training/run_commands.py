@@ -139,8 +139,9 @@ def _read(name: str, runs_dir: Path) -> TrainingRun:
     """
     model, _, time = name.partition("/")
     if model not in _known(runs_dir):
+        there = ", ".join(_known(runs_dir)) or "nothing"
         raise click.ClickException(
-            f"{runs_dir} has no runs of '{model}'; it has runs of {', '.join(_known(runs_dir)) or 'nothing'}"
+            f"{runs_dir} has no runs of '{model}'; it has runs of {there}: 'bookserve train' makes them"
         )
     times = [folder.name for folder in _folders(runs_dir, model)]
     if time and time not in times:

@@ -23,6 +23,8 @@ from bookserve.serving.wire.tensorflow_serving_pb2 import (
     PredictResponse,
     SignatureDefMap,
 )
+from gateway_servers import Servers, start_gateway
+from model_servers import server_starter, write_scale_model
 
 
 @dataclass
@@ -162,3 +164,28 @@ def http_fake() -> Iterator[HttpFake]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    folder = tmp_path_factory.mktemp("servers")
+    for version, factor in ((1, 2.0), (2, 3.0)):
+        write_scale_model(folder / "models" / "scale", version, factor)
+    write_scale_model(folder / "models" / "wide", 1, 1.0, width=None)
+    policy = "model_platform: 'tensorflow' model_version_policy { all {} }"
+    configs = [
+        f"config {{ name: '{name}' base_path: '{folder}/models/{name}' {policy} }}" for name in ("scale", "wide")
+    ]
+    config = folder / "models.config"
+    config.write_text(f"model_config_list {{ {' '.join(configs)} }}")
+    with server_starter(folder) as start:
+        server = start(f"--model_config_file={config}")
+        options = [f"--models-dir={folder / 'models'}", f"--model-server={server.target}"]
+        gateway = start_gateway(folder / "gateway.log", *options, host="127.0.0.1")
+        try:
+            yield Servers(server, gateway.url, folder / "models")
+        finally:
+            gateway.process.kill()
+            gateway.process.wait()
+            assert gateway.process.stdout is not None
+            gateway.process.stdout.close()

@@ -1,7 +1,6 @@
 """What holds for every command: facts come as JSON, too, every option says what it is for, one name has one meaning."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ from click.testing import CliRunner
 from book_contracts import write_manifests
 from bookserve.clients.command_line import main
 from bookserve.export import table
+from command_tree import COMMANDS
 
 # Commands that do something: what they print says that it was done, and where a program has to know, the status.
 ACT = {
@@ -19,21 +19,6 @@ ACT = {
     *("models push", "models quantize", "models rollback", "models sign", "models unlabel", "models unpack"),
 }
 TESTS = Path(__file__).parent
-
-
-def leaves(
-    command: click.Command, path: tuple[str, ...], context: click.Context
-) -> Iterator[tuple[str, click.Command]]:
-    if not isinstance(command, click.Group):
-        yield " ".join(path), command
-        return
-    for name in command.list_commands(context):
-        found = command.get_command(context, name)
-        assert found is not None
-        yield from leaves(found, (*path, name), click.Context(found, parent=context, info_name=name))
-
-
-COMMANDS = dict(leaves(main, (), click.Context(main, info_name="bookserve")))
 
 
 def options(command: click.Command) -> list[click.Option]:

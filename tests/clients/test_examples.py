@@ -84,7 +84,7 @@ def test_a_command_gets_its_prediction(served, command) -> None:
 @pytest.mark.parametrize(
     "program",
     [*_blocks(EXAMPLES, "python"), *_blocks(ROOT / "README.md", "python")],
-    ids=["gateway", "lines", "grpc", "readme"],
+    ids=["gateway", "lines", "asyncio", "grpc", "readme"],
 )
 def test_a_program_runs(served, program) -> None:
     output = _run([sys.executable, "-W", "error", "-c", _here(program, served)])

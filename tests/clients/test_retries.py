@@ -11,9 +11,9 @@ import pytest
 
 from book_contracts import CONTRACTS, write_manifests
 from bookserve.clients import errors
-from bookserve.clients.gateway_client import GatewayClient
+from bookserve.clients.gateway_client import AsyncGatewayClient, GatewayClient
 from bookserve.clients.grpc_client import AsyncGrpcClient, GrpcClient
-from bookserve.clients.rest_client import RestClient
+from bookserve.clients.rest_client import AsyncRestClient, RestClient
 from bookserve.clients.retries import ONCE, Retry
 from gateway_servers import start_gateway
 from stand_in_models import FakeServer, serve
@@ -78,7 +78,7 @@ def test_grpc_asks_again(fake) -> None:
     fake.fail = grpc.StatusCode.UNAVAILABLE
     timer = threading.Timer(0.1, lambda: setattr(fake, "fail", None))
     timer.start()
-    with GrpcClient(fake.target, retry=Retry(attempts=50, first=0.02, longest=0.02)) as client:
+    with GrpcClient(fake.target, retry=Retry(attempts=5, first=0.1)) as client:
         assert client.predict("mnist", {"images": IMAGES}).version == 3
     timer.join()
     assert len(fake.received) > 1
@@ -90,11 +90,25 @@ def test_asyncio_asks_again(fake) -> None:
     async def ask() -> int:
         loop = asyncio.get_running_loop()
         loop.call_later(0.1, lambda: setattr(fake, "fail", None))
-        async with AsyncGrpcClient(fake.target, retry=Retry(attempts=50, first=0.02, longest=0.02)) as client:
+        async with AsyncGrpcClient(fake.target, retry=Retry(attempts=5, first=0.1)) as client:
             return (await client.predict("mnist", {"images": IMAGES})).version
 
     assert asyncio.run(ask()) == 3
     assert len(fake.received) > 1
+
+
+@pytest.mark.parametrize(("retry", "calls"), [(ONCE, 1), (Retry(attempts=3, first=0.01), 3), (Retry(99, 0.01), 5)])
+def test_grpc_asks_as_often_as_it_is_told(fake, retry: Retry, calls: int) -> None:
+    fake.fail = grpc.StatusCode.UNAVAILABLE
+    with GrpcClient(fake.target, retry=retry) as client, pytest.raises(errors.Unavailable):
+        client.predict("mnist", {"images": IMAGES})
+    assert len(fake.received) == calls  # gRPC makes no more than 5
+
+
+@pytest.mark.parametrize("wrong", [{"attempts": 0}, {"first": 0}, {"longest": -1}])
+def test_retries_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1 attempt, and seconds above 0"):
+        Retry(**wrong)
 
 
 def test_rest_and_gateway_ask_again(http_fake) -> None:
@@ -107,6 +121,24 @@ def test_rest_and_gateway_ask_again(http_fake) -> None:
         with pytest.raises(errors.Unavailable, match="starting"):
             ask()
         assert [received[1] for received in http_fake.received].count(path) == 4
+
+
+def test_rest_and_gateway_ask_again_in_asyncio(http_fake) -> None:
+    http_fake.answer("GET", "/v1/models/m", {"error": "starting"}, 503)
+    http_fake.answer("GET", "/api/v1/models", {"detail": "starting"}, 503)
+
+    async def ask() -> None:
+        async with AsyncRestClient(http_fake.url, retry=QUICK) as rest, AsyncGatewayClient(http_fake.url) as gateway:
+            with pytest.raises(errors.Unavailable, match="starting"):
+                await rest.status("m")
+            models = asyncio.create_task(gateway.models())
+            while not any(path == "/api/v1/models" for _, path, *_ in http_fake.received):
+                await asyncio.sleep(0.001)
+            http_fake.answer("GET", "/api/v1/models", {"models": []})
+            assert await models == []
+
+    asyncio.run(ask())
+    assert [received[1] for received in http_fake.received].count("/v1/models/m") == 4
 
 
 def test_a_long_list_goes_through_a_gateway_with_a_key(tmp_path) -> None:

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_servers import Server
+
 BOOKSERVE = str(Path(sys.executable).with_name("bookserve"))
 
 
@@ -36,3 +38,12 @@ def start_gateway(log: Path, *arguments: str, host: str) -> Gateway:
     match = re.fullmatch(rf"gateway ready on http://{re.escape(host)}:(\d+) \(model server .*\)\n", line)
     assert match, f"{line!r}\n{log.read_text()}"
     return Gateway(process, int(match[1]), log)
+
+
+@dataclass
+class Servers:
+    """A model server and a gateway before it, both of the store `models_dir`."""
+
+    model_server: Server
+    gateway_url: str
+    models_dir: Path

@@ -38,25 +38,30 @@ def board(contract: Contract, prediction: Prediction, positions: Sequence[Sequen
     `move` is the most probable square, 0 to 8 row by row, and `row` and `column` the same from 0; only free squares
     are candidates. `probabilities` has one number a square, `value` is what the player may expect.
     """
-    squares, worth = forms.scores(contract), forms.values(contract)
+    squares = forms.scores(contract)
     assert squares is not None
-    assert worth is not None
     predictions = []
-    outputs = zip(positions, prediction.outputs[squares.name], prediction.outputs[worth.name], strict=True)
-    for position, probabilities, value in outputs:
+    rows = zip(positions, prediction.outputs[squares.name], _squares(contract, prediction), strict=True)
+    for position, probabilities, found in rows:
         free = [number for number, square in enumerate(position) if not square]
         move = max(free, key=lambda number: float(probabilities[number]))
-        predictions.append(
-            {
-                "player": boards.to_move(position),
-                "move": move,
-                "row": move // 3,
-                "column": move % 3,
-                "probabilities": [_probability(probability) for probability in probabilities],
-                "value": _number(value),
-            }
-        )
+        place = {"player": boards.to_move(position), "move": move, "row": move // 3, "column": move % 3}
+        predictions.append({**place, **found})
     return _answer(contract, prediction.version, predictions)
+
+
+def board_without(
+    contract: Contract, prediction: Prediction, position: Sequence[str], squares: Sequence[int]
+) -> dict[str, Any]:
+    """The answer for one board as in `board`, and `without`: {"square", "mark", "probabilities", "value"} of each mark.
+
+    The prediction has a row for the whole board, then one without the mark of each of `squares`.
+    """
+    first = {name: array[:1] for name, array in prediction.outputs.items()}
+    answer = board(contract, Prediction(prediction.model, prediction.version, first), [position])
+    rows = zip(squares, _squares(contract, prediction)[1:], strict=True)
+    without = [{"square": square, "mark": position[square], **found} for square, found in rows]
+    return {**answer, "without": without}
 
 
 def next_words(
@@ -107,6 +112,15 @@ def tensors(contract: Contract, prediction: Prediction) -> dict[str, Any]:
         values = {name: _values(array, contract.labels) for name, array in arrays.items()}
         predictions = [{name: value[row] for name, value in values.items()} for row in range(sizes.pop())]
     return _answer(contract, prediction.version, predictions)
+
+
+def _squares(contract: Contract, prediction: Prediction) -> list[dict[str, Any]]:
+    """The probability of each square and what to expect, one object a row."""
+    squares, worth = forms.scores(contract), forms.values(contract)
+    assert squares is not None
+    assert worth is not None
+    rows = zip(prediction.outputs[squares.name], prediction.outputs[worth.name], strict=True)
+    return [{"probabilities": [_probability(one) for one in row], "value": _number(value)} for row, value in rows]
 
 
 def _labelled(contract: Contract, outputs: Mapping[str, Array]) -> list[dict[str, Any]]:

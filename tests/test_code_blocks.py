@@ -59,6 +59,10 @@ NOT_RUN = {
         "serving/README.md",
         "python -c 'import tensorflow",
     ): "tests/serving/server/api/test_profiler.py has the load",
+    (
+        "serving/README.md",
+        "curl -H 'Content-Type: application/json' -d '{\"smiles\"",
+    ): "tests/serving/gateway/test_tox21.py asks it",
     ("serving/README.md", "printf "): "tests/serving/gateway/test_lines.py runs it",
     ("serving/README.md", "export AWS_ACCESS_KEY_ID="): "tests/serving/server/test_buckets.py has a bucket",
     ("training/README.md", "export TF_CONFIG="): "needs two hosts: tests/training/devices/test_hosts.py has two here",

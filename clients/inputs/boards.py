@@ -62,5 +62,20 @@ def planes(board: Sequence[str]) -> npt.NDArray[np.float32]:
     return np.array(sides, np.float32).T.reshape(3, 3, 2)
 
 
+def without_each(board: Sequence[str]) -> list[tuple[int, npt.NDArray[np.float32]]]:
+    """The number of each square that has a mark, with the planes without that mark, for the same side to move.
+
+    That is what a model is asked to tell which mark mattered, as Puri et al. take away one piece at a time ("Explain
+    your move", 2020). No game comes to such a board, but the planes hold it. BoardError as `to_move`.
+    """
+    whole = planes(board)
+    found = []
+    for square in (number for number, mark in enumerate(board) if mark):
+        fewer = whole.copy()
+        fewer[divmod(square, 3)] = 0.0
+        found.append((square, fewer))
+    return found
+
+
 def _has_line(board: Sequence[str], player: str) -> bool:
     return any(all(board[square] == player for square in line) for line in _LINES)

@@ -37,6 +37,7 @@ _REFERENCES = (
 )
 _OTHER = re.compile(r"[^!-~]")  # than printable ASCII without blanks
 _DRAWING = (360, 260)  # width and height in pixels
+_RAISES, _LOWERS = (0.95, 0.55, 0.2), (0.3, 0.6, 0.95)  # red, green, blue of an atom's mark
 
 
 class MoleculeError(ValueError):
@@ -68,7 +69,7 @@ def fingerprint(smiles: str, radius: int = RADIUS, bits: int = BITS) -> npt.NDAr
 
     MoleculeError when it is no SMILES or no possible molecule, MoleculeTooLarge beyond 1,000 characters or 500 atoms.
     """
-    molecule = _parse(smiles)
+    molecule = parse(smiles)
     from rdkit.Chem import rdFingerprintGenerator
 
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=bits)
@@ -93,7 +94,7 @@ def describe(smiles: str, radius: int, bits: int, names: Sequence[str]) -> Descr
     made = fingerprint(smiles, radius, bits)
     if not names:
         return Description(made, np.zeros(0, np.uint8), np.zeros(0, np.float32))
-    molecule = _parse(smiles)
+    molecule = parse(smiles)
     from rdkit.Chem import MACCSkeys, rdBase, rdFingerprintGenerator, rdmolfiles, rdmolops
 
     # Which rings are found in a cage depends on the order of the atoms; deepchem makes it this one.
@@ -173,9 +174,16 @@ def difference(descriptors: Descriptors, here: str, said: str) -> str:
     )
 
 
-def drawing(smiles: str) -> str:
-    """The molecule's structure as an SVG document; nothing of the text itself gets into it. Raises as `fingerprint`."""
-    molecule = _parse(smiles)
+def drawing(smiles: str, weights: Sequence[float] = ()) -> str:
+    """The molecule's structure as an SVG document; nothing of the text itself gets into it. Raises as `fingerprint`.
+
+    `weights` has a number from -1 to 1 for each atom, in the order of the SMILES: orange behind it where it is above 0,
+    blue where it is below, the stronger the farther from 0. MoleculeError where there are not as many as atoms.
+    """
+    molecule = parse(smiles)
+    atoms = molecule.GetNumAtoms()
+    if weights and len(weights) != atoms:
+        raise MoleculeError(f"there are {len(weights)} weights, but the molecule has {atoms} atoms: give one for each")
     from rdkit.Chem.Draw import rdMolDraw2D
 
     canvas = rdMolDraw2D.MolDraw2DSVG(*_DRAWING)
@@ -184,7 +192,18 @@ def drawing(smiles: str) -> str:
     options.padding = 0.08
     options.fixedBondLength = 42.0
     options.bondLineWidth = 2
-    rdMolDraw2D.PrepareAndDrawMolecule(canvas, molecule)
+    options.fillHighlights = True
+    options.highlightRadius = 0.4
+    marked = {atom: weight for atom, weight in enumerate(weights) if weight}
+    rdMolDraw2D.PrepareAndDrawMolecule(
+        canvas,
+        molecule,
+        highlightAtoms=list(marked),
+        highlightAtomColors={
+            atom: (*(_RAISES if weight > 0 else _LOWERS), min(abs(weight), 1.0)) for atom, weight in marked.items()
+        },
+        highlightBonds=[],
+    )
     canvas.FinishDrawing()
     svg: str = canvas.GetDrawingText()
     return svg
@@ -206,7 +225,8 @@ def _value(descriptor: Any, molecule: Any) -> float:
         return float("nan")
 
 
-def _parse(smiles: str) -> Any:
+def parse(smiles: str) -> Any:
+    """A molecule of RDKit. Raises as `fingerprint`."""
     check_text(smiles)
     # RDKit takes half a second and 60 MiB to import, which only those should pay who have a molecule.
     from rdkit import Chem, RDLogger

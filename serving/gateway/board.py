@@ -1,4 +1,8 @@
-"""The task `board`: boards of tic-tac-toe to the best move, the probability of each square, and what to expect."""
+"""The task `board`: boards of tic-tac-toe to the best move, the probability of each square, and what to expect.
+
+`POST /api/v1/NAME/explain` asks the model again without each mark of one board, which `clients/inputs/boards.py` takes
+away.
+"""
 
 from typing import Any
 
@@ -30,22 +34,31 @@ def predict(request: Request, contract: Contract, choice: Choice, dependencies: 
     return outputs.board(contract, prediction, positions)
 
 
+def explain(request: Request, contract: Contract, choice: Choice, dependencies: Dependencies) -> dict[str, Any]:
+    """The answer for one board, and `without`: the answer without each of its marks, for the same side to move."""
+    body = request_parsing.read_json_only(request, dependencies.limits, EXAMPLE)
+    request_parsing.known_fields(body, ("board", "player"), EXAMPLE)
+    positions = _positions(request_parsing.field(body, "board", EXAMPLE), body.get("player"), dependencies.limits)
+    if len(positions) > 1:
+        raise bad_value("board", "one board", f"a list of {len(positions)}", EXAMPLE)
+    without = boards.without_each(positions[0])
+    tensor = contract.inputs[0]
+    planes = np.stack([boards.planes(positions[0]), *(fewer for _, fewer in without)]).astype(tensor.dtype)
+    prediction = dependencies.models.predict(contract, {tensor.name: planes}, choice)
+    return outputs.board_without(contract, prediction, positions[0], [square for square, _ in without])
+
+
 def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
     """The model's part of the OpenAPI document: its paths' operations, without the problems that all share."""
     flat = schemas.list_of(_SQUARE, boards.SQUARES)
     rows = schemas.list_of(schemas.list_of(_SQUARE, 3), 3)
     board = {"oneOf": [flat, rows]}
     text = "nine squares, three rows of three, or a list of boards"
-    item = schemas.struct(
-        {
-            "player": {"enum": list(boards.PLAYERS)},
-            "move": {"type": "integer", "minimum": 0, "maximum": 8},
-            "row": {"type": "integer", "minimum": 0, "maximum": 2},
-            "column": {"type": "integer", "minimum": 0, "maximum": 2},
-            "probabilities": schemas.list_of(schemas.PROBABILITY, boards.SQUARES),
-            "value": {"type": "number"},
-        }
-    )
+    found = {"probabilities": schemas.list_of(schemas.PROBABILITY, boards.SQUARES), "value": {"type": "number"}}
+    square = {"type": "integer", "minimum": 0, "maximum": 8}
+    side = {"enum": list(boards.PLAYERS)}
+    place = {"type": "integer", "minimum": 0, "maximum": 2}
+    item = schemas.struct({"player": side, "move": square, "row": place, "column": place, **found})
     many = {"type": "array", "minItems": 1, "maxItems": limits.items, "items": board}
     player = {"description": "Whose turn it is; told from the board when left out.", "enum": list(boards.PLAYERS)}
     body = schemas.json_body(
@@ -53,7 +66,15 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
     )
     description = "X begins. Boards that no game comes to, and games that are over, are refused."
     summary = "Which move is best?"
-    return {path: {"post": schemas.prediction("predict", contract.model, summary, description, body, item)}}
+    one = schemas.json_body({"board": {"anyOf": [flat, rows]}}, EXAMPLE, optional={"player": player})
+    without = {"type": "array", "items": schemas.struct({"square": square, "mark": side, **found})}
+    explained = "The answer for one board, and in `without` the answer without each mark, for the same side to move."
+    which = "Which marks mattered?"
+    explain = schemas.prediction("explain", contract.model, which, explained, one, item, {"without": without})
+    return {
+        path: {"post": schemas.prediction("predict", contract.model, summary, description, body, item)},
+        f"{path}/explain": {"post": explain},
+    }
 
 
 def _positions(value: object, player: object, limits: Limits) -> list[list[str]]:

@@ -52,21 +52,19 @@ class MoleculePool:
         Raises MoleculeError when the molecules together take more than the limit, Problem 503 when all processes are
         busy.
         """
-        kind = means.fingerprint
-        assert kind is not None
-        names = () if means.descriptors is None else means.descriptors.names
-        job = {"job": "describe", "radius": kind.radius, "bits": kind.bits, "names": names}
-        made: list[dict[str, npt.NDArray[Any]] | molecules.MoleculeError] = []
-        for value in self._ask(job, smiles):
-            if isinstance(value, molecules.MoleculeError):
-                made.append(value)
-                continue
-            parts = [bytes.fromhex(part) for part in value.split(" ")]
-            arrays = [
-                np.frombuffer(part, dtype) for part, dtype in zip(parts, (np.uint8, np.uint8, np.float32), strict=True)
-            ]
-            made.append(molecules.tensors(molecules.Description(*arrays), means))
-        return made
+        answers = self._ask(_describe("describe", means), smiles)
+        return [value if isinstance(value, molecules.MoleculeError) else _tensors(value, means) for value in answers]
+
+    def without_each(self, smiles: str, means: Preprocessing) -> list[tuple[str, dict[str, npt.NDArray[Any]]]]:
+        """The tensors of the whole molecule, under "", then the symbol of each atom with those without its share.
+
+        Raises MoleculeError, and Problem 503 when all processes are busy.
+        """
+        (value,) = self._ask(_describe("without", means), [smiles])
+        if isinstance(value, molecules.MoleculeError):
+            raise value
+        lines = (line.split(" ", 1) for line in value.split("\n"))
+        return [(symbol, _tensors(text, means)) for symbol, text in lines]
 
     def difference(self, descriptors: Descriptors) -> str:
         """What to tell where RDKit does not describe molecules as that of the training did; else "".
@@ -81,9 +79,12 @@ class MoleculePool:
             self._differences[descriptors] = molecules.difference(descriptors, here, said)
         return self._differences[descriptors]
 
-    def drawing(self, smiles: str) -> bytes:
-        """A molecule as an SVG document. Raises MoleculeError, and Problem 503 when all processes are busy."""
-        (value,) = self._ask({"job": "drawing"}, [smiles])
+    def drawing(self, smiles: str, weights: Sequence[float] = ()) -> bytes:
+        """A molecule as an SVG document, its atoms marked by `weights` from -1 to 1.
+
+        Raises MoleculeError, and Problem 503 when all processes are busy.
+        """
+        (value,) = self._ask({"job": "drawing", "weights": list(weights)}, [smiles])
         if isinstance(value, molecules.MoleculeError):
             raise value
         return value.encode()
@@ -116,6 +117,19 @@ class MoleculePool:
             self._free.put(worker if usable else None)
         errors = {"error": molecules.MoleculeError, "too_large": molecules.MoleculeTooLarge}
         return [errors[kind](text, place) if kind in errors else text for kind, text, place in answers]
+
+
+def _describe(job: str, means: Preprocessing) -> dict[str, Any]:
+    kind = means.fingerprint
+    assert kind is not None
+    names = () if means.descriptors is None else means.descriptors.names
+    return {"job": job, "radius": kind.radius, "bits": kind.bits, "names": names}
+
+
+def _tensors(text: str, means: Preprocessing) -> dict[str, npt.NDArray[Any]]:
+    parts = [bytes.fromhex(part) for part in text.split(" ")]
+    arrays = [np.frombuffer(part, dtype) for part, dtype in zip(parts, (np.uint8, np.uint8, np.float32), strict=True)]
+    return molecules.tensors(molecules.Description(*arrays), means)
 
 
 class _Worker:

@@ -12,24 +12,31 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bookserve.clients.inputs import molecules
+from bookserve.clients.inputs import molecule_atoms, molecules
 
 
 def answer(request: dict[str, Any], smiles: str) -> tuple[str, str, int | None]:
     """One molecule's answer: "value" and what was asked for, or "error" or "too_large", the reason and the place."""
     try:
         if request["job"] == "drawing":
-            return "value", molecules.drawing(smiles), None
+            return "value", molecules.drawing(smiles, request["weights"]), None
         if request["job"] == "digest":
             return "value", f"{molecules.version()} {molecules.digest(request['names'])}", None
-        made = molecules.describe(smiles, request["radius"], request["bits"], request["names"])
-        return "value", " ".join(part.tobytes().hex() for part in (made.fingerprint, made.counts, made.values)), None
+        radius, bits, names = request["radius"], request["bits"], request["names"]
+        if request["job"] == "without":
+            found = molecule_atoms.without_each(smiles, radius, bits, names)
+            return "value", "\n".join(f"{symbol} {_hex(made)}" for symbol, made in found), None
+        return "value", _hex(molecules.describe(smiles, radius, bits, names)), None
     except molecules.MoleculeTooLarge as error:
         return "too_large", str(error), error.position
     except molecules.MoleculeError as error:
         return "error", str(error), error.position
     except (MemoryError, RuntimeError, ValueError):  # what RDKit's C++ exceptions arrive as
         return "error", "RDKit gave up on this molecule", None
+
+
+def _hex(made: molecules.Description) -> str:
+    return " ".join(part.tobytes().hex() for part in (made.fingerprint, made.counts, made.values))
 
 
 def main(memory: int, seconds: float) -> None:

@@ -1,9 +1,11 @@
 """The task `molecules`: molecules as SMILES to what the model says of each, such as its activity in some assays.
 
 `GET /api/v1/NAME/drawing?smiles=CCO` draws a molecule for the page, as a picture of its own: an SVG that a page loads
-as an image runs no script, and opened by itself it is in a sandbox.
+as an image runs no script, and opened by itself it is in a sandbox. `POST /api/v1/NAME/explain` asks the model again
+without the share of each atom, which `clients/inputs/molecule_atoms.py` takes away.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import structlog
 from flask import Request, Response
 
 from bookserve.clients import outputs
-from bookserve.clients.inputs import molecules
+from bookserve.clients.inputs import molecule_atoms, molecules
 from bookserve.export.contracts import Contract, Preprocessing
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
@@ -29,6 +31,8 @@ _log = structlog.get_logger()
 
 # RDKit writes colours as style attributes.
 _DRAWING_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+_WEIGHTS = re.compile(r"^-?(100|[0-9]{1,2})(,-?(100|[0-9]{1,2}))*$")
+_MOST_WEIGHTS = 5 * molecules.MAX_ATOMS  # characters
 _SMILES = {"type": "string", "minLength": 1, "maxLength": molecules.MAX_CHARACTERS, "pattern": "^[!-~]+$"}
 
 
@@ -39,21 +43,42 @@ def predict(request: Request, contract: Contract, choice: Choice, dependencies: 
     items = request_parsing.one_or_many(value, "smiles", isinstance(value, list), dependencies.limits.items, EXAMPLE)
     texts = [_text(item, name) for name, item in items]
     made = _features(dependencies.molecule_pool, _means(contract), [name for name, _ in items], texts)
-    inputs = {
-        tensor.name: np.stack([row[tensor.name] for row in made]).astype(tensor.dtype) for tensor in contract.inputs
-    }
-    return outputs.molecules(contract, dependencies.models.predict(contract, inputs, choice), texts)
+    return outputs.molecules(contract, dependencies.models.predict(contract, _stacked(contract, made), choice), texts)
+
+
+def explain(request: Request, contract: Contract, choice: Choice, dependencies: Dependencies) -> dict[str, Any]:
+    """The answer for one molecule, and `without`: the answer without the share of each of its atoms.
+
+    `kept` names the inputs that are of the whole molecule in all of them.
+    """
+    body = request_parsing.read_json_only(request, dependencies.limits, EXAMPLE)
+    smiles = _text(request_parsing.only_field(body, "smiles", EXAMPLE), "smiles")
+    means = _means(contract)
+    try:
+        found = dependencies.molecule_pool.without_each(smiles, means)
+    except molecules.MoleculeError as error:
+        raise _problem(error, "smiles", smiles, EXAMPLE) from error
+    prediction = dependencies.models.predict(contract, _stacked(contract, [made for _, made in found]), choice)
+    answer = outputs.molecules(contract, prediction, [smiles] * len(found))
+    whole, *rows = answer["predictions"]
+    without = [
+        {"atom": atom, "symbol": symbol, **{name: value for name, value in row.items() if name != "smiles"}}
+        for atom, ((symbol, _), row) in enumerate(zip(found[1:], rows, strict=True))
+    ]
+    kept = [] if means.descriptors is None else [means.descriptors.values]
+    return {**answer, "predictions": [whole], "without": without, "kept": kept}
 
 
 def draw(request: Request, molecule_pool: MoleculePool) -> Response:
     """The drawing of a molecule."""
     example = f"{request.path}?smiles=CCO"
     for name in request.args:
-        if name != "smiles":
-            raise bad_value(f"?{name[:40]}", "smiles as the only parameter", shown(name), example)
+        if name not in ("smiles", "weights"):
+            raise bad_value(f"?{name[:40]}", "smiles, and weights where atoms are marked", shown(name), example)
     smiles = _text(request.args.get("smiles"), "?smiles")
+    weights = _weights(request.args.get("weights", ""), example)
     try:
-        svg = molecule_pool.drawing(smiles)
+        svg = molecule_pool.drawing(smiles, weights)
     except molecules.MoleculeError as error:
         raise _problem(error, "?smiles", smiles, example) from error
     headers = {"Content-Security-Policy": _DRAWING_POLICY, **FRESH}
@@ -78,7 +103,15 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
         "operationId": "drawMolecule",
         "tags": ["models"],
         "summary": "The structure of a molecule as a picture.",
-        "parameters": [{"name": "smiles", "in": "query", "required": True, "schema": _SMILES}],
+        "parameters": [
+            {"name": "smiles", "in": "query", "required": True, "schema": _SMILES},
+            {
+                "name": "weights",
+                "in": "query",
+                "description": "From -100 (blue) to 100 (orange) for each atom, with commas between them.",
+                "schema": {"type": "string", "pattern": _WEIGHTS.pattern},
+            },
+        ],
         "responses": {
             "200": {
                 "description": "The drawing.",
@@ -88,16 +121,48 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
             "304": {"description": "It is what If-None-Match names."},
         },
     }
+    without = schemas.struct(
+        {"atom": {"type": "integer", "minimum": 0}, "symbol": {"type": "string"}, **row["properties"]}
+    )
+    more_fields = {
+        "without": {"type": "array", "maxItems": molecule_atoms.MAX_ATOMS, "items": without},
+        "kept": {"type": "array", "items": {"type": "string"}},
+    }
+    explained = (
+        f"The answer, and in `without` the answer without the share of each atom: a molecule of at most "
+        f"{molecule_atoms.MAX_ATOMS} atoms, in the order of its SMILES. `kept` are the inputs that stay as they are."
+    )
+    one = schemas.json_body({"smiles": _SMILES}, EXAMPLE)
     summary = "Which assays does it set off?" if contract.labels else "What does it say of a molecule?"
     return {
         path: {"post": schemas.prediction("predict", contract.model, summary, text, body, item)},
         f"{path}/drawing": {"get": drawing},
+        f"{path}/explain": {
+            "post": schemas.prediction(
+                "explain", contract.model, "Which atoms mattered?", explained, one, item, more_fields
+            )
+        },
     }
 
 
 def _means(contract: Contract) -> Preprocessing:
     assert contract.preprocessing is not None
     return contract.preprocessing
+
+
+def _stacked(contract: Contract, made: list[dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    return {
+        tensor.name: np.stack([row[tensor.name] for row in made]).astype(tensor.dtype) for tensor in contract.inputs
+    }
+
+
+def _weights(text: str, example: str) -> list[float]:
+    if not text:
+        return []
+    if not _WEIGHTS.fullmatch(text) or len(text) > _MOST_WEIGHTS:
+        expected = "a whole number from -100 to 100 for each atom, with commas between them"
+        raise bad_value("?weights", expected, shown(text), f"{example}&weights=0,-20,100")
+    return [int(weight) / 100 for weight in text.split(",")]
 
 
 def _text(value: object, name: str) -> str:

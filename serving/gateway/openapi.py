@@ -186,14 +186,24 @@ def with_lines(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def prediction(
-    verb: str, model: str, summary: str, description: str, body: dict[str, Any], item: dict[str, Any]
+    verb: str,
+    model: str,
+    summary: str,
+    description: str,
+    body: dict[str, Any],
+    item: dict[str, Any],
+    more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A model's POST: `body` has a schema for each media type, `item` is the schema of one prediction."""
+    """A model's POST: `body` has a schema for each media type, `item` is the schema of one prediction.
+
+    `more` are the schemas of what the answer has beside its predictions.
+    """
     answer = struct(
         {
             "model": {"type": "string"},
             "version": {"type": "integer"},
             "predictions": {"type": "array", "items": item},
+            **(more or {}),
         }
     )
     content = {"application/json": {"schema": answer}}

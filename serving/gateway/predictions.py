@@ -33,12 +33,18 @@ _log = structlog.get_logger()
 _PIECE = 1 << 16  # bytes read at once of a request of many lines
 
 
+Answer = Callable[..., dict[str, Any]]  # of (request, contract, choice, dependencies)
+
+
 class Task(Protocol):
     """A task's file of this folder."""
 
-    predict: Callable[..., dict[str, Any]]  # (request, contract, choice, dependencies)
+    predict: Answer
     openapi: Callable[..., dict[str, Any]]  # (contract, path, limits)
 
+
+# Of these the gateway asks without a part; what is left out of the others a client can leave out itself.
+EXPLAINED: dict[str, Answer] = {forms.MOLECULES: molecules.explain, forms.BOARD: board.explain}
 
 TASKS: dict[str, Task] = {
     "regression": regression,
@@ -55,16 +61,19 @@ def routes(catalog: Catalog, dependencies: Dependencies) -> Blueprint:
     """The routes of all models."""
     blueprint = Blueprint("predictions", __name__, url_prefix=PATH)
 
-    @blueprint.post("/<model:model>")
-    def predict(model: str) -> Response:
+    def answer(model: str, answer_of: Callable[[Contract], Answer]) -> Response:
         choice = request_parsing.choice(request)
         request.get_data()  # kept, as it may be read twice
 
         def ask(contract: Contract) -> dict[str, Any]:
             g.model = model
-            return TASKS[forms.form(contract)].predict(request, contract, choice, dependencies)
+            return answer_of(contract)(request, contract, choice, dependencies)
 
         return json_response(catalog.answer(model, choice, ask))
+
+    @blueprint.post("/<model:model>")
+    def predict(model: str) -> Response:
+        return answer(model, lambda contract: TASKS[forms.form(contract)].predict)
 
     @blueprint.post("/models/<model:model>:predict")
     def predict_model(model: str) -> Response:
@@ -102,15 +111,11 @@ def routes(catalog: Catalog, dependencies: Dependencies) -> Blueprint:
 
     @blueprint.post("/<model:model>/generate")
     def generate(model: str) -> Response:
-        choice = request_parsing.choice(request)
-        request.get_data()  # kept, as it may be read twice
+        return answer(model, _generated)
 
-        def ask(contract: Contract) -> dict[str, Any]:
-            g.model = model
-            _need(contract, forms.TEXT, "generates no text")
-            return text.generate(request, contract, choice, dependencies)
-
-        return json_response(catalog.answer(model, choice, ask))
+    @blueprint.post("/<model:model>/explain")
+    def explain(model: str) -> Response:
+        return answer(model, _explained)
 
     @blueprint.get("/<model:model>/drawing")
     def draw(model: str) -> Response:
@@ -129,6 +134,18 @@ def operations(catalog: Catalog, limits: Limits) -> list[dict[str, Any]]:
         paths = TASKS[forms.form(contract)].openapi(contract, path, limits)
         found.append({**paths, f"{PATH}/models/{name}:predict": {"post": openapi.with_lines(paths[path]["post"])}})
     return found
+
+
+def _generated(contract: Contract) -> Answer:
+    _need(contract, forms.TEXT, "generates no text")
+    return text.generate
+
+
+def _explained(contract: Contract) -> Answer:
+    answer = EXPLAINED.get(forms.form(contract))
+    if answer is None:
+        raise Problem(404, f"{contract.model} explains nothing: its task is {contract.task}. Ask it without a part")
+    return answer
 
 
 def _need(contract: Contract, task: str, what: str) -> None:

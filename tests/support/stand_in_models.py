@@ -10,7 +10,7 @@ import numpy as np
 
 from book_contracts import CONTRACTS
 from bookserve.clients.answers import Signature, TensorInfo
-from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.contracts import Contract, Fingerprint, Preprocessing, Tensor
 from bookserve.serving.wire import tensors
 from bookserve.serving.wire.tensorflow_serving_pb2 import (
     GetModelMetadataRequest,
@@ -76,6 +76,8 @@ def answer_of(model: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray
             return {"score": scores.astype(np.float32)}
         case "double":
             return {"y": 2 * value}
+        case "solubility":  # of the fingerprint's bits
+            return {"log_s": value.sum(axis=1, dtype=np.float32) / 4}
         case _:
             classes = classes_of(value)
             return {"probabilities": np.eye(10, dtype=np.float32)[classes], "classes": classes}
@@ -100,6 +102,14 @@ OTHERS = {
             CONTRACTS["ptb"], model="mood", labels=("bad", "good"), outputs=(Tensor("score", "float32", (None, 2)),)
         ),
         replace(CONTRACTS["mnist"], model="letters", labels=tuple("abcdefghij")),
+        Contract(
+            "solubility",
+            1,
+            (Tensor("fingerprint", "uint8", (None, 512)),),
+            (Tensor("log_s", "float32", (None,)),),
+            preprocessing=Preprocessing("fingerprint", fingerprint=Fingerprint("morgan", radius=3, bits=512)),
+            task="molecules",
+        ),
         Contract("double", 1, (Tensor("x", "float32", (None, 2)),), (Tensor("y", "float32", (None, 2)),)),
     )
 }

@@ -6,19 +6,43 @@ import { scoresOf } from "./bars.js";
 import { element, figure, make, table } from "./dom.js";
 import { pngOf } from "./files.js";
 import { ASKED } from "./panel.js";
+import * as board from "./why_board.js";
+import * as molecule from "./why_molecule.js";
 
 const [CELLS, SIDE] = [6, 192]; // of a picture: the grid across and down, pixels of what is sent
 const PARTS = 36; // of a text or a row; those behind are left as they are
 const FEW = 16; // inputs of a request
 
+// What is left out of the input of each task: what that costs, and the elements that show what came of it.
+const WAYS = {
+  molecules: molecule,
+  board,
+  "image-classification": { cost: () => times(CELLS ** 2), explain: (asked, model, signal) => byParts(asked, model, signal, pictureParts, heatOf) },
+  text: partsOf(textParts),
+  tabular: partsOf(rowParts),
+  regression: partsOf(rowParts),
+};
+
+function wayOf({ form, labels, inputs }) {
+  if (form === "text" && !labels.length) return null;
+  if (WAYS[form]?.parts === rowParts && inputs[0].shape[1] < 2) return null;
+  return WAYS[form] ?? null;
+}
+
+const times = (count) => (count ? `Asks the model ${count} times more.` : "");
+
+function partsOf(parts) {
+  const explain = (asked, model, signal) => byParts(asked, model, signal, parts, (_, found) => [tableOf(found)]);
+  return { parts, cost: (asked, model) => times(parts(asked, model).length), explain };
+}
+
 export class Explanation {
   constructor(model) {
     this.model = model;
     this.newest = new Newest();
-    this.parts = { "image-classification": pictureParts, text: model.labels.length ? textParts : null, tabular: rowParts, regression: rowParts }[model.form];
-    if (this.parts === rowParts && model.inputs[0].shape[1] < 2) this.parts = null;
-    element("why").hidden = !this.parts;
-    if (!this.parts) return;
+    this.way = wayOf(model);
+    element("why").hidden = !this.way;
+    if (!this.way) return;
     element("why-ask").addEventListener("click", () => this.explain());
     document.addEventListener(ASKED, ({ detail }) => this.ready(detail));
   }
@@ -28,9 +52,9 @@ export class Explanation {
     this.newest.cancel();
     this.asked = asked;
     this.show([], "");
-    const count = this.parts === pictureParts ? CELLS ** 2 : this.parts(asked, this.model).length;
-    element("why-ask").disabled = !count;
-    element("why-cost").textContent = count ? `Asks the model ${count} times more.` : "There is nothing to leave out.";
+    const cost = this.way.cost(asked, this.model);
+    element("why-ask").disabled = !cost;
+    element("why-cost").textContent = cost || "There is nothing to leave out.";
   }
 
   show(content, message) {
@@ -40,32 +64,31 @@ export class Explanation {
 
   async explain() {
     this.show([make("p", { class: "hint" }, "Asking …")], "");
-    const outcome = await this.newest.run(async (signal) => {
-      const { asked, model } = this;
-      const before = measure(asked.predictions[0]);
-      const parts = await this.parts(asked, model);
-      const values = [];
-      for (let from = 0; from < parts.length; from += FEW) values.push(...(await this.askSome(parts.slice(from, from + FEW), before.name, signal)));
-      return { before, parts: parts.map((part, place) => ({ ...part, change: values[place] === null ? null : values[place] - before.value })) };
-    });
-    if (!outcome) return;
-    if (outcome.error) this.show([], outcome.error.message);
-    else if (this.parts === pictureParts) this.show(await heatOf(this.asked, outcome.value), "");
-    else this.show([tableOf(outcome.value)], "");
+    const outcome = await this.newest.run((signal) => this.way.explain(this.asked, this.model, signal));
+    if (outcome) this.show(outcome.value ?? [], outcome.error?.message ?? "");
   }
+}
 
-  // The number of each part's prediction; null for one that the gateway refuses, such as a picture without a sign.
-  async askSome(parts, name, signal) {
-    try {
-      const { predictions } = await ask(this.asked.path, { method: "POST", ...requestOf(parts.map(({ input }) => input)), signal });
-      return predictions.map((prediction) => measure(prediction, name).value);
-    } catch (error) {
-      if (error.status !== 400) throw error;
-      if (parts.length === 1) return [null];
-      const values = [];
-      for (const part of parts) values.push(...(await this.askSome([part], name, signal)));
-      return values;
-    }
+// Asks without one part at a time, and shows how the number that is watched changes.
+async function byParts(asked, model, signal, parts, show) {
+  const before = measure(asked.predictions[0]);
+  const made = await parts(asked, model);
+  const values = [];
+  for (let from = 0; from < made.length; from += FEW) values.push(...(await askSome(asked, made.slice(from, from + FEW), before.name, signal)));
+  return show(asked, { before, parts: made.map((part, place) => ({ ...part, change: values[place] === null ? null : values[place] - before.value })) });
+}
+
+// The number of each part's prediction; null for one that the gateway refuses, such as a picture without a sign.
+async function askSome(asked, parts, name, signal) {
+  try {
+    const { predictions } = await ask(asked.path, { method: "POST", ...requestOf(parts.map(({ input }) => input)), signal });
+    return predictions.map((prediction) => measure(prediction, name).value);
+  } catch (error) {
+    if (error.status !== 400) throw error;
+    if (parts.length === 1) return [null];
+    const values = [];
+    for (const part of parts) values.push(...(await askSome(asked, [part], name, signal)));
+    return values;
   }
 }
 

@@ -76,3 +76,27 @@ def test_impossible_boards_are_400(client, backend, body, field, text) -> None:
 
 def test_too_many_boards_are_413(client) -> None:
     assert problem_of(client.post(PATH, json={"board": [EMPTY] * 33}), 413)["field"] == "board"
+
+
+def test_each_mark_is_left_out_once_for_the_same_side(client, backend) -> None:
+    answer = client.post(f"{PATH}/explain", json={"board": BOARD}).get_json()
+    assert answer["predictions"] == client.post(PATH, json={"board": BOARD}).get_json()["predictions"]
+    assert [(row["square"], row["mark"]) for row in answer["without"]] == [(0, "X"), (2, "O"), (4, "X")]
+    free = 2 + 4 + 6 + 7 + 8 + 9  # what the stand-in shares its probability by
+    assert answer["predictions"][0]["probabilities"][8] == pytest.approx(9 / free, abs=1e-6)
+    for row in answer["without"]:
+        assert row["probabilities"][8] == pytest.approx(9 / (free + row["square"] + 1), abs=1e-6)
+        assert row["probabilities"][row["square"]] > 0
+    sent = backend.asked[0][1]
+    assert sent.shape == (4, 3, 3, 2)
+    assert sent[:, 0, 2].tolist() == [[1, 0], [1, 0], [0, 0], [1, 0]]  # it is O's turn in all of them
+    assert sent[:, 1, 1].tolist() == [[0, 1], [0, 1], [0, 1], [0, 0]]
+    assert len(backend.asked) == 2
+
+
+def test_one_board_is_explained(client, backend) -> None:
+    assert client.post(f"{PATH}/explain", json={"board": EMPTY}).get_json()["without"] == []
+    assert problem_of(client.post(f"{PATH}/explain", json={"board": [EMPTY, BOARD]}), 400)["expected"] == "one board"
+    won = ["X", "X", "X", "O", "O", "", "", "", ""]
+    assert "the game is over" in problem_of(client.post(f"{PATH}/explain", json={"board": won}), 400)["detail"]
+    assert len(backend.asked) == 1

@@ -3,6 +3,8 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from rdkit import Chem
+from rdkit.Chem.Draw import SimilarityMaps
 
 from book_contracts import CONTRACTS
 from bookserve.clients.inputs import molecules
@@ -99,6 +101,45 @@ def test_a_drawing_is_an_svg_without_script_or_text(client) -> None:
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(response.data).iter()}
     assert tags <= {"svg", "rect", "path", "ellipse"}
+
+
+def test_atoms_are_marked_by_their_weights(client) -> None:
+    def marks(**query: str) -> list[str]:
+        response = client.get(f"{PATH}/drawing", query_string={"smiles": "CCO", **query})
+        assert response.status_code == 200
+        ellipses = ElementTree.fromstring(response.data).iter("{http://www.w3.org/2000/svg}ellipse")
+        return [f"{one.get('class')} {one.get('style')[5:14]}".split(";")[0] for one in ellipses]
+
+    assert marks() == []
+    assert marks(weights="100,0,-50") == ["atom-0 #F28C33", "atom-2 #4C99F27F"]  # half as strong: half transparent
+    for weights in ("100,0", "101,0,0", "a,b,c", "1,,2", "1;2;3", "0," * 4000):
+        problem_of(client.get(f"{PATH}/drawing", query_string={"smiles": "CCO", "weights": weights}), 400)
+
+
+def test_each_atom_is_left_out_once(client, backend) -> None:
+    smiles = "CC(=O)Oc1ccccc1C(=O)O"
+    answer = client.post(f"{PATH}/explain", json={"smiles": smiles}).get_json()
+    assert answer["predictions"] == client.post(PATH, json={"smiles": smiles}).get_json()["predictions"]
+    assert answer["kept"] == ["descriptors"]
+    assert [row["symbol"] for row in answer["without"]] == [*"CCOOCCCCCCCOO"]
+    assert [row["atom"] for row in answer["without"]] == list(range(13))
+    molecule = Chem.MolFromSmiles(smiles)
+    label = CONTRACTS["tox21"].labels[0]
+    for row in answer["without"]:
+        bits = SimilarityMaps.GetMorganFingerprint(molecule, row["atom"], radius=2, fpType="bv", nBits=1024)
+        assert row["probabilities"][label] == pytest.approx(bits.GetNumOnBits() / 1024, abs=1e-6)
+    assert len(backend.asked) == 2  # all atoms in one question
+    _, fingerprint, *_, counts, descriptors = backend.asked[0]
+    assert [len(array) for array in (fingerprint, counts, descriptors)] == [14] * 3
+
+
+def test_what_cannot_be_explained_is_a_problem(client, backend) -> None:
+    assert problem_of(client.post(f"{PATH}/explain", json={"smiles": ["CCO"]}), 400)["field"] == "smiles"
+    assert problem_of(client.post(f"{PATH}/explain", json={"smiles": "CC1C"}), 400)["position"] == 2
+    assert "at most 100 atoms" in problem_of(client.post(f"{PATH}/explain", json={"smiles": "C" * 101}), 413)["detail"]
+    other = problem_of(client.post("/api/v1/mnist/explain", json={"smiles": "CCO"}), 404)
+    assert other["detail"] == "mnist explains nothing: its task is image-classification. Ask it without a part"
+    assert not backend.asked
 
 
 def test_the_drawing_of_no_molecule_is_a_problem(client) -> None:

@@ -27,7 +27,7 @@ def load(page: Page, path: str) -> None:
     if path == "/docs":
         expect(page.locator("#operations-gateway-readyz")).to_be_visible()
     elif path == "/":
-        expect(page.locator(".card")).to_have_count(11)
+        expect(page.locator(".card")).to_have_count(12)
     else:
         expect(page.locator("#card-content p").first).to_be_visible()
         name = path.removeprefix("/models/")
@@ -83,7 +83,7 @@ def test_axe_finds_nothing_in_errors_results_and_old_states(page, stand_in: Fake
     expect(page.locator("body.stale")).to_be_attached()
     check_axe(page)
     page.goto("/")
-    expect(page.locator(".card.away")).to_have_count(11)
+    expect(page.locator(".card.away")).to_have_count(12)
     page.get_by_label("Search").fill("nothing like it")
     check_axe(page)
 

@@ -11,7 +11,7 @@ from stand_in_models import OTHERS, FakeServer
 
 def test_every_model_has_a_card_that_leads_to_its_page(page) -> None:
     page.goto("/")
-    expect(page.locator("#health")).to_have_text("11 of 11 models ready")
+    expect(page.locator("#health")).to_have_text("12 of 12 models ready")
     cards = page.locator(".card")
     assert sorted(cards.locator("h2").all_text_contents()) == sorted([*CONTRACTS, *OTHERS])
     wine = page.locator("#model-wine")
@@ -24,20 +24,20 @@ def test_every_model_has_a_card_that_leads_to_its_page(page) -> None:
 
 def test_a_search_leaves_the_models_that_it_names(page) -> None:
     page.goto("/")
-    expect(page.locator(".card")).to_have_count(11)
+    expect(page.locator(".card")).to_have_count(12)
     page.get_by_label("Search").fill("PICTURE")
     expect(page.locator(".card:visible h2")).to_have_text(["cifar10", "letters", "mnist"])
-    expect(page.locator("#found")).to_have_text("3 of 11 models")
+    expect(page.locator("#found")).to_have_text("3 of 12 models")
     page.get_by_label("Search").fill("nothing like it")
     expect(page.locator(".card:visible")).to_have_count(0)
     expect(page.locator("#found")).to_have_text("No model has this in its name or task.")
     page.get_by_label("Search").fill("")
-    expect(page.locator(".card:visible")).to_have_count(11)
+    expect(page.locator(".card:visible")).to_have_count(12)
 
 
 def test_a_card_shows_the_figure_and_the_picture_and_trained_models_come_first(page) -> None:
     page.goto("/")
-    expect(page.locator(".card")).to_have_count(11)
+    expect(page.locator(".card")).to_have_count(12)
     names = page.locator(".card h2").all_text_contents()
     assert names == [*sorted(name for name in names if name != "double"), "double"]  # which was added as a file
     expect(page.locator("#model-wine .figure")).to_have_text("accuracy 0.875 (test)")
@@ -53,7 +53,7 @@ def test_the_list_learns_what_is_served(page, stand_in: FakeServer) -> None:
     expect(state).to_have_text("Version 3 answers")
     stand_in.models = tuple(name for name in stand_in.models if name != "double")
     expect(state).to_have_text("Not served now")
-    expect(page.locator("#health")).to_have_text("10 of 11 models ready")
+    expect(page.locator("#health")).to_have_text("11 of 12 models ready")
     stand_in.models = (*stand_in.models, "double")
     expect(state).to_have_text("Version 3 answers")
 
@@ -71,7 +71,7 @@ def test_without_the_gateway_the_list_is_marked_as_old(page) -> None:
 
 def test_every_model_is_tried_on_its_card(page) -> None:
     page.goto("/")
-    expect(page.locator(".card")).to_have_count(11)
+    expect(page.locator(".card")).to_have_count(12)
     answers = {
         "linear": re.compile(r"-?\d"),
         "logistic": re.compile(r"\d"),

@@ -1,5 +1,7 @@
 """Which part of an input mattered, on a model's page."""
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -65,3 +67,51 @@ def test_where_there_is_nothing_to_leave_out_nothing_is_offered(page) -> None:
     page.goto("/models/double")
     expect(page.locator("#double-version")).to_contain_text("version 3")
     expect(page.locator("#why")).to_be_hidden()
+
+
+def test_the_atoms_of_a_molecule_that_matter_are_marked(page) -> None:
+    page.goto("/models/tox21")
+    page.get_by_label("SMILES").fill("CCO")
+    expect(page.locator("#code-json")).to_contain_text("CCO")
+    expect(page.locator("#why-cost")).to_have_text("Asks the model once more for each atom, at most 100 times.")
+    with page.expect_response(lambda response: "weights=" in response.url) as drawn:
+        explain(page, "tox21")
+    assert drawn.value.url.endswith("/drawing?smiles=CCO&weights=75%2C100%2C75")  # 3, 4 and 3 of the 6 bits are theirs
+    picture = page.locator("#why-content img")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("img => img.decode().then(() => img.naturalWidth)") == 360
+    expect(picture).to_have_attribute("alt", re.compile("Orange atoms raise “SR-p53”"))
+    rows = page.locator("#why-content tbody tr")
+    expect(rows).to_have_text(["C 2+0.003907", "C 1+0.00293", "O 3+0.00293"])
+    expect(page.locator("#why-content")).to_contain_text("the whole molecule (descriptors) stays the same")
+    page.get_by_label("What of").select_option("NR-AR")
+    expect(picture).to_have_attribute("alt", re.compile("Orange atoms raise “NR-AR”"))
+    page.get_by_role("textbox", name="SMILES").fill("CCC")
+    expect(picture).to_have_count(0)  # it was of another molecule
+
+
+@pytest.mark.slow
+def test_a_molecule_of_any_model_is_explained(page) -> None:
+    page.goto("/models/solubility")
+    page.get_by_label("SMILES").fill("CCO")
+    expect(page.locator("#code-json")).to_contain_text("CCO")
+    explain(page, "solubility")
+    expect(page.locator("#why-content tbody tr").first).to_have_text("C 2+1")  # four bits of 512, a quarter each
+    expect(page.get_by_label("What of")).to_have_value("log_s")
+
+
+def test_the_marks_on_a_board_that_matter_are_shown(page) -> None:
+    page.goto("/models/tictactoe")
+    expect(page.locator("#tictactoe-version")).to_contain_text("version 3")
+    expect(page.locator("#why-cost")).to_have_text("There is nothing to leave out.")
+    page.get_by_role("button", name="Row 1, column 1: free").click()
+    expect(page.locator("#why-cost")).to_have_text("Asks the model 2 times more.")  # the model took the last square
+    explain(page, "tictactoe")
+    marks = page.locator("#why-content .marks td")
+    expect(marks).to_have_text(["X", "", "", "", "", "", "", "(X)", "O"])
+    expect(marks.nth(8)).to_have_class("raises")
+    rows = page.locator("#why-content .grid tbody tr")
+    expect(rows).to_have_text(["O at row 3, column 3+0.046750", "X at row 1, column 1+0.0063490"])
+    shares = marks.evaluate_all("cells => cells.map((cell) => getComputedStyle(cell).backgroundColor)")
+    assert shares[8] == "rgb(242, 140, 51)"
+    assert shares[0].startswith("rgba(242, 140, 51, 0.1")

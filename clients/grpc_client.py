@@ -138,14 +138,17 @@ class GrpcClient:
         self._retry = retry
         self._call_metadata = call_metadata
         self._owned = channel is None
-        uri, options = channel_to(target)
-        if channel is not None:
-            self._channel = channel
-        elif credentials is not None:
-            self._channel = grpc.secure_channel(uri, credentials, options=options)
-        else:
-            self._channel = grpc.insecure_channel(uri, options=options)
+        self._channel = _opened(target, credentials) if channel is None else channel
         self._predict, self._metadata, self._status = _methods(self._channel)
+
+    def renew(self, credentials: grpc.ChannelCredentials) -> grpc.Channel:
+        """Later calls go over a new channel with these credentials.
+
+        Answers the channel of before, for the caller to close when the calls on it have ended.
+        """
+        before, self._channel = self._channel, _opened(self.target, credentials)
+        self._predict, self._metadata, self._status = _methods(self._channel)
+        return before
 
     def predict(
         self,
@@ -274,6 +277,13 @@ class AsyncGrpcClient:
                 raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
 
         return await self._retry.call_async(ask, timeout)
+
+
+def _opened(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+    uri, options = channel_to(target)
+    if credentials is None:
+        return grpc.insecure_channel(uri, options=options)
+    return grpc.secure_channel(uri, credentials, options=options)
 
 
 def _methods(channel: Any) -> tuple[Any, Any, Any]:

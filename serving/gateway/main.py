@@ -30,12 +30,13 @@ from bookserve.serving.gateway.config import GatewayConfig, Limits
 from bookserve.serving.gateway.metrics import Metrics
 from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.server_metrics import ServerMetrics
-from bookserve.serving.gateway.server_tls import ServerTls
+from bookserve.serving.gateway.server_tls import FollowedTls, ServerTls
 from bookserve.serving.wire import hosts
 
 _BACKLOG = 1024
 _HEADER_MILLISECONDS = 10_000
 _POLL_SECONDS = 0.01
+_LOOK_SECONDS = 1.0  # between looks at the files of certificates
 _PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _log = structlog.get_logger()
@@ -269,7 +270,8 @@ def main(
     server_metrics = ServerMetrics(model_server_rest, context=tls.context()) if model_server_rest else None
     client = GrpcClient(model_server, credentials=tls.credentials(), call_metadata=request_id_metadata)
     with reserve(bind, port) as reserved, client as backend, closing(MoleculePool()) as molecule_pool:
-        asyncio.run(_serve(config, backend, molecule_pool, server_metrics, reserved.getsockname()[1], drain_seconds))
+        work = _serve(config, backend, molecule_pool, server_metrics, tls, reserved.getsockname()[1], drain_seconds)
+        asyncio.run(work)
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -321,6 +323,7 @@ async def _serve(
     backend: GrpcClient,
     molecule_pool: MoleculePool,
     server_metrics: ServerMetrics | None,
+    tls: ServerTls,
     port: int,
     drain_seconds: float,
 ) -> None:
@@ -358,6 +361,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     serving = loop.create_task(server.serve())
+    following = loop.create_task(_follow_certificates(FollowedTls(tls), backend, server_metrics, config.model_seconds))
     await _until_listening(bind, port, serving)
     host = f"[{bind}]" if ":" in bind else bind
     click.echo(f"gateway ready on http://{host}:{port} (model server {config.model_server})")
@@ -369,8 +373,24 @@ async def _serve(
         await asyncio.sleep(drain_seconds)
         server.stop()  # type: ignore[no-untyped-call]
     await serving
+    following.cancel()
     bridge.close()
     _log.info("stopped")
+
+
+async def _follow_certificates(
+    files: FollowedTls, backend: GrpcClient, server_metrics: ServerMetrics | None, model_seconds: float
+) -> None:
+    """For ever: when the files for TLS with the model server change, new connections to it are made with them."""
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        if (found := files.renewed()) is not None:
+            credentials, context = found
+            if credentials is not None:
+                before = backend.renew(credentials)
+                asyncio.get_running_loop().call_later(model_seconds + _LOOK_SECONDS, before.close)
+            if server_metrics is not None:
+                server_metrics.use(context)
 
 
 async def _until_listening(bind: str, port: int, serving: "asyncio.Task[None]") -> None:

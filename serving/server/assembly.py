@@ -138,6 +138,7 @@ class Process:
         """Answers what comes in on these listening sockets."""
         await self.ports.open(sockets)
         self.start(self.ports.sweep())
+        self.start(self.ports.follow_certificates())
 
     def snapshot(self) -> Snapshot:
         """The metrics of this process."""
@@ -227,9 +228,9 @@ def check(flags: Flags) -> LoadOptions:
     _metrics_path(flags)
     options = _load_options(flags, _batching_parameters(flags), 0)
     Access(flags.admin_token_file)
-    for path in (flags.ssl_config_file, flags.rest_ssl_config_file):
-        if path:
-            tls.identity(Path(path))
+    for config_file in (flags.ssl_config_file, flags.rest_ssl_config_file):
+        if (source := tls.source(flags, config_file)) is not None:
+            source.identity()
     return options
 
 

@@ -139,6 +139,9 @@ class Flags:
     request_log_sampling_rate: float = _flag(1.0, "share of the requests that goes there, 0 to 1")
     request_log_max_bytes: int = _flag(100 << 20, "a request log's file that reaches this size is followed by another")
     request_log_max_files: int = _flag(10, "files kept of each request log; 0 keeps all")
+    otlp_endpoint: str = _flag(
+        "", "URL of an OpenTelemetry collector for traces of requests, such as http://127.0.0.1:4318"
+    )
     drain_seconds: float = _flag(10.0, "after SIGTERM or SIGINT: how long requests under way may take")
     drain_quiet_seconds: float = _flag(0.5, "after SIGTERM or SIGINT: how long without a new request ends the drain")
     version: bool = _flag(False, "print the versions and exit")

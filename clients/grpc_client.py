@@ -151,14 +151,18 @@ class GrpcClient:
         self.target = target
         self._call_metadata = call_metadata
         self._owned = channel is None
-        uri, options = channel_to(target, retry)
-        if channel is not None:
-            self._channel = channel
-        elif credentials is not None:
-            self._channel = grpc.secure_channel(uri, credentials, options=options)
-        else:
-            self._channel = grpc.insecure_channel(uri, options=options)
+        self._retry = retry
+        self._channel = _opened(target, credentials, retry) if channel is None else channel
         self._predict, self._metadata, self._status, self._index = _methods(self._channel)
+
+    def renew(self, credentials: grpc.ChannelCredentials) -> grpc.Channel:
+        """Later calls go over a new channel with these credentials.
+
+        Answers the channel of before, for the caller to close when the calls on it have ended.
+        """
+        before, self._channel = self._channel, _opened(self.target, credentials, self._retry)
+        self._predict, self._metadata, self._status, self._index = _methods(self._channel)
+        return before
 
     def predict(
         self,
@@ -297,6 +301,13 @@ class AsyncGrpcClient:
             return await method(request, timeout=timeout, metadata=self._call_metadata())
         except grpc.aio.AioRpcError as error:
             raise errors.from_grpc(error.code(), error.details() or "", self.target) from error
+
+
+def _opened(target: str, credentials: grpc.ChannelCredentials | None, retry: Retry) -> grpc.Channel:
+    uri, options = channel_to(target, retry)
+    if credentials is None:
+        return grpc.insecure_channel(uri, options=options)
+    return grpc.secure_channel(uri, credentials, options=options)
 
 
 def _methods(channel: Any) -> tuple[Any, Any, Any, Any]:

@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import flask
 import structlog
@@ -27,6 +28,9 @@ from bookserve.serving.gateway.responses import json_response
 from bookserve.serving.gateway.server_metrics import ServerMetrics
 from bookserve.serving.gateway.store import Store
 from bookserve.serving.wire import hosts
+
+if TYPE_CHECKING:
+    from bookserve.serving.gateway.tracing import Tracing
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -53,11 +57,13 @@ def create_app(
     metrics: Metrics | None = None,
     draining: Callable[[], bool] = lambda: False,
     server_metrics: ServerMetrics | None = None,
+    tracing: "Tracing | None" = None,
 ) -> Flask:
     """Builds the application around a client to the model server and RDKit's processes.
 
     `metrics` are counted and shown; without them the application makes its own. `draining` tells whether the process is
-    about to stop: the gateway is unready then, and closes its connections. `server_metrics` are the model server's.
+    about to stop: the gateway is unready then, and closes its connections. `server_metrics` are the model server's;
+    `tracing` follows the requests.
     Raises ApiKeysError.
     """
     metrics = metrics or Metrics()
@@ -83,6 +89,8 @@ def create_app(
         return response
 
     _add_logging_and_headers(app, metrics, draining)
+    if tracing is not None:
+        tracing.add(app)
     _add_host_check(app, config)
     if config.cors_origins:
         cors.add(app, config.cors_origins)
@@ -137,6 +145,7 @@ def _add_logging_and_headers(app: Flask, metrics: Metrics, draining: Callable[[]
         route = request.url_rule.rule.replace("<model:name>", "<name>") if request.url_rule else "unmatched"
         if "model" in g:  # there is one of that name, so its routes are counted apart
             route = route.replace("<model:model>", g.model)
+        g.route = route
         # A method of a request is any token; those that no route has are counted together.
         method = request.method if request.method in _METHODS else "other"
         metrics.answered(method, route, response.status_code, seconds)

@@ -7,21 +7,26 @@ flight and exits with 0. A second signal ends it at once.
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import structlog
+import structlog.stdlib
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
+from structlog.typing import Processor
 
-from bookserve.clients.grpc_client import GrpcClient, channel_to
+from bookserve.clients.grpc_client import CallMetadata, GrpcClient, channel_to
 from bookserve.serving.gateway import cors
 from bookserve.serving.gateway.api_keys import ApiKeysError
 from bookserve.serving.gateway.app import create_app, request_id_metadata
@@ -30,12 +35,16 @@ from bookserve.serving.gateway.config import GatewayConfig, Limits
 from bookserve.serving.gateway.metrics import Metrics
 from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.server_metrics import ServerMetrics
-from bookserve.serving.gateway.server_tls import ServerTls
-from bookserve.serving.wire import hosts
+from bookserve.serving.gateway.server_tls import FollowedTls, ServerTls
+from bookserve.serving.wire import hosts, span_export
+
+if TYPE_CHECKING:
+    from bookserve.serving.gateway.tracing import Tracing
 
 _BACKLOG = 1024
 _HEADER_MILLISECONDS = 10_000
 _POLL_SECONDS = 0.01
+_LOOK_SECONDS = 1.0  # between looks at the files of certificates
 _PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _log = structlog.get_logger()
@@ -52,6 +61,15 @@ def _target(context: click.Context, parameter: click.Parameter, value: str) -> s
         channel_to(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+    return value
+
+
+def _collector(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value:
+        try:
+            span_export.check(value)
+        except span_export.SpanExportError as error:
+            raise click.BadParameter(str(error)) from error
     return value
 
 
@@ -193,6 +211,13 @@ def _origins(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Pages that may ask from a browser: origins such as https://app.example, with commas; * for any.",
 )
 @click.option(
+    "--otlp-endpoint",
+    default="",
+    metavar="URL",
+    callback=_collector,
+    help="An OpenTelemetry collector, such as http://127.0.0.1:4318: requests to /api/ are traced.",
+)
+@click.option(
     "--drain-seconds",
     default=1.0,
     show_default=True,
@@ -231,6 +256,7 @@ def main(
     max_streams: int,
     api_keys: Path | None,
     cors_origins: tuple[str, ...],
+    otlp_endpoint: str,
     drain_seconds: float,
     log_level: str,
 ) -> None:
@@ -267,27 +293,57 @@ def main(
         limits,
     )
     server_metrics = ServerMetrics(model_server_rest, context=tls.context()) if model_server_rest else None
-    client = GrpcClient(model_server, credentials=tls.credentials(), call_metadata=request_id_metadata)
+    tracing = _tracing(otlp_endpoint)
+    client = GrpcClient(model_server, credentials=tls.credentials(), call_metadata=_call_metadata(tracing))
     with reserve(bind, port) as reserved, client as backend, closing(MoleculePool()) as molecule_pool:
-        asyncio.run(_serve(config, backend, molecule_pool, server_metrics, reserved, drain_seconds))
+        asyncio.run(_serve(config, backend, molecule_pool, server_metrics, tls, tracing, reserved, drain_seconds))
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
+def _tracing(otlp_endpoint: str) -> "Tracing | None":
+    if not otlp_endpoint:
+        return None
+    from bookserve.serving.gateway.tracing import Tracing
+
+    return Tracing(otlp_endpoint)
+
+
+def _call_metadata(tracing: "Tracing | None") -> CallMetadata:
+    if tracing is None:
+        return request_id_metadata
+
+    def both() -> Sequence[tuple[str, str]]:
+        return (*request_id_metadata(), *tracing.metadata())
+
+    return both
+
+
 def _configure_log(level: str) -> None:
-    """One JSON object a line on standard error.
+    """One JSON object a line on standard error, of this gateway's and of libraries' messages.
 
     JSON with ASCII escapes, so that nothing a request carries can forge a line or move a terminal's cursor.
     """
+    processors: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *processors],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
+        processors=[*processors, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
@@ -321,6 +377,8 @@ async def _serve(
     backend: GrpcClient,
     molecule_pool: MoleculePool,
     server_metrics: ServerMetrics | None,
+    tls: ServerTls,
+    tracing: "Tracing | None",
     reserved: socket.socket,
     drain_seconds: float,
 ) -> None:
@@ -330,7 +388,8 @@ async def _serve(
     if server_metrics is not None:
         server_metrics.start()
     try:
-        app = create_app(config, backend, molecule_pool, metrics, draining.is_set, server_metrics)
+        client = backend if tracing is None else tracing.client(backend)
+        app = create_app(config, client, molecule_pool, metrics, draining.is_set, server_metrics, tracing)
     except ApiKeysError as error:
         raise click.ClickException(f"--api-keys: {error}") from error
     bridge = Bridge(app, config.limits, metrics, draining.is_set)
@@ -358,6 +417,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     serving = loop.create_task(server.serve())
+    following = loop.create_task(_follow_certificates(FollowedTls(tls), backend, server_metrics, config.model_seconds))
     await _until_listening(bind, port, serving)
     host = f"[{bind}]" if ":" in bind else bind
     click.echo(f"gateway ready on http://{host}:{port} (model server {config.model_server})")
@@ -371,8 +431,26 @@ async def _serve(
         server.stop()  # type: ignore[no-untyped-call]
     await serving
     sweeping.cancel()
+    following.cancel()
     bridge.close()
+    if tracing is not None:
+        tracing.close()
     _log.info("stopped")
+
+
+async def _follow_certificates(
+    files: FollowedTls, backend: GrpcClient, server_metrics: ServerMetrics | None, model_seconds: float
+) -> None:
+    """For ever: when the files for TLS with the model server change, new connections to it are made with them."""
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        if (found := files.renewed()) is not None:
+            credentials, context = found
+            if credentials is not None:
+                before = backend.renew(credentials)
+                asyncio.get_running_loop().call_later(model_seconds + _LOOK_SECONDS, before.close)
+            if server_metrics is not None:
+                server_metrics.use(context)
 
 
 async def _until_listening(bind: str, port: int, serving: "asyncio.Task[None]") -> None:

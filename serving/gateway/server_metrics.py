@@ -52,6 +52,10 @@ class ServerMetrics:
         self._reason = "nothing is measured yet"
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self.use(context)
+
+    def use(self, context: ssl.SSLContext | None) -> None:
+        """From now on https:// is spoken with this `context`."""
         # A proxy of the environment would get requests meant for loopback.
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)

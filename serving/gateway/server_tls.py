@@ -1,10 +1,13 @@
-"""TLS between the gateway and the model server, over gRPC and REST, as the files of three options say."""
+"""TLS between the gateway and the model server, over gRPC and REST, from files that may change."""
 
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import structlog
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,43 @@ class ServerTls:
         if self.cert is not None:
             context.load_cert_chain(self.cert, self.key)
         return context
+
+    def stamp(self) -> tuple[tuple[int, int, int], ...]:
+        """Another one when a file is replaced or written, also behind symbolic links."""
+        return tuple(_file_stamp(path) for path in (self.ca, self.cert, self.key) if path is not None)
+
+
+class FollowedTls:
+    """The files of a `ServerTls`, whenever they change; those that cannot be used are logged once, and passed over."""
+
+    def __init__(self, tls: ServerTls) -> None:
+        self._tls = tls
+        self._seen = tls.stamp()
+
+    def renewed(self) -> tuple[grpc.ChannelCredentials | None, ssl.SSLContext] | None:
+        """For gRPC and for REST what the files say now, where they have changed since the last look; else None."""
+        stamp = self._tls.stamp()
+        if stamp == self._seen:
+            return None
+        found, reason = None, ""
+        try:
+            self._tls.check()
+            found = self._tls.credentials(), self._tls.context()
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        if self._tls.stamp() != stamp:  # replaced while they were read: the next look sees them whole
+            return None
+        self._seen = stamp
+        if reason:
+            _log.warning("certificates", reason=f"{reason}: those of before are kept")
+        else:
+            _log.info("certificates", reason="new files for the model server")
+        return found
+
+
+def _file_stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_mtime_ns, found.st_size, found.st_ino)

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from bookserve.serving.server.api import admin_grpc, grpc_handlers, open_inference_grpc, rest_handlers, tensorflow_grpc
 from bookserve.serving.server.api.admin import Access, Admin, ModelAdmin
@@ -42,8 +42,11 @@ from bookserve.serving.server.transport.http_exchange import Handler as RestHand
 from bookserve.serving.server.transport.listeners import Api
 from bookserve.serving.server.transport.ports import Activity, Ports
 from bookserve.serving.server.types.errors import invalid_argument
-from bookserve.serving.wire import version_signature
+from bookserve.serving.wire import span_export, version_signature
 from bookserve.serving.wire.batching_parameters_pb2 import BatchingParameters
+
+if TYPE_CHECKING:
+    from bookserve.serving.server.observability.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +88,7 @@ class Process:
             max_file_bytes=flags.request_log_max_bytes,
             max_files=flags.request_log_max_files,
             worker=worker,
+            tracing=_tracing(flags, worker),
         )
         self.loader = InProcessLoader(_load_options(flags, parameters, worker), self._metrics, trials)
         self._health = Health()
@@ -138,6 +142,7 @@ class Process:
         """Answers what comes in on these listening sockets."""
         await self.ports.open(sockets)
         self.start(self.ports.sweep())
+        self.start(self.ports.follow_certificates())
 
     def snapshot(self) -> Snapshot:
         """The metrics of this process."""
@@ -227,9 +232,10 @@ def check(flags: Flags) -> LoadOptions:
     _metrics_path(flags)
     options = _load_options(flags, _batching_parameters(flags), 0)
     Access(flags.admin_token_file)
-    for path in (flags.ssl_config_file, flags.rest_ssl_config_file):
-        if path:
-            tls.identity(Path(path))
+    _check_tracing(flags)
+    for config_file in (flags.ssl_config_file, flags.rest_ssl_config_file):
+        if (source := tls.source(flags, config_file)) is not None:
+            source.identity()
     return options
 
 
@@ -240,6 +246,24 @@ def _metrics_path(flags: Flags) -> str | None:
         if path is not None:
             return path
     return metrics.DEFAULT_PATH if flags.enable_metrics else None
+
+
+def _check_tracing(flags: Flags) -> None:
+    if flags.otlp_endpoint:
+        try:
+            span_export.check(flags.otlp_endpoint)
+        except span_export.SpanExportError as error:
+            raise invalid_argument(f"--otlp_endpoint: {error}") from error
+
+
+def _tracing(flags: Flags, worker: int) -> "Tracing | None":
+    """Raises ServingError where requests cannot be traced."""
+    _check_tracing(flags)
+    if not flags.otlp_endpoint:
+        return None
+    from bookserve.serving.server.observability.tracing import Tracing
+
+    return Tracing(flags.otlp_endpoint, worker)
 
 
 def _batching_parameters(flags: Flags) -> BatchingParameters:

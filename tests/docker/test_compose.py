@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,27 @@ def test_every_image_of_ours_has_labels_and_buckets_where_stores_are_read() -> N
             assert f"org.opencontainers.image.{label}=" in stages[target], target
     for target in ("model-server", "training", "model-server-gpu", "training-gpu"):
         assert "--extra buckets" in stages[f"{target}-packages"], target
+
+
+@pytest.mark.parametrize(
+    ("image", "programs"),
+    [
+        ("model-server", ("bookserve.serving.server.model_server", "bookserve.serving.server.worker_main")),
+        ("gateway", ("bookserve.serving.gateway.main",)),
+    ],
+)
+def test_a_server_starts_without_the_packages_that_its_image_leaves_out(image: str, programs: tuple[str, ...]) -> None:
+    lines = (ROOT / "docker" / f"{image}.excludes").read_text().splitlines()
+    left_out = {line for line in lines if line and not line.startswith("#")}
+    modules = {
+        module
+        for module, names in packages_distributions().items()
+        if left_out & {name.lower().replace("_", "-") for name in names}
+    }
+    assert len(modules) >= len(left_out), modules
+    code = f"import sys; sys.modules.update(dict.fromkeys({sorted(modules)})); import {', '.join(programs)}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_development_certificates_serve_tls_and_mutual_tls(tmp_path: Path) -> None:

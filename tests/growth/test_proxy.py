@@ -11,7 +11,6 @@ import signal
 import ssl
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -22,8 +21,8 @@ from types import SimpleNamespace
 from typing import cast
 
 import grpc
-import numpy as np
 import pytest
+from clients_under_load import PREDICT, Clients
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
@@ -39,75 +38,6 @@ pytestmark = [
     pytest.mark.skipif(not ENVOY, reason="Envoy is not installed: make test-growth does that"),
 ]
 FLAGS = ("--enable_grpc_healthcheck_service", "--drain_seconds=10", "--drain_quiet_seconds=2")
-PREDICT = "/tensorflow.serving.PredictionService/Predict"
-
-
-class Clients:
-    """Threads that ask over gRPC and REST, one request after the other and no retry of their own, and what they got."""
-
-    def __init__(self, proxy: Proxy) -> None:
-        self.answered: Counter[str] = Counter()
-        self.versions: Counter[int] = Counter()
-        self.failed: list[str] = []
-        self._proxy = proxy
-        self._stop = threading.Event()
-        ways = (self._ask_grpc, self._ask_grpc, self._ask_grpc, self._ask_rest, self._ask_rest)
-        self._threads = [threading.Thread(target=way) for way in ways]
-
-    def __enter__(self) -> "Clients":
-        for thread in self._threads:
-            thread.start()
-        self.go_on()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def go_on(self, times: int = 100) -> None:
-        """Waits for so many more answers each way."""
-        before = self.answered.copy()
-        for way in ("grpc", "rest"):
-            wait_until(partial(self._has_answered, way, before[way] + times), f"answers over {way}", seconds=60)
-
-    def _has_answered(self, way: str, times: int) -> bool:
-        return self.answered[way] >= times
-
-    def _ask_grpc(self) -> None:
-        request = predict_request()
-        with grpc.insecure_channel(
-            self._proxy.grpc_target, [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
-        ) as channel:
-            call = channel.unary_unary(PREDICT, response_deserializer=PredictResponse.FromString)
-            while not self._stop.is_set():
-                try:
-                    response = call(request, timeout=20)
-                except grpc.RpcError as error:
-                    self.failed.append(f"gRPC {error.code()} {error.details()}")
-                    continue
-                version = response.model_spec.version.value
-                rows = tensors.to_array(response.outputs["y"])
-                if not np.array_equal(rows, version * np.float32([[1, 2, 3]])):
-                    self.failed.append(f"version {version} answered {rows}")
-                self.versions[version] += 1
-                self.answered["grpc"] += 1
-
-    def _ask_rest(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._proxy.rest_port, timeout=20)
-        while not self._stop.is_set():
-            try:
-                connection.request("POST", REST_PATH, REST_BODY)
-                response = connection.getresponse()
-                body = response.read()
-            except (OSError, http.client.HTTPException) as error:
-                self.failed.append(f"REST {error!r}")
-                connection.close()
-                continue
-            if response.status != 200 or json.loads(body)["predictions"][0] not in ([1, 2, 3], [2, 4, 6]):
-                self.failed.append(f"REST {response.status} {body[:200]!r}")
-            self.answered["rest"] += 1
-        connection.close()
 
 
 @pytest.fixture
@@ -141,14 +71,14 @@ def has_healthy(proxy: Proxy, cluster: str, count: int) -> bool:
 
 def report(text: str, clients: Clients) -> None:
     """Shown with `pytest -s`."""
-    print(f"\n{text}: {clients.answered['grpc']} gRPC, {clients.answered['rest']} REST, {len(clients.failed)} failed")  # noqa: T201
+    print(f"\n{text}: {clients}")  # noqa: T201
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_every_server_gets_its_share(start: StartServer, tmp_path: Path, count: int) -> None:
     with growth(start, tmp_path, count) as (servers, proxy):
         before = {cluster: proxy.asked(cluster) for cluster in ("model-server-grpc", "model-server-rest")}
-        with Clients(proxy) as clients:
+        with Clients(proxy.grpc_target, proxy.rest_port) as clients:
             clients.go_on(1000)
         for cluster, ports in before.items():
             asked = {port: total - ports[port] for port, total in proxy.asked(cluster).items()}
@@ -159,7 +89,7 @@ def test_every_server_gets_its_share(start: StartServer, tmp_path: Path, count: 
 
 
 def test_a_rolling_restart_under_load_fails_no_request(start: StartServer, tmp_path: Path) -> None:
-    with growth(start, tmp_path, 2) as (servers, proxy), Clients(proxy) as clients:
+    with growth(start, tmp_path, 2) as (servers, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
         for server in servers:
             assert server.stop() == 0
             clients.go_on()
@@ -172,7 +102,7 @@ def test_a_rolling_restart_under_load_fails_no_request(start: StartServer, tmp_p
 
 
 def test_a_new_version_under_load_fails_no_request(start: StartServer, tmp_path: Path) -> None:
-    with growth(start, tmp_path, 2) as (_, proxy), Clients(proxy) as clients:
+    with growth(start, tmp_path, 2) as (_, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
         assert set(clients.versions) == {1}
         write_scale_model(tmp_path / "store" / "scale", 2, 2.0)
         wait_until(lambda: clients.versions[2] > 200, "version 2 answers")
@@ -190,7 +120,7 @@ def still(count: Callable[[], int], clients: Clients) -> bool:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_server_that_is_killed_costs_no_request(start: StartServer, tmp_path: Path, count: int) -> None:
-    with growth(start, tmp_path, count) as (servers, proxy), Clients(proxy) as clients:
+    with growth(start, tmp_path, count) as (servers, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
         child = servers[0].pid
         servers[0].kill()
         assert not runs(child)
@@ -277,7 +207,7 @@ def failing_server() -> Iterator[Server]:
 def test_a_server_that_fails_and_answers_its_probes_is_ejected(start: StartServer, tmp_path: Path) -> None:
     with failing_server() as bad:
         (tmp_path / "proxy").mkdir()
-        with envoy(tmp_path / "proxy", [start(), bad]) as proxy, Clients(proxy) as clients:
+        with envoy(tmp_path / "proxy", [start(), bad]) as proxy, Clients(proxy.grpc_target, proxy.rest_port) as clients:
             for cluster, port in (("model-server-grpc", bad.grpc_port), ("model-server-rest", bad.rest_port)):
                 wait_until(partial(is_ejected, proxy, cluster, port), "it is left out")
             asked = proxy.asked("model-server-grpc")[bad.grpc_port]

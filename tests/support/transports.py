@@ -63,6 +63,7 @@ class Transport:
         self.ports = Ports(flags, handlers, streams, rest, str.encode)
         await self.ports.open(self._sockets)
         self._sweeping = self.loop.create_task(self.ports.sweep())
+        self._following = self.loop.create_task(self.ports.follow_certificates())
 
     @property
     def target(self) -> str:
@@ -146,6 +147,7 @@ def _listening(where: str) -> socket.socket:
         endpoint.bind(where)
     else:
         endpoint = socket.socket(socket.AF_INET6 if ":" in where else socket.AF_INET)
+        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         endpoint.bind((where, 0))
     endpoint.setblocking(False)
     endpoint.listen(1024)

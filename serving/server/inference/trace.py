@@ -20,6 +20,8 @@ OnEnd = Callable[["Record", Code, str, int], None]
 class Record:
     """One request. What is not known stays at the class's value."""
 
+    traceparent = ""  # as the client sent them, where requests are traced
+    tracestate = ""
     model = ""  # as the request names it
     version = 0  # 0 until a loaded version is found
     engine = ""

@@ -1,4 +1,4 @@
-"""The one place where requests are observed: metrics, request lines in the log, the request log, and request ids.
+"""The one place where requests are observed: metrics, request lines in the log, the request log, traces, request ids.
 
 `grpc` and `rest` stand around the handlers of the two transports, so no function of an API counts or logs anything. A
 request gets a `Record` only while something wants one; the transport ends it, whatever the request's fate.
@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bookserve.serving.server.inference.trace import Record
 from bookserve.serving.server.models.config import TFRECORD, ModelSetting, RequestLogSetting
@@ -26,6 +26,9 @@ from bookserve.serving.server.transport.http_exchange import Handler as RestHand
 from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
+
+if TYPE_CHECKING:
+    from bookserve.serving.server.observability.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +55,14 @@ class Observer:
         max_file_bytes: int,
         max_files: int,
         worker: int = 0,
+        tracing: "Tracing | None" = None,
     ) -> None:
         """`log_requests` is none, errors or all; `log_all` is the request log of models that have none of their own.
 
         Every `worker` but 0 writes request logs to files of its own, with its number in their names.
         """
         self.metrics = metrics
+        self._tracing = tracing
         self._log_requests = log_requests
         self._log_all = log_all
         self._max_file_bytes = max_file_bytes
@@ -89,13 +94,15 @@ class Observer:
         for key in self._logs.keys() - wanted:
             self._logs.pop(key).stop()
         self._makes_ids = self._log_requests != "none" or bool(wanted)
-        self._active = self._makes_ids or self.metrics.enabled
+        self._active = self._makes_ids or self.metrics.enabled or self._tracing is not None
 
     def _lost(self, model: str) -> None:
         self._loop.call_soon_threadsafe(self.metrics.logged, model, "UNKNOWN")
 
     def close(self) -> None:
-        """Waits until the request logs have written what they hold."""
+        """Waits until the request logs have written what they hold, and the last spans are sent."""
+        if self._tracing is not None:
+            self._tracing.close()
         for request_log in self._logs.values():
             request_log.stop()
         for request_log in self._logs.values():
@@ -117,7 +124,11 @@ class Observer:
                 if (call.request_id or self._makes_ids) and (request_id := self._request_id(call.request_id)):
                     call.trailers.append((b"x-request-id", request_id.encode()))
                 if self._active:
-                    call.record = Record("GRPC", api, counted, request_id, self._on_end)
+                    call.record = record = Record("GRPC", api, counted, request_id, self._on_end)
+                    if self._tracing is not None:
+                        headers = dict(call.scope["headers"])
+                        record.traceparent = headers.get(b"traceparent", b"").decode("latin-1")
+                        record.tracestate = headers.get(b"tracestate", b"").decode("latin-1")
             handler(call, data)
 
         return handle
@@ -138,7 +149,10 @@ class Observer:
                         verb = path[max(path.rfind(":"), path.rfind("/")) + 1 :]
                     counted = exchange.method != "OPTIONS" and _COUNTED_PATH.match(path) is not None
                     api = verb
-                    exchange.record = Record("REST", api, counted, request_id, self._on_end)
+                    exchange.record = record = Record("REST", api, counted, request_id, self._on_end)
+                    if self._tracing is not None:
+                        record.traceparent = exchange.headers.get("traceparent", "")
+                        record.tracestate = exchange.headers.get("tracestate", "")
             handler(exchange)
 
         return handle
@@ -162,6 +176,8 @@ class Observer:
                 self._log_line(record, code, message, micros)
             if self._logs and record.counted:
                 self._log_record(record, code, message, micros)
+            if self._tracing is not None:
+                self._tracing.ended(record, code, message)
         except Exception:
             log.exception("fault while recording a request")  # it gets its answer all the same
 

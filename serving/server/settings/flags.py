@@ -24,6 +24,9 @@ class Flags:
     grpc_socket_path: str = _flag("", "also listen for gRPC on this UNIX socket")
     ssl_config_file: str = _flag("", "text SSLConfig file: TLS for gRPC, with client certificates if it says so")
     rest_ssl_config_file: str = _flag("", "text SSLConfig file: the same for REST")
+    ssl_cert_file: str = _flag("", "PEM file of certificates: TLS for both ports, in place of SSLConfig files")
+    ssl_key_file: str = _flag("", "PEM file of their key")
+    ssl_client_ca_file: str = _flag("", "PEM file of authorities: clients must show a certificate of one of them")
     grpc_channel_arguments: str = _flag("", "gRPC's own settings, such as grpc.max_receive_message_length=1000000,...")
     enable_grpc_healthcheck_service: bool = _flag(False, "answer grpc.health.v1 on the gRPC port")
     enable_grpc_reflection: bool = _flag(False, "let grpcurl and its like list and describe the gRPC services")
@@ -136,6 +139,9 @@ class Flags:
     request_log_sampling_rate: float = _flag(1.0, "share of the requests that goes there, 0 to 1")
     request_log_max_bytes: int = _flag(100 << 20, "a request log's file that reaches this size is followed by another")
     request_log_max_files: int = _flag(10, "files kept of each request log; 0 keeps all")
+    otlp_endpoint: str = _flag(
+        "", "URL of an OpenTelemetry collector for traces of requests, such as http://127.0.0.1:4318"
+    )
     drain_seconds: float = _flag(10.0, "after SIGTERM or SIGINT: how long requests under way may take")
     drain_quiet_seconds: float = _flag(0.5, "after SIGTERM or SIGINT: how long without a new request ends the drain")
     version: bool = _flag(False, "print the versions and exit")
@@ -145,6 +151,16 @@ class Flags:
     def processes(self) -> int:
         """How many processes are to answer requests."""
         return self.workers or os.cpu_count() or 1
+
+    @property
+    def grpc_tls(self) -> bool:
+        """Whether the gRPC port has TLS."""
+        return bool(self.ssl_config_file or self.ssl_cert_file)
+
+    @property
+    def rest_tls(self) -> bool:
+        """Whether the REST port has."""
+        return bool(self.rest_ssl_config_file or self.ssl_cert_file)
 
 
 # Flags of tensorflow_model_server that change nothing here, with their type.

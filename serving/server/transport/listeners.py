@@ -24,6 +24,7 @@ _ANY = ("", "0.0.0.0", "::")  # addresses that stand for all
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # of a machine that is without
 _ESTABLISHED, _CONNECTED = "01", "03"  # in /proc/net/tcp and /proc/net/unix
 _SO_ATTACH_FILTER = 26  # Linux's socket(7); Python has no name for it
+_SO_ATTACH_REUSEPORT_CBPF = 51  # nor for this one
 
 
 class Api(enum.Enum):
@@ -48,9 +49,10 @@ class Listeners:
             raise invalid_argument(
                 "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
             )
-        if flags.grpc_socket_path and flags.ssl_config_file:
+        if flags.grpc_socket_path and flags.grpc_tls:
+            other = "--ssl_config_file" if flags.ssl_config_file else "--ssl_cert_file"
             raise invalid_argument(
-                f"--grpc_socket_path={flags.grpc_socket_path} cannot have TLS: leave it or --ssl_config_file out"
+                f"--grpc_socket_path={flags.grpc_socket_path} cannot have TLS: leave it or {other} out"
             )
         self.of_process: list[list[tuple[Api, socket.socket]]] = [[] for _ in range(processes)]
         self._flags = flags
@@ -90,10 +92,9 @@ class Listeners:
             raise OSError(error.errno, f"--bind_address={host}: {error.strerror}") from error
         for family, kind, protocol, _, address in dict.fromkeys(found):
             try:
-                shared = len(self.of_process) > 1
-                if (
-                    shared
-                ):  # a port is only shared with those who share theirs: without that, one that is taken is noticed
+                # With TLS, too, so that a `successor` can be bound beside it.
+                shared = len(self.of_process) > 1 or (self._flags.grpc_tls if api is Api.GRPC else self._flags.rest_tls)
+                if shared:  # with sockets that share theirs, too: without that, a port that is taken is noticed
                     _bound(family, kind, protocol, address).close()
                 for sockets in self.of_process:
                     sockets.append((api, _bound(family, kind, protocol, address, shared=shared)))
@@ -193,6 +194,23 @@ def _bound(family: int, kind: int, protocol: int, address: Any, *, shared: bool 
     return endpoint
 
 
+def successor(endpoint: socket.socket) -> socket.socket | None:
+    """A second listening socket at the address of this one, which all new connections go to from now on, where there
+    can be one: on Linux, beside a socket that shares its port and is alone there.
+
+    What the first has accepted, or is about to, stays with it. Only when it is closed, the next successor may come.
+    """
+    if not sys.platform.startswith("linux") or endpoint.family == socket.AF_UNIX:
+        return None
+    try:
+        _attach(endpoint, _SO_ATTACH_REUSEPORT_CBPF, _CHOOSE_SECOND)
+        found = _bound(endpoint.family, endpoint.type, endpoint.proto, endpoint.getsockname(), shared=True)
+        found.listen(BACKLOG)
+    except OSError:
+        return None
+    return found
+
+
 # A packet filter (Linux's filter.h): what asks for a connection is dropped. Everything else passes, and must: a
 # handshake that is half done when this comes is a connection already on the client's side.
 _DROP_SYN = (
@@ -203,9 +221,18 @@ _DROP_SYN = (
 )
 
 
+# Of the sockets that share a port, the second. Where there is one only, Linux takes that.
+_CHOOSE_SECOND = ((0x06, 0, 0, 1),)
+
+
 def _drop_new_handshakes(endpoint: socket.socket) -> None:
     """Attaches the packet filter to a listening socket; the connections that come of it inherit it."""
-    instructions = ctypes.create_string_buffer(b"".join([struct.pack("HBBI", *step) for step in _DROP_SYN]))
-    program = struct.pack("HxxxxxxP", len(_DROP_SYN), ctypes.addressof(instructions))
     with suppress(OSError):
-        endpoint.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        _attach(endpoint, _SO_ATTACH_FILTER, _DROP_SYN)
+
+
+def _attach(endpoint: socket.socket, option: int, steps: tuple[tuple[int, int, int, int], ...]) -> None:
+    """Gives a socket a program of the kernel's packet filter. Raises OSError."""
+    instructions = ctypes.create_string_buffer(b"".join([struct.pack("HBBI", *step) for step in steps]))
+    program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(instructions))
+    endpoint.setsockopt(socket.SOL_SOCKET, option, program)

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import h2corn
@@ -28,7 +27,7 @@ from bookserve.serving.server.transport.grpc_call import GrpcApplication, Handle
 from bookserve.serving.server.transport.http_exchange import Handler as RestHandler
 from bookserve.serving.server.transport.http_exchange import RestApplication
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes, grpc_limits, rest_limits
-from bookserve.serving.server.transport.listeners import BACKLOG, Api, connections
+from bookserve.serving.server.transport.listeners import BACKLOG, Api, connections, successor
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,10 @@ _SILENCE_MARGIN_SECONDS = 1.0
 
 # How long a client may take to close its connection when it has been told to go elsewhere.
 _LINGER_SECONDS = 1.0
+# Between looks at the files of TLS; until what has connected to a socket is accepted; and until its handshake is done.
+_LOOK_SECONDS = 1.0
+_ACCEPT_SECONDS = 0.05
+_HANDSHAKE_SECONDS = 1.0
 
 # The library has no setting for its banner, which would stand in the server's log.
 h2corn_native.emit_banner = lambda config, tls: None
@@ -84,8 +87,11 @@ class Ports:
         self._grpc = GrpcApplication(handlers, streams, self._grpc_limits, unfinished)
         self._rest = RestApplication(rest, error_body, self._rest_limits, unfinished)
         self._stream_paths = sorted(path.decode() for path in streams)
-        self._grpc_identity = tls.identity(Path(flags.ssl_config_file)) if flags.ssl_config_file else None
-        self._rest_identity = tls.identity(Path(flags.rest_ssl_config_file)) if flags.rest_ssl_config_file else None
+        self._tls = {}
+        for api, config_file in ((Api.GRPC, flags.ssl_config_file), (Api.REST, flags.rest_ssl_config_file)):
+            if (source := tls.source(flags, config_file)) is not None:
+                self._tls[api] = tls.Followed(source)
+        self._draining = False
         self._servers: list[_GrpcServer | _RestServer] = []
         self._sockets: list[tuple[Api, socket.socket]] = []
 
@@ -95,18 +101,26 @@ class Ports:
         return {Api.GRPC: self._grpc.refused, Api.REST: self._rest.refused}
 
     async def open(self, sockets: list[tuple[Api, socket.socket]]) -> None:
-        """Serves the connections of these listening sockets, which stay the caller's."""
+        """Serves the connections of these listening sockets, which stay the caller's, in its list.
+
+        There others may take their place: see `follow_certificates`.
+        """
         self._sockets = sockets
-        grpc = [endpoint for api, endpoint in sockets if api is Api.GRPC]
-        seconds = self._flags.drain_seconds
-        self._servers.append(
-            _GrpcServer(self._grpc, grpc, self._grpc_limits, self._grpc_identity, self._stream_paths, seconds)
-        )
-        for api, endpoint in sockets:
-            if api is Api.REST:
-                self._servers.append(_RestServer(self._rest, endpoint, self._rest_limits, self._rest_identity))
-        for server in self._servers:
+        for api in Api:
+            await self._open(api, self._endpoints(api))
+
+    async def _open(self, api: Api, endpoints: list[socket.socket]) -> None:
+        """Serves new connections of one port with its identity of now."""
+        identity = self._tls[api].identity if api in self._tls else None
+        servers: list[_GrpcServer | _RestServer]
+        if api is Api.GRPC:
+            seconds = self._flags.drain_seconds
+            servers = [_GrpcServer(self._grpc, endpoints, self._grpc_limits, identity, self._stream_paths, seconds)]
+        else:
+            servers = [_RestServer(self._rest, endpoint, self._rest_limits, identity) for endpoint in endpoints]
+        for server in servers:
             await server.start()
+            self._servers.append(server)
 
     def connections(self) -> Counter[Api]:
         """How many connections this process has, by what is spoken on them."""
@@ -116,9 +130,62 @@ class Ports:
         """For ever: time-outs of requests, and the end of connections that were refused."""
         await self._rest.sweep([endpoint for api, endpoint in self._sockets if api is Api.REST])
 
+    async def follow_certificates(self) -> None:
+        """For ever: when the files of TLS change, new connections get what they say, without a restart.
+
+        The libraries read an identity once, so new servers of theirs take over. Those of before answer what is under
+        way, and tell their clients to connect again: gRPC at once, REST with its next answer.
+        """
+        while self._tls:
+            await asyncio.sleep(_LOOK_SECONDS)
+            changed = [api for api, followed in self._tls.items() if followed.renewed()]
+            await asyncio.gather(*[self._renew(api) for api in changed])
+
+    async def _renew(self, api: Api) -> None:
+        old, endpoints = self._of(api), self._endpoints(api)
+        # Among several processes the system spreads new connections, so none of them can take all.
+        fresh = [None if self._flags.processes > 1 else successor(endpoint) for endpoint in endpoints]
+        await asyncio.sleep(_ACCEPT_SECONDS)
+        # Those of before: on the new sockets none has been accepted yet.
+        connections = lingering.kept(endpoints) if api is Api.GRPC else []
+        try:
+            await self._open(api, [new or endpoint for endpoint, new in zip(endpoints, fresh, strict=True)])
+        except Exception as error:  # of a library that does not take what Python's own TLS takes
+            log.error("the certificates of before are kept: %s cannot be used: %s", self._tls[api], error)
+            for handle in [*connections, *filter(None, fresh)]:
+                handle.close()
+            return
+        log.info("new certificates for %s, from %s", api.name, self._tls[api])
+        retired = []
+        for endpoint, new in zip(endpoints, fresh, strict=True):
+            if new is not None:
+                self._sockets[self._sockets.index((api, endpoint))] = api, new
+                retired.append(endpoint)
+        try:
+            if api is Api.REST:
+                self._rest.draining = True
+            await asyncio.sleep(_HANDSHAKE_SECONDS)
+            self._rest.draining = self._draining
+            await self._stop(old, connections)
+        finally:
+            for handle in [*connections, *retired]:
+                handle.close()
+        self._servers = [server for server in self._servers if server not in old]
+
+    def _of(self, api: Api) -> "list[_GrpcServer | _RestServer]":
+        return [server for server in self._servers if server.api is api]
+
+    def _endpoints(self, api: Api) -> list[socket.socket]:
+        return [endpoint for other, endpoint in self._sockets if other is api]
+
+    async def _stop(self, servers: "list[_GrpcServer | _RestServer]", connections: list[socket.socket]) -> None:
+        """Returns when what these servers have under way is answered; the connections stay until clients close them."""
+        await asyncio.gather(*[server.stop() for server in servers])
+        await lingering.close(connections, _LINGER_SECONDS)
+
     def drain(self) -> Activity:
         """From now on clients of REST are told to go elsewhere; tells what happens."""
-        self._rest.draining = True
+        self._draining = self._rest.draining = True
         return Activity(self._grpc.started + self._rest.started, self._grpc.idle and self._rest.idle)
 
     async def finish(self, seconds: float) -> None:
@@ -129,13 +196,9 @@ class Ports:
         """
         end = self._loop.time() + seconds
         self._grpc.end_streams()
-        stopping = [asyncio.ensure_future(server.stop()) for server in self._servers if isinstance(server, _GrpcServer)]
+        stopping = [asyncio.ensure_future(self._stop(self._of(Api.GRPC), lingering.kept(self._endpoints(Api.GRPC))))]
         await self._until_rest_is_quiet(end)
-        stopping += [
-            asyncio.ensure_future(server.stop()) for server in self._servers if isinstance(server, _RestServer)
-        ]
-        if not stopping:
-            return
+        stopping.append(asyncio.ensure_future(self._stop(self._of(Api.REST), [])))
         _, late = await asyncio.wait(stopping, timeout=max(0.0, end - self._loop.time()))
         if late:
             log.warning("connections are dropped after --drain_seconds=%g", self._flags.drain_seconds)
@@ -151,6 +214,8 @@ class Ports:
 class _GrpcServer:
     """h2corn over the listening sockets of gRPC."""
 
+    api = Api.GRPC
+
     def __init__(
         self,
         application: GrpcApplication,
@@ -161,7 +226,6 @@ class _GrpcServer:
         drain_seconds: float,
     ) -> None:
         self._application = application
-        self._sockets = sockets
         self._identity = identity
         stall = limits.stalled_seconds
         policies = [_policy(path, 0.0, stall) for path in stream_paths]
@@ -200,10 +264,8 @@ class _GrpcServer:
             await self._server.wait_started()
 
     async def stop(self) -> None:
-        connections = lingering.kept(self._sockets)
         self._server.shutdown()
         await self._serving
-        await lingering.close(connections, _LINGER_SECONDS)
 
 
 def _policy(path: str, idle_seconds: float, stalled_seconds: float) -> h2corn.RequestPolicy:
@@ -232,6 +294,8 @@ class _Embedded(Granian):
 
 class _RestServer:
     """granian over one listening socket of REST."""
+
+    api = Api.REST
 
     def __init__(
         self, application: RestApplication, endpoint: socket.socket, limits: Limits, identity: tls.Identity | None

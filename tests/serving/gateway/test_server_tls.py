@@ -1,6 +1,7 @@
 """Mutual TLS between gateway and model server, with the certificates of `make certificates`."""
 
 import json
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -16,10 +17,11 @@ from gateway_pages import gateway
 from model_servers import Server, server_starter, wait_until, write_scale_model
 
 ROOT = Path(__file__).resolve().parents[3]
+SHOWN = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
 ROWS = json.dumps({"instances": [[1, 2, 3]]}).encode()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def certificates(tmp_path_factory) -> Path:
     folder: Path = tmp_path_factory.mktemp("certificates")
     subprocess.run([sys.executable, ROOT / "docker" / "certificates.py", folder], check=True, stdout=subprocess.DEVNULL)
@@ -79,6 +81,34 @@ def test_a_gateway_without_a_certificate_is_refused(certificates: Path, server: 
         ask(url)
     assert caught.value.code == 503
     caught.value.close()
+
+
+@pytest.mark.slow
+def test_both_sides_get_new_certificates_without_a_restart(certificates: Path, server: Server, tmp_path: Path) -> None:
+    """A new authority signs all: the server follows its SSLConfig, and the gateway its three files."""
+    folder = tmp_path / "renewed"
+    shutil.copytree(certificates, folder)
+    mine = [f"--model-server-{name}={folder / file}" for name, file in SHOWN.items()]
+    rest = f"--model-server-rest=https://127.0.0.1:{server.rest_port}"
+    with gateway(server.target, tmp_path, rest, *mine) as url:
+        assert ask(url) == [{"y": [2, 4, 6]}]
+        for broken in (b"no certificate", b""):
+            (folder / "client.pem").write_bytes(broken)
+            wait_until(lambda: logged(tmp_path).count("those of before are kept") == 1, "it is logged", seconds=20)
+            assert ask(url) == [{"y": [2, 4, 6]}]
+            (folder / "client.pem").write_bytes((certificates / "client.pem").read_bytes())
+            wait_until(lambda: "new files for the model server" in logged(tmp_path), "good files are taken", seconds=20)
+            (tmp_path / "log").write_text("")
+        subprocess.run([sys.executable, ROOT / "docker" / "certificates.py", folder], check=True, capture_output=True)
+        (certificates / "mutual-tls.config").write_text((folder / "mutual-tls.config").read_text())
+        wait_until(lambda: server.log.read_text().count("new certificates for") == 2, "the server follows", seconds=20)
+        wait_until(lambda: "new files for the model server" in logged(tmp_path), "the gateway follows", seconds=20)
+        assert ask(url) == [{"y": [2, 4, 6]}]
+        wait_until(lambda: "requests" in live(url), "metrics are read", seconds=30)
+
+
+def logged(folder: Path) -> str:
+    return (folder / "log").read_text()
 
 
 @pytest.mark.parametrize(

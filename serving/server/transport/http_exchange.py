@@ -339,17 +339,17 @@ class RestApplication:
 
     # What waits
 
-    async def sweep(self, endpoints: list[socket.socket]) -> None:
+    async def sweep(self, endpoints: Callable[[], list[socket.socket]]) -> None:
         """For ever: ends requests that come too slowly or wait too long for their answer, or whose clients are gone.
 
-        One look at all of them every so often costs less than a timer for each. `endpoints` are the sockets that their
-        connections came in on.
+        One look at all of them every so often costs less than a timer for each. `endpoints` tells the
+        listening sockets that their connections came in on.
         """
         timeout, request_seconds = self._limits.answer_seconds, self._limits.request_seconds
         seconds = max(_MIN_SWEEP_SECONDS, min(_SWEEP_SECONDS, (timeout or request_seconds) / 4, request_seconds / 4))
         while True:
             await asyncio.sleep(seconds)
-            self.refused_clients.cut_off(endpoints)
+            self.refused_clients.cut_off(endpoints())
             now = self._loop.time()
             for exchange in self._reading:
                 if now - exchange.received > request_seconds and exchange.reader is not None and not exchange.late:

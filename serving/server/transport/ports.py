@@ -128,7 +128,7 @@ class Ports:
 
     async def sweep(self) -> None:
         """For ever: time-outs of requests, and the end of connections that were refused."""
-        await self._rest.sweep([endpoint for api, endpoint in self._sockets if api is Api.REST])
+        await self._rest.sweep(lambda: self._endpoints(Api.REST))
 
     async def follow_certificates(self) -> None:
         """For ever: when the files of TLS change, new connections get what they say, without a restart.

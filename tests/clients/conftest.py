@@ -36,6 +36,7 @@ class Fake:
     labels: dict[str, int] = field(default_factory=lambda: {"stable": 2})
     delay: float = 0.0  # seconds a Predict takes
     fail: grpc.StatusCode | None = None
+    failures: int = 1_000  # how many of the first requests fail so
     received: list[PredictRequest] = field(default_factory=list)
 
     def version(self, spec: Any, context: grpc.ServicerContext) -> int:
@@ -56,7 +57,7 @@ class Fake:
     def predict(self, request: PredictRequest, context: grpc.ServicerContext) -> PredictResponse:
         self.received.append(request)
         version = self.version(request.model_spec, context)
-        if self.fail is not None:
+        if self.fail is not None and len(self.received) <= self.failures:
             context.abort(self.fail, "asked to fail")
         if "images" not in request.inputs:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "input size does not match signature")

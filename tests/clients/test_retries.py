@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import threading
-import time
 
 import grpc
 import numpy as np
@@ -61,11 +59,10 @@ def test_nothing_else_is_asked_again(error: errors.PredictError) -> None:
 
 
 def test_no_try_begins_after_the_deadline_or_before_the_server_wants_one() -> None:
-    began = time.monotonic()
     ask = Failing(99, errors.Unavailable("away"))
     with pytest.raises(errors.Unavailable):
         Retry(attempts=100, first=0.05, longest=0.05).call(ask, 0.2)
-    assert time.monotonic() - began < 0.5
+    assert len(ask.left) >= 94  # of which 4 or 5 fit
     later = errors.Unavailable("full")
     later.retry_after = 5
     ask = Failing(1, later)
@@ -75,26 +72,21 @@ def test_no_try_begins_after_the_deadline_or_before_the_server_wants_one() -> No
 
 
 def test_grpc_asks_again(fake) -> None:
-    fake.fail = grpc.StatusCode.UNAVAILABLE
-    timer = threading.Timer(0.1, lambda: setattr(fake, "fail", None))
-    timer.start()
-    with GrpcClient(fake.target, retry=Retry(attempts=5, first=0.1)) as client:
+    fake.fail, fake.failures = grpc.StatusCode.UNAVAILABLE, 2
+    with GrpcClient(fake.target, retry=Retry(attempts=5, first=0.01)) as client:
         assert client.predict("mnist", {"images": IMAGES}).version == 3
-    timer.join()
-    assert len(fake.received) > 1
+    assert len(fake.received) == 3
 
 
 def test_asyncio_asks_again(fake) -> None:
-    fake.fail = grpc.StatusCode.UNAVAILABLE
+    fake.fail, fake.failures = grpc.StatusCode.UNAVAILABLE, 2
 
     async def ask() -> int:
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.1, lambda: setattr(fake, "fail", None))
-        async with AsyncGrpcClient(fake.target, retry=Retry(attempts=5, first=0.1)) as client:
+        async with AsyncGrpcClient(fake.target, retry=Retry(attempts=5, first=0.01)) as client:
             return (await client.predict("mnist", {"images": IMAGES})).version
 
     assert asyncio.run(ask()) == 3
-    assert len(fake.received) > 1
+    assert len(fake.received) == 3
 
 
 @pytest.mark.parametrize(("retry", "calls"), [(ONCE, 1), (Retry(attempts=3, first=0.01), 3), (Retry(99, 0.01), 5)])

@@ -62,7 +62,7 @@ def test_no_try_begins_after_the_deadline_or_before_the_server_wants_one() -> No
     ask = Failing(99, errors.Unavailable("away"))
     with pytest.raises(errors.Unavailable):
         Retry(attempts=100, first=0.05, longest=0.05).call(ask, 0.2)
-    assert len(ask.left) >= 94  # of which 4 or 5 fit
+    assert len(ask.left) <= 6  # of which 4 fit
     later = errors.Unavailable("full")
     later.retry_after = 5
     ask = Failing(1, later)

@@ -1,7 +1,7 @@
 """Pictures in predict requests, for models whose manifest says how a picture becomes their input.
 
-A client then sends the JPEG, PNG, WebP or BMP itself: `{"b64": …}` over REST, a string tensor over gRPC. Decoding takes
-milliseconds, so threads of their own do it, and the number of pictures that they hold is bounded.
+A client then sends the JPEG, PNG or another picture file itself: `{"b64": …}` over REST, a string tensor over gRPC.
+Decoding takes milliseconds, so threads of their own do it, and the number of pictures that they hold is bounded.
 """
 
 import asyncio

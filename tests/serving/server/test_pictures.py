@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import photos
 from bookserve.clients import errors
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.inputs import pictures
@@ -91,6 +92,15 @@ def test_a_picture_has_one_answer_over_rest_grpc_and_in_numbers(server: Server, 
         np.testing.assert_allclose(prediction.outputs[output], expected, rtol=1e-6)
         one = client.predict(name, {given: np.array(files[0], dtype=object)})
         np.testing.assert_allclose(one.outputs[output], expected[:1], rtol=1e-6)
+
+
+def test_a_photograph_of_a_phone_is_taken_in_every_format(server: Server) -> None:
+    files = [photos.file_of(name) for name in photos.FORMATS]
+    expected = _in_numbers(server, PHOTOS, files)
+    answer = _rest(server, "photos", {"instances": [_b64(file) for file in files]})
+    np.testing.assert_allclose(answer["predictions"], expected, rtol=1e-5)
+    for broken in (photos.file_of("HEIC")[:3000], photos.bomb("AVIF")):
+        assert "picture 0: the " in _rest(server, "photos", {"instances": [_b64(broken)]})["error"]
 
 
 def test_the_gateway_gives_the_same_answer(server: Server, store: Path) -> None:

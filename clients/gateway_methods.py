@@ -78,9 +78,9 @@ class GatewayMethods(Generic[AnswerT]):
     ) -> AnswerT:
         """What a model of the task "image-classification" says of each picture.
 
-        A picture is the path or the bytes of a PNG, JPEG, WebP or BMP, or a uint8 array of pixels. Each prediction is
-        {"class"} and the outputs by name, such as "probabilities": {class: probability}. OSError when a file cannot be
-        read.
+        A picture is the path or the bytes of a file (PNG, JPEG, WebP, BMP, GIF, TIFF, AVIF, HEIC), or a uint8 array of
+        pixels. Each prediction is {"class"} and the outputs by name, such as "probabilities": {class: probability}.
+        OSError when a file cannot be read.
         """
         if isinstance(pictures, str | bytes | PathLike):
             raise TypeError(f"{model} takes a sequence of pictures: write [picture] for one")
@@ -203,7 +203,7 @@ class GatewayMethods(Generic[AnswerT]):
         label: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> AnswerT:
-        """Which digit each picture shows: path or bytes of a PNG, JPEG, WebP or BMP, or a uint8 array of pixels.
+        """Which digit each picture shows: path or bytes of a file, or a uint8 array of pixels.
 
         Each prediction is {"class", "probabilities": {digit: probability}}. OSError when a file cannot be read.
         """
@@ -260,7 +260,7 @@ class GatewayMethods(Generic[AnswerT]):
         label: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> AnswerT:
-        """Which of ten things each picture (path or bytes of a PNG, JPEG, WebP or BMP, or uint8 pixels) shows.
+        """Which of ten things each picture (path or bytes of a file, or uint8 pixels) shows.
 
         Each prediction is {"class", "probabilities": {class: probability}}. OSError when a file cannot be read.
         """

@@ -12,6 +12,7 @@ from bookserve.serving.wire.pictures import (
     MAX_BYTES,
     MAX_PIXELS,
     MEDIA_TYPES,
+    SUFFIXES,
     Picture,
     PictureDamaged,
     PictureEmpty,
@@ -21,6 +22,7 @@ from bookserve.serving.wire.pictures import (
     PictureTooLarge,
     Pixels,
     file_of,
+    preview,
 )
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "MAX_PIXELS",
     "MEDIA_TYPES",
     "PHOTO",
+    "SUFFIXES",
     "Picture",
     "PictureDamaged",
     "PictureEmpty",
@@ -41,6 +44,7 @@ __all__ = [
     "file_of",
     "levels",
     "photo",
+    "preview",
     "tensor",
 ]
 

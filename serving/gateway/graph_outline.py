@@ -1,7 +1,8 @@
 """The outline of a version's graph for its page: which operations it has, how often, and what goes in and out.
 
 An ONNX file or a SavedModel is read from the store without its weights and without an engine: protobuf says how long
-each field is (https://protobuf.dev/programming-guides/encoding/), so what is not told is passed over.
+each field is (https://protobuf.dev/programming-guides/encoding/), so what is not told is passed over. LiteRT files are
+read by `litert_outline.py`.
 """
 
 import os
@@ -12,11 +13,12 @@ from typing import Any, BinaryIO
 
 from google.protobuf.message import DecodeError
 
+from bookserve.serving.gateway import litert_outline
 from bookserve.serving.wire.onnx_graph_pb2 import ValueInfoProto
 
 MAX_FIELDS = 200_000  # of a file; a node has about ten
 MAX_KINDS = 100  # of operations that are listed, the most frequent ones
-MAX_TENSORS = 100  # of the graph's inputs, and of its outputs
+MAX_TENSORS = litert_outline.MAX_TENSORS
 _MAX_TEXT = 200  # bytes of a name
 _MAX_TENSOR = 1 << 16  # bytes of what is said of an input
 _LENGTH = 2  # a field whose length stands before it
@@ -26,7 +28,10 @@ _SIZES = {1: 8, 5: 4}  # wire type -> bytes of a number
 # operation and of its domain.
 _ONNX = {"nodes": ((7, 1), (25, 7)), "name": 4, "domain": 7}  # graph, functions
 _SAVED_MODEL = {"nodes": ((2, 2, 1), (2, 2, 2, 1, 3)), "name": 2, "domain": 0}  # graph, library of functions
-_FILES = {"assets.extra/model.onnx": _ONNX, "model.onnx": _ONNX, "saved_model.pb": _SAVED_MODEL}
+_FILES: dict[str, dict[str, Any] | None] = {
+    **{"assets.extra/model.onnx": _ONNX, "model.onnx": _ONNX, "saved_model.pb": _SAVED_MODEL},
+    **(dict.fromkeys(("assets.extra/model.tflite", "model.tflite")) if litert_outline.KNOWN else {}),
+}
 _ONNX_INITIALIZER, _ONNX_INPUT, _ONNX_OUTPUT = (7, 5), (7, 11), (7, 12)
 _INITIALIZER_NAME = 8
 _TYPES = (
@@ -130,7 +135,7 @@ class _Outline:
 
 
 def find(version: Path) -> str | None:
-    """The file of a version's folder that is outlined; None where it has neither ONNX nor SavedModel."""
+    """The file of a version's folder that is outlined; None where it has neither ONNX, SavedModel nor LiteRT."""
     for name in _FILES:
         path = version / name
         if path.is_file() and not path.is_symlink() and not path.parent.is_symlink():
@@ -139,11 +144,11 @@ def find(version: Path) -> str | None:
 
 
 def outline(version: Path) -> dict[str, Any] | None:
-    """The outline of the graph in a version's folder; None where it has neither ONNX nor SavedModel, or no whole one.
+    """The outline of the graph in a version's folder; None where it has no file of `find`, or no whole one.
 
     `file` and its `bytes`, `nodes` in all, the most frequent `operations` as [name, count], `kinds` in all, and whether
-    that is the `whole` file; bodies of loops and branches are not counted, those of functions once. Of ONNX also
-    `inputs` and `outputs` with `name`, `dtype` and `shape`, where a size is a number, a name, or null for any.
+    that is the `whole` file; bodies of loops and branches are counted of LiteRT alone, those of functions once. Of ONNX
+    and LiteRT also `inputs` and `outputs` with `name`, `dtype` and `shape`, where a size is a number, a name, or null.
     """
     name = find(version)
     if name is None:
@@ -152,21 +157,28 @@ def outline(version: Path) -> dict[str, Any] | None:
     try:
         with (version / name).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            found, whole = _Outline(_Reader(file), form), True
-            try:
-                found.read((), 0, size)
-            except _Enough:
-                whole = False
+            found = litert_outline.outline(file) if form is None else _of_protobuf(file, size, form)
     except (OSError, ValueError, DecodeError):
         return None
-    told: dict[str, Any] = {
+    counts = found.pop("counts")
+    return {
         "file": name,
         "bytes": size,
-        "nodes": found.counts.total(),
-        "kinds": len(found.counts),
-        "operations": [list(pair) for pair in found.counts.most_common(MAX_KINDS)],
-        "whole": whole,
+        "nodes": counts.total(),
+        "kinds": len(counts),
+        "operations": [list(pair) for pair in counts.most_common(MAX_KINDS)],
+        **found,
     }
+
+
+def _of_protobuf(file: BinaryIO, size: int, form: dict[str, Any]) -> dict[str, Any]:
+    """As `litert_outline.outline`; a SavedModel has no `inputs` and `outputs`. Raises ValueError, DecodeError."""
+    found, whole = _Outline(_Reader(file), form), True
+    try:
+        found.read((), 0, size)
+    except _Enough:
+        whole = False
+    told: dict[str, Any] = {"counts": found.counts, "whole": whole}
     if form is _ONNX:
         inputs = [tensor for tensor in found.tensors[_ONNX_INPUT] if tensor["name"] not in found.constants]
         told |= {"inputs": inputs[:MAX_TENSORS], "outputs": found.tensors[_ONNX_OUTPUT][:MAX_TENSORS]}

@@ -2,8 +2,8 @@
 
 import base64
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.problems import Problem, bad_value, shown
 
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
+Made = TypeVar("Made")
 _LEVEL = {"type": "integer", "minimum": 0, "maximum": 255}
 
 
@@ -57,6 +58,14 @@ class ImageBody:
             media_type, (request_parsing.FORM, request_parsing.JSON, *pictures.MEDIA_TYPES), self.curl
         )
 
+    def preview(self, request: Request, limits: Limits, side: int) -> bytes:
+        """The one picture of a form as a PNG of at most `side` pixels; Problem names what is wrong."""
+        media_type = request_parsing.media_type(request)
+        if media_type != request_parsing.FORM:
+            raise request_parsing.unsupported(media_type, (request_parsing.FORM,), self.curl)
+        (upload,) = request_parsing.read_files(request, "file", replace(limits, items=1), self.curl)
+        return self._made(upload, "file", lambda content: pictures.preview(content, side))
+
     def openapi(self, limits: Limits) -> dict[str, Any]:
         """The request body's schema for each media type."""
         pixel = openapi.list_of(_LEVEL, self.channels) if self.channels else _LEVEL
@@ -85,13 +94,16 @@ class ImageBody:
         return f"[{self.height}][{self.width}]" + (f"[{self.channels}]" if self.channels else "")
 
     def _file(self, content: bytes, field: str) -> npt.NDArray[np.uint8]:
+        return self._made(content, field, self.decode)
+
+    def _made(self, content: bytes, field: str, make: Callable[[bytes], Made]) -> Made:
         try:
-            return self.decode(content)
+            return make(content)
         except pictures.PictureTooLarge as error:
             raise Problem(413, f"{field}: {error}", field=field) from error
         except pictures.PictureError as error:
             given = f"{len(content)} bytes: {error}"
-            raise bad_value(field, f"{self.what} (PNG, JPEG, WebP or BMP)", given, self.curl) from error
+            raise bad_value(field, self.what, given, self.curl) from error
 
     def _base64(self, value: object, limits: Limits) -> npt.NDArray[np.uint8]:
         """Picture files as base64: a text, or a list of texts."""

@@ -1,18 +1,23 @@
-"""The task `image-classification`: pictures, as files, as a raw body or as pixels, to the class of each."""
+"""The task `image-classification`: pictures, as files, as a raw body or as pixels, to the class of each.
+
+`POST /api/v1/NAME/preview` makes a PNG of a picture in a format that a browser cannot show, such as HEIC, for the page.
+"""
 
 from typing import Any
 
-from flask import Request
+from flask import Request, Response
 
 from bookserve.clients import forms, outputs
 from bookserve.clients.inputs import pictures
 from bookserve.export.contracts import Contract
 from bookserve.serving.gateway import openapi as schemas
+from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.image_body import ImageBody
 from bookserve.serving.gateway.request_parsing import Choice
 
+_PREVIEW = 512  # pixels
 _CURL = "curl -F file=@{file} http://127.0.0.1:8080{path}"
 
 
@@ -23,6 +28,12 @@ def predict(request: Request, contract: Contract, choice: Choice, dependencies: 
     levels = _body(contract, request.path).images(request, dependencies.limits)
     inputs = {tensor.name: pictures.tensor(levels, means, tensor)}
     return outputs.rows(contract, dependencies.models.predict(contract, inputs, choice))
+
+
+def preview(request: Request, contract: Contract, limits: Limits) -> Response:
+    """One picture of a form as a small PNG."""
+    png = _body(contract, request.path.removesuffix("/preview")).preview(request, limits, _PREVIEW)
+    return Response(png, content_type="image/png", headers={"Cache-Control": "no-store"})
 
 
 def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
@@ -41,7 +52,21 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
         "stretch": f"Pictures of any size, scaled to {size}.",
     }[means.resize]
     body = _body(contract, path).openapi(limits)
-    return {path: {"post": schemas.prediction("predict", contract.model, "What does it show?", text, body, item)}}
+    one = {"type": "array", "minItems": 1, "maxItems": 1, "items": {"type": "string", "format": "binary"}}
+    shown = {
+        "operationId": "previewPicture",
+        "tags": ["models"],
+        "summary": f"A picture as a PNG of at most {_PREVIEW} pixels, for what cannot show its format.",
+        "requestBody": {
+            "required": True,
+            "content": {request_parsing.FORM: {"schema": schemas.struct({"file": one})}},
+        },
+        "responses": {"200": {"description": "The picture.", "content": {"image/png": {}}}},
+    }
+    return {
+        path: {"post": schemas.prediction("predict", contract.model, "What does it show?", text, body, item)},
+        f"{path}/preview": {"post": shown},
+    }
 
 
 def _body(contract: Contract, path: str) -> ImageBody:

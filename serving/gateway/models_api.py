@@ -71,7 +71,10 @@ class ModelsApi:
             contract = self._known(name)
             found = self._store.graph(contract.model, version) if self._store else None
             if found is None:
-                raise Problem(404, f"{name} version {version} has no ONNX graph or SavedModel in the store")
+                raise Problem(
+                    404,
+                    f"{name} version {version} has no graph in the store that is outlined: ONNX, SavedModel or LiteRT",
+                )
             response = json_response(found)
             response.headers.update(FRESH)
             return response

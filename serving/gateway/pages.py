@@ -5,6 +5,7 @@ from pathlib import Path
 import flask_swagger_ui
 from flask import Blueprint, Response, render_template
 
+from bookserve.clients.inputs import pictures
 from bookserve.clients.store_contracts import is_name
 from bookserve.serving.gateway.caching import FRESH
 from bookserve.serving.gateway.problems import Problem
@@ -24,8 +25,12 @@ def routes() -> Blueprint:
 
     viewer = {name: (_VIEWER / name).read_bytes() for name in ("swagger-ui-bundle.js", "swagger-ui.css")}
 
+    taken = f"{', '.join(pictures.FORMATS[:-1])} and {pictures.FORMATS[-1]}"
+    accept = ",".join((*pictures.MEDIA_TYPES, *pictures.SUFFIXES))
+
     def page(template: str, **values: str) -> Response:
-        return Response(render_template(template, **values), content_type="text/html; charset=utf-8", headers=FRESH)
+        made = render_template(template, taken=taken, accept=accept, **values)
+        return Response(made, content_type="text/html; charset=utf-8", headers=FRESH)
 
     @blueprint.get("/")
     def show_models() -> Response:

@@ -95,13 +95,7 @@ def routes(catalog: Catalog, dependencies: Dependencies) -> Blueprint:
                 g.model = model
                 return TASKS[forms.form(contract)].predict(alone, contract, choice, dependencies)
 
-            try:
-                return catalog.answer(model, choice, ask)
-            except Problem:
-                raise
-            except Exception as error:
-                _log.error("fault", request_id=g.request_id, exc_info=error)
-                raise Problem(500, "a fault of the gateway: its log says more under this request's id") from error
+            return _or_problem(lambda: catalog.answer(model, choice, ask))
 
         def read() -> bytes:
             return bytes(request.environ["wsgi.input"].read(_PIECE))
@@ -116,6 +110,13 @@ def routes(catalog: Catalog, dependencies: Dependencies) -> Blueprint:
     @blueprint.post("/<model:model>/explain")
     def explain(model: str) -> Response:
         return answer(model, _explained)
+
+    @blueprint.post("/<model:model>/preview")
+    def preview(model: str) -> Response:
+        contract = catalog.contract(model, Choice())
+        _need(contract, forms.PICTURES, "takes no pictures")
+        g.model = model
+        return image_classification.preview(request, contract, dependencies.limits)
 
     @blueprint.get("/<model:model>/drawing")
     def draw(model: str) -> Response:
@@ -134,6 +135,17 @@ def operations(catalog: Catalog, limits: Limits) -> list[dict[str, Any]]:
         paths = TASKS[forms.form(contract)].openapi(contract, path, limits)
         found.append({**paths, f"{PATH}/models/{name}:predict": {"post": openapi.with_lines(paths[path]["post"])}})
     return found
+
+
+def _or_problem(answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer to a line of many; a fault is logged, and a problem of this line alone."""
+    try:
+        return answer()
+    except Problem:
+        raise
+    except Exception as error:
+        _log.error("fault", request_id=g.request_id, exc_info=error)
+        raise Problem(500, "a fault of the gateway: its log says more under this request's id") from error
 
 
 def _generated(contract: Contract) -> Answer:

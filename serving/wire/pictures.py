@@ -10,9 +10,6 @@ so that its centre of mass is the field's centre. "crop" takes the central part 
 
 import io
 import os
-import struct
-import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +18,44 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from bookserve.serving.wire.picture_file import (
+    FORMATS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    MEDIA_TYPES,
+    SUFFIXES,
+    PictureDamaged,
+    PictureError,
+    PictureFormatError,
+    PictureTooLarge,
+    check_pixels,
+    decode,
+)
+
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MEDIA_TYPES",
+    "SUFFIXES",
+    "Picture",
+    "PictureDamaged",
+    "PictureEmpty",
+    "PictureError",
+    "PictureFormatError",
+    "PictureRule",
+    "PictureTooLarge",
+    "Pixels",
+    "file_of",
+    "levels",
+    "preview",
+    "tensor",
+]
+
 Pixels = npt.NDArray[np.uint8]
 # A picture file's path or its bytes, or pixels: grey [height,width], or [height,width,3 or 4] with alpha as the fourth.
 Picture = str | os.PathLike[str] | bytes | Pixels
 _Grey = npt.NDArray[np.float32]  # (height, width), grey levels 0..255, or ink 0..1
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp")
-MAX_BYTES = 16 << 20
-MAX_PIXELS = 20_000_000
 
 FILLED = 20 / 28  # of the field's shorter side, what the longer side of a centred sign is fitted to
 WORKING_SIDE = 1600  # pixels; larger pictures are shrunk to this before the digit is looked for
@@ -38,26 +64,6 @@ _BLACK = 10  # grey levels; a field's border is black but for the few digits tha
 _MIN_CONTRAST = 12.0  # grey levels; a picture whose ink differs less from its background is empty
 _MIN_OVER_NOISE = 6.0  # times the background's own roughness
 _INK = 0.25  # of full ink; darker pixels than this span the digit's bounding box
-
-# A warning of the decoder (a decompression bomb, damaged metadata) is a reason to refuse the picture. The filter is
-# process-wide and set once, because warnings.catch_warnings is not safe between threads.
-warnings.filterwarnings("error", module=r"PIL(\.|$)")
-
-# What Pillow's decoders raise on damaged files.
-_DECODER_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    Warning,
-)
 
 
 @dataclass(frozen=True)
@@ -74,22 +80,6 @@ class PictureRule:
     deviation: tuple[float, ...] = ()
 
 
-class PictureError(ValueError):
-    """A picture that cannot be used; the message says why and what would do."""
-
-
-class PictureFormatError(PictureError):
-    """No picture, or one of a format that is not allowed."""
-
-
-class PictureTooLarge(PictureError):
-    """More bytes or pixels than allowed; nothing was decoded."""
-
-
-class PictureDamaged(PictureError):
-    """A picture whose file is truncated or broken."""
-
-
 class PictureEmpty(PictureError):
     """A picture without ink: nothing in it stands out from the background."""
 
@@ -97,7 +87,7 @@ class PictureEmpty(PictureError):
 def levels(picture: Picture, rule: PictureRule) -> Pixels:
     """Turns a picture into the levels that `rule` asks for: uint8 [height,width], or [height,width,3] for "rgb".
 
-    `picture` is a PNG, JPEG, WebP or BMP, its path or its bytes, or a uint8 array of pixels. It is turned by its EXIF
+    `picture` is a file of one of FORMATS, its path or its bytes, or a uint8 array of pixels. It is turned by its EXIF
     orientation, and transparency is laid over white. "centred" is for one sign, such as a digit: dark signs on light
     grounds (told by the border) are inverted, uneven and grey grounds removed, contrast is stretched; a picture that
     has the size and a black border already comes back unchanged, and so does its negative, inverted. "crop" cuts out
@@ -131,6 +121,15 @@ def tensor(many: Pixels, rule: PictureRule, dtype: np.dtype[Any], rank: int) -> 
     if rule.layout == "channels-first":
         array = array.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(array.astype(dtype))
+
+
+def preview(picture: Picture, side: int) -> bytes:
+    """A picture as a PNG of at most `side` pixels in width and height, over white. Raises as `levels`."""
+    image = _eight_bit(_over(_image(picture), 255)).convert("RGB")
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    return png.getvalue()
 
 
 def _centred(image: Image.Image, height: int, width: int) -> Pixels:
@@ -169,43 +168,15 @@ def file_of(picture: Picture) -> bytes:
 
 def _image(picture: Picture) -> Image.Image:
     if not isinstance(picture, np.ndarray):
-        return _decode(file_of(picture))
+        return decode(file_of(picture))
     shape = list(picture.shape)
     if picture.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ([], [3], [4]) or 0 in shape:
         raise PictureFormatError(
             "an array of pixels is uint8 (levels from 0 to 255) of shape [height,width], [height,width,3] or"
             f" [height,width,4], this one is {picture.dtype} {shape}"
         )
-    _check_pixels(shape[1], shape[0])
+    check_pixels(shape[1], shape[0])
     return Image.fromarray(picture)
-
-
-def _decode(content: bytes) -> Image.Image:
-    if len(content) > MAX_BYTES:
-        raise PictureTooLarge(f"the picture has more than {MAX_BYTES >> 20} MiB: save it smaller")
-    if not content:
-        raise PictureFormatError("the picture has no bytes")
-    try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureTooLarge(f"the picture has more than {MAX_PIXELS // 1_000_000} million pixels") from error
-    except _DECODER_ERRORS as error:
-        allowed = ", ".join(FORMATS)
-        raise PictureFormatError(f"this is no readable picture: give one of {allowed}") from error
-    _check_pixels(*image.size)
-    try:
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except _DECODER_ERRORS as error:
-        raise PictureDamaged(f"the {image.format} picture is truncated or damaged: save it again") from error
-
-
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise PictureTooLarge(
-            f"the picture has {width} x {height} pixels, at most {MAX_PIXELS // 1_000_000} million are taken:"
-            " save it smaller"
-        )
 
 
 def _over(image: Image.Image, ground: int) -> Image.Image:

@@ -118,7 +118,7 @@ def test_unusable_inputs_are_explained(fake, store, tmp_path) -> None:
     path.write_text("no picture")
     result = _run("mnist", str(path), *server)
     assert result.exit_code == 1
-    assert "PNG, JPEG, WEBP, BMP" in result.output
+    assert "PNG, JPEG, WebP, BMP" in result.output
 
 
 def test_a_model_without_a_contract_is_asked_in_tensors(http_fake, fake, picture, tmp_path) -> None:

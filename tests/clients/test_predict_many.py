@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import photos
 from book_contracts import CONTRACTS, write_manifest, write_manifests
 from bookserve.clients import predict
 from stand_in_models import OTHERS, WORDS, FakeServer, serve
@@ -68,6 +69,21 @@ def test_a_folder_of_pictures_goes_in_few_requests(ask, server, pictures) -> Non
     assert server.running - before == 2
 
 
+def test_a_folder_of_photographs_of_every_format(ask, tmp_path) -> None:
+    for name in photos.FORMATS:
+        (tmp_path / f"IMG_1.{name.lower()}").write_bytes(photos.file_of(name))
+    (tmp_path / "IMG_2.HEIC").write_bytes(photos.file_of("HEIC")[:2000])  # as cameras write it, and cut off
+    done = ask("cifar10", str(tmp_path), "--output", "json")
+    assert done.exit_code == 1
+    told = json.loads(done.output)["predictions"]
+    good = [item for item in told if "error" not in item]
+    assert [Path(item["input"]).suffix for item in good] == sorted(f".{name.lower()}" for name in photos.FORMATS)
+    assert all(item["version"] == 3 for item in good)
+    (cut,) = (item for item in told if "error" in item)
+    assert cut["input"].endswith("IMG_2.HEIC")
+    assert "cut off" in cut["error"]
+
+
 def test_one_bad_input_among_many_has_its_error_and_gives_status_1(ask, pictures) -> None:
     bad = pictures / "bad.png"
     bad.write_text("no picture")
@@ -76,7 +92,7 @@ def test_one_bad_input_among_many_has_its_error_and_gives_status_1(ask, pictures
     first, second, third = json.loads(done.output)["predictions"]
     assert (first["class"], first["version"]) == ("0", 3)
     assert set(second) == {"input", "error"}
-    assert "PNG, JPEG, WEBP, BMP" in second["error"]
+    assert "PNG, JPEG, WebP, BMP" in second["error"]
     assert third["error"] == "cannot be read: No such file or directory"
 
 

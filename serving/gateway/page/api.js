@@ -59,21 +59,30 @@ function askForKey() {
   return true;
 }
 
-export async function ask(path, options) {
-  let response;
+async function answered(path, options) {
   try {
-    response = await fetch(path, options);
-    if (response.status === 401 && askForKey()) response = await fetch(path, options);
+    const response = await fetch(path, options);
+    return response.status === 401 && askForKey() ? await fetch(path, options) : response;
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Fault(AWAY);
   }
+}
+
+const refusal = (problem, status) => new Fault(sentence(problem ?? {}, status), { status, field: problem?.field, position: problem?.position });
+
+export async function ask(path, options) {
+  const response = await answered(path, options);
   const document_ = await response.json().catch(() => null);
-  if (!response.ok || !document_) {
-    const { status } = response;
-    throw new Fault(sentence(document_ ?? {}, status), { status, field: document_?.field, position: document_?.position });
-  }
+  if (!response.ok || !document_) throw refusal(document_, response.status);
   return document_;
+}
+
+// A picture in a format that the browser cannot show, as a PNG that the gateway makes.
+export async function preview(model, body, signal) {
+  const response = await answered(`/api/v1/${model}/preview`, { method: "POST", body, signal });
+  if (!response.ok) throw refusal(await response.json().catch(() => null), response.status);
+  return response.blob();
 }
 
 // The newest job of its kind: a newer one, or cancel(), overtakes it, and nothing that it comes to is used.

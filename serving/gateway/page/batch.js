@@ -7,6 +7,7 @@
 import { Newest, ask } from "./api.js";
 import { parseCsv, writeCsv } from "./csv.js";
 import { element, figure, leaves, make } from "./dom.js";
+import { ACCEPT, TAKEN } from "./files.js";
 import { filesOf, isZip } from "./zip.js";
 
 const [FEW, MANY] = [16, 256]; // inputs of a request: of those that cost the gateway work, and rows of numbers
@@ -34,7 +35,7 @@ export class Batch {
     if (!this.form) return;
     const files = element("batch-files");
     const pictures = !this.form.read;
-    files.accept = pictures ? "image/png,image/jpeg,image/webp,image/bmp,application/zip,.zip" : ".csv,.txt,text/csv,text/plain";
+    files.accept = pictures ? `${ACCEPT},application/zip,.zip` : ".csv,.txt,text/csv,text/plain";
     files.multiple = pictures;
     element("batch-hint").textContent = hintOf(model);
     files.addEventListener("change", () => {
@@ -186,7 +187,7 @@ function compare(a, b) {
 }
 
 function hintOf({ form, columns, inputs }) {
-  if (form === "image-classification") return "Choose several pictures (PNG, JPEG, WebP or BMP), or a ZIP archive of up to 5,000.";
+  if (form === "image-classification") return `Choose several pictures, or a ZIP archive of up to 5,000. ${TAKEN} are taken.`;
   if (form === "text") return "Choose a text file with one text a line, or a CSV file with a column “text”.";
   if (form === "molecules") return "Choose a text file with one SMILES a line, or a CSV file with a column “smiles”.";
   const width = inputs[0].shape[1];

@@ -2,6 +2,7 @@
 // TensorFlow Serving and Triton.
 
 import { element, make } from "./dom.js";
+import { ACCEPT } from "./files.js";
 import { ASKED } from "./panel.js";
 import { example } from "./panels/tensors.js";
 
@@ -162,7 +163,9 @@ console.log(JSON.stringify(await response.json()));`,
 }
 
 function ofPicture(url, file) {
-  const type = { jpg: "image/jpeg", jpeg: "image/jpeg", webp: "image/webp", bmp: "image/bmp" }[file.split(".").at(-1).toLowerCase()] ?? "image/png";
+  const ending = file.split(".").at(-1).toLowerCase();
+  const kind = { jpg: "jpeg", tif: "tiff" }[ending] ?? ending;
+  const type = ACCEPT.split(",").find((taken) => taken === `image/${kind}`) ?? "image/png";
   return {
     curl: `curl -F ${shell(`file=@${file}`)} ${shell(url)}`,
     python: `import json

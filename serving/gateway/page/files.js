@@ -1,5 +1,8 @@
 // Files that are dropped, pasted or chosen, and pictures as files.
 
+// The formats that are taken, in words and for a file field.
+export const { taken: TAKEN, accept: ACCEPT } = document.body.dataset;
+
 // A canvas as a PNG file, at once: toBlob() waits until the browser is idle.
 export function pngOf(canvas) {
   const letters = atob(canvas.toDataURL("image/png").split(",")[1]);

@@ -4,7 +4,7 @@
 // marked, and `show` gets null. Overtaken by a newer question or by cancel(): `show` is not called.
 
 import { remember } from "./address.js";
-import { Fault, Newest, ask } from "./api.js";
+import { Fault, Newest, ask, preview } from "./api.js";
 import { element, make } from "./dom.js";
 
 // What other parts of the page listen for, on `document`: a question with its input and its answer, and that a server may be away.
@@ -75,9 +75,10 @@ export class Panel {
   askFile(file, draw, show, input = null) {
     const asked = { ...this.upload(file), hash: remember(input), input };
     const job = async (signal) => {
-      const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => {
-        throw new Fault("The browser cannot read this file as a picture. Please give PNG, JPEG, WebP or BMP.", { status: 400 });
-      });
+      const turned = (await file.slice(8, 12).text()) !== "WEBP"; // of which Chromium does not obey the orientation
+      const own = turned ? await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => null) : null;
+      if (!own) asked.shown = await preview(this.name, asked.options.body, signal);
+      const bitmap = own ?? (await createImageBitmap(asked.shown));
       signal.throwIfAborted();
       draw(bitmap);
       bitmap.close();

@@ -3,10 +3,10 @@
 import { Newest, ask } from "./api.js";
 import { firstBody } from "./code.js";
 import { make } from "./dom.js";
+import { ACCEPT } from "./files.js";
 import { answerOf } from "./questions.js";
 
 const FIELDS = { text: ["text", "Text"], molecules: ["smiles", "SMILES"], regression: ["x"], tabular: ["x"] };
-const PICTURES = "image/png,image/jpeg,image/webp,image/bmp";
 const JSON_TYPE = { "Content-Type": "application/json" };
 
 export function startSmall(details, name) {
@@ -42,7 +42,7 @@ function partsOf(model, message, newest) {
   message.id = `${id}-message`;
 
   if (model.form === "image-classification") {
-    const files = make("input", { type: "file", id, accept: PICTURES });
+    const files = make("input", { type: "file", id, accept: ACCEPT });
     files.addEventListener("change", () => {
       const body = new FormData();
       if (files.files[0]) body.append("file", files.files[0]);

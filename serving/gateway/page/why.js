@@ -130,8 +130,8 @@ function rowParts({ body }, { columns, example }) {
   });
 }
 
-async function canvasOf({ options }) {
-  const bitmap = await createImageBitmap(options.body.get("file"), { imageOrientation: "from-image" });
+async function canvasOf({ options, shown }) {
+  const bitmap = await createImageBitmap(shown ?? options.body.get("file"), { imageOrientation: "from-image" });
   const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = make("canvas", { width: Math.round(bitmap.width * scale) || 1, height: Math.round(bitmap.height * scale) || 1 });
   canvas.getContext("2d", { willReadFrequently: true }).drawImage(bitmap, 0, 0, canvas.width, canvas.height);

@@ -15,6 +15,7 @@ import numpy as np
 
 from bookserve.serving.server.inference.requests import Caller
 from bookserve.serving.server.models.catalog import Catalog, not_served
+from bookserve.serving.server.models.picture_input import PictureInput
 from bookserve.serving.server.models.servable import Servable
 from bookserve.serving.server.observability.metric_families import (
     INFERENCE_COUNT,
@@ -259,8 +260,8 @@ def datatype_of(output: str, array: Array) -> str:
     return name
 
 
-def input_type(signature: Signature, name: str, datatype: str) -> np.dtype[Any]:
-    """The numpy type of an input's values; object, of bytes, for BYTES.
+def input_type(signature: Signature, name: str, datatype: str, pictures: PictureInput | None = None) -> np.dtype[Any]:
+    """The numpy type of an input's values; object, of bytes, for BYTES, which `pictures` takes in place of numbers.
 
     Raises ServingError (INVALID_ARGUMENT) for an input that the model does not have, or has with another datatype.
     """
@@ -273,7 +274,9 @@ def input_type(signature: Signature, name: str, datatype: str) -> np.dtype[Any]:
             f"input '{name}': datatype '{datatype[:80]}' does not exist; the model expects"
             f" {datatype_name(spec.data_type)}"
         )
-    if known.number != spec.data_type:
+    if known.number != spec.data_type and not (
+        known.number == tensorflow_pb2.DT_STRING and pictures is not None and pictures.takes(signature, name)
+    ):
         raise invalid_argument(
             f"input '{name}' expects datatype {datatype_name(spec.data_type)}, the request has {datatype}"
         )

@@ -101,7 +101,7 @@ def _infer(catalog: Catalog) -> Handler:
             inputs: dict[str, Array] = {}
             for number, tensor in enumerate(request.inputs):
                 name = tensor.name
-                dtype = open_inference.input_type(signature, name, tensor.datatype)
+                dtype = open_inference.input_type(signature, name, tensor.datatype, servable.pictures)
                 if name in inputs:
                     raise invalid_argument(f"input '{name}' comes twice")
                 if tensor.parameters:

@@ -16,6 +16,7 @@ from bookserve.serving.server.api.rest_handlers import RestAnswer, answer_with
 from bookserve.serving.server.inference import requests
 from bookserve.serving.server.inference.requests import Prediction
 from bookserve.serving.server.models.catalog import Catalog
+from bookserve.serving.server.models.servable import Servable
 from bookserve.serving.server.transport.http_exchange import HttpExchange
 from bookserve.serving.server.types.errors import failed_precondition, invalid_argument, not_found, unavailable
 from bookserve.serving.server.types.signatures import Signature, find_signature
@@ -95,7 +96,8 @@ class OpenInferenceRest:
         signature_name = _field(parameters, "signature_name", str, "the request's parameters", "")
         signature = find_signature(servable.engine.signatures, signature_name)
         booleans = b"true" in head or b"false" in head
-        inputs = _read_inputs(_field(request, "inputs", list, "the request"), signature, booleans, tail)
+        tensors = _field(request, "inputs", list, "the request")
+        inputs = _read_inputs(tensors, servable, signature, booleans, tail)
         in_binary = _field(parameters, "binary_data_output", bool, "the request's parameters", False)
         outputs: dict[str, bool] = {}  # whether in binary, by name
         for output in _field(request, "outputs", list, "the request", []):
@@ -138,7 +140,9 @@ def _json_length(exchange: HttpExchange) -> int:
     return int(header)
 
 
-def _read_inputs(tensors: list[Any], signature: Signature, booleans: bool, tail: memoryview) -> dict[str, Array]:
+def _read_inputs(
+    tensors: list[Any], servable: Servable, signature: Signature, booleans: bool, tail: memoryview
+) -> dict[str, Array]:
     """The tensors of a request; `tail` is what follows the JSON, `booleans` as in json_tensors.to_array.
 
     Raises ServingError (INVALID_ARGUMENT) for what is malformed or does not fit the signature.
@@ -148,7 +152,8 @@ def _read_inputs(tensors: list[Any], signature: Signature, booleans: bool, tail:
     for tensor in tensors:
         name = _field(_checked(tensor, dict, "an element of 'inputs'"), "name", str, "an input")
         what = f"input '{name}'"
-        dtype = open_inference.input_type(signature, name, _field(tensor, "datatype", str, what))
+        datatype = _field(tensor, "datatype", str, what)
+        dtype = open_inference.input_type(signature, name, datatype, servable.pictures)
         if name in inputs:
             raise invalid_argument(f"{what} comes twice")
         shape = _field(tensor, "shape", list, what)

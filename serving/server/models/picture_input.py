@@ -1,7 +1,7 @@
 """Pictures in predict requests, for models whose manifest says how a picture becomes their input.
 
-A client then sends the JPEG, PNG, WebP or BMP itself: `{"b64": …}` over REST, a string tensor over gRPC. Decoding takes
-milliseconds, so threads of their own do it, and the number of pictures that they hold is bounded.
+A client then sends the JPEG, PNG or another picture file itself: `{"b64": …}` over REST, a string tensor over gRPC.
+Decoding takes milliseconds, so threads of their own do it, and the number of pictures that they hold is bounded.
 """
 
 import asyncio
@@ -74,14 +74,20 @@ class PictureInput:
 
     def types(self, signature: Signature, body: bytes) -> Mapping[str, DataType]:
         """The types of the signature's inputs in a JSON body: the input is strings where it may hold pictures."""
-        if b'"b64"' not in body or not self._takes(signature):
+        if b'"b64"' not in body or not self.takes(signature, self._rule.input):
             return signature.input_types
         return {**signature.input_types, self._rule.input: tensorflow_pb2.DT_STRING}
+
+    def takes(self, signature: Signature, name: str) -> bool:
+        """Whether that input of the signature is the one, and is of numbers."""
+        spec = signature.inputs.get(name)
+        known = spec is not None and spec.data_type != tensorflow_pb2.DT_STRING and spec.shape is not None
+        return known and name == self._rule.input
 
     def is_given(self, signature: Signature, inputs: Mapping[str, Array]) -> bool:
         """Whether a request has strings where the signature wants numbers."""
         given = inputs.get(self._rule.input)
-        return given is not None and given.dtype == object and self._takes(signature)
+        return given is not None and given.dtype == object and self.takes(signature, self._rule.input)
 
     def decode(self, signature: Signature, inputs: Mapping[str, Array], done: Callable[[Any], None]) -> None:
         """Calls `done` on the event loop with all inputs, the pictures as rows; or with what is wrong.
@@ -97,10 +103,6 @@ class PictureInput:
             done(outcome if isinstance(outcome, ServingError) else {**inputs, name: outcome})
 
         self._decoder.decode([bytes(file) for file in given.ravel()], self._rule, signature.inputs[name], decoded)
-
-    def _takes(self, signature: Signature) -> bool:
-        spec = signature.inputs.get(self._rule.input)
-        return spec is not None and spec.data_type != tensorflow_pb2.DT_STRING and spec.shape is not None
 
 
 def _rows(files: list[bytes], rule: PictureRule, spec: TensorSpec) -> Array | ServingError:

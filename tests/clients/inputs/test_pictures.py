@@ -188,9 +188,9 @@ def test_a_fully_transparent_picture_is_empty() -> None:
         pictures.digit(_encode(Image.new("RGBA", (50, 50), (0, 0, 0, 0))))
 
 
-@pytest.mark.parametrize("kind", ["GIF", "TIFF", "ICO", "PPM", "TGA"])
+@pytest.mark.parametrize("kind", ["ICO", "PPM", "TGA", "PCX"])
 def test_other_formats_are_refused_whatever_they_are_called(kind) -> None:
-    with pytest.raises(pictures.PictureFormatError, match="PNG, JPEG, WEBP, BMP"):
+    with pytest.raises(pictures.PictureFormatError, match="PNG, JPEG, WebP, BMP"):
         pictures.digit(_encode(_seven(size=(64, 64)), kind))
 
 
@@ -319,6 +319,6 @@ def test_a_photo_has_the_limits_of_every_picture() -> None:
     with pytest.raises(pictures.PictureTooLarge):
         pictures.photo(_encode(Image.new("1", (5000, 5000))))
     with pytest.raises(pictures.PictureFormatError):
-        pictures.photo(_encode(Image.new("L", (9, 9)), "GIF"))
+        pictures.photo(_encode(Image.new("L", (9, 9)), "PPM"))
     with pytest.raises(pictures.PictureDamaged):
         pictures.photo(_encode(Image.new("RGB", (99, 99)))[:-40])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import photos
 from bookserve.clients.inputs import pictures
 from http_calls import problem_of
 
@@ -42,6 +43,42 @@ def test_files_and_raw_bodies(client, backend) -> None:
     assert client.post(PATH, data=content, content_type="image/png").status_code == 200
     np.testing.assert_array_equal(backend.asked[0][1][0], pictures.photo(content))
     np.testing.assert_array_equal(backend.asked[1][1], [pictures.photo(content)])
+
+
+@pytest.mark.parametrize("name", photos.FORMATS)
+def test_every_format_of_a_phone_is_taken_and_upright(client, backend, name) -> None:
+    content = photos.file_of(name)
+    assert client.post(PATH, data={"file": (io.BytesIO(content), "IMG_1")}).status_code == 200
+    (sent,) = backend.asked[0][1]
+    assert np.abs(sent.astype(int) - pictures.photo(photos.file_of("PNG"))).mean() < 3
+    assert client.post(PATH, data=content, content_type=f"image/{name.lower()}").status_code == 200
+    np.testing.assert_array_equal(backend.asked[1][1], [sent])
+    response = client.post(f"{PATH}/preview", data={"file": (io.BytesIO(content), "IMG_1")})
+    assert (response.status_code, response.content_type) == (200, "image/png")
+    shown = Image.open(io.BytesIO(response.data))
+    assert shown.size == photos.SIZE
+    assert np.abs(np.asarray(shown).astype(float) - photos.levels()).mean() < 6
+
+
+def test_a_preview_is_small_and_refused_as_the_picture_is(client, backend) -> None:
+    large = photos.encode(photos.photo().resize((1200, 800)), "JPEG")
+    assert Image.open(
+        io.BytesIO(client.post(f"{PATH}/preview", data={"file": (io.BytesIO(large), "a")}).data)
+    ).size == (
+        512,
+        341,
+    )
+    cut = photos.file_of("HEIC")[:3000]
+    for path in (PATH, f"{PATH}/preview"):
+        assert "cut off" in problem_of(client.post(path, data={"file": (io.BytesIO(cut), "a")}), 400)["detail"]
+        bomb = {"file": (io.BytesIO(photos.bomb("HEIC")), "a")}
+        assert "5000 x 6000 pixels" in problem_of(client.post(path, data=bomb), 413)["detail"]
+    two = {"file": [(io.BytesIO(large), "a"), (io.BytesIO(large), "b")]}
+    assert problem_of(client.post(f"{PATH}/preview", data=two), 413)
+    assert problem_of(client.post(f"{PATH}/preview", data=large, content_type="image/jpeg"), 415)
+    other = problem_of(client.post("/api/v1/linear/preview", data={"file": (io.BytesIO(large), "a")}), 404)
+    assert "takes no pictures" in other["detail"]
+    assert not backend.asked
 
 
 def _with(value):

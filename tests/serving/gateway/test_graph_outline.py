@@ -1,14 +1,17 @@
 """The outline of a graph, without its weights and without an engine."""
 
 import json
+import shutil
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import onnx
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from onnx import TensorProto, helper, numpy_helper
 
-from bookserve.serving.gateway import graph_outline
+from bookserve.serving.gateway import graph_outline, litert_outline
 from bookserve.serving.wire.tensorflow_pb2 import SavedModel
 from http_calls import problem_of
 
@@ -59,6 +62,84 @@ def test_a_saved_model_is_counted_with_its_functions(tmp_path) -> None:
     assert "inputs" not in told
 
 
+def lite(operations: int = 3, codes: int = 0) -> bytes:
+    """A LiteRT file: so many FULLY_CONNECTED and a custom operation, and a body with one ADD."""
+    kinds = [schema.BuiltinOperator.FULLY_CONNECTED, schema.BuiltinOperator.CUSTOM, schema.BuiltinOperator.ADD]
+    model = schema.ModelT()
+    model.version = 3
+    model.buffers = [schema.BufferT()]
+    model.operatorCodes = []
+    for kind in [*kinds, *[schema.BuiltinOperator.ADD] * codes]:
+        code = schema.OperatorCodeT()
+        code.builtinCode = kind
+        code.customCode = "Mine" if kind == schema.BuiltinOperator.CUSTOM else None
+        model.operatorCodes.append(code)
+    main, body = schema.SubGraphT(), schema.SubGraphT()
+    main.tensors = []
+    for name, shape, free in (("x", [1, 3], [-1, 3]), ("y", [2], None)):
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.shapeSignature, tensor.hasRank = name, shape, free, True
+        tensor.type = schema.TensorType.FLOAT32 if name == "x" else schema.TensorType.INT8
+        main.tensors.append(tensor)
+    main.inputs, main.outputs = [0], [1]
+    for graph, places in ((main, [0] * operations + [1]), (body, [2])):
+        graph.operators = []
+        for place in places:
+            operator = schema.OperatorT()
+            operator.opcodeIndex = place
+            graph.operators.append(operator)
+    model.subgraphs = [main, body]
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+@pytest.mark.parametrize("name", ["model.tflite", "assets.extra/model.tflite"])
+def test_a_litert_file_has_its_operations_of_all_graphs_and_its_tensors(tmp_path, name) -> None:
+    content = lite()
+    assert graph_outline.outline(write(tmp_path, content, name)) == {
+        "file": name,
+        "bytes": len(content),
+        "nodes": 5,
+        "kinds": 3,
+        "operations": [["FULLY_CONNECTED", 3], ["Mine", 1], ["ADD", 1]],
+        "whole": True,
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [None, 3]}],
+        "outputs": [{"name": "y", "dtype": "int8", "shape": [2]}],
+    }
+
+
+def test_a_litert_file_that_another_wrote(tmp_path) -> None:
+    """One of a speech detector, whose types were changed."""
+    shutil.copy(Path(__file__).parents[1] / "server" / "models" / "crashing.tflite", tmp_path / "model.tflite")
+    told = graph_outline.outline(tmp_path)
+    assert told["operations"] == [["SVDF", 7], ["FULLY_CONNECTED", 5], ["QUANTIZE", 2], ["SOFTMAX", 1]]
+    assert told["inputs"] == [{"name": "", "dtype": "int16", "shape": [1, 96]}]
+    assert told["outputs"] == [{"name": "", "dtype": "int32", "shape": [1, 2]}]
+
+
+def test_a_litert_file_is_bounded(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(litert_outline, "MAX_OPERATIONS", 50)
+    told = graph_outline.outline(write(tmp_path / "long", lite(100), "model.tflite"))
+    assert (told["nodes"], told["whole"]) == (50, False)
+    assert graph_outline.outline(write(tmp_path / "kinds", lite(codes=2_000), "model.tflite")) is None
+
+
+def test_a_damaged_litert_file_has_no_outline(tmp_path) -> None:
+    content = lite()
+    chance = np.random.default_rng(0)
+    outlines = 0
+    for number in range(300):
+        broken = bytearray(content)
+        for place in chance.integers(8, len(content), 4):
+            broken[place] = chance.integers(0, 256)
+        told = graph_outline.outline(write(tmp_path / str(number), bytes(broken), "model.tflite"))
+        outlines += told is not None
+    assert outlines < 300  # the others are None, and nothing is raised
+    for number, bad in enumerate((content[:40], b"", b"TFL3" * 10, content.replace(b"TFL3", b"TFL2"))):
+        assert graph_outline.outline(write(tmp_path / f"bad {number}", bad, "model.tflite")) is None
+
+
 def test_weights_are_not_read_and_a_long_graph_is_not_counted_to_its_end(tmp_path, monkeypatch) -> None:
     read = []
     original = graph_outline._Reader.bytes
@@ -96,7 +177,7 @@ def test_what_is_no_whole_graph_has_no_outline_and_no_link_is_followed(tmp_path)
 def test_the_gateway_tells_it_of_a_version(client, tmp_path) -> None:
     folder = tmp_path / "mnist" / "3"
     path = "/api/v1/models/mnist/versions/3/graph"
-    assert "no ONNX graph or SavedModel" in problem_of(client.get(path), 404)["detail"]
+    assert "no graph in the store that is outlined" in problem_of(client.get(path), 404)["detail"]
     write(folder, layers(4).SerializeToString())
     (folder / "assets.extra" / "manifest.json").write_text(json.dumps({"model": "mnist", "version": 3}))
     assert client.get(path).get_json()["operations"][0] == ["Relu", 4]

@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc
+import tritonclient.http
 from PIL import Image
+from tritonclient.utils import InferenceServerException
 
+import photos
 from bookserve.clients import errors
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.inputs import pictures
@@ -91,6 +96,61 @@ def test_a_picture_has_one_answer_over_rest_grpc_and_in_numbers(server: Server, 
         np.testing.assert_allclose(prediction.outputs[output], expected, rtol=1e-6)
         one = client.predict(name, {given: np.array(files[0], dtype=object)})
         np.testing.assert_allclose(one.outputs[output], expected[:1], rtol=1e-6)
+
+
+def test_a_photograph_of_a_phone_is_taken_in_every_format(server: Server) -> None:
+    files = [photos.file_of(name) for name in photos.FORMATS]
+    expected = _in_numbers(server, PHOTOS, files)
+    answer = _rest(server, "photos", {"instances": [_b64(file) for file in files]})
+    np.testing.assert_allclose(answer["predictions"], expected, rtol=1e-5)
+    for broken in (photos.file_of("HEIC")[:3000], photos.bomb("AVIF")):
+        assert "picture 0: the " in _rest(server, "photos", {"instances": [_b64(broken)]})["error"]
+
+
+@pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc], ids=["http", "grpc"])
+@pytest.mark.parametrize("name", MODELS)
+def test_triton_s_clients_send_pictures_as_bytes(server: Server, module: ModuleType, name: str) -> None:
+    contract = MODELS[name]
+    given, output = contract.inputs[0].name, contract.outputs[0].name
+    files = [FILES[name], _jpeg(name), photos.file_of("HEIC") if name == "photos" else FILES[name]]
+    port = server.rest_port if module is tritonclient.http else server.grpc_port
+
+    def ask(*contents: bytes, shape: tuple[int, ...] | None = None, tensor: str = given) -> Any:
+        made = module.InferInput(tensor, shape or (len(contents),), "BYTES")
+        made.set_data_from_numpy(np.array(contents, object).reshape(shape or (len(contents),)))
+        return client.infer(name, [made]).as_numpy(output)
+
+    with module.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        np.testing.assert_allclose(ask(*files), _in_numbers(server, contract, files), rtol=1e-5)
+        assert ask(*files[:1]).shape == (1, 10)
+        with pytest.raises(InferenceServerException, match="picture 1: this is no readable picture"):
+            ask(files[0], b"none")
+        with pytest.raises(InferenceServerException, match="give one a row"):
+            ask(files[0], shape=(1, 1))
+        with pytest.raises(InferenceServerException, match="--max_pictures"):
+            ask(*[files[0]] * 41)
+        with pytest.raises(InferenceServerException, match="no input 'other'"):
+            ask(files[0], tensor="other")
+        numbers = module.InferInput(given, (1, *contract.inputs[0].shape[1:]), "FP32" if name == "photos" else "UINT8")
+        numbers.set_data_from_numpy(np.zeros((1, *contract.inputs[0].shape[1:]), contract.inputs[0].dtype))
+        assert client.infer(name, [numbers]).as_numpy(output).shape == (1, 10)  # as before
+        silent = module.InferInput("images", (1,), "BYTES")
+        silent.set_data_from_numpy(np.array([files[0]], object))
+        with pytest.raises(InferenceServerException, match="expects datatype UINT8, the request has BYTES"):
+            client.infer("silent", [silent])
+
+
+def test_open_inference_takes_pictures_in_json(server: Server) -> None:
+    tensor = {
+        "name": "images",
+        "datatype": "BYTES",
+        "shape": [2],
+        "data": [_b64(FILES["digits"]), _b64(_jpeg("digits"))],
+    }
+    answer = post(server.rest_port, "/v2/models/digits/infer", json.dumps({"inputs": [tensor]})).json()
+    (output,) = answer["outputs"]
+    expected = _in_numbers(server, DIGITS, [FILES["digits"], _jpeg("digits")])
+    np.testing.assert_allclose(np.reshape(output["data"], output["shape"]), expected, rtol=1e-5)
 
 
 def test_the_gateway_gives_the_same_answer(server: Server, store: Path) -> None:

@@ -22,6 +22,7 @@ EVALUATION = {
     "classes": [{"name": "good", "rows": 8, "positives": 4, "precision": 1.0, "recall": 0.75, "specificity": None}],
     "calibration": {"ece": 0.03125, "brier": 0.25, "bins": []},
 }
+LITERT = Path(__file__).parents[2] / "server" / "models" / "crashing.tflite"
 CONFIG = 'model_config_list { config { name: "wine" version_labels { key: "canary" value: 3 } } }'
 CARD = """# wine
 
@@ -102,6 +103,7 @@ def url(stand_in: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     report.mkdir()
     shutil.copy(SEVEN, report / "curves.png")
     write_graph(store / "wine" / "3" / "assets.extra" / "model.onnx")
+    shutil.copy(LITERT, store / "double" / "3" / "model.tflite")
     (store / "models.config").write_text(CONFIG)
     write_vocabulary(store / "ptb")
     write_vocabulary(store / "mood")

@@ -236,7 +236,9 @@ def test_a_picture_is_picked_and_one_is_chosen(page, tmp_path) -> None:
     page.locator("#cifar10-file").set_input_files(
         {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"},
     )
-    expect(page.locator("#cifar10-message")).to_contain_text("cannot read this file")
+    expect(page.locator("#cifar10-message")).to_contain_text(
+        "Please give a picture. This is 10 bytes: this is no readable picture: give one of PNG, JPEG, WebP,"
+    )
 
 
 def test_a_picture_is_pasted(page) -> None:

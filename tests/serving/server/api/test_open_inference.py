@@ -1,5 +1,6 @@
 """Tensors of the Open Inference Protocol as raw bytes, against tritonclient's own codec."""
 
+import asyncio
 import contextlib
 import struct
 
@@ -11,9 +12,11 @@ from hypothesis.extra import numpy as hnp
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from bookserve.serving.server.api import open_inference
+from bookserve.serving.server.models.picture_input import PictureDecoder, PictureInput
 from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.server.types.signatures import from_proto
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
+from bookserve.serving.wire.pictures import PictureRule
 
 DTYPES = [
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
@@ -102,6 +105,23 @@ def test_inputs_that_the_model_does_not_have(name: str, datatype: str, message: 
     assert open_inference.input_type(SIGNATURE, "x", "FP32") == np.float32
     with pytest.raises(ServingError, match=message):
         open_inference.input_type(SIGNATURE, name, datatype)
+
+
+async def _takes(name: str) -> None:
+    decoder = PictureDecoder(1, asyncio.get_running_loop())
+    pictures = PictureInput(PictureRule(name, (8, 8), "grey", "crop"), decoder)
+    assert open_inference.input_type(SIGNATURE, name, "BYTES", pictures).kind == "O"
+    assert open_inference.input_type(SIGNATURE, name, "FP32", pictures) == np.float32
+    with pytest.raises(ServingError, match="expects datatype FP32, the request has INT32"):
+        open_inference.input_type(SIGNATURE, name, "INT32", pictures)
+    other = PictureInput(PictureRule("other", (8, 8), "grey", "crop"), decoder)
+    with pytest.raises(ServingError, match="expects datatype FP32, the request has BYTES"):
+        open_inference.input_type(SIGNATURE, name, "BYTES", other)
+    decoder.close()
+
+
+def test_the_input_that_takes_pictures_alone_is_given_bytes_in_place_of_numbers() -> None:
+    asyncio.run(_takes("x"))
 
 
 @pytest.mark.parametrize("version", ["x", "-1", "1.0", " 1", "¹", "9" * 19, "9" * 5000])

@@ -1,9 +1,6 @@
 """Triton's own clients, HTTP and gRPC, against a real server."""
 
 import asyncio
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +19,6 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from model_servers import Server, server_starter, wait_until, write_echo_model, write_scale_model
 
-PAGE = Path(__file__).resolve().parents[4] / "docs" / "open-inference.md"
 DATATYPES = {
     "BOOL": (TensorProto.BOOL, np.bool_),
     "UINT8": (TensorProto.UINT8, np.uint8),
@@ -229,14 +225,3 @@ def test_a_drain_turns_readiness_off(tmp_path: Path) -> None:
         assert grpc.infer("scale", [x_of(tritonclient.grpc, [[1, 2, 3]])]).as_numpy("y").tolist() == [[2, 4, 6]]
         http.close()
         grpc.close()
-
-
-def test_the_commands_of_its_page_work(server: Server) -> None:
-    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert [language for language, _ in blocks] == ["sh", "python"]
-    for language, code in blocks:
-        code = code.replace("8501", str(server.rest_port)).replace("8500", str(server.grpc_port))
-        command = ["bash", "-ec", code] if language == "sh" else [sys.executable, "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        assert '"outputs"' in done.stdout if language == "sh" else "[" in done.stdout

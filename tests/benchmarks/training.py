@@ -259,11 +259,12 @@ def _playing(module: Any, config: Any, boards: int, workers: int) -> Work:
     games = Games(boards, config.slips, config.opening)
     learner = a3c.A3C(module.build_model(config), config.algorithm, games, total_updates=10**9)
     rounds = UPDATES // workers
+    moves = workers * rounds * boards * int(config.algorithm.steps)
     runs = count()
 
     def work() -> int:
         learner.run(workers, rounds, (0, next(runs)), lambda number, update: None)
-        return workers * rounds * boards * config.algorithm.steps
+        return moves
 
     return work
 

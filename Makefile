@@ -123,7 +123,7 @@ wheel: install ## build the wheel and the source distribution into dist/
 
 lock: ## pin every dependency with its hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --extra serving --extra clients --extra training --extra convert --extra signing --extra buckets --extra oci --extra batch --extra postgresql --extra telemetry --extra heic --extra dev -o requirements.lock pyproject.toml
+	  --extra serving --extra clients --extra training --extra convert --extra signing --extra buckets --extra oci --extra batch --extra postgresql --extra telemetry --extra heic --extra mlflow --extra dev -o requirements.lock pyproject.toml
 
 protos: install ## regenerate the message modules of serving/wire
 	$(BIN)/python serving/wire/generate.py

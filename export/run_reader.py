@@ -139,7 +139,7 @@ def read(folder: Path, model: str, contract_of: Callable[[str], Contract] | None
             config=config["config"],
             data=DataOrigin(**config["data"]),
             metrics=metrics,
-            made_with={**config["made_with"], "devices": config["devices"]},
+            made_with={**config["made_with"], "devices": config["devices"], "mode": config.get("mode", "exact")},
             purpose=config.get("purpose", ""),
             limits=config.get("limits", ""),
             started=config.get("started", ""),

@@ -65,6 +65,7 @@ NOT_RUN = {
     ): "tests/serving/gateway/test_tox21.py asks it",
     ("serving/README.md", "printf "): "tests/serving/gateway/test_lines.py runs it",
     ("serving/README.md", "export AWS_ACCESS_KEY_ID="): "tests/serving/server/test_buckets.py has a bucket",
+    ("training/README.md", "pip install '.[training,mlflow]'"): "tests/training/test_tracking.py runs the command",
     ("training/README.md", "export TF_CONFIG="): "needs two hosts: tests/training/devices/test_hosts.py has two here",
     ("training/README.md", "bookserve train ptb "): _HOURS,
     ("training/README.md", "bookserve train cifar10 "): _HOURS,

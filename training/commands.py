@@ -40,6 +40,7 @@ from bookserve.training.settings import grid as grid_of
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "int8", "float16")
+TRACKERS = ("mlflow",)
 SAMPLERS = ("tpe", "random", "grid")
 
 profile_option = click.option(
@@ -77,6 +78,18 @@ precision_option = click.option(
 )
 fresh_option = click.option(
     "--fresh", is_flag=True, help="Start anew, even where a training of the same settings was stopped halfway."
+)
+exact_option = click.option(
+    "--exact/--fast",
+    default=True,
+    show_default=True,
+    help="exact: the same seed gives the same bits on the same machine. fast: any kernels, and XLA on a GPU.",
+)
+track_option = click.option(
+    "--track",
+    type=click.Choice(TRACKERS),
+    default=None,
+    help="Tell MLflow at MLFLOW_TRACKING_URI, too: parameters, metrics of every epoch, paths. Needs bookserve[mlflow].",
 )
 
 
@@ -137,6 +150,8 @@ def _stoppable() -> Iterator[None]:
 @click.option("--histograms", is_flag=True, help="For TensorBoard, keep how the weights of every epoch are spread.")
 @runs_dir_option
 @seed_option
+@exact_option
+@track_option
 @fresh_option
 @_stoppable()
 def train(
@@ -152,6 +167,8 @@ def train(
     histograms: bool,
     runs_dir: Path,
     seed: int,
+    exact: bool,
+    track: str | None,
     fresh: bool,
 ) -> None:
     """Train the network of one model into a run folder, on the book's data or on your own.
@@ -188,6 +205,8 @@ def train(
             name,
             changed_settings(config, settings),
             histograms,
+            _mode(exact),
+            _tracker(track, console),
         )
     except (DataError, TrainingError) as error:
         raise click.ClickException(str(error)) from error
@@ -244,6 +263,8 @@ def _own_pictures(model: str, data: Choice, data_dir: Path | None) -> Path | Non
 @models_dir_option
 @runs_dir_option
 @seed_option
+@exact_option
+@track_option
 @fresh_option
 @precision_option
 @max_loss_option
@@ -257,6 +278,8 @@ def train_all(
     models_dir: Path,
     runs_dir: Path,
     seed: int,
+    exact: bool,
+    track: str | None,
     fresh: bool,
     precision: str,
     max_loss: float,
@@ -280,8 +303,17 @@ def train_all(
         began = time.monotonic()
         trained = False
         try:
+            request, mode, tracker = DataRequest(data, data_dir), _mode(exact), _tracker(track, console)
             result = train_model(
-                name, DataRequest(data, data_dir), runs_dir, console, profile=profile, seed=seed, fresh=fresh
+                name,
+                request,
+                runs_dir,
+                console,
+                profile=profile,
+                seed=seed,
+                fresh=fresh,
+                mode=mode,
+                tracker=tracker,
             )
             trained = True
             store = ModelStore(models_dir)
@@ -577,6 +609,30 @@ def _check_alone(command: str) -> None:
         raise click.ClickException(str(error)) from error
     if not alone:
         raise click.ClickException(f"TF_CONFIG names many hosts: '{command}' is for one; 'train NAME' trains on all")
+
+
+def _mode(exact: bool) -> str:
+    from bookserve.training.devices import exactness
+
+    return exactness.EXACT if exact else exactness.FAST
+
+
+def _tracker(track: str | None, console: Console) -> Any:
+    """What is told of the trainings; None where --track is not given.
+
+    Raises:
+        TrainingError: MLflow's client is not installed, or its store cannot be used.
+    """
+    if track is None:
+        return None
+    try:
+        from bookserve.training.tracking import Tracking
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise TrainingError(
+            f"--track {track} needs the package '{package}': pip install 'bookserve[mlflow]'"
+        ) from error
+    return Tracking(console)
 
 
 def _minutes(began: float) -> str:

@@ -31,7 +31,7 @@ from bookserve.training import plots, run_writer
 from bookserve.training.datasets import own_data
 from bookserve.training.datasets.data_card import DataCard
 from bookserve.training.datasets.files import DataError, DataRequest, Origin
-from bookserve.training.devices import devices, hosts
+from bookserve.training.devices import devices, exactness, hosts
 from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.loop.callbacks import ProgressBar, StopOnNan
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
@@ -43,6 +43,7 @@ from bookserve.training.models.purpose import OWN_DATA, PURPOSE
 
 EXAMPLE_ROWS = 512
 EVALUATION_ROWS = 256  # at a time
+TRAINING = "training"  # beside the splits: what is to be known of a training that is not exact
 SERVED = "served"  # beside the splits: the served graph on the test rows
 
 
@@ -118,6 +119,19 @@ class AdaptableModel(BookModel, Protocol):
         """The numbers for that data, and the contract of a model of it that is called `name`."""
 
 
+class Tracker(Protocol):
+    """What is told of a training elsewhere, such as to MLflow (`tracking.py`)."""
+
+    def begin(self, head: Mapping[str, Any], folder: Path) -> keras.callbacks.Callback:
+        """The training of the unfinished run in `folder` begins or goes on; `head` is its config.json."""
+
+    def finish(self, folder: Path, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """The run in `folder` is complete."""
+
+    def fail(self, stopped: bool) -> None:
+        """The training failed, or was stopped by the user."""
+
+
 @dataclass(frozen=True)
 class Training:
     """What one training is of, whichever host runs it."""
@@ -131,6 +145,7 @@ class Training:
     strategy: tf.distribute.Strategy
     console: Console
     histograms: bool
+    tracker: Tracker | None
 
 
 @dataclass(frozen=True)
@@ -170,19 +185,21 @@ def train_model(
     run_name: str = "",
     settings: Mapping[str, Any] | None = None,
     histograms: bool = False,
+    mode: str = exactness.EXACT,
+    tracker: Tracker | None = None,
 ) -> Result:
     """Train the model `name` of `MODELS` and return its run, complete on disk.
 
     Where `request` has a user's own data, its network is trained on that. `run_name` is what the run and the model in
     the store are called: by default `name`. `settings` are fields of the `Config` that have other values. With
-    `histograms` TensorBoard shows how the weights of each epoch are spread.
+    `histograms` TensorBoard shows how the weights of each epoch are spread. A `tracker` is told of the training.
 
     `config` is what a study found, whose name is then the `configuration`; without it the model's own is trained.
 
-    The seed decides the split, the first weights, the order of the rows, dropout and distortion, and only repeatable
-    kernels run: the same seed gives the same figures on the same machine, rounding of long trainings aside. A run of
-    the same settings that was killed goes on from its last complete epoch, unless `fresh`. Where TF_CONFIG names many
-    hosts, every one of them calls this with the same arguments, and the first one keeps the run.
+    The seed decides the split, the first weights, the order of the rows, dropout and distortion. In the `mode` "exact"
+    only repeatable kernels run: the same seed gives the same figures on the same machine. "fast" is without that, see
+    `exactness`. A run of the same settings that was killed goes on from its last complete epoch, unless `fresh`. Where
+    TF_CONFIG names many hosts, every one of them calls this with the same arguments, and the first one keeps the run.
 
     Raises:
         DataError: the data is damaged, cannot be read, or cannot be had.
@@ -201,7 +218,7 @@ def train_model(
         place, count = cluster.place + 1, len(cluster.addresses)
         console.print(f"{name}: host {place} of {count}, with {cluster.others}", highlight=False, soft_wrap=True)
     strategy = devices.strategy()
-    make_repeatable(seed)
+    make_repeatable(seed, mode)
     network, name = name, run_name or name
     data, config, contract = adapted(model_module, config, settings, request, seed, name)
     words = PURPOSE[network]
@@ -224,6 +241,7 @@ def train_model(
         "configuration": configuration,
         "profile": profile,
         "seed": seed,
+        "mode": mode,
         "config": dataclasses.asdict(config),
         "settings": dict(settings),
         "data": dataclasses.asdict(data.origin),
@@ -234,7 +252,7 @@ def train_model(
         "devices": devices.describe(),
         "made_with": versions(),
     }
-    training = Training(name, model_module, contract, config, data, seed, strategy, console, histograms)
+    training = Training(name, model_module, contract, config, data, seed, strategy, console, histograms, tracker)
     try:
         if cluster is None or cluster.place == 0:
             folder, metrics = _lead(training, head, runs_dir, fresh)
@@ -285,11 +303,11 @@ def objective(name: str, config: Any, request: DataRequest, seed: int, figure: s
         return model_module.train(model, data, config, seed, [StopOnNan()], NO_CHECKPOINT)[figure]
 
 
-def make_repeatable(seed: int) -> None:
-    """Seed Python, numpy and TensorFlow, forget earlier models, and have TensorFlow use only repeatable kernels."""
+def make_repeatable(seed: int, mode: str = exactness.EXACT) -> None:
+    """Seed Python, numpy and TensorFlow, forget earlier models, and have only repeatable kernels unless it is fast."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
+    exactness.switch(mode)
 
 
 def versions() -> dict[str, str]:
@@ -357,14 +375,18 @@ def _lead(
         hosts.from_first(json.dumps(head).encode())
         hosts.from_first(state.read_bytes() if state.is_file() else b"")
         bar = ProgressBar(console, name)
-        boards = _boards(run.folder / run_format.TENSORBOARD, training.histograms)
-        with _noting_a_stop(name, checkpoint):
+        watchers = _boards(run.folder / run_format.TENSORBOARD, training.histograms)
+        with _noting_a_stop(name, checkpoint), _told_of_a_failure(training.tracker):
+            if training.tracker is not None:
+                watchers.append(training.tracker.begin(head, run.folder))
             try:
-                model, history = _fit(training, [StopOnNan(), bar, *boards], checkpoint)
+                model, history = _fit(training, [StopOnNan(), bar, *watchers], checkpoint)
             finally:
                 bar.close()
             metrics = _write(training, model, history, run.folder)
-        final = run.finish()
+            final = run.finish()
+        if training.tracker is not None:
+            training.tracker.finish(final, metrics)
         hosts.from_first(json.dumps({"folder": str(final), "metrics": metrics}).encode())
     finally:
         run.close()
@@ -422,6 +444,17 @@ def _noting_a_stop(name: str, checkpoint: Checkpoint) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _told_of_a_failure(tracker: Tracker | None) -> Iterator[None]:
+    """A training that does not end well is told to the tracker."""
+    try:
+        yield
+    except BaseException as error:
+        if tracker is not None:
+            tracker.fail(stopped=isinstance(error, KeyboardInterrupt))
+        raise
+
+
 def _fit(
     training: Training, callbacks: Sequence[keras.callbacks.Callback], checkpoint: Checkpoint
 ) -> tuple[keras.Model, dict[str, list[float]]]:
@@ -450,6 +483,8 @@ def _write(
     report.mkdir(exist_ok=True)
     served = module.serving_model(model)
     metrics = module.evaluate(model, data, report) | {SERVED: _evaluate_served(training, served, report)}
+    if exactness.mode() == exactness.FAST:
+        metrics[TRAINING] = {exactness.FAST: 1.0}
     run_writer.write_history(folder / run_format.HISTORY, history)
     plots.curves(history, report / "curves.png")
     served.save(folder / run_format.NETWORK)

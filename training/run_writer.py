@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bookserve.export.durable import fsync, fsync_tree
 from bookserve.export.run_format import CHECKPOINT, CONFIG, LOCK, METRICS, UNFINISHED
 
-SETTINGS = ("model", "contract", "configuration", "profile", "seed", "config", "data")  # what decides a run's figures
+SETTINGS = ("model", "contract", "configuration", "profile", "seed", "mode", "config", "data")  # decide the figures
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ def find(runs_dir: Path, model: str, head: Mapping[str, Any]) -> Unfinished | No
     """The newest run of the same settings that was killed and has a checkpoint; None where there is none."""
     for folder in sorted((runs_dir / model).glob(f"*{UNFINISHED}"), reverse=True):
         try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            config = {"mode": "exact"} | json.loads(
+                (folder / CONFIG).read_text(encoding="utf-8")
+            )  # once there was no other
         except (OSError, ValueError):
             continue  # it died before its head was written
         if any(config.get(name) != _as_json(head[name]) for name in SETTINGS) or not (folder / CHECKPOINT).is_file():

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from bookserve.training.datasets import tox21 as tox21_data
 from bookserve.training.datasets.files import Origin
 from bookserve.training.datasets.splits import ImageSplits, LabelledImages
+from bookserve.training.devices import exactness
 from bookserve.training.models import STANDARD, mnist
 from bookserve.training.models.cifar10 import model as cifar10
 from bookserve.training.models.cifar10 import modern as cifar10_modern
@@ -123,3 +124,20 @@ def test_the_input_of_every_model_is_listed(monkeypatch: pytest.MonkeyPatch) -> 
     done = CliRunner().invoke(bench.bench, ["input", "--data", "sample", "--seconds", "0"])
     assert done.exit_code == 0, done.output
     assert re.findall(r"│ (\w+) +│ +8 +│ +[\d,]+", done.output) == ["mnist", "cifar10", "tox21"]
+
+
+@pytest.mark.slow
+def test_the_modes_of_a_model_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = exactness.mode()
+    switched = []
+    switch = exactness.switch
+    monkeypatch.setattr(exactness, "switch", lambda mode: switched.append(mode) or switch(mode))
+    try:
+        done = CliRunner().invoke(bench.bench, ["modes", "linear", "--seconds", "0"])
+    finally:
+        switch(before)
+    assert done.exit_code == 0, done.output
+    rates = [int(rate.replace(",", "")) for rate in re.findall(r"[\d,]+(?= +│)", done.output)][:3]
+    assert len(rates) == 3
+    assert all(rate > 0 for rate in rates)
+    assert switched[-6:] == ["exact", "fast", "fast"] * 2

@@ -26,6 +26,7 @@ WORKERS = (1, 2, 4)  # that play tic-tac-toe at the same time
 BOARDS = (1, 64)  # of each of them
 UPDATES = 48  # of the shared parameters in a piece of work, over all workers
 STEPS = 20  # training steps, or batches, of a piece of work
+MODES = {"exact": ("exact", False), "fast": ("fast", False), "fast, XLA": ("fast", True)}
 
 Work = Callable[[], int]  # does a piece of work and tells how many units of it that was
 
@@ -51,14 +52,8 @@ def ptb(seconds: float, threads: int) -> None:
     import keras
 
     from bookserve.training.datasets.ptb import VOCABULARY
-    from bookserve.training.loop.callbacks import Watchers
     from bookserve.training.models import STANDARD
     from bookserve.training.models.ptb import model as models
-
-    rng = np.random.default_rng(0)
-
-    def words(count: int) -> npt.NDArray[np.int32]:
-        return np.minimum(rng.zipf(1.3, count) - 1, VOCABULARY - 1).astype(np.int32)
 
     def plain() -> Work:
         book = models.BOOK
@@ -67,7 +62,7 @@ def ptb(seconds: float, threads: int) -> None:
         model = keras.Sequential([vectors, *layers, keras.layers.Dense(VOCABULARY)])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(book.learning_rate, global_clipnorm=book.clip), loss)
-        rows = words(STEPS * book.batch * (book.steps + 1)).reshape(-1, book.steps + 1)
+        rows = _words(VOCABULARY, STEPS * book.batch * (book.steps + 1)).reshape(-1, book.steps + 1)
         inputs, targets = rows[:, :-1], rows[:, 1:]
 
         def work() -> int:
@@ -76,21 +71,10 @@ def ptb(seconds: float, threads: int) -> None:
 
         return work
 
-    def ours(config: models.Config) -> Work:
-        model = models.build_model(config)
-        step = models.training_step(model, config, STEPS)
-        text = words(STEPS * config.batch * config.steps + 1)
-
-        def work() -> int:
-            models.train_epoch(model, step, text, config, rng, Watchers())
-            return len(text) - 1
-
-        return work
-
     rows = {"the book's network by model.fit": plain()}
-    rows["configuration book"] = ours(models.BOOK)
+    rows["configuration book"] = _reading(models, models.BOOK)
     for profile in ("default", "full"):
-        rows[f"configuration standard, profile {profile}"] = ours(models.CONFIGS[STANDARD][profile])
+        rows[f"configuration standard, profile {profile}"] = _reading(models, models.CONFIGS[STANDARD][profile])
     _print("words/s", rates(rows, seconds))
 
 
@@ -101,26 +85,11 @@ def tictactoe(seconds: float, threads: int) -> None:
     """Moves a second of the A3C training, replies and updates included: by boards a worker and by workers."""
     _start_tensorflow(threads)
     from bookserve.training.models import STANDARD
-    from bookserve.training.models.tictactoe import a3c
     from bookserve.training.models.tictactoe import model as models
-    from bookserve.training.models.tictactoe.games import Games
 
     config = models.CONFIGS[STANDARD]["default"]
-
-    def play(boards: int, workers: int) -> Work:
-        games = Games(boards, config.slips, config.opening)
-        learner = a3c.A3C(models.build_model(config), config.algorithm, games, total_updates=10**9)
-        rounds = UPDATES // workers
-        runs = count()
-
-        def work() -> int:
-            learner.run(workers, rounds, (0, next(runs)), lambda number, update: None)
-            return workers * rounds * boards * config.algorithm.steps
-
-        return work
-
     rows = {
-        f"workers: {workers}, boards of each: {boards}": play(boards, workers)
+        f"workers: {workers}, boards of each: {boards}": _playing(models, config, boards, workers)
         for boards in BOARDS
         for workers in WORKERS
     }
@@ -139,28 +108,11 @@ def input_pipelines(data: Choice, data_dir: Path | None, seconds: float, threads
     from bookserve.training.models.cifar10 import model as cifar10
     from bookserve.training.models.tox21 import model as tox21
 
-    def images(module: Any, rows: Any, config: Any) -> tuple[Any, Any]:
-        model = module.build_model(config)
-        few = replace(rows, train=_first(rows.train, 2 * config.batch), valid=_first(rows.valid, config.batch))
-        module.train(model, few, replace(config, epochs=1), 0, [])  # compiles
-        return model, module.training_batches(rows.train, config, 0)
-
-    def molecules(module: Any, rows: Any, config: Any) -> tuple[Any, Any]:
-        results = rows.train.results
-        inputs = rows.train.inputs | {"remembered": np.zeros_like(results)}  # as good as what the memory would say
-        packed = module.pack(results, module.assay_weights(results, config.balance))
-        networks = module.compiled_networks(module.build_model(config), config, len(results) // config.batch)
-        return networks, module.training_batches(inputs, packed, config, 0)
-
     table = Table("model", "batch", "input alone", "step alone", "both", "input / step", "both / step")
     module: Any
-    for module, prepare in ((mnist, images), (cifar10, images), (tox21, molecules)):
+    for module in (mnist, cifar10, tox21):
         config = replace(module.CONFIGS[STANDARD]["default"], epochs=10**6)  # batches for as long as it takes
-        try:
-            rows = module.load_data(config, DataRequest(data, data_dir), 0)
-        except DataError as error:
-            raise click.ClickException(str(error)) from error
-        figures = rates(parts(*prepare(module, rows, config)), seconds)
+        figures = rates(parts(*_compiled(module, _rows(module, config, data, data_dir), config)), seconds)
         alone, step, both = figures.values()
         table.add_row(
             module.CONTRACT.model,
@@ -171,6 +123,61 @@ def input_pipelines(data: Choice, data_dir: Path | None, seconds: float, threads
         )
     table.caption = f"examples/s, {os.cpu_count()} cores"
     Console().print(table)
+
+
+@bench.command()
+@click.argument("models", nargs=-1)
+@data_option
+@data_dir_option
+@seconds_option
+@threads_option
+def modes(models: tuple[str, ...], data: Choice, data_dir: Path | None, seconds: float, threads: int) -> None:
+    """Units a second of training steps: exact, fast, and fast with XLA, of all models or of those that are named."""
+    _start_tensorflow(threads)
+    from bookserve.training.models import MODELS, STANDARD
+    from bookserve.training.run import book_model
+
+    table = Table("model", *MODES, *(f"{mode} / exact" for mode in list(MODES)[1:]))
+    for name in models or MODELS:
+        module: Any = book_model(name)
+        config = module.CONFIGS[STANDARD]["default"]
+        rows = {}
+        for mode, (switched, xla) in MODES.items():
+            work = _steps(name, module, config, data, data_dir, xla)
+            rows[mode] = _in_mode(switched, work)
+        figures = rates(rows, seconds)
+        first = figures["exact"]
+        table.add_row(
+            name,
+            *(f"{figure:,.0f}" for figure in figures.values()),
+            *(f"{figure / first:.2f}" for figure in list(figures.values())[1:]),
+        )
+    table.caption = f"examples, words or moves/s, {os.cpu_count()} cores"
+    Console().print(table)
+
+
+def _steps(name: str, module: Any, config: Any, data: Choice, data_dir: Path | None, xla: bool) -> Work:
+    """Training steps of a model, on one batch where its rows are independent."""
+    if name == "ptb":
+        return _reading(module, config, xla)
+    if name == "tictactoe":
+        return _playing(module, config, config.games, config.workers)
+    config = replace(config, epochs=10**6)
+    model, dataset = _compiled(module, _rows(module, config, data, data_dir), config)
+    model.jit_compile = xla
+    model.make_train_function(force=True)
+    return parts(model, dataset)["step"]
+
+
+def _in_mode(mode: str, work: Work) -> Work:
+    """The work with or without TensorFlow's repeatable kernels, which the whole process has or has not."""
+    from bookserve.training.devices import exactness
+
+    def switched() -> int:
+        exactness.switch(mode)
+        return work()
+
+    return switched
 
 
 def parts(model: Any, dataset: Any) -> dict[str, Work]:
@@ -192,6 +199,74 @@ def parts(model: Any, dataset: Any) -> dict[str, Work]:
         return work
 
     return {"input": read, "step": learn(dataset.from_tensors(batch).repeat()), "both": learn(dataset)}
+
+
+def _rows(module: Any, config: Any, data: Choice, data_dir: Path | None) -> Any:
+    """The splits of a model's data."""
+    try:
+        return module.load_data(config, DataRequest(data, data_dir), 0)
+    except DataError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _compiled(module: Any, rows: Any, config: Any) -> tuple[Any, Any]:
+    """The part of a model that is fitted, compiled, and its batches."""
+    name, model = module.CONTRACT.model, module.build_model(config)
+    if name == "tox21":
+        results = rows.train.results
+        inputs = rows.train.inputs | {"remembered": np.zeros_like(results)}  # as good as what the memory would say
+        packed = module.pack(results, module.assay_weights(results, config.balance))
+        networks = module.compiled_networks(model, config, len(results) // config.batch)
+        return networks, module.training_batches(inputs, packed, config, 0)
+    if name in ("linear", "logistic"):
+        module.train(model, rows, replace(config, epochs=1), 0, [])  # compiles
+        return model, module.training_batches(rows.train)
+    few = replace(rows, train=_first(rows.train, 2 * config.batch), valid=_first(rows.valid, config.batch))
+    module.train(model, few, replace(config, epochs=1), 0, [])  # compiles
+    return model, module.training_batches(rows.train, config, 0)
+
+
+def _reading(module: Any, config: Any, xla: bool = False) -> Work:
+    """Training steps over made-up words; with `xla` all of a step is compiled, otherwise the parts that always are."""
+    import tensorflow as tf
+
+    from bookserve.training.loop.callbacks import Watchers
+
+    rng = np.random.default_rng(0)
+    model = module.build_model(config)
+    step = module.training_step(model, config, STEPS)
+    if xla:
+        step = tf.function(step.python_function, jit_compile=True)
+    text = _words(config.vocabulary, STEPS * config.batch * config.steps + 1)
+
+    def work() -> int:
+        module.train_epoch(model, step, text, config, rng, Watchers())
+        return len(text) - 1
+
+    return work
+
+
+def _words(vocabulary: int, count: int) -> npt.NDArray[np.int32]:
+    """Word numbers, few of them frequent."""
+    return np.minimum(np.random.default_rng(0).zipf(1.3, count) - 1, vocabulary - 1).astype(np.int32)
+
+
+def _playing(module: Any, config: Any, boards: int, workers: int) -> Work:
+    """Updates of the tic-tac-toe training by workers that have as many boards each."""
+    from bookserve.training.models.tictactoe import a3c
+    from bookserve.training.models.tictactoe.games import Games
+
+    games = Games(boards, config.slips, config.opening)
+    learner = a3c.A3C(module.build_model(config), config.algorithm, games, total_updates=10**9)
+    rounds = UPDATES // workers
+    moves = workers * rounds * boards * int(config.algorithm.steps)
+    runs = count()
+
+    def work() -> int:
+        learner.run(workers, rounds, (0, next(runs)), lambda number, update: None)
+        return moves
+
+    return work
 
 
 def _first(split: Any, rows: int) -> Any:

@@ -18,10 +18,10 @@ import tensorflow as tf
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bookserve.export import evaluation, run_format
-from bookserve.training import run
+from bookserve.export import evaluation, run_format, run_reader
+from bookserve.training import run, run_writer
 from bookserve.training.datasets.files import NOT_OFFICIAL, DataRequest, Origin
-from bookserve.training.devices import devices
+from bookserve.training.devices import devices, exactness
 from bookserve.training.errors import DivergedError, TrainingError
 from bookserve.training.loop.callbacks import StopOnNan
 from bookserve.training.loop.checkpoint import Checkpoint
@@ -116,6 +116,33 @@ def test_the_seed_decides_the_figures(tmp_path: Path, console: Console) -> None:
 
 
 @pytest.mark.usefixtures("tiny_mnist")
+def test_two_exact_trainings_of_one_seed_have_the_same_bits(tmp_path: Path, console: Console) -> None:
+    first, again = (run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke").folder for _ in range(2))
+    for name in ("history.csv", "metrics.json"):
+        assert (first / name).read_bytes() == (again / name).read_bytes()
+    weights = [keras.models.load_model(folder / "model.keras").get_weights() for folder in (first, again)]
+    assert [each.tobytes() for each in weights[0]] == [each.tobytes() for each in weights[1]]
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_a_fast_training_is_told_as_such_and_is_not_gone_on_with_as_exact(tmp_path: Path, console: Console) -> None:
+    try:
+        result = run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke", mode="fast")
+        assert exactness.mode() == "fast"
+    finally:
+        exactness.switch("exact")
+    assert json.loads((result.folder / "metrics.json").read_text())["training"] == {"fast": 1.0}
+    assert run_reader.read(result.folder, "mnist").made_with["mode"] == "fast"  # and so it is in the manifest
+    stopped = result.folder.rename(result.folder.with_name("20260101-000000.unfinished"))
+    (stopped / run_format.CHECKPOINT).touch()
+    head = json.loads((stopped / "config.json").read_text())
+    assert run_writer.find(tmp_path, "mnist", head | {"mode": "exact"}) is None
+    found = run_writer.find(tmp_path, "mnist", head)
+    assert found is not None
+    found.close()
+
+
+@pytest.mark.usefixtures("tiny_mnist")
 def test_a_loss_that_is_no_number_is_an_error_and_leaves_no_run(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +219,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from rich.console import Console
-from bookserve.training import run
+from bookserve.training import run, run_writer
 from bookserve.training.datasets import mnist as mnist_data
 from bookserve.training.loop.callbacks import StopOnNan
 from bookserve.training.datasets.files import DataRequest

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from bookserve.training.devices import hosts
+from bookserve.training.devices import exactness, hosts
 from bookserve.training.loop.callbacks import Watchers
 from bookserve.training.loop.checkpoint import Checkpoint, Saved, pack, unpack
 from bookserve.training.loop.step_losses import LOSS_IS_MEAN
@@ -39,6 +39,7 @@ def fit(
         TrainingError: the checkpoint is damaged, or a callback found the loss not finite.
         OSError: a checkpoint cannot be written.
     """
+    model.jit_compile = exactness.xla()
     model.optimizer.build(model.trainable_variables)
     state = _TrainingState(checkpoint, best, higher_is_better, patience)
     saved = checkpoint.load()

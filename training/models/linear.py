@@ -123,9 +123,14 @@ def train(
     optimizer = optimizers[config.optimizer](config.learning_rate)
     unit = 1.0 if config.scale is None else config.scale.y_deviation
     model.compile(optimizer=optimizer, loss="mean_squared_error", loss_weights=[1 / unit**2])
-    points = tf.data.Dataset.from_tensors((data.train.x, data.train.y[:, None])).repeat()
+    points = training_batches(data.train)
     valid = tf.data.Dataset.from_tensors((data.valid.x, data.valid.y[:, None]))
     return fit(model, lambda _: points, config.epochs, config.steps, valid, callbacks, checkpoint)
+
+
+def training_batches(split: toy.Split) -> tf.data.Dataset:
+    """All points in every step: float32 [n, columns] and [n, 1]."""
+    return tf.data.Dataset.from_tensors((split.x, split.y[:, None])).repeat()
 
 
 def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, dict[str, float]]:

@@ -121,9 +121,14 @@ def train(
         loss=keras.losses.BinaryCrossentropy(from_logits=True),
         metrics=[keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)],
     )
-    points = tf.data.Dataset.from_tensors((data.train.x, data.train.y[:, None])).repeat()
+    points = training_batches(data.train)
     valid = tf.data.Dataset.from_tensors((data.valid.x, data.valid.y[:, None]))
     return fit(model, lambda _: points, config.epochs, config.steps, valid, callbacks, checkpoint)
+
+
+def training_batches(split: toy.Split) -> tf.data.Dataset:
+    """All points in every step: float32 [n, columns] and [n, 1]."""
+    return tf.data.Dataset.from_tensors((split.x, split.y[:, None])).repeat()
 
 
 def evaluate(model: keras.Model, data: toy.Points, report: Path) -> dict[str, dict[str, float]]:

@@ -26,7 +26,7 @@ _SIZES = {1: 8, 5: 4}  # wire type -> bytes of a number
 # operation and of its domain.
 _ONNX = {"nodes": ((7, 1), (25, 7)), "name": 4, "domain": 7}  # graph, functions
 _SAVED_MODEL = {"nodes": ((2, 2, 1), (2, 2, 2, 1, 3)), "name": 2, "domain": 0}  # graph, library of functions
-_FILES = {"assets.extra/model.onnx": _ONNX, "model.onnx": _ONNX, "saved_model.pb": _SAVED_MODEL}
+FILES = {"assets.extra/model.onnx": _ONNX, "model.onnx": _ONNX, "saved_model.pb": _SAVED_MODEL}
 _ONNX_INITIALIZER, _ONNX_INPUT, _ONNX_OUTPUT = (7, 5), (7, 11), (7, 12)
 _INITIALIZER_NAME = 8
 _TYPES = (
@@ -131,7 +131,7 @@ class _Outline:
 
 def find(version: Path) -> str | None:
     """The file of a version's folder that is outlined; None where it has neither ONNX nor SavedModel."""
-    for name in _FILES:
+    for name in FILES:
         path = version / name
         if path.is_file() and not path.is_symlink() and not path.parent.is_symlink():
             return name
@@ -148,7 +148,7 @@ def outline(version: Path) -> dict[str, Any] | None:
     name = find(version)
     if name is None:
         return None
-    form = _FILES[name]
+    form = FILES[name]
     try:
         with (version / name).open("rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -151,6 +151,7 @@ def test_a_gateway_tells_of_a_store_in_a_bucket_and_keeps_it_when_the_bucket_goe
         gateway.process.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_gateway_whose_bucket_is_not_there_says_so(tmp_path: Path) -> None:
     with cloud("gs", tmp_path):
         options = ("--models-dir=gs://nobody/x", f"--model-server=127.0.0.1:{free_port()}")

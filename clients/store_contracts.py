@@ -26,8 +26,10 @@ def is_name(text: str) -> bool:
 class StoreContracts:
     """The contracts below one store's folder. Shared by threads: versions are never rewritten, so each is read once."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, name: str = "") -> None:
+        """`name` is what users call the store, by default its folder."""
         self.root = root
+        self.name = name or str(root)
         self._read: dict[tuple[str, int], Contract] = {}
         self._lock = threading.Lock()
 

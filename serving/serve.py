@@ -153,10 +153,7 @@ def main(
         gateway_options += ["--model-server-rest", f"http://{_HOST}:{rest_port}"]
         gateway_options += ["--log-level", level, "--bind", bind, "--allowed-hosts", allowed_hosts]
         gateway_options += ["--api-keys", str(api_keys)] if api_keys is not None else []
-        if isinstance(models_dir, Path):
-            gateway_options += ["--models-dir", str(models_dir)]
-        else:
-            click.echo("the gateway reads no contracts from a bucket: its page and /api/v1 take tensors")
+        gateway_options += ["--models-dir", str(models_dir)]
         servers.append(("gateway", _run("gateway", *gateway_options, quiet=not verbose)))
         gateway = f"http://{_reached_at(bind)}:{gateway_port}"
         _wait_for(f"{gateway}/healthz", servers, asked)

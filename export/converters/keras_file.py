@@ -1,5 +1,6 @@
 """Keras models: `.keras` of Keras 3, and `.h5` of any Keras. They become a SavedModel and an ONNX graph."""
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from bookserve.export.errors import ExportError
 
 FORMAT = "Keras"
 EXTRA = "convert,training"
+# What Keras says of a layer or function that whoever saved the model wrote.
+_ELSEWHERE = re.compile(r"(?:Could not locate|Unknown) (class|function|layer):? '([^']{1,200})'")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
@@ -71,10 +74,8 @@ def _contract(network: Any, model: str) -> tuple[Contract, Any]:
         Tensor(_name(tensor.name), tensor.dtype if tensor.dtype != "string" else "object", tuple(tensor.shape))
         for tensor in network.inputs
     )
-    if len(network.outputs) == 1:
-        names = [_name(network.output_names[0])]
-    else:
-        names = [_name(name) for name in network.output_names]
+    layers = getattr(network, "output_names", None) or [network.layers[-1].name]  # of a Sequential the last one
+    names = [_name(name) for name in layers]
     if len(set(names)) < len(names):
         names = [f"output_{number}" for number in range(len(names))]
     outputs = tuple(
@@ -98,6 +99,11 @@ def _name(name: str) -> str:
 
 def _reason(path: Path, error: Exception) -> str:
     text = str(error)
+    if missing := _ELSEWHERE.search(text):
+        return (
+            f"{path} needs the {missing[1]} '{missing[2]}', which is Python code that is not in the file: where that "
+            "code is, write a SavedModel with model.export('FOLDER'), and add FOLDER"
+        )
     if "Lambda" in text and ("safe_mode" in text or "unsafe" in text or "enable_unsafe" in text):
         return (
             f"{path} holds a Lambda layer, which is Python code of whoever made the file. --trust loads it: the code "

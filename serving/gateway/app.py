@@ -70,7 +70,7 @@ def create_app(
     app = Flask("bookserve.gateway", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = config.limits.body_bytes
     app.url_map.converters["model"] = ModelName
-    store = Store(config.models_dir) if config.models_dir else None
+    store = Store(config.models_dir, config.models_address) if config.models_dir else None
     contracts = store.contracts if store else None
     models = ModelBackend(backend, config.model_server, config.model_seconds, contracts)
     catalog = Catalog(models, contracts)

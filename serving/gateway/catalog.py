@@ -48,7 +48,7 @@ class Catalog:
     def without_models(self) -> list[str]:
         """Why nothing can be answered where no model is in the store: there is a store, or nobody answers."""
         if self._contracts:
-            return [f"{self._contracts.root} holds no version of a model yet"]
+            return [f"{self._contracts.name} holds no version of a model yet"]
         return [reason for reason in (self._models.reachable().reason,) if reason]
 
     def told(self, model: str) -> Contract:

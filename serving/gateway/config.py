@@ -32,6 +32,7 @@ class GatewayConfig:
     model_server_rest: str = ""  # such as "http://127.0.0.1:8501": for the metrics of the last minutes, and to show it
     model_seconds: float = 10.0  # the deadline of a call to the model server
     models_dir: Path | None = None  # the model store: contracts, metrics, report pictures, vocabularies
+    models_address: str = ""  # where the store is, where `models_dir` has a copy of its small files
     bind: str = "127.0.0.1"
     allowed_hosts: tuple[str, ...] = ()  # names that it is asked by, beside loopback's and `bind`
     api_keys: Path | None = None  # the file of keys, one of which a request to /api/ must have

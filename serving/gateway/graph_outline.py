@@ -28,7 +28,7 @@ _SIZES = {1: 8, 5: 4}  # wire type -> bytes of a number
 # operation and of its domain.
 _ONNX = {"nodes": ((7, 1), (25, 7)), "name": 4, "domain": 7}  # graph, functions
 _SAVED_MODEL = {"nodes": ((2, 2, 1), (2, 2, 2, 1, 3)), "name": 2, "domain": 0}  # graph, library of functions
-_FILES: dict[str, dict[str, Any] | None] = {
+FILES: dict[str, dict[str, Any] | None] = {
     **{"assets.extra/model.onnx": _ONNX, "model.onnx": _ONNX, "saved_model.pb": _SAVED_MODEL},
     **(dict.fromkeys(("assets.extra/model.tflite", "model.tflite")) if litert_outline.KNOWN else {}),
 }
@@ -136,7 +136,7 @@ class _Outline:
 
 def find(version: Path) -> str | None:
     """The file of a version's folder that is outlined; None where it has neither ONNX, SavedModel nor LiteRT."""
-    for name in _FILES:
+    for name in FILES:
         path = version / name
         if path.is_file() and not path.is_symlink() and not path.parent.is_symlink():
             return name
@@ -153,7 +153,7 @@ def outline(version: Path) -> dict[str, Any] | None:
     name = find(version)
     if name is None:
         return None
-    form = _FILES[name]
+    form = FILES[name]
     try:
         with (version / name).open("rb") as file:
             size = os.fstat(file.fileno()).st_size

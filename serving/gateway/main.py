@@ -14,8 +14,10 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -31,12 +33,14 @@ from bookserve.serving.gateway import cors
 from bookserve.serving.gateway.api_keys import ApiKeysError
 from bookserve.serving.gateway.app import create_app, request_id_metadata
 from bookserve.serving.gateway.bridge import Bridge
+from bookserve.serving.gateway.bucket_store import BucketStore
 from bookserve.serving.gateway.config import GatewayConfig, Limits
 from bookserve.serving.gateway.metrics import Metrics
 from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.server_metrics import ServerMetrics
 from bookserve.serving.gateway.server_tls import FollowedTls, ServerTls
-from bookserve.serving.wire import hosts, span_export
+from bookserve.serving.wire import bucket, hosts, span_export
+from bookserve.serving.wire.bucket import BucketAddress, BucketError
 
 if TYPE_CHECKING:
     from bookserve.serving.gateway.tracing import Tracing
@@ -71,6 +75,18 @@ def _collector(context: click.Context, parameter: click.Parameter, value: str) -
         except span_export.SpanExportError as error:
             raise click.BadParameter(str(error)) from error
     return value
+
+
+def _models_dir(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | BucketAddress | None:
+    if value is None:
+        return None
+    try:
+        place = bucket.parse(value) if bucket.is_address(value) else Path(value)
+    except BucketError as error:
+        raise click.BadParameter(str(error)) from error
+    if isinstance(place, Path) and not place.is_dir():
+        raise click.BadParameter(f"Directory '{place}' does not exist.")
+    return place
 
 
 def _origins(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -115,8 +131,17 @@ def _origins(context: click.Context, parameter: click.Parameter, value: str) -> 
 )
 @click.option(
     "--models-dir",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The model store: its manifests say what each model takes. Without it all models take tensors.",
+    callback=_models_dir,
+    metavar="FOLDER",
+    help="The model store, or its address in a bucket (s3://, gs:// or az://BUCKET/PATH): its manifests say what each "
+    "model takes. Without it all models take tensors.",
+)
+@click.option(
+    "--bucket-poll-seconds",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 3600),
+    help="How often a --models-dir in a bucket is listed.",
 )
 @click.option(
     "--max-body-bytes",
@@ -241,7 +266,8 @@ def main(
     model_server_cert: Path | None,
     model_server_key: Path | None,
     model_seconds: float,
-    models_dir: Path | None,
+    models_dir: Path | BucketAddress | None,
+    bucket_poll_seconds: float,
     max_body_bytes: int,
     max_json_bytes: int,
     max_json_depth: int,
@@ -285,7 +311,8 @@ def main(
         model_server,
         model_server_rest,
         model_seconds,
-        models_dir,
+        models_dir if isinstance(models_dir, Path) else None,
+        str(models_dir) if isinstance(models_dir, BucketAddress) else "",
         bind,
         tuple(hosts.listed(allowed_hosts)),
         api_keys,
@@ -295,7 +322,14 @@ def main(
     server_metrics = ServerMetrics(model_server_rest, context=tls.context()) if model_server_rest else None
     tracing = _tracing(otlp_endpoint)
     client = GrpcClient(model_server, credentials=tls.credentials(), call_metadata=_call_metadata(tracing))
-    with reserve(bind, port) as reserved, client as backend, closing(MoleculePool()) as molecule_pool:
+    with ExitStack() as stack:
+        reserved = stack.enter_context(reserve(bind, port))
+        if isinstance(models_dir, BucketAddress):
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="bookserve-gateway-")))
+            config = replace(config, models_dir=folder)
+            _follow(models_dir, folder, bucket_poll_seconds, stack)
+        backend = stack.enter_context(client)
+        molecule_pool = stack.enter_context(closing(MoleculePool()))
         asyncio.run(_serve(config, backend, molecule_pool, server_metrics, tls, tracing, reserved, drain_seconds))
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
     sys.stdout.flush()
@@ -319,6 +353,16 @@ def _call_metadata(tracing: "Tracing | None") -> CallMetadata:
         return (*request_id_metadata(), *tracing.metadata())
 
     return both
+
+
+def _follow(address: BucketAddress, folder: Path, seconds: float, stack: ExitStack) -> None:
+    """Copies the store of a bucket into a folder, and goes on until the stack is left."""
+    try:
+        store = BucketStore(address, folder, seconds)
+    except BucketError as error:
+        raise click.ClickException(f"--models-dir: {error}") from error
+    store.start()
+    stack.callback(store.close)
 
 
 def _configure_log(level: str) -> None:

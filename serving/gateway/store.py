@@ -34,8 +34,9 @@ _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.png")
 class Store:
     """One model store's folder."""
 
-    def __init__(self, root: Path) -> None:
-        self.contracts = StoreContracts(root)
+    def __init__(self, root: Path, name: str = "") -> None:
+        """`name` is what users call the store, by default its folder."""
+        self.contracts = StoreContracts(root, name)
         self._root = root
         self._vocabularies: dict[tuple[str, int, str], words.Vocabulary] = {}
         self._manifests: dict[tuple[str, int], dict[str, Any]] = {}

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+import batch_models
 from bookserve.serving import serve
 from bucket_servers import s3_server
-from http_calls import post
+from http_calls import get, post
 from model_servers import answers, free_port, wait_until, write_scale_model
 
 
@@ -124,21 +125,38 @@ def test_the_gateway_alone_is_opened_with_keys(store: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_store_in_a_bucket_is_served_and_the_gateway_takes_its_tensors(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_store_in_a_bucket_is_served_with_its_contracts_cards_and_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ports = [free_port() for _ in range(3)]
+    store = batch_models.write_all(tmp_path / "models")
+    (store / "flats/1/assets.extra/report").mkdir()
+    (store / "flats/1/assets.extra/report/card.md").write_text("# flats\n")
+    batch_models.describe(store, batch_models.FLATS)
+    (store / "models.config").write_text(
+        f'model_config_list {{ config {{ name: "flats" base_path: "{store}/flats" model_platform: "tensorflow"'
+        ' version_labels { key: "stable" value: 1 } } }'
+    )
     with s3_server(tmp_path) as bucket:
-        bucket.put_folder(store / "scale", "store/scale")
+        bucket.put_folder(store, "store", last="manifest.json")
         for name, value in bucket.environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         with serving(store, ports, address="s3://models/store") as (process, log):
             wait_until(lambda: started(process, log), "both servers are up", seconds=90)
             assert "model server ready, with the models of s3://models/store" in log.read_text()
-            assert "the gateway reads no contracts from a bucket" in log.read_text()
-            asked = post(ports[2], "/api/v1/scale", json.dumps({"instances": [[1.0, 1.0, 1.0]]}))
-            assert asked.json()["predictions"] == [{"y": [2.0, 2.0, 2.0]}]
+            assert answers(f"http://127.0.0.1:{ports[2]}/models/flats")
+            told = get(ports[2], "/api/v1/models/flats").json()
+            assert (told["task"], told["columns"], told["ready"]) == ("regression", ["area", "rooms"], True)
+            (version,) = told["versions"]
+            assert (version["labels"], version["state"]) == (["stable"], "AVAILABLE")
+            assert version["manifest"]["contract"]["task"] == "regression"
+            assert get(ports[2], version["card"]).body == b"# flats\n"
+            assert get(ports[2], version["graph"]).json()["nodes"] == 1
+            asked = post(ports[2], "/api/v1/models/flats:predict", json.dumps({"x": [[70.0, 3.0]]}))
+            assert (asked.status, asked.json()["predictions"]) == (200, [{"price": 71500.0}])
+            words = post(ports[2], "/api/v1/models/next:predict", json.dumps({"text": "the stock"}))
+            assert words.json()["predictions"][0]["words"][0]["word"] == "market"
             assert not Path("s3:").exists()
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0

@@ -47,8 +47,12 @@ class _Handler(BaseHTTPRequestHandler):
     storage: GoogleStorage
     key: rsa.RSAPublicKey
     lock: threading.Lock
+    stopped: threading.Event
 
     def _handle(self) -> None:
+        if self.stopped.is_set():  # a client has kept the connection
+            self.close_connection = True
+            return None
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         address = urlsplit(self.path)
         _, bucket, *rest = address.path.split("/", 2)
@@ -73,9 +77,11 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._get(key)
             if self.command == "POST" or "uploadId" in query:
                 return self._upload_parts(key, query, body)
+            if self.command == "DELETE":
+                return self._delete(key)
             return self._put(key, body)
 
-    do_GET = do_HEAD = do_PUT = do_POST = _handle  # noqa: N815 - as http.server calls them
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815 - as http.server calls them
 
     def _get(self, key: str) -> None:
         if key not in self.storage.objects:
@@ -90,6 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(412, "PreconditionFailed")
         self.storage.put(key, body)
         return self._send(200, b"", key)
+
+    def _delete(self, key: str) -> None:
+        if key not in self.storage.objects:
+            return self._refuse(404, "NoSuchKey")
+        del self.storage.objects[key], self.storage.generations[key]
+        return self._send(204, b"")
 
     def _upload_parts(self, key: str, query: dict[str, list[str]], body: bytes) -> None:
         parts = self.storage.parts
@@ -164,7 +176,8 @@ def google_storage(folder: Path) -> Iterator[dict[str, str]]:
     path = folder / "account.json"
     account = {"type": "service_account", "client_email": ACCOUNT, "private_key": pem, "private_key_id": "1"}
     path.write_text(json.dumps(account))
-    state = {"storage": GoogleStorage(), "key": key.public_key(), "lock": threading.Lock()}
+    stopped = threading.Event()
+    state = {"storage": GoogleStorage(), "key": key.public_key(), "lock": threading.Lock(), "stopped": stopped}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), state))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -172,6 +185,7 @@ def google_storage(folder: Path) -> Iterator[dict[str, str]]:
         url = f"http://127.0.0.1:{server.server_address[1]}"
         yield {"GOOGLE_BASE_URL": url, "GOOGLE_APPLICATION_CREDENTIALS": str(path)}
     finally:
+        stopped.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -26,7 +26,7 @@ TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-batch bench-training screenshots up down certificates sbom wheel lock protos operations reference javascript clean
+.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-batch bench-training screenshots up down certificates sbom wheel lock protos operations reference javascript site clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -124,6 +124,8 @@ wheel: install ## build the wheel and the source distribution into dist/
 lock: ## pin every dependency with its hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --extra serving --extra clients --extra training --extra convert --extra signing --extra buckets --extra oci --extra batch --extra postgresql --extra telemetry --extra heic --extra mlflow --extra dev -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  -o docs/site/requirements.txt docs/site/requirements.in
 
 protos: install ## regenerate the message modules of serving/wire
 	$(BIN)/python serving/wire/generate.py
@@ -134,10 +136,16 @@ operations: install ## sort TensorFlow's operations anew for the check of SavedM
 reference: install ## write docs/reference from the flags, commands and metrics
 	$(BIN)/python docs/reference/generate.py
 
+# Not in .venv: nothing else needs these packages.
+site: ## build the documents as a website into site/, which works offline
+	@test -x .venv-site/bin/python || $(PYTHON) -m venv .venv-site
+	@.venv-site/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement docs/site/requirements.txt
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/python docs/site/build.py site
+
 javascript: install ## make the types of clients/javascript from the gateway's OpenAPI document; needs npm
 	cd clients/javascript && npm install --no-audit --no-fund --no-package-lock
 	$(BIN)/python -c 'import json; from bookserve.serving.gateway import openapi; print(json.dumps(openapi.document([])))' > clients/javascript/openapi.json
 	cd clients/javascript && npm run types && rm -rf node_modules openapi.json
 
 clean: ## remove what was built, not what was trained
-	rm -rf .venv .typecheck .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf .venv .venv-site site .typecheck .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

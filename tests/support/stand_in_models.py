@@ -1,6 +1,7 @@
 """A stand-in for a model server: all seven models as simple functions of their inputs, in process or over gRPC."""
 
 import threading
+from collections.abc import Mapping
 from concurrent import futures
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -117,7 +118,7 @@ OTHERS = {
 
 @dataclass
 class FakeServer:
-    """A model server on loopback that has version 3 of `models`, which are the book's or OTHERS.
+    """A model server on loopback that has version 3 of `models`, whose contracts are the book's, OTHERS, or given.
 
     Every Predict waits for `gate` and counts itself.
     """
@@ -126,6 +127,7 @@ class FakeServer:
     target: str = ""
     gate: threading.Event = field(default_factory=threading.Event)
     running: int = 0
+    contracts: Mapping[str, Contract] = field(default_factory=lambda: CONTRACTS | OTHERS)
 
     def predict(self, request: PredictRequest, context: grpc.ServicerContext) -> PredictResponse:
         model = self._model(request, context)
@@ -140,7 +142,7 @@ class FakeServer:
         return response
 
     def metadata(self, request: GetModelMetadataRequest, context: grpc.ServicerContext) -> GetModelMetadataResponse:
-        contract = (CONTRACTS | OTHERS)[self._model(request, context)]
+        contract = self.contracts[self._model(request, context)]
         definitions = SignatureDefMap()
         signature = definitions.signature_def["serving_default"]
         for side, tensor in [

@@ -25,6 +25,7 @@ from bookserve.serving.wire.json_text import JsonError, parse
 from bookserve.serving.wire.tensors import Array
 
 _JSON_LENGTH = "inference-header-content-length"
+_BLOCK = 1 << 16  # values that are written at a time, so that the interpreter is free in between
 
 Kind = TypeVar("Kind", str, bool, list[Any], dict[str, Any])
 
@@ -112,7 +113,8 @@ class OpenInferenceRest:
         def encode(prediction: Prediction) -> RestAnswer:
             return _encode(prediction, request_id, outputs, in_binary)
 
-        requests.predict(servable, signature, inputs, list(outputs), exchange, answer_with(exchange, encode))
+        done = answer_with(exchange, encode, requests.values)
+        requests.predict(servable, signature, inputs, list(outputs), exchange, done)
 
 
 def model_and_version(exchange: HttpExchange, match: re.Match[str]) -> tuple[str, str]:
@@ -276,4 +278,9 @@ def _json_values(name: str, array: Array) -> Any:
             f"output '{name}' has a value that is not finite, for which JSON has no number: request it with the"
             " parameter binary_data"
         )
-    return np.ascontiguousarray(array).ravel()
+    flat = np.ascontiguousarray(array).ravel()
+    if flat.size <= _BLOCK:
+        return flat
+    blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+    texts = [orjson.dumps(block, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for block in blocks]
+    return orjson.Fragment(b"[" + b",".join(texts) + b"]")

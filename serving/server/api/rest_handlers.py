@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from bookserve.serving.server.transport.http_exchange import HttpExchange
@@ -12,6 +13,9 @@ from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.json_text import JsonError
 
 log = logging.getLogger(__name__)
+
+_MANY_VALUES = 1 << 14  # which take the event loop some milliseconds
+_WRITERS = ThreadPoolExecutor(2, thread_name_prefix="answers")
 
 
 class RestAnswer(NamedTuple):
@@ -35,10 +39,13 @@ def fail(exchange: HttpExchange, error: ServingError) -> None:
     exchange.respond(HTTP_STATUS[error.code], error_body(error.message), headers=headers)
 
 
-def answer_with(exchange: HttpExchange, encode: Callable[[Any], RestAnswer]) -> Callable[[Any], None]:
+def answer_with(
+    exchange: HttpExchange, encode: Callable[[Any], RestAnswer], values: Callable[[Any], int] = lambda result: 0
+) -> Callable[[Any], None]:
     """What answers a request, once, with a result that `encode` can write or with an error.
 
-    `encode` may raise ServingError, and JsonError for what JSON cannot carry.
+    `encode` may raise ServingError, and JsonError for what JSON cannot carry. `values` tells how many numbers it will
+    write: many are written by a thread, as the event loop would answer nobody meanwhile.
     """
 
     def done(result: Any) -> None:
@@ -46,9 +53,15 @@ def answer_with(exchange: HttpExchange, encode: Callable[[Any], RestAnswer]) -> 
             return
         if isinstance(result, ServingError):
             fail(exchange, result)
-            return
+        elif values(result) > _MANY_VALUES:
+            writing = asyncio.get_running_loop().run_in_executor(_WRITERS, encode, result)
+            writing.add_done_callback(lambda written: finish(written.result))
+        else:
+            finish(lambda: encode(result))
+
+    def finish(outcome: Callable[[], RestAnswer]) -> None:
         try:
-            exchange.respond(200, *encode(result))
+            exchange.respond(200, *outcome())
         except JsonError as error:
             fail(exchange, invalid_argument(str(error)))
         except ServingError as error:

@@ -61,7 +61,7 @@ class TensorFlowRest:
         def encode(prediction: Prediction) -> RestAnswer:
             return RestAnswer(write(prediction.outputs))
 
-        requests.predict(servable, signature, inputs, [], exchange, answer_with(exchange, encode))
+        requests.predict(servable, signature, inputs, [], exchange, answer_with(exchange, encode, requests.values))
 
     def classify(self, exchange: HttpExchange, match: re.Match[str]) -> None:
         """POST …:classify."""

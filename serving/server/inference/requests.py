@@ -29,6 +29,11 @@ class Prediction:
     outputs: Mapping[str, Array]
 
 
+def values(prediction: Prediction) -> int:
+    """How many values its outputs have together."""
+    return sum([array.size for array in prediction.outputs.values()])
+
+
 Done = Callable[[Prediction | ServingError], None]
 
 

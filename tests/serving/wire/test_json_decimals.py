@@ -89,3 +89,33 @@ def test_rows_are_nested_on_one_line(shape: tuple[int, ...]) -> None:
     values[..., :1] = 3e-5
     assert joined(values) == ", ".join(rows(values))
     assert np.array_equal(np.array([json.loads(row) for row in rows(values)], np.float32).reshape(shape), values)
+
+
+def random_small(count: int) -> np.ndarray:
+    """Float32 numbers between 0 and 1e-4, of either sign: any bits, and such as few decimals tell."""
+    random = np.random.default_rng(1)
+    bits = random.integers(1, np.float32(1e-4).view(np.uint32), count, np.uint32).view(np.float32)
+    short = (random.integers(1, 10**6, count) * 10.0 ** -random.integers(10, 40, count)).astype(np.float32)
+    values = np.concatenate([bits, short[(short > 0) & (short < np.float32(1e-4))]])
+    return np.where(random.random(values.size) < 0.5, values, -values)
+
+
+def test_many_small_numbers_are_those_of_printf() -> None:
+    """They are written all at once, as the probabilities of ten thousand words are."""
+    values = np.concatenate([random_small(50_000), np.array([1e-45, 9.9999e-5, 2.0**-30, 3e-5, 1e-38], np.float32)])
+    assert rows(values) == [original(value) for value in values]
+
+
+def test_numbers_of_every_size_in_blocks() -> None:
+    """Arrays of many numbers are written block by block; each row is what it is alone."""
+    random = np.random.default_rng(2)
+    wide = np.concatenate([random_small(100_000)[:100_000], np.array([np.nan, np.inf, 1e9, 0.25, 0], np.float32)])
+    wide = random.permutation(wide)[None]
+    (row,) = rows(wide)
+    assert row == "[" + ", ".join(rows(wide[0])) + "]" == f"[{joined(wide[0])}]"
+    narrow = random.permutation(wide[0]).reshape(-1, 3)
+    assert rows(narrow) == ["[" + ", ".join(rows(row)) + "]" for row in narrow]
+    assert joined(narrow) == ", ".join(rows(narrow))
+    deep = narrow[:64].reshape(2, 4, 8, 3)
+    assert json.loads(rows(deep[:, :, :, :0])[0]) == [[[]] * 8] * 4
+    assert rows(deep)[1] == "[" + ", ".join("[" + ", ".join(rows(part)) + "]" for part in deep[1]) + "]"

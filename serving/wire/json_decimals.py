@@ -167,7 +167,7 @@ def _small(values: Array) -> list[str]:
     table[:, 11], table[:, 12], table[:, 15] = ord("e"), ord("-"), ord(",")
     tens, ones = np.divmod(-exponent, 10)
     table[:, 13], table[:, 14] = tens + ord("0"), ones + ord("0")
-    texts = table[table != 0].tobytes()[:-1].decode().split(",")
+    texts: list[str] = table[table != 0].tobytes()[:-1].decode().split(",")
     places = np.flatnonzero(doubt).tolist()
     for place, text in zip(places, _printed(values[places]), strict=True):
         texts[place] = text

@@ -109,4 +109,22 @@ def _reason(path: Path, error: Exception) -> str:
             f"{path} holds a Lambda layer, which is Python code of whoever made the file. --trust loads it: the code "
             "then runs with your rights, on this machine"
         )
-    return f"Keras does not load {path}: {text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__}"
+    if "No model config found" in text:
+        return (
+            f"{path} holds weights alone: where the network is built, save it whole with model.save('model.keras'), and"
+            " add that file"
+        )
+    why = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
+    return f"Keras does not load {path}{_writer(path)}: {why}"
+
+
+def _writer(path: Path) -> str:
+    """Which Keras wrote an HDF5 file, where it says so: files of versions before 2.3 often do not load any more."""
+    import h5py
+
+    if path.suffix.lower() == ".keras":
+        return ""
+    with h5py.File(path) as file:
+        version = file.attrs.get("keras_version")
+    version = version.decode(errors="replace") if isinstance(version, bytes) else version
+    return f", which Keras {version[:40]} wrote" if isinstance(version, str) else ""

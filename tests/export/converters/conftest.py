@@ -110,6 +110,17 @@ def make_mlflow(folder: Path, table) -> Path:
     return folder
 
 
+def mlflow_of(flavor: str, key: str, make: Callable[[Path, object], Path]) -> Callable[[Path, object], Path]:
+    """A maker of an MLflow folder around the model of another one."""
+
+    def made(folder: Path, table) -> Path:
+        path = make(folder, table).relative_to(folder)
+        (folder / "MLmodel").write_text(f"flavors:\n  {flavor}:\n    {key}: {path}\n")
+        return folder
+
+    return made
+
+
 def make_hugging_face(folder: Path, table) -> Path:
     make_onnx(folder, table)
     (folder / "config.json").write_text('{"id2label": {"0": "low", "2": "high", "1": "middle"}}')
@@ -142,7 +153,20 @@ MAKERS: dict[str, Callable[[Path, object], Path]] = {
 }
 
 
-@pytest.fixture(scope="session", params=list(MAKERS))
+MORE_MAKERS: dict[str, Callable[[Path, object], Path]] = {
+    "MLflow of Keras": mlflow_of("keras", "data", make_keras),
+    "MLflow of LiteRT": mlflow_of("tflite", "data", make_tflite),
+    "MLflow of SavedModel": mlflow_of("tensorflow", "saved_model_dir", make_saved_model),
+    "MLflow of scikit-learn": mlflow_of("sklearn", "pickled_model", make_sklearn),
+    "MLflow of XGBoost": mlflow_of("xgboost", "data", make_xgboost),
+    "MLflow of LightGBM": mlflow_of("lightgbm", "data", make_lightgbm),
+}
+
+
+@pytest.fixture(
+    scope="session", params=[*MAKERS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_MAKERS)]
+)
 def made(request, table, tmp_path_factory) -> tuple[str, Path]:
     """The name of a format, and a model of it."""
-    return request.param, MAKERS[request.param](tmp_path_factory.mktemp("source"), table)
+    make = {**MAKERS, **MORE_MAKERS}[request.param]
+    return request.param, make(tmp_path_factory.mktemp("source"), table)

@@ -59,6 +59,27 @@ def test_a_lambda_layer_is_code_that_runs_only_where_it_is_trusted(tmp_path: Pat
     np.testing.assert_allclose(expected, (2 * x + 1) @ kernel + bias, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({}, "holds weights alone: where the network is built, save it whole with model.save"),
+        (
+            {"keras_version": b"2.1.5", "model_config": '{"class_name": "Sequential", "config": []}'},
+            "which Keras 2.1.5",
+        ),
+    ],
+)
+def test_an_hdf5_file_without_a_network_or_of_an_old_keras_says_so(
+    tmp_path: Path, attributes: dict[str, Any], message: str
+) -> None:
+    import h5py
+
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file.attrs.update(attributes)
+    with pytest.raises(ExportError, match=message):
+        added(tmp_path / "model.h5", tmp_path / "version")
+
+
 class Doubled(keras.layers.Layer):
     """A layer of whoever made the model."""
 

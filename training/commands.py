@@ -1,6 +1,7 @@
 """The commands `bookserve train`, `train-all`, `export`, `tune` and `clean-runs`. They only parse, call and print."""
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -625,6 +626,7 @@ def _tracker(track: str | None, console: Console) -> Any:
     """
     if track is None:
         return None
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it when it is imported
     try:
         from bookserve.training.tracking import Tracking
     except ModuleNotFoundError as error:

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,10 +46,12 @@ def only_run(store: MlflowClient, experiment: str = "linear") -> Any:
 
 
 def test_mlflow_has_parameters_every_epoch_final_metrics_and_paths(
-    store: MlflowClient, train: Train, tmp_path: Path
+    store: MlflowClient, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     done = train("--set", "learning_rate=0.25", "--seed", "3")
     assert done.exit_code == 0, done.output
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     (folder,) = (tmp_path / "runs/linear").iterdir()
     run = only_run(store)
     assert run.info.status == "FINISHED"

@@ -124,7 +124,7 @@ def _drawn_anew(logarithms: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _cached(reading: Reading, sizes: Sequence[int], sharpnesses: Sequence[float]) -> Iterator[Floats]:
-    """What the cache alone gives the words that followed, float32 [n]: for each sharpness, for each size."""
+    """What the cache alone gives the words that followed, float32 [n]: of each sharpness, each size; sizes rise."""
     count, reach = len(reading.nexts), max(sizes)
     nothing = np.zeros((reach, reading.outputs.shape[1]), np.float32)
     kept = np.concatenate([nothing, reading.outputs])  # kept[i + reach] is that of word i
@@ -152,3 +152,9 @@ def _cached(reading: Reading, sizes: Sequence[int], sharpnesses: Sequence[float]
                     found, total, np.zeros_like(found), where=total > 0
                 )
     return (given[place, number] for place in range(len(sharpnesses)) for number in range(len(sizes)))
+
+
+def _of_last(weights: Floats, sizes: Sequence[int]) -> Floats:
+    """The sums [rows, sizes] of the last columns, as many as the sizes say, which rise; the largest is all of them."""
+    starts = [weights.shape[1] - size for size in reversed(sizes)]
+    return np.add.reduceat(weights, starts, axis=1)[:, ::-1].cumsum(axis=1)

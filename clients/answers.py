@@ -1,6 +1,6 @@
 """What a model server tells: predictions, signatures, the states of versions. The same over gRPC and REST."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,15 @@ class VersionStatus:
     version: int
     state: str
     error: str
+
+
+def joined(predictions: Sequence[Prediction]) -> Prediction:
+    """The rows of predictions of one version below each other."""
+    first = predictions[0]
+    if len(predictions) == 1:
+        return first
+    rows = {name: np.concatenate([one.outputs[name] for one in predictions]) for name in first.outputs}
+    return Prediction(first.model, first.version, rows)
 
 
 def columns(answer: Mapping[str, Any]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bookserve.clients import forms, outputs
-from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature, VersionStatus
+from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature, VersionStatus, joined
 from bookserve.clients.errors import BadAnswer, InvalidArgument, NotFound, PredictError
 from bookserve.clients.inputs import boards, molecules, pictures, points, words
 from bookserve.clients.predict_inputs import STANDARD_INPUT, Tensors, Value
@@ -174,8 +174,12 @@ def _ask_text(server: Server, asked: Asked, texts: Sequence[str], models_dir: Pa
 
 
 def _predict(server: Server, asked: Asked, inputs: Any) -> Prediction:
-    return server.predict(
-        asked.contract.model, inputs, version=asked.version, label=None, signature=asked.contract.signature
+    contract = asked.contract
+    return joined(
+        [
+            server.predict(contract.model, part, version=asked.version, label=None, signature=contract.signature)
+            for part in forms.requests(contract, inputs)
+        ]
     )
 
 

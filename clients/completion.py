@@ -23,9 +23,9 @@ def main(context: click.Context, shell: str) -> None:
     """Print the script by which SHELL completes commands, options and names of models.
 
     \b
-    bash   eval "$(bookserve completion bash)"              in ~/.bashrc
-    zsh    eval "$(bookserve completion zsh)"               in ~/.zshrc, after compinit
-    fish   bookserve completion fish | source               in ~/.config/fish/config.fish
+    bash   eval "$(bookserve completion bash)"    in ~/.bashrc
+    zsh    eval "$(bookserve completion zsh)"     in ~/.zshrc, after compinit
+    fish   bookserve completion fish | source     in ~/.config/fish/config.fish
     """
     made = get_completion_class(shell)
     assert made is not None

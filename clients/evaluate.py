@@ -12,7 +12,7 @@ import numpy as np
 
 from bookserve.clients.errors import PredictError
 from bookserve.clients.grpc_client import GrpcClient
-from bookserve.export import confined, contracts, drift, evaluation, labelled_rows
+from bookserve.export import confined, contracts, drift, evaluation, labelled_rows, table
 from bookserve.export.confined import Limits
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ConfinedError, ExportError, StoreError
@@ -110,7 +110,8 @@ def main(
         return
     asked = server if server is not None else folder
     click.echo(f"{name} version {folder.name}, {asked}:\n")
-    click.echo("\n".join([*evaluation.text(found), "", *drift.text(strayed)]).rstrip())
+    width = table.terminal_width()
+    click.echo("\n".join([*evaluation.text(found, width), "", *drift.text(strayed, width)]).rstrip())
 
 
 def _contract(folder: Path, described: Manifest | None, limits: Limits) -> Contract:

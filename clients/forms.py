@@ -4,9 +4,11 @@ The gateway and `bookserve predict` ask `form` and have a function for each of i
 tensors.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from bookserve.clients.answers import ModelMetadata, Signature, TensorInfo
+from bookserve.clients.answers import Array, ModelMetadata, Signature, TensorInfo
 from bookserve.clients.inputs import boards, molecules
 from bookserve.export.contracts import Contract, Tensor
 
@@ -31,6 +33,18 @@ def form(contract: Contract) -> str:
     }
     fits = checks.get(contract.task)
     return contract.task if fits is not None and fits(contract, contract.inputs[0]) else TENSORS
+
+
+def requests(contract: Contract, inputs: Mapping[str, Array]) -> list[Mapping[str, Array]]:
+    """The rows of the inputs as requests: all in one, or each alone of a graph that was written for one row.
+
+    Tensors are one request, as whoever gives them says how many rows there are.
+    """
+    one_row = form(contract) != TENSORS and all(tensor.shape[:1] == (1,) for tensor in contract.inputs)
+    if not one_row:
+        return [inputs]
+    rows = len(inputs[contract.inputs[0].name])
+    return [{name: array[row : row + 1] for name, array in inputs.items()} for row in range(rows)]
 
 
 def scores(contract: Contract) -> Tensor | None:
@@ -116,7 +130,7 @@ def _fits(tensor: Tensor, info: TensorInfo, kind: str) -> bool:
 
 def _takes_pictures(contract: Contract, tensor: Tensor) -> bool:
     means = contract.preprocessing
-    if means is None or means.input != tensor.name or means.size is None or tensor.shape[:1] != (None,):
+    if means is None or means.input != tensor.name or means.size is None or not _has_rows(tensor):
         return False
     channels = {"grey": 1, "rgb": 3}.get(means.colour, 0)
     shapes: list[tuple[int, ...]] = [(*means.size, channels)]
@@ -166,8 +180,13 @@ def _takes_boards(contract: Contract, tensor: Tensor) -> bool:
 
 
 def _takes_numbers(contract: Contract, tensor: Tensor) -> bool:
-    fits = len(tensor.shape) == 2 and tensor.shape[0] is None and bool(tensor.shape[1])
-    return fits and _is_float(tensor) and all(output.shape[:1] == (None,) for output in contract.outputs)
+    fits = len(tensor.shape) == 2 and _has_rows(tensor) and bool(tensor.shape[1])
+    return fits and _is_float(tensor) and all(output.shape[:1] == tensor.shape[:1] for output in contract.outputs)
+
+
+def _has_rows(tensor: Tensor) -> bool:
+    """Any number of them, or one at a time."""
+    return tensor.shape[:1] in ((None,), (1,))
 
 
 def _is_float(tensor: Tensor) -> bool:

@@ -59,7 +59,7 @@ def add(
                 "example": None if wishes.example is None else str(wishes.example.resolve()),
                 "trust": wishes.trust,
             }
-            say(f"{model}: {path} is converted and tried")
+            say(f"{model}: converting {path}, and trying it")
             try:
                 made = confined.call(_TRIAL, job, limits)
             except ConfinedError as error:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bookserve.export import table
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.figures import Rows
 
@@ -78,20 +79,19 @@ def drifts(contract: Contract, known: Distributions, rows: Rows) -> list[Drift]:
     return sorted(found, key=lambda one: -one.psi)
 
 
-def text(found: Sequence[Drift]) -> list[str]:
-    """The report in Markdown: a sentence, and a table of the quantities that are farthest away."""
+def text(found: Sequence[Drift], width: int | None = None) -> list[str]:
+    """A sentence, and a table of the farthest quantities: in Markdown, or for a terminal of `width` characters."""
     if not found:
         return []
     count = sum(one.drifted for one in found)
     what = f"{count} of {len(found)} quantities of the inputs drifted" if count else "The inputs have not drifted"
     lines = [f"{what} from the training rows (population stability index from {DRIFTED:g}, and beyond chance).", ""]
-    lines += ["| quantity | PSI | 99 % of chance | training: 10 %, 50 %, 90 % | these rows | |", "|---" * 6 + "|"]
+    rows = [("quantity", "PSI", "99 % chance", "training: 10, 50, 90 %", "these rows", "")]
     for one in found[:SHOWN]:
         expected, seen = (", ".join(f"{value:.4g}" for value in values) for values in (one.expected, one.found))
-        lines.append(
-            f"| {one.quantity} | {one.psi:.3f} | {one.chance:.3f} | {expected} | {seen} | "
-            f"{'drifted' if one.drifted else ''} |"
-        )
+        verdict = "drifted" if one.drifted else ""
+        rows.append((one.quantity, f"{one.psi:.3f}", f"{one.chance:.3f}", expected, seen, verdict))
+    lines += table.markdown(rows) if width is None else table.lines(rows, width)
     if len(found) > SHOWN:
         lines += ["", f"{len(found) - SHOWN} quantities with a smaller PSI are left out; --json has them."]
     return lines

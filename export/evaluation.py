@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bookserve.export import figures
+from bookserve.export import figures, table
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
 from bookserve.export.figures import Figure, Measurement, Rows
@@ -226,8 +226,8 @@ def figures_of(found: Evaluation) -> dict[str, float]:
     return numbers | {"rows": float(found.rows)}
 
 
-def text(found: Evaluation) -> list[str]:
-    """The evaluation in Markdown, which is read well without it, too: a sentence, and a table of the classes."""
+def text(found: Evaluation, width: int | None = None) -> list[str]:
+    """The evaluation as a sentence and tables of the classes: in Markdown, or for a terminal of `width` characters."""
     line = f"{found.figure} {found.value:.4g}"
     if found.interval is not None:
         low, high = found.interval
@@ -252,14 +252,14 @@ def text(found: Evaluation) -> list[str]:
         )
         for one in found.classes
     ]
-    lines += _table(heads, cells)
+    lines += _table(heads, cells, width)
     if found.confusion:
         lines += ["", "Rows by their class (down) and the class that was seen (across):", ""]
         rows = [
             (name, *[f"{count:,}" if count else "" for count in counts])
             for name, counts in zip(found.labels, found.confusion, strict=True)
         ]
-        lines += _table(("", *found.labels), rows)
+        lines += _table(("", *found.labels), rows, width)
     return lines
 
 
@@ -278,13 +278,9 @@ def _percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{fraction:.1%}"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table whose columns stand below each other."""
-    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
-    lines = [heads, ["-" * max(1, width) for width in widths], *rows]
-    return [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    both = [tuple(heads), *rows]
+    return table.markdown(both) if width is None else list(table.lines(both, width))
 
 
 def _of_classes(

@@ -23,6 +23,15 @@ def lines(rows: Sequence[Sequence[str]], width: int | None = None) -> Iterator[s
         yield _BETWEEN.join(cells).rstrip()
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows, the first of which names the columns, as a Markdown table whose columns stand below each other."""
+    widths = [max(1, *(len(cell) for cell in column)) for column in zip(*rows, strict=True)]
+    lined = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in lined
+    ]
+
+
 def terminal_width() -> int | None:
     """The columns of the terminal; None where the output goes to a file or a program."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -246,7 +246,10 @@ def _train(models_dir: Path, profile: str, data: str, data_dir: Path | None, ask
         _end(training)
         raise
     if training.returncode:
-        raise click.ClickException("the training failed: its message is above")
+        raise click.ClickException(
+            "the training failed, its message is above. Without it: 'bookserve models add NAME PATH' puts a model of "
+            "yours into the store, then serve again"
+        )
 
 
 def _run(*arguments: str, quiet: bool = False) -> subprocess.Popen[bytes]:

@@ -87,7 +87,9 @@ class _Wish:
 @click.option("--version", type=click.IntRange(1), help="Ask this version instead of the one that is served.")
 @click.option("--label", help="Ask the version that has this label.")
 @click.option(
-    "--models-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), help="The model store.  [models]"
+    "--models-dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The model store.  [default: models]",
 )
 @click.option(
     "--server",
@@ -108,17 +110,17 @@ class _Wish:
 @click.option(
     "--column",
     metavar="NAME",
-    help="The column or field with the picture, SMILES, text or board.  [image, smiles, text, board]",
+    help="The column or field with the picture, SMILES, text or board.  [default: image, smiles, text, board]",
 )
-@click.option("--id-column", metavar="NAME", help="The column or field that OUTPUT repeats as `id`.  [id]")
+@click.option("--id-column", metavar="NAME", help="The column or field that OUTPUT repeats as `id`.  [default: id]")
 @click.option(
     "--top-k", type=click.IntRange(1, 50), default=ask_server.TOP_K, show_default=True, help="Next words of a text."
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(1, 65_536),
-    help="Rows of a run, where the model's rows are independent; else each is a run of its own.  [64 to 4096, by their "
-    "size]",
+    help="Rows of a run, where the model's rows are independent; else each is a run of its own.  [default: 64 to 4096, "
+    "by their size]",
 )
 @click.option(
     "--rows-independent",
@@ -128,7 +130,7 @@ class _Wish:
 @click.option(
     "--parallel",
     type=click.IntRange(1, 1024),
-    help=f"Runs, or calls of a server, under way at once.  [as many as cores here or on Ray; {_CALLS} calls]",
+    help=f"Runs, or calls of a server, under way at once.  [default: as many as cores here or on Ray; {_CALLS} calls]",
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds for a call of --server."

@@ -97,7 +97,14 @@ def _origins(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 
 @click.command()
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option(
+    "--port",
+    "--gateway-port",
+    default=8080,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="The port to listen on; 0 takes a free one.",
+)
 @click.option("--bind", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--allowed-hosts",

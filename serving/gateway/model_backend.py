@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from bookserve.clients import errors, forms
-from bookserve.clients.answers import Array, ModelMetadata, Prediction, VersionStatus, shape_text
+from bookserve.clients.answers import Array, ModelMetadata, Prediction, VersionStatus, joined, shape_text
 from bookserve.clients.store_contracts import StoreContracts
 from bookserve.export.contracts import Contract
 from bookserve.serving.gateway.problems import Problem, from_model_server
@@ -92,8 +92,15 @@ class ModelBackend:
         for a contract of no more than tensors.
 
         Raises Problem: 404 for an unknown version or label, 502 for a version that breaks its contract, 503 and 504
-        when the model server is away, full or late. Raises ContractChanged.
+        when the model server is away, full or late. Raises ContractChanged. A model that takes one row at a time is
+        asked as often as there are rows.
         """
+        found: list[Prediction] = []
+        for part in forms.requests(contract, inputs):
+            found.append(self._predict(contract, part, Choice(version=found[0].version) if found else choice))
+        return joined(found)
+
+    def _predict(self, contract: Contract, inputs: Mapping[str, Array], choice: Choice) -> Prediction:
         try:
             for last_try in (False, True):
                 try:
@@ -225,19 +232,20 @@ class ModelBackend:
 
 def _check_outputs(contract: Contract, prediction: Prediction, inputs: Mapping[str, Array]) -> None:
     name = f"{contract.model} version {prediction.version}"
-    batches = [len(inputs[tensor.name]) for tensor in contract.inputs if tensor.shape[:1] == (None,)]
+    is_tensors = forms.form(contract) == forms.TENSORS
+    rows = () if is_tensors else inputs[contract.inputs[0].name].shape[:1]
     for tensor in contract.outputs:
         array = prediction.outputs.get(tensor.name)
         if array is None:
             raise Problem(502, f"{name} answered no output {tensor.name!r}")
-        if forms.form(contract) == forms.TENSORS:
+        if is_tensors:
             continue
         sizes = zip(array.shape[1:], tensor.shape[1:], strict=False)
         fits = array.ndim == len(tensor.shape) and all(wants in (None, has) for has, wants in sizes)
-        if array.dtype.name != tensor.dtype or not fits or len(array) != batches[0]:
+        if array.dtype.name != tensor.dtype or not fits or array.shape[:1] != rows:
             wants = forms.type_text(tensor.dtype, tensor.shape)
             raise Problem(
-                502, f"{name} answered {shape_text(array)} for {tensor.name!r}, not {wants} with n = {batches[0]}"
+                502, f"{name} answered {shape_text(array)} for {tensor.name!r}, not {wants} with n = {rows[0]}"
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise Problem(502, f"{name} answered {tensor.name!r} with values that are no numbers")

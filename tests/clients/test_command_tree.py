@@ -1,15 +1,19 @@
 """What holds for every command: facts come as JSON, too, every option says what it is for, one name has one meaning."""
 
 import json
+import re
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from book_contracts import write_manifests
 from bookserve.clients.command_line import main
-from bookserve.export import table
+from bookserve.export import drift, evaluation, run_format, table
+from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.figures import Figure
 from command_tree import COMMANDS
 
 # Commands that do something: what they print says that it was done, and where a program has to know, the status.
@@ -55,6 +59,28 @@ def test_an_option_has_one_spelling_and_type_in_all_commands() -> None:
     assert several <= {"--models-dir", "--data", "--profile", "--labels", "--to"}
 
 
+def test_an_option_is_called_the_same_wherever_it_is_there() -> None:
+    """The addresses and ports of servers, of the commands that start them and of the one that looks after them."""
+    has = {name: {spelled for option in options(COMMANDS[name]) for spelled in option.opts} for name in COMMANDS}
+    assert has["serve"] >= {"--bind", "--allowed-hosts", "--api-keys", "--grpc-port", "--rest-port", "--gateway-port"}
+    assert has["gateway"] >= {"--bind", "--allowed-hosts", "--api-keys", "--gateway-port", "--models-dir"}
+    assert has["doctor"] >= {"--grpc-port", "--rest-port", "--gateway-port", "--models-dir"}
+    everything = set().union(*has.values())
+    assert not everything & {"--host", "--address", "--listen", "--bind-address", "--models", "--store", "--quiet"}
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "model-server"])
+def test_help_fits_80_columns_and_names_defaults_in_one_way(name: str) -> None:
+    done = CliRunner().invoke(main, [*name.split(), "--help"], terminal_width=80)
+    assert done.exit_code == 0
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
+    for option in options(COMMANDS[name]):
+        told = re.findall(r"\[([^\]]*)\]$", option.help or "")
+        assert [text for text in told if not text.startswith(("default: ", "without a value: ", "env: "))] == [], (
+            option.opts
+        )
+
+
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_manifests(tmp_path / "models", ["mnist", "ptb"])
@@ -83,6 +109,45 @@ def test_tables_fit_80_columns_of_a_terminal(store: Path, monkeypatch: pytest.Mo
     assert lines[0].startswith("MODEL  VERSION")
     assert len(lines) == 3
     assert max(map(len, lines)) <= 80
+
+
+def test_the_tables_of_runs_fit_80_columns(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "a-name-of-a-model-that-is-as-long-as-people-like-them"
+    for time in ("20261128-101500", "20261128-111500"):
+        run = store / "runs" / name / time
+        run.mkdir(parents=True)
+        (run / run_format.CONFIG).write_text("{}")
+    monkeypatch.setattr(table, "terminal_width", lambda: 80)
+    lines = CliRunner().invoke(main, ["runs", "list"]).stdout.splitlines()
+    assert lines[0].startswith("RUN")
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_tables_of_an_evaluation_fit_80_columns() -> None:
+    labels = tuple(f"{name} of the other kind" for name in ("cat", "dog", "ship", "truck"))
+    contract = Contract(
+        "pets",
+        1,
+        (Tensor("x", "float32", (None, 2)),),
+        (Tensor("probabilities", "float32", (None, 4), unit="probability"),),
+        labels=labels,
+        task="tabular",
+    )
+    truth = np.arange(400) % 4
+    probabilities = np.full((400, 4), 0.1, np.float32)
+    probabilities[np.arange(400), np.where(truth == 3, 0, truth)] = 0.7
+    figure = Figure("accuracy", {"x": np.zeros((400, 2), np.float32)}, lambda outputs, places: 0.75, truth=truth)
+    found = evaluation.evaluate(figure, {"probabilities": probabilities}, contract)
+    lines = evaluation.text(found, 80)
+    assert any("precision" in line for line in lines)
+    assert [line for line in lines[2:] if len(line) > 80] == []
+    assert any(line.startswith("| class") for line in evaluation.text(found))  # Markdown in a file
+    rows = [
+        drift.Drift(f"brightness of channel {place}", 0.3, 0.01, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), True)
+        for place in (1, 2)
+    ]
+    assert max(map(len, drift.text(rows, 80)[2:])) <= 80
 
 
 def test_a_table_in_a_file_is_not_cut(store: Path) -> None:

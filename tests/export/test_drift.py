@@ -49,7 +49,7 @@ def test_the_column_that_drifted_is_named_and_stands_first() -> None:
     assert report[0].found[1] == pytest.approx(130, abs=4)
     words = drift.text(report)
     assert words[0].startswith("1 of 3 quantities of the inputs drifted from the training rows")
-    assert words[4].startswith("| area | ")
+    assert words[4].startswith("| area ")
     assert words[4].endswith(" | drifted |")
     assert drift.text(drift.drifts(HOUSES, known, houses(300, 1)))[0].startswith("The inputs have not drifted")
 

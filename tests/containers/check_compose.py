@@ -231,7 +231,7 @@ class HealthTimer:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(2):
+        while not self._stop.wait(5):  # the interval in the compose file
             running = subprocess.run(
                 ["podman", "ps", "--quiet", "--filter", self._label], capture_output=True, text=True, timeout=60
             ).stdout.split()
@@ -338,15 +338,15 @@ def test_the_gateway_draws_molecules(trained: Engine) -> None:
 def test_a_second_up_trains_nothing_and_a_named_model_becomes_its_next_version(trained: Engine) -> None:
     trained.compose("up", "--detach", "--no-build")
     wait_until(lambda: "holds every model" in trained.compose("logs", "train"), "train has nothing to do", seconds=60)
-    assert [status.version for status in RestClient(trained.rest_url).status("mnist")] == [1]
-    trained.compose("run", "--rm", "-T", "train", "mnist", seconds=900)
+    assert [status.version for status in RestClient(trained.rest_url).status("linear")] == [1]
+    trained.compose("run", "--rm", "-T", "train", "linear", seconds=900)
 
     def swapped() -> bool:
-        newest = RestClient(trained.rest_url).status("mnist")[0]
+        newest = RestClient(trained.rest_url).status("linear")[0]
         return (newest.version, newest.state) == (2, "AVAILABLE")
 
     wait_until(swapped, "version 2 is served", seconds=60)
-    assert GatewayClient(trained.gateway_url).mnist([SEVEN])["version"] == 2
+    assert GatewayClient(trained.gateway_url).linear([0.5])["version"] == 2
 
 
 @pytest.mark.parametrize("service", SERVERS)

@@ -117,7 +117,7 @@ def test_every_image_of_ours_has_labels_and_buckets_where_stores_are_read() -> N
     for target in ("model-server", "gateway", "training", "model-server-gpu", "training-gpu"):
         for label in ("title", "version", "revision", "licenses"):
             assert f"org.opencontainers.image.{label}=" in stages[target], target
-    for target in ("model-server", "training", "model-server-gpu", "training-gpu"):
+    for target in ("model-server", "gateway", "training", "model-server-gpu", "training-gpu"):
         assert "--extra buckets" in stages[f"{target}-packages"], target
 
 

@@ -1,7 +1,7 @@
-"""How many calls 1, 2 and 4 model servers answer, each alone and behind Envoy with docker/proxy/envoy.yaml.
+"""How many calls 1, 2 and 4 model servers answer, alone, behind Envoy and behind HAProxy, as docker/proxy has them.
 
-`.venv/bin/python tests/growth/rates.py` prints the table of docker/README.md. It needs h2load, wrk and Envoy (`make
-test-growth` installs the last one).
+`.venv/bin/python tests/growth/rates.py` prints the table of docker/README.md. It needs h2load and wrk, and Envoy (`make
+test-growth` installs it) or HAProxy.
 """
 
 import os
@@ -11,19 +11,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 sys.path += [str(Path(__file__).resolve().parents[1] / folder) for folder in ("support", "benchmarks")]
 
+from haproxy import HAPROXY, haproxy
+
 from load import REST_BODY, REST_PATH, predict_request
 from load_generators import H2load, Load, Wrk, url
 from model_servers import Server, server_starter, write_scale_model
-from proxy import envoy
+from proxy import ENVOY, envoy
 
 SECONDS = 4
 CONNECTIONS = 16
 ROUNDS = 3
+PROXIES: dict[str, Any] = ({"Envoy": envoy} if ENVOY else {}) | ({"HAProxy": haproxy} if HAPROXY else {})
 PREDICT = "tensorflow.serving.PredictionService/Predict"
 
 
@@ -92,7 +96,7 @@ def line(name: str, measured: tuple[Measured, Measured]) -> None:
 
 def main() -> None:
     """Prints the table."""
-    sys.stdout.write("| servers | | calls/s | p99 ms | failed | CPU of the servers, us a call | of Envoy |\n")
+    sys.stdout.write("| servers | | calls/s | p99 ms | failed | CPU of the servers, us a call | of the proxy |\n")
     sys.stdout.write("|---|---|---|---|---|---|---|\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -105,11 +109,12 @@ def main() -> None:
                 if count == 1:
                     (one,) = servers
                     line("1, asked directly", measure(folder, servers, one.grpc_port, one.rest_port, []))
-                place = folder / f"proxy{count}"
-                place.mkdir()
-                with envoy(place, servers) as proxy:
-                    rates = measure(folder, servers, proxy.grpc_port, proxy.rest_port, [proxy.pid])
-                    line(f"{count} behind Envoy", rates)
+                for name, front in PROXIES.items():
+                    place = folder / f"{name}{count}"
+                    place.mkdir()
+                    with front(place, servers) as proxy:
+                        rates = measure(folder, servers, proxy.grpc_port, proxy.rest_port, [proxy.pid])
+                        line(f"{count} behind {name}", rates)
 
 
 if __name__ == "__main__":

@@ -30,29 +30,13 @@ from bookserve.serving.wire import tensors
 from bookserve.serving.wire.tensorflow_serving_pb2 import PredictRequest, PredictResponse
 from gateway_pages import gateway
 from load import REST_BODY, REST_PATH, predict_request
-from model_servers import Server, StartServer, answers, free_port, runs, server_starter, wait_until, write_scale_model
+from model_servers import Server, StartServer, free_port, runs, start_again, wait_until, write_scale_model
 from proxy import ENVOY, Proxy, envoy, write_certificate
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not ENVOY, reason="Envoy is not installed: make test-growth does that"),
 ]
-FLAGS = ("--enable_grpc_healthcheck_service", "--drain_seconds=10", "--drain_quiet_seconds=2")
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartServer]:
-    write_scale_model(tmp_path / "store" / "scale", 1, 1.0)
-    with server_starter(tmp_path) as starter:
-        yield lambda *flags, **options: starter(*FLAGS, f"--model_root={tmp_path / 'store'}", *flags, **options)
-
-
-def start_again(start: StartServer, gone: Server) -> Server:
-    """A new server on the ports of one that has ended, ready."""
-    server = start(f"--port={gone.grpc_port}", f"--rest_api_port={gone.rest_port}", wait=False)
-    server.grpc_port, server.rest_port = gone.grpc_port, gone.rest_port
-    wait_until(lambda: answers(f"{server.url}/readyz"), "the server is back", seconds=60)
-    return server
 
 
 @contextmanager

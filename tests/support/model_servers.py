@@ -180,3 +180,11 @@ def server_starter(folder: Path) -> Iterator[StartServer]:
             if server.process.poll() is None:
                 server.kill()
             assert server.may_crash or not server.crashes, server.log.read_text(errors="replace")
+
+
+def start_again(start: StartServer, gone: Server) -> Server:
+    """A new server on the ports of one that has ended, ready."""
+    server = start(f"--port={gone.grpc_port}", f"--rest_api_port={gone.rest_port}", wait=False)
+    server.grpc_port, server.rest_port = gone.grpc_port, gone.rest_port
+    wait_until(lambda: answers(f"{server.url}/readyz"), "the server is back", seconds=60)
+    return server

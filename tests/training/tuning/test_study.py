@@ -4,9 +4,11 @@ from typing import Any
 
 import optuna
 import pytest
+from click.testing import CliRunner
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
+from bookserve.clients.command_line import main
 from bookserve.training.errors import TrainingError
 from bookserve.training.tuning import study
 from bookserve.training.tuning.search_space import Search, choice, hyperparameters
@@ -207,3 +209,16 @@ def test_names_and_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="cannot write the study"):
         draw(tmp_path / "file" / "a", 0)
+
+
+def test_a_storage_in_a_file_is_read_and_its_password_is_never_shown(tmp_path: Path) -> None:
+    secret = tmp_path / "storage"
+    secret.write_text("postgresql://search:hidden@127.0.0.1:1/none\n")
+    arguments = ["tune", "linear", "--profile", "smoke", "--trials", "1", "--runs-dir", str(tmp_path / "runs")]
+    done = CliRunner().invoke(main, [*arguments, f"--storage=@{secret}"])
+    assert done.exit_code == 1
+    assert "--storage postgresql://search:***@127.0.0.1:1/none cannot be used" in done.output
+    assert "hidden" not in done.output
+    done = CliRunner().invoke(main, [*arguments, f"--storage=@{tmp_path / 'nothing'}"])
+    assert done.exit_code == 2
+    assert "nothing cannot be read: No such file or directory" in " ".join(done.output.split())

@@ -247,3 +247,4 @@ def test_the_wheel_carries_every_module_and_data_file(tmp_path: Path) -> None:
             assert f"bookserve/{path.relative_to(ROOT)}" in names
     for room in ROOMS:
         assert f"bookserve/{room}/py.typed" in names
+    assert "bookserve/clients/javascript/bookserve.js" in names  # which the page of the gateway loads

@@ -49,6 +49,12 @@ export interface Model {
   [fact: string]: unknown;
 }
 
+export interface State {
+  ready: boolean;
+  version: number | null;
+  [fact: string]: unknown;
+}
+
 export class Client {
   constructor(url?: string, options?: Options);
   models(options?: CallOptions): Promise<Model[]>;
@@ -63,6 +69,15 @@ export class Client {
     files: Iterable<Blob | ArrayBuffer | Uint8Array>,
     options?: CallOptions,
   ): Promise<Answer<Prediction>>;
+  state(name: string, options?: CallOptions): Promise<State>;
+  /** Of a molecule (`{smiles}`) or a board (`{board}`); `kept` are inputs that are the same in all. */
+  explain<Prediction = Record<string, unknown>>(
+    name: string,
+    body: Record<string, unknown>,
+    options?: CallOptions,
+  ): Promise<Answer<Prediction> & { without: Record<string, unknown>[]; kept?: string[] }>;
+  /** A PNG. */
+  preview(name: string, file: Blob | ArrayBuffer | Uint8Array, options?: CallOptions): Promise<Blob>;
   generate<Prediction = Record<string, unknown>>(
     name: string,
     body: Record<string, unknown>,

@@ -52,9 +52,24 @@ export class Client {
 
   // The predictions of pictures: files as Blob, ArrayBuffer or Uint8Array.
   async pictures(name, files, options) {
-    const form = new FormData();
-    for (const file of files) form.append("file", file instanceof Blob ? file : new Blob([file]), "picture");
-    return this.#json("POST", predictPath(name, options), { body: form }, options);
+    return this.#json("POST", predictPath(name, options), { body: formOf(files) }, options);
+  }
+
+  // Whether a model answers, with its versions, labels and last minutes; it costs the gateway little.
+  async state(name, options) {
+    return this.#json("GET", `/api/v1/models/${encodeURIComponent(name)}/state`, undefined, options);
+  }
+
+  // The prediction of one molecule or board, and in `without` the same without each atom or mark.
+  async explain(name, body, options) {
+    const path = `/api/v1/${encodeURIComponent(name)}/explain${query(options)}`;
+    return this.#json("POST", path, { body: JSON.stringify(body), type: "application/json" }, options);
+  }
+
+  // A picture in a format that a browser may not show, such as HEIC, as a small PNG: a Blob.
+  async preview(name, file, options) {
+    const response = await this.#response("POST", `/api/v1/${encodeURIComponent(name)}/preview`, { body: formOf([file]) }, options);
+    return response.blob();
   }
 
   // How texts may go on, by a model that knows the next word.
@@ -113,6 +128,12 @@ export class Client {
       await new Promise((resume) => setTimeout(resume, wait));
     }
   }
+}
+
+function formOf(files) {
+  const form = new FormData();
+  for (const file of files) form.append("file", file instanceof Blob ? file : new Blob([file]), "picture");
+  return form;
 }
 
 async function refusal(response) {

@@ -5,6 +5,7 @@ from pathlib import Path
 import flask_swagger_ui
 from flask import Blueprint, Response, render_template
 
+from bookserve import clients
 from bookserve.clients.inputs import pictures
 from bookserve.clients.store_contracts import is_name
 from bookserve.serving.gateway.caching import FRESH
@@ -12,6 +13,7 @@ from bookserve.serving.gateway.problems import Problem
 
 FOLDER = Path(__file__).parent
 _FILES = FOLDER / "page"
+_CLIENT = Path(clients.__file__).parent / "javascript" / "bookserve.js"
 _VIEWER = Path(flask_swagger_ui.__file__).parent / "dist"  # Swagger UI, Apache-2.0
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 
@@ -23,6 +25,8 @@ def routes() -> Blueprint:
         path.relative_to(_FILES).as_posix(): path.read_bytes() for path in _FILES.rglob("*") if path.suffix in _TYPES
     }
 
+    # The page asks by the client that programs have.
+    files["bookserve.js"] = _CLIENT.read_bytes()
     viewer = {name: (_VIEWER / name).read_bytes() for name in ("swagger-ui-bundle.js", "swagger-ui.css")}
 
     taken = f"{', '.join(pictures.FORMATS[:-1])} and {pictures.FORMATS[-1]}"

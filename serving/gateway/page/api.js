@@ -1,5 +1,9 @@
 // Asking the gateway, and what went wrong in words for a person.
 
+import { BookserveError, Client } from "./bookserve.js";
+
+// The page asks again by itself, and says at once what went wrong.
+const client = new Client("", { retries: 0, timeout: 120_000 });
 const AWAY = "The gateway does not answer. Start it with 'make serve', then this page goes on by itself.";
 const TASKS = {
   "image-classification": "Names what a picture shows",
@@ -59,30 +63,16 @@ function askForKey() {
   return true;
 }
 
-async function answered(path, options) {
+// What a call of the client gives, such as `(client) => client.models()`. Throws Fault, and what aborted the call.
+export async function ask(call) {
   try {
-    const response = await fetch(path, options);
-    return response.status === 401 && askForKey() ? await fetch(path, options) : response;
+    return await call(client);
   } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Fault(AWAY);
+    if (!(error instanceof BookserveError)) throw error;
+    const { status, problem } = error;
+    if (status === 401 && askForKey()) return ask(call);
+    throw new Fault(status ? sentence(problem, status) : AWAY, { status, field: problem.field, position: problem.position });
   }
-}
-
-const refusal = (problem, status) => new Fault(sentence(problem ?? {}, status), { status, field: problem?.field, position: problem?.position });
-
-export async function ask(path, options) {
-  const response = await answered(path, options);
-  const document_ = await response.json().catch(() => null);
-  if (!response.ok || !document_) throw refusal(document_, response.status);
-  return document_;
-}
-
-// A picture in a format that the browser cannot show, as a PNG that the gateway makes.
-export async function preview(model, body, signal) {
-  const response = await answered(`/api/v1/${model}/preview`, { method: "POST", body, signal });
-  if (!response.ok) throw refusal(await response.json().catch(() => null), response.status);
-  return response.blob();
 }
 
 // The newest job of its kind: a newer one, or cancel(), overtakes it, and nothing that it comes to is used.

@@ -95,15 +95,12 @@ export class Batch {
   }
 
   async post(values, signal) {
-    const path = `/api/v1/${this.model.name}`;
-    if (this.form.field) {
-      const headers = { "Content-Type": "application/json" };
-      return ask(path, { method: "POST", headers, body: JSON.stringify({ [this.form.field]: values }), signal });
-    }
-    const body = new FormData();
-    for (const read of values) body.append("file", await read());
+    const { name } = this.model;
+    if (this.form.field) return ask((client) => client.predict(name, { [this.form.field]: values }, { signal }));
+    const files = [];
+    for (const read of values) files.push(await read());
     signal.throwIfAborted();
-    return ask(path, { method: "POST", body, signal });
+    return ask((client) => client.pictures(name, files, { signal }));
   }
 
   stop() {

@@ -148,7 +148,7 @@ export async function showGraph(model) {
   }
   const { file, bytes, nodes, kinds, operations, whole, inputs, outputs } = await response.json();
   const size = (value) => (value === null ? "any" : value);
-  const row = (way) => ({ name, dtype, shape }) => [name, way, dtype, shape ? `[${shape.map(size).join(", ")}]` : "any"];
+  const row = (way) => ({ name, dtype, shape }) => [name || "without a name", way, dtype, shape ? `[${shape.map(size).join(", ")}]` : "any"];
   const content = [table(`${nodes}${whole ? "" : " or more"} operations in the graph (${file}, ${figure(bytes / 1e6)} MB)`, ["operation", "how often"], operations)];
   const hints = [kinds > operations.length && `The ${operations.length} most frequent of ${kinds} kinds.`, !whole && "The file is larger than what is counted."].filter(Boolean);
   if (hints.length) content.push(make("p", { class: "hint" }, hints.join(" ")));

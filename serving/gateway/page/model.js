@@ -15,7 +15,6 @@ import { Explanation } from "./why.js";
 
 const comparison = new Comparison();
 const name = document.body.dataset.model;
-const address = `/api/v1/models/${encodeURIComponent(name)}`;
 
 let started = null; // {panel, restore} of the model's panel
 let tensors = ""; // what the panel was made for
@@ -49,7 +48,7 @@ const shapeOf = ({ form, inputs, outputs, labels, columns, preprocessing }) =>
 
 // The model's facts; the panel is started when they are there for the first time.
 async function describe() {
-  const model = await ask(address);
+  const model = await ask((client) => client.model(name));
   element("task").textContent = taskText(model.task);
   if (!started) {
     tensors = shapeOf(model);
@@ -128,7 +127,7 @@ function lost(error) {
   showHealth(false, text);
 }
 
-const look = poll(`${address}/state`, (state) => told(state).catch(lost), lost);
+const look = poll((client, options) => client.state(name, options), (state) => told(state).catch(lost), lost);
 document.addEventListener(DOUBT, look);
 document.addEventListener(ASKED, ({ detail }) => {
   answered = detail.version;

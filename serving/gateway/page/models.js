@@ -43,7 +43,7 @@ function order(a, b) {
   return rank(a) - rank(b) || a.name.localeCompare(b.name);
 }
 
-function told({ models }) {
+function told(models) {
   document.body.classList.remove("stale");
   lostAt = "";
   const known = new Set(models.map(({ name }) => name));
@@ -89,4 +89,4 @@ function search() {
 }
 
 element("search").addEventListener("input", search);
-poll("/api/v1/models", told, lost);
+poll((client, options) => client.models(options), told, lost);

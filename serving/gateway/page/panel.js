@@ -4,7 +4,7 @@
 // marked, and `show` gets null. Overtaken by a newer question or by cancel(): `show` is not called.
 
 import { remember } from "./address.js";
-import { Fault, Newest, ask, preview } from "./api.js";
+import { Fault, Newest, ask } from "./api.js";
 import { element, make } from "./dom.js";
 
 // What other parts of the page listen for, on `document`: a question with its input and its answer, and that a server may be away.
@@ -60,37 +60,37 @@ export class Panel {
   }
 
   // `body` becomes JSON. `input` is what the address keeps, from which the panel can ask the same again.
-  ask(body, show, { path = `/api/v1/${this.name}`, input = body } = {}) {
-    const hash = remember(input);
-    const options = { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
-    return this.question((signal) => this.post(path, { ...options, signal }), show, { path, body, options, hash, input });
+  ask(body, show, { method = "predict", input = body } = {}) {
+    const path = `/api/v1/${this.name}${method === "predict" ? "" : `/${method}`}`;
+    const send = (client, options) => client[method](this.name, body, options);
+    const asked = { path, body, send, hash: remember(input), input };
+    return this.question((signal) => this.post(asked, { signal }), show, asked);
   }
 
   askPicture(picture, show, input = null) {
-    const asked = { ...this.upload(picture), hash: remember(input), input };
-    return this.question((signal) => this.post(asked.path, { ...asked.options, signal }), show, asked);
+    const asked = this.upload(picture, input);
+    return this.question((signal) => this.post(asked, { signal }), show, asked);
   }
 
   // A file that the browser shows as well: `draw` gets its pixels before it is sent.
   askFile(file, draw, show, input = null) {
-    const asked = { ...this.upload(file), hash: remember(input), input };
+    const asked = this.upload(file, input);
     const job = async (signal) => {
       const turned = (await file.slice(8, 12).text()) !== "WEBP"; // of which Chromium does not obey the orientation
       const own = turned ? await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => null) : null;
-      if (!own) asked.shown = await preview(this.name, asked.options.body, signal);
+      if (!own) asked.shown = await ask((client) => client.preview(this.name, file, { signal }));
       const bitmap = own ?? (await createImageBitmap(asked.shown));
       signal.throwIfAborted();
       draw(bitmap);
       bitmap.close();
-      return this.post(asked.path, { ...asked.options, signal });
+      return this.post(asked, { signal });
     };
     return this.question(job, show, asked);
   }
 
-  upload(file) {
-    const body = new FormData();
-    body.append("file", file);
-    return { path: `/api/v1/${this.name}`, file: file.name || "picture.png", options: { body } };
+  upload(file, input) {
+    const send = (client, options) => client.pictures(this.name, [file], options);
+    return { path: `/api/v1/${this.name}`, file: file.name || "picture.png", shown: file, send, hash: remember(input), input };
   }
 
   async question(job, show, asked) {
@@ -109,14 +109,14 @@ export class Panel {
       this.say("", `Answered by ${this.name} version ${value.version} in ${value.milliseconds} ms`);
       show(value.predictions);
       // The same question to another version, for a comparison.
-      const repeat = (version, signal) => this.post(`${asked.path}?version=${version}`, { ...asked.options, signal });
+      const repeat = (version, signal) => this.post(asked, { version, signal });
       document.dispatchEvent(new CustomEvent(ASKED, { detail: { ...asked, ...value, repeat } }));
     }
   }
 
-  async post(path, options) {
+  async post({ send }, options) {
     const started = performance.now();
-    const { version, predictions } = await ask(path, { method: "POST", ...options });
+    const { version, predictions } = await ask((client) => send(client, options));
     if (!predictions?.length) throw new Fault("The gateway's answer holds no prediction.", { status: 502 });
     return { version, predictions, milliseconds: Math.round(performance.now() - started) };
   }

@@ -7,7 +7,7 @@ const PAUSE = 2_000; // milliseconds between an answer and the next question
 const PATIENCE = 4_000; // milliseconds; a gateway that takes longer counts as away
 
 // Calls `told(answer)` or `lost(error)` after each question. Returns a function that asks at once.
-export function poll(path, told, lost) {
+export function poll(question, told, lost) {
   let timer = 0;
   let busy = false;
 
@@ -16,7 +16,7 @@ export function poll(path, told, lost) {
     if (busy) return;
     busy = true;
     try {
-      told(await ask(path, { signal: AbortSignal.timeout(PATIENCE) }));
+      told(await ask((client) => question(client, { timeout: PATIENCE })));
     } catch (error) {
       lost(error);
     }

@@ -7,7 +7,6 @@ import { ACCEPT } from "./files.js";
 import { answerOf } from "./questions.js";
 
 const FIELDS = { text: ["text", "Text"], molecules: ["smiles", "SMILES"], regression: ["x"], tabular: ["x"] };
-const JSON_TYPE = { "Content-Type": "application/json" };
 
 export function startSmall(details, name) {
   const newest = new Newest();
@@ -16,7 +15,7 @@ export function startSmall(details, name) {
     const message = make("p", { class: "message", role: "alert" });
     details.append(message);
     try {
-      const model = await ask(`/api/v1/models/${encodeURIComponent(name)}`);
+      const model = await ask((client) => client.model(name));
       message.before(...partsOf(model, message, newest));
     } catch (error) {
       details.open = false;
@@ -28,25 +27,24 @@ export function startSmall(details, name) {
 
 function partsOf(model, message, newest) {
   const output = make("output", { "aria-live": "polite" });
-  const send = async (field, options) => {
+  const send = async (field, call) => {
     output.textContent = message.textContent = "";
     field?.removeAttribute("aria-invalid");
-    const outcome = await newest.run(async (signal) => (await ask(`/api/v1/${model.name}`, { method: "POST", signal, ...(await options()) })).predictions[0]);
+    const outcome = await newest.run(async (signal) => (await ask((client) => call(client, { signal }))).predictions[0]);
     if (!outcome) return;
     if (outcome.error) field?.setAttribute("aria-invalid", String([400, 413].includes(outcome.error.status)));
     message.textContent = outcome.error?.message ?? "";
     output.textContent = outcome.error ? "" : answerOf(outcome.value) || "Answered: see its page.";
   };
-  const post = (body) => () => ({ headers: JSON_TYPE, body: JSON.stringify(body) });
+  const post = (body) => (client, options) => client.predict(model.name, body, options);
   const id = `try-${model.name}`;
   message.id = `${id}-message`;
 
   if (model.form === "image-classification") {
     const files = make("input", { type: "file", id, accept: ACCEPT });
     files.addEventListener("change", () => {
-      const body = new FormData();
-      if (files.files[0]) body.append("file", files.files[0]);
-      if (files.files[0]) send(null, () => ({ body }));
+      const [file] = files.files;
+      if (file) send(null, (client, options) => client.pictures(model.name, [file], options));
       files.value = "";
     });
     return [make("label", { class: "button", for: id }, "Choose a picture"), files, output];
@@ -72,9 +70,9 @@ function partsOf(model, message, newest) {
   const form = make("form", {}, make("label", { class: "field", for: id }, numbers ? names : title), field, button);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    send(field, () => {
+    send(field, (...call) => {
       try {
-        return post({ [key]: valueOf() })();
+        return post({ [key]: valueOf() })(...call);
       } catch (error) {
         error.status = 400;
         throw error;

@@ -74,32 +74,28 @@ async function byParts(asked, model, signal, parts, show) {
   const before = measure(asked.predictions[0]);
   const made = await parts(asked, model);
   const values = [];
-  for (let from = 0; from < made.length; from += FEW) values.push(...(await askSome(asked, made.slice(from, from + FEW), before.name, signal)));
+  for (let from = 0; from < made.length; from += FEW) values.push(...(await askSome(model.name, made.slice(from, from + FEW), before.name, signal)));
   return show(asked, { before, parts: made.map((part, place) => ({ ...part, change: values[place] === null ? null : values[place] - before.value })) });
 }
 
 // The number of each part's prediction; null for one that the gateway refuses, such as a picture without a sign.
-async function askSome(asked, parts, name, signal) {
+async function askSome(model, parts, name, signal) {
   try {
-    const { predictions } = await ask(asked.path, { method: "POST", ...requestOf(parts.map(({ input }) => input)), signal });
+    const { predictions } = await ask((client) => send(client, model, parts.map(({ input }) => input), { signal }));
     return predictions.map((prediction) => measure(prediction, name).value);
   } catch (error) {
     if (error.status !== 400) throw error;
     if (parts.length === 1) return [null];
     const values = [];
-    for (const part of parts) values.push(...(await askSome(asked, [part], name, signal)));
+    for (const part of parts) values.push(...(await askSome(model, [part], name, signal)));
     return values;
   }
 }
 
-function requestOf(inputs) {
-  if (inputs[0] instanceof Blob) {
-    const body = new FormData();
-    for (const file of inputs) body.append("file", file, "picture.png");
-    return { body };
-  }
+function send(client, name, inputs, options) {
+  if (inputs[0] instanceof Blob) return client.pictures(name, inputs, options);
   const [field] = Object.keys(inputs[0]);
-  return { headers: { "Content-Type": "application/json" }, body: JSON.stringify({ [field]: inputs.map((input) => input[field]) }) };
+  return client.predict(name, { [field]: inputs.map((input) => input[field]) }, options);
 }
 
 // The number that is watched: the score of a label, the likeliest one's first, or the first number of the answer.
@@ -130,8 +126,8 @@ function rowParts({ body }, { columns, example }) {
   });
 }
 
-async function canvasOf({ options, shown }) {
-  const bitmap = await createImageBitmap(shown ?? options.body.get("file"), { imageOrientation: "from-image" });
+async function canvasOf({ shown }) {
+  const bitmap = await createImageBitmap(shown, { imageOrientation: "from-image" });
   const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = make("canvas", { width: Math.round(bitmap.width * scale) || 1, height: Math.round(bitmap.height * scale) || 1 });
   canvas.getContext("2d", { willReadFrequently: true }).drawImage(bitmap, 0, 0, canvas.width, canvas.height);

@@ -13,9 +13,8 @@ export function cost({ body }) {
   return marks ? `Asks the model ${marks} times more.` : "";
 }
 
-export async function explain({ path, body }, _, signal) {
-  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
-  const { predictions, without } = await ask(`${path}/explain`, options);
+export async function explain({ body }, { name }, signal) {
+  const { predictions, without } = await ask((client) => client.explain(name, body, { signal }));
   const [{ player, move, probabilities, value }] = predictions;
   const rows = without.map((row) => ({ ...row, adds: probabilities[move] - row.probabilities[move], worth: value - row.value }));
   const most = Math.max(...rows.map(({ adds }) => Math.abs(adds)));

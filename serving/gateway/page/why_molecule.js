@@ -10,9 +10,8 @@ const LEAST = 0.0005; // a change that means something
 
 export const cost = () => `Asks the model once more for each atom, at most ${MOST} times.`;
 
-export async function explain({ path, body }, { name }, signal) {
-  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
-  const { predictions, without, kept } = await ask(`${path}/explain`, options);
+export async function explain({ body }, { name }, signal) {
+  const { predictions, without, kept } = await ask((client) => client.explain(name, body, { signal }));
   const numbers = (prediction) => scoresOf(prediction) ?? Object.fromEntries(Object.entries(prediction).filter(([key, value]) => key !== "atom" && typeof value === "number"));
   const whole = numbers(predictions[0]);
   const rows = without.map((row) => ({ atom: `${row.symbol} ${row.atom + 1}`, numbers: numbers(row) }));

@@ -27,6 +27,19 @@ test("pictures go as files", async () => {
   assert.match(predictions[0].class, /^[0-9]$/);
 });
 
+test("what mattered, whether a model answers, and a picture that is shown", async () => {
+  const { predictions, without, kept } = await client.explain("tox21", { smiles: "CCO" });
+  assert.equal(predictions[0].smiles, "CCO");
+  assert.deepEqual(without.map(({ atom, symbol }) => `${symbol}${atom}`), ["C0", "C1", "O2"]);
+  assert.deepEqual(kept, ["descriptors"]);
+  const { ready, version } = await client.state("tox21");
+  assert.deepEqual([ready, version], [true, 3]);
+  const png = await client.preview("mnist", await readFile(SEVEN));
+  assert.equal(png.type, "image/png");
+  assert.deepEqual([...new Uint8Array(await png.arrayBuffer())].slice(1, 4), [...Buffer.from("PNG")]);
+  await assert.rejects(client.preview("mnist", new Blob(["none"])), { status: 400 });
+});
+
 test("a refusal is an error that a program can tell", async () => {
   await assert.rejects(client.predict("linear", { x: "a" }), (error) => {
     assert.ok(error instanceof BookserveError);

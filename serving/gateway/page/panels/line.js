@@ -53,8 +53,7 @@ export function startLine(model, initial) {
 
   const fit = async () => {
     const x = Array.from({ length: STEPS + 1 }, (_, step) => RANGE[0] + ((RANGE[1] - RANGE[0]) * step) / STEPS);
-    const options = { method: "POST", body: JSON.stringify({ x }), headers: { "Content-Type": "application/json" } };
-    const { predictions } = await ask(`/api/v1/${name}`, options);
+    const { predictions } = await ask((client) => client.predict(name, { x }));
     line = predictions.map((prediction, index) => [x[index], prediction[output]]);
     const ys = predictions.map((prediction) => prediction[output]);
     const [low, high] = [Math.min(...ys), Math.max(...ys)];

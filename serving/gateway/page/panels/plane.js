@@ -51,8 +51,7 @@ export function startPlane({ name, labels }, initial) {
     for (let row = ROWS - 1; row >= 0; row--) {
       for (let column = 0; column < COLUMNS; column++) x.push([centre(ACROSS, column, COLUMNS), centre(UP, row, ROWS)]);
     }
-    const options = { method: "POST", body: JSON.stringify({ x }), headers: { "Content-Type": "application/json" } };
-    const { predictions } = await ask(`/api/v1/${name}`, options);
+    const { predictions } = await ask((client) => client.predict(name, { x }));
     const context = field.getContext("2d");
     const pixels = context.createImageData(COLUMNS, ROWS);
     predictions.forEach(({ probability }, cell) => {

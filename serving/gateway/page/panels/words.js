@@ -57,8 +57,7 @@ export function startWords({ name }, initial) {
       return;
     }
     const body = { text: text.value, words: count.valueAsNumber, temperature: warmth.valueAsNumber };
-    const path = `/api/v1/${name}/generate`;
-    panel.ask(body, (predictions) => predictions && append(predictions[0].words), { path, input: { text: text.value } });
+    panel.ask(body, (predictions) => predictions && append(predictions[0].words), { method: "generate", input: { text: text.value } });
   };
 
   text.addEventListener("input", () => {

@@ -3,38 +3,17 @@
 import io
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, expect
 
 from book_contracts import CONTRACTS
 from gateway_pages import SEVEN, open_page
+from page_checks import check_axe, load
 from stand_in_models import OTHERS, FakeServer
 
-# Beside axe's own choice: targets of 24 pixels, and names that hold the visible text.
-OPTIONS = {
-    "resultTypes": ["violations"],
-    "rules": {"target-size": {"enabled": True}, "label-content-name-mismatch": {"enabled": True}},
-}
 WIDTHS = (360, 768, 1600)
 FEW = ("/", "/models/wine")
 REST = ("/docs", *(f"/models/{name}" for name in (*CONTRACTS, *OTHERS) if f"/models/{name}" not in FEW))
-
-
-def load(page: Page, path: str) -> None:
-    """Opens a page and waits until it shows all that it shows by itself."""
-    page.goto(path)
-    if path == "/docs":
-        expect(page.locator("#operations-gateway-readyz")).to_be_visible()
-    elif path == "/":
-        expect(page.locator(".card")).to_have_count(12)
-    else:
-        expect(page.locator("#card-content p").first).to_be_visible()
-        name = path.removeprefix("/models/")
-        if name in ("mnist", "letters"):
-            page.locator(f"#{name}-file").set_input_files(SEVEN)
-        if name != "mood":
-            expect(page.locator(f"#{name}-version")).to_contain_text("version 3")
 
 
 def check(page: Page, path: str) -> None:
@@ -44,17 +23,6 @@ def check(page: Page, path: str) -> None:
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     check_axe(page)
-
-
-# Swagger UI's own part of /docs, whose colours and names are not ours.
-FOREIGN = {"exclude": [["#operations"]]}
-
-
-def check_axe(page: Page) -> None:
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        found = Axe().run(page, context=FOREIGN, options=OPTIONS).response["violations"]
-        assert [(fault["id"], [node["target"] for node in fault["nodes"]]) for fault in found] == []
 
 
 @pytest.mark.parametrize("path", FEW)

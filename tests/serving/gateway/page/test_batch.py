@@ -125,8 +125,11 @@ def test_a_batch_is_stopped_and_keeps_what_was_answered(page) -> None:
     page.goto("/models/wine")
     expect(page.locator("#wine-version")).to_contain_text("version 3")
     asked = []
-    page.on("request", lambda request: asked.append(request) if request.url.endswith("/api/v1/wine") else None)
-    page.route("**/api/v1/wine", lambda route: route.continue_() if len(asked) == 1 else None)
+    page.on(
+        "request",
+        lambda request: asked.append(request) if request.url.endswith("/api/v1/models/wine:predict") else None,
+    )
+    page.route("**/api/v1/models/wine:predict", lambda route: route.continue_() if len(asked) == 1 else None)
     content = "\n".join(["1,2,3"] * 600).encode()
     page.locator("#batch-files").set_input_files({"name": "wine.csv", "mimeType": "text/csv", "buffer": content})
     expect(page.locator("#batch-count")).to_have_text("256 of 600")

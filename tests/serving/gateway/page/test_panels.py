@@ -145,7 +145,7 @@ def test_a_digit_is_drawn(page) -> None:
 def test_an_answer_to_an_older_stroke_is_never_shown_for_a_newer_one(held) -> None:
     visit(held, "mnist", answered=False)
     shown = held.locator("#mnist-class")
-    hold(held, "/api/v1/mnist")
+    hold(held, "/api/v1/models/mnist:predict")
     stroke(held, 0.3)
     wait_held(held, 1)
     stroke(held, 0.6)
@@ -264,7 +264,7 @@ def test_a_photograph_of_any_size_is_sent(page) -> None:
     for model in ("cifar10", "mnist"):
         visit(page, model, answered=model == "cifar10")
         for photograph in photographs:
-            with page.expect_response(f"**/api/v1/{model}") as response:
+            with page.expect_response(f"**/api/v1/models/{model}:predict") as response:
                 page.locator(f"#{model}-file").set_input_files(photograph)
             message = page.locator(f"#{model}-message")
             if response.value.status == 400:  # by what the picture shows, not by its size
@@ -288,7 +288,7 @@ def test_a_fast_click_overtakes_the_hints_and_the_game_goes_on(held) -> None:
     squares = held.locator("#tictactoe-board button")
     status = held.locator("#tictactoe-status")
     expect(squares.nth(8).locator("small")).to_have_text("20.0 %")
-    hold(held, "/api/v1/tictactoe")
+    hold(held, "/api/v1/models/tictactoe:predict")
     held.get_by_role("button", name="New game").click()
     wait_held(held, 1)
     squares.nth(4).click()
@@ -310,14 +310,14 @@ def test_a_fast_click_overtakes_the_hints_and_the_game_goes_on(held) -> None:
 
 def test_what_was_typed_meanwhile_is_not_answered_by_what_was_before(held) -> None:
     visit(held, "ptb")
-    hold(held, "/api/v1/ptb")
+    hold(held, "/api/v1/models/ptb:predict")
     held.locator("#ptb-text").fill("the stock")
     wait_held(held, 1)
     held.locator("#ptb-clear").click()
     give(held, 0, {"version": 3, "predictions": [{"unknown": [], "words": [{"word": "late", "probability": 1}]}]})
     assert held.locator("#ptb-next button").count() == 0
     visit(held, "tox21")
-    hold(held, "/api/v1/tox21")
+    hold(held, "/api/v1/models/tox21:predict")
     held.locator("#tox21-smiles").fill("CCO")
     wait_held(held, 1)
     held.locator("#tox21-smiles").fill("")

@@ -25,7 +25,7 @@ def choose(page: Page, name: str, content: bytes) -> None:
 def test_a_photograph_in_any_format_is_shown_upright_and_answered(page: Page, name: str) -> None:
     page.goto("/models/cifar10")
     expect(page.locator("#cifar10-version")).to_contain_text("version 3")  # of the drawn one
-    with page.expect_response("**/api/v1/cifar10") as answered:
+    with page.expect_response("**/api/v1/models/cifar10:predict") as answered:
         choose(page, name, photos.file_of(name))
     assert answered.value.status == 200
     expect(page.locator("#code-curl")).to_contain_text(f"file=@IMG_1.{name.lower()}")
@@ -68,6 +68,7 @@ def test_a_photograph_that_is_cut_off_or_too_large_is_refused_in_words(page: Pag
 @pytest.mark.slow
 def test_many_photographs_of_every_format_at_once(page: Page) -> None:
     page.goto("/models/cifar10")
+    expect(page.locator("#batch-hint")).to_contain_text("HEIC")
     page.locator("#batch-files").set_input_files(
         [{"name": f"{name}.{name.lower()}", "mimeType": "", "buffer": photos.file_of(name)} for name in photos.FORMATS]
     )

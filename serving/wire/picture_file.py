@@ -15,11 +15,12 @@ import sys
 import threading
 import warnings
 import zlib
+from collections.abc import Iterator
 
 from PIL import Image, ImageOps
 
 MAX_BYTES = 16 << 20
-MAX_PIXELS = 20_000_000
+MAX_PIXELS = 50_000_000  # phones take 24 and 48 million
 
 _HERE = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # Pillow's names
 CHILD_FORMATS = ("TIFF", "AVIF", "HEIF")
@@ -27,6 +28,7 @@ _CHILD = "bookserve.serving.wire.picture_child"
 SECONDS = 10.0  # for a picture in a process of its own
 MEMORY = 1 << 30  # bytes of address space of such a process
 _AT_ONCE = threading.BoundedSemaphore(2)  # such processes of this one
+_CHILD_PIXELS = MAX_PIXELS // 2  # what such a picture counts as
 HEAD = struct.Struct("<8sII")  # mode, width and height, which go before the pixels
 MODES = {"L": 1, "RGB": 3, "RGBA": 4, "I;16": 2}  # bytes of a pixel
 
@@ -74,6 +76,50 @@ class PictureDamaged(PictureError):
 
 
 ERRORS = {kind.__name__: kind for kind in (PictureFormatError, PictureTooLarge, PictureDamaged)}
+
+
+class _Pixels:
+    """How many pixels are held at once, decoded; who comes later waits, in turn."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._changed = threading.Condition()
+        self._turn = threading.Lock()
+
+    @contextlib.contextmanager
+    def take(self, count: int) -> Iterator[None]:
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._left >= count)
+            self._left -= count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += count
+                self._changed.notify_all()
+
+
+_DECODED = _Pixels(MAX_PIXELS)
+
+
+@contextlib.contextmanager
+def decoded(content: bytes) -> Iterator[Image.Image]:
+    """The picture in a file, as `decode` makes it, to be scaled down within this context.
+
+    All contexts of this process have at most MAX_PIXELS together. Raises as `decode`.
+    """
+    with _DECODED.take(_declared_pixels(content)):
+        yield decode(content)
+
+
+def _declared_pixels(content: bytes) -> int:
+    if _is_tiff(content) or content[4:8] == b"ftyp":
+        return _CHILD_PIXELS
+    try:
+        with Image.open(io.BytesIO(content), formats=_HERE) as image:  # reads the header alone
+            return min(image.width * image.height, MAX_PIXELS)
+    except (*_DECODER_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return 0  # it is refused next
 
 
 def decode(content: bytes) -> Image.Image:

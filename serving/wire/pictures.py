@@ -8,8 +8,10 @@ fitted into 20 of 28 parts of the field with its aspect ratio kept and grey leve
 so that its centre of mass is the field's centre. "crop" takes the central part of the field's form, small.
 """
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from bookserve.serving.wire.picture_file import (
     PictureFormatError,
     PictureTooLarge,
     check_pixels,
-    decode,
+    decoded,
 )
 
 __all__ = [
@@ -97,14 +99,15 @@ def levels(picture: Picture, rule: PictureRule) -> Pixels:
     Raises PictureFormatError, PictureTooLarge, PictureDamaged or PictureEmpty; OSError when a file cannot be read.
     """
     height, width = rule.size
-    if rule.resize == "centred":
-        return _centred(_image(picture), height, width)
-    image = _eight_bit(_over(_image(picture), 255)).convert("RGB" if rule.colour == "rgb" else "L")
-    if rule.resize == "stretch":
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    else:
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(image, np.uint8).copy()
+    with _image(picture) as image:
+        if rule.resize == "centred":
+            return _centred(image, height, width)
+        plain = _eight_bit(_over(image, 255)).convert("RGB" if rule.colour == "rgb" else "L")
+        if rule.resize == "stretch":
+            plain = plain.resize((width, height), Image.Resampling.LANCZOS)
+        else:
+            plain = ImageOps.fit(plain, (width, height), Image.Resampling.LANCZOS)
+        return np.asarray(plain, np.uint8).copy()
 
 
 def tensor(many: Pixels, rule: PictureRule, dtype: np.dtype[Any], rank: int) -> npt.NDArray[Any]:
@@ -125,10 +128,11 @@ def tensor(many: Pixels, rule: PictureRule, dtype: np.dtype[Any], rank: int) -> 
 
 def preview(picture: Picture, side: int) -> bytes:
     """A picture as a PNG of at most `side` pixels in width and height, over white. Raises as `levels`."""
-    image = _eight_bit(_over(_image(picture), 255)).convert("RGB")
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    with _image(picture) as image:
+        small = _eight_bit(_over(image, 255)).convert("RGB")
+        small.thumbnail((side, side), Image.Resampling.LANCZOS)
     png = io.BytesIO()
-    image.save(png, "PNG")
+    small.save(png, "PNG")
     return png.getvalue()
 
 
@@ -156,7 +160,8 @@ def file_of(picture: Picture) -> bytes:
     """
     if isinstance(picture, np.ndarray):
         png = io.BytesIO()
-        _image(picture).save(png, "PNG")
+        with _image(picture) as image:
+            image.save(png, "PNG")
         return png.getvalue()
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
@@ -166,9 +171,12 @@ def file_of(picture: Picture) -> bytes:
     raise TypeError(f"a picture is a path, a file's bytes or a uint8 array of pixels, not {type(picture).__name__}")
 
 
-def _image(picture: Picture) -> Image.Image:
+@contextlib.contextmanager
+def _image(picture: Picture) -> Iterator[Image.Image]:
     if not isinstance(picture, np.ndarray):
-        return decode(file_of(picture))
+        with decoded(file_of(picture)) as image:
+            yield image
+        return
     shape = list(picture.shape)
     if picture.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ([], [3], [4]) or 0 in shape:
         raise PictureFormatError(
@@ -176,7 +184,7 @@ def _image(picture: Picture) -> Image.Image:
             f" [height,width,4], this one is {picture.dtype} {shape}"
         )
     check_pixels(shape[1], shape[0])
-    return Image.fromarray(picture)
+    yield Image.fromarray(picture)
 
 
 def _over(image: Image.Image, ground: int) -> Image.Image:

@@ -69,10 +69,10 @@ def encode(image: Image.Image, name: str, **options: Any) -> bytes:
 
 @cache
 def bomb(name: str) -> bytes:
-    """A small file of 30 million pixels: a real one, or of AVIF and HEIC one that says so."""
+    """A small file of 60 million pixels: a real one, or of AVIF and HEIC one that says so."""
     if name in ("AVIF", "HEIC"):
-        return declare(file_of(name), 6000, 5000)
-    return encode(Image.new("L", (6000, 5000)), name)
+        return declare(file_of(name), 10_000, 6000)
+    return encode(Image.new("L", (10_000, 6000)), name)
 
 
 def declare(content: bytes, width: int, height: int) -> bytes:

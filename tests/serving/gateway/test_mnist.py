@@ -173,7 +173,7 @@ def test_files_that_are_no_pictures_are_400(client, content) -> None:
 
 def test_pictures_of_too_many_pixels_are_413(client) -> None:
     file = io.BytesIO()
-    Image.new("1", (5000, 5000)).save(file, "PNG")
+    Image.new("1", (7100, 7100)).save(file, "PNG")
     assert problem_of(client.post(PATH, data=file.getvalue(), content_type="image/png"), 413)["field"] == "body"
 
 

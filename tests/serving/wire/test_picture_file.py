@@ -1,5 +1,6 @@
 """Picture files of every format: as phones store them, cut off, as bombs, with decoders that are taken over or hang."""
 
+import concurrent.futures
 import io
 import struct
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 
 import photos
 from bookserve.serving.wire import picture_file, pictures
+from model_servers import wait_until
 
 RULE = pictures.PictureRule("x", (32, 32), "rgb", "crop")
 
@@ -39,9 +41,9 @@ def test_a_file_that_is_cut_off_is_refused(name: str) -> None:
 )
 def test_a_bomb_is_refused_from_its_header(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     content = photos.bomb(name)
-    assert len(content) < 400_000
+    assert len(content) < 800_000
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(pictures.PictureTooLarge, match="at most 20 million"):
+    with pytest.raises(pictures.PictureTooLarge, match="at most 50 million"):
         picture_file.decode(content)
 
 
@@ -180,3 +182,33 @@ def test_random_bytes_behind_a_known_beginning_are_refused_cleanly() -> None:
         for _ in range(2):
             with pytest.raises(pictures.PictureError):
                 picture_file.decode(start + rng.bytes(5000))
+
+
+def test_a_photograph_of_24_million_pixels_is_taken() -> None:
+    """As phones make them."""
+    rng = np.random.default_rng(0)
+    scene = Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).resize((6000, 4000), Image.Resampling.BILINEAR)
+    made = pictures.levels(photos.encode(scene, "JPEG"), pictures.PictureRule("x", (32, 32), "rgb", "crop"))
+    expected = pictures.levels(np.asarray(scene), pictures.PictureRule("x", (32, 32), "rgb", "crop"))
+    assert np.abs(made.astype(int) - expected).max() <= 4
+
+
+def test_no_more_pixels_are_held_at_once_than_one_picture_may_have() -> None:
+    held = picture_file._Pixels(100)
+    entered: list[int] = []
+
+    def take(count: int) -> None:
+        with held.take(count):
+            entered.append(count)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        with held.take(60):
+            second = threads.submit(take, 50)
+            wait_until(held._turn.locked, "the second waits")
+            third = threads.submit(take, 10)  # has room, and waits for its turn
+            assert concurrent.futures.wait([second, third], 0.2).done == set()
+        second.result(10)
+        third.result(10)
+    assert sorted(entered) == [10, 50]
+    with held.take(100):
+        assert held._left == 0

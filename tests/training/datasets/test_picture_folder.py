@@ -125,12 +125,12 @@ def png_that_declares(width: int, height: int) -> bytes:
 
 def test_hostile_pictures_are_not_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "ring" / "bomb.png").write_bytes(png_that_declares(30_000, 30_000))
-    (folder / "ring" / "large.png").write_bytes(png_that_declares(5_001, 4_000))
+    (folder / "ring" / "large.png").write_bytes(png_that_declares(10_001, 5_000))
     monkeypatch.setattr(picture_folder, "MAX_BYTES", 200_000)
     (folder / "ring" / "long.png").write_bytes((folder / "ring" / "0000.png").read_bytes() + bytes(200_001))
     assert set(read(folder).left_out) == {
-        "ring/bomb.png: has more than 20 million pixels",
-        "ring/large.png: has 5001 x 4000 pixels, more than 20 million",
+        "ring/bomb.png: has more than 50 million pixels",
+        "ring/large.png: has 10001 x 5000 pixels, more than 50 million",
         "ring/long.png: is larger than 0 MiB",
     }
 

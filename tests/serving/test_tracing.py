@@ -195,6 +195,7 @@ def test_rest_and_requests_without_a_trace_and_no_probes(both: tuple[Server, str
     assert not [name for name in names if "readyz" in name or "healthz" in name or "read" in name], names
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_away_fails_no_request_and_delays_no_stop(tmp_path: Path) -> None:
     write_scale_model(tmp_path / "models" / "scale", 1, 2.0)
     with server_starter(tmp_path) as start:

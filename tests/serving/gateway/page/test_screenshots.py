@@ -7,6 +7,7 @@ they are kept in.
 
 import io
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ WIDTHS = (360, 1600)
 MISSING = "/models/nobody/nothing"
 FEW = ("/", "/models/tox21")
 REST = (MISSING, "/docs", *(f"/models/{name}" for name in (*CONTRACTS, *OTHERS) if f"/models/{name}" not in FEW))
-BLANK = 12  # pixels; what is narrower may be the blank at which a line was broken
 LEAST_CONTRAST = 2.5  # of the lightest and the darkest pixel of a text, whose letters may be thinner than a pixel
 
 # What a person sees of the page as boxes: each text's lines, controls and pictures, with whether it is painted in full.
@@ -55,9 +55,13 @@ BOXES = """() => {
     }
     for (const node of element.childNodes) {
       if (node.nodeType !== Node.TEXT_NODE || !node.data.trim()) continue;
-      const range = document.createRange();
-      range.selectNodeContents(node);
-      add(element, "text", range.getClientRects(), node.data);
+      // In preformatted text blanks have boxes of their own, in which nothing is painted.
+      for (const { index, 0: part } of node.data.matchAll(element.closest("pre") ? /\\S+/g : /[^]+/g)) {
+        const range = document.createRange();
+        range.setStart(node, index);
+        range.setEnd(node, index + part.length);
+        add(element, "text", range.getClientRects(), part);
+      }
     }
   }
   return boxes;
@@ -74,6 +78,15 @@ def shot(page: Page) -> Image.Image:
     return Image.open(io.BytesIO(page.screenshot(full_page=True, animations="disabled", caret="hide"))).convert("RGB")
 
 
+def settled(page: Page) -> tuple[list[dict[str, Any]], Image.Image]:
+    """The boxes of a page and its picture, of which nothing arrived in between."""
+    boxes, deadline = None, time.monotonic() + 20
+    while boxes != (found := page.evaluate(BOXES)):
+        assert time.monotonic() < deadline, "the page does not come to rest"
+        boxes, picture = found, shot(page)
+    return found, picture
+
+
 def judge(page: Page, path: str, state: str = "") -> None:
     """Finds nothing wrong with a page as it stands, in either scheme and on either screen."""
     for width in WIDTHS:
@@ -82,8 +95,7 @@ def judge(page: Page, path: str, state: str = "") -> None:
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             told = f"{path} {state} {scheme} {width}"
             assert page.evaluate("document.documentElement.scrollWidth") <= width, told
-            boxes = page.evaluate(BOXES)
-            picture = shot(page)
+            boxes, picture = settled(page)
             _keep(picture, told)
             assert picture.width == width, told
             assert overlaps(boxes) == [], told
@@ -121,8 +133,6 @@ def pale(grey: npt.NDArray[np.float64], boxes: list[dict[str, Any]]) -> list[tup
         if one["kind"] != "text":
             continue
         left, top, right, bottom = (round(value) for value in one["box"])
-        if right - left < BLANK:
-            continue
         part = grey[max(0, top) : bottom, max(0, left) : right]
         if part.size and (contrast := (part.max() + 0.05) / (part.min() + 0.05)) < LEAST_CONTRAST:
             found.append((one["text"], round(float(contrast), 2)))

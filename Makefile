@@ -14,6 +14,7 @@ ARGS       ?=
 TRAINING   ?= default
 COMPOSE    ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 PROFILES   := cpu gpu tfserving train monitoring proxy
+WANTED     := $(or $(filter-out default,$(PROFILE)),cpu)
 ENGINE     := PROFILE=$(TRAINING) $(COMPOSE) -p bookserve -f docker/compose.yaml
 
 BIN  := .venv/bin
@@ -105,8 +106,10 @@ screenshots: install ## take the README's pictures of the pages of a running `ma
 	$(BIN)/python tests/support/take_screenshots.py http://127.0.0.1:$(GATEWAY_PORT)
 
 up: ## containers: PROFILE="cpu monitoring", or gpu, tfserving, train, proxy; TRAINING=smoke trains tiny models
+	@unknown="$(strip $(filter-out $(PROFILES),$(WANTED)))"; test -z "$$unknown" || { echo "make up: there is no profile $$unknown: there are $(PROFILES). How long to train is said by TRAINING=smoke|default|full"; exit 1; }
+	@$(ENGINE) ps >/dev/null 2>&1 || { echo "make up needs Docker, or podman and docker-compose, running: 'docker info' says what is wrong"; exit 1; }
 	$(if $(filter proxy,$(PROFILE)),@test -f certificates/server.pem || $(MAKE) --no-print-directory certificates)
-	$(ENGINE) $(addprefix --profile ,$(filter-out default,$(or $(filter-out default,$(PROFILE)),cpu))) up --detach
+	$(ENGINE) $(addprefix --profile ,$(WANTED)) up --detach
 
 down: ## stop the containers of all profiles; ARGS=--volumes removes the store, too
 	$(ENGINE) $(addprefix --profile ,$(PROFILES)) down $(ARGS)

@@ -78,7 +78,10 @@ export class Panel {
     const job = async (signal) => {
       const turned = (await file.slice(8, 12).text()) !== "WEBP"; // of which Chromium does not obey the orientation
       const own = turned ? await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => null) : null;
-      if (!own) asked.shown = await ask((client) => client.preview(this.name, file, { signal }));
+      if (!own) asked.shown = await ask((client) => client.preview(this.name, file, { signal })).catch((error) => {
+        if (!signal.aborted) draw(document.createElement("canvas")); // an empty one: nothing old stays beside an error
+        throw error;
+      });
       const bitmap = own ?? (await createImageBitmap(asked.shown));
       signal.throwIfAborted();
       draw(bitmap);

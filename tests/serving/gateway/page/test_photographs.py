@@ -59,6 +59,11 @@ def test_a_photograph_that_is_cut_off_or_too_large_is_refused_in_words(page: Pag
         "Please give a picture. This is 3000 bytes: the file begins as a TIFF, AVIF or HEIC,"
     )
     expect(page.locator("#cifar10-class")).to_have_text("–")  # nothing old stays beside it
+    assert page.evaluate(
+        "() => { const canvas = document.getElementById('cifar10-canvas');"
+        " const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;"
+        " return pixels.every((level) => level === 255); }"
+    )
     choose(page, "AVIF", photos.bomb("AVIF"))
     expect(message).to_contain_text("too large")
     choose(page, "HEIC", photos.file_of("HEIC"))

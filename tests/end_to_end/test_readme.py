@@ -150,7 +150,7 @@ def test_serve_alone_trains_first_and_says_that_it_used_the_sample(
     assert "holds no models yet: training them first" in log
     manifest = json.loads((project.folder / "models/mnist/1/assets.extra/manifest.json").read_text())
     assert manifest["data"]["source"] == "sample"
-    with urllib.request.urlopen(f"http://127.0.0.1:{project.ports['8080']}/", timeout=10) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{project.ports['8080']}/models/mnist", timeout=10) as page:
         assert b"<canvas" in page.read()
 
 

@@ -153,7 +153,8 @@ def test_kills_at_any_time_lose_and_double_nothing(
         assert kills < 500
     assert kills > 2
     check(output)
-    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".out")} == {
+    # Of a run that is killed while it writes one of its last files, a hidden part of that stays.
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith((".out", ".errors"))} == {
         "in.ndjson",
         "out.ndjson",
         "errors",

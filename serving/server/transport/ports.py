@@ -195,8 +195,9 @@ class Ports:
         --drain_quiet_seconds: until then every answer closes its own.
         """
         end = self._loop.time() + seconds
-        self._grpc.end_streams()
         stopping = [asyncio.ensure_future(self._stop(self._of(Api.GRPC), lingering.kept(self._endpoints(Api.GRPC))))]
+        await asyncio.sleep(0)  # clients are told to go elsewhere first, or they would call again here
+        self._grpc.end_streams()
         await self._until_rest_is_quiet(end)
         stopping.append(asyncio.ensure_future(self._stop(self._of(Api.REST), [])))
         _, late = await asyncio.wait(stopping, timeout=max(0.0, end - self._loop.time()))

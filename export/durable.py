@@ -25,9 +25,12 @@ def fsync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A stream to write a whole file with: it appears as `path` in one rename at the end, after it is on disk."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+def new_file(path: Path, folder: Path | None = None) -> Iterator[IO[bytes]]:
+    """A stream to write a whole file with: it appears as `path` in one rename at the end, after it is on disk.
+
+    Until then it is hidden in `folder`, by default beside `path`, and on its file system.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=folder or path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream

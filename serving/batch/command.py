@@ -345,11 +345,13 @@ def _say_what_is_done(wish: _Wish, model: Model, done: Done) -> None:
 def _join(wish: _Wish, form: Form, parts: Parts, done: Done) -> None:
     """The parts become OUTPUT and the file of errors; killed in between, the next run does it again."""
     if done.bad:
-        results.Ndjson(True).write(wish.errors, parts.errors(done.parts), ())
+        with parts.whole_file(wish.errors) as stream:
+            results.Ndjson(True).write(stream, parts.errors(done.parts), ())
     else:
         wish.errors.unlink(missing_ok=True)
-    form.write(wish.output, parts.answers(done.parts), done.columns)
-    parts.finish()
+    with parts.whole_file(wish.output) as stream:
+        form.write(stream, parts.answers(done.parts), done.columns)
+    parts.drop()
 
 
 def _status(path: Path) -> tuple[int, int]:

@@ -7,11 +7,12 @@ A part appears in one rename, after it is on disk, and holds how far the INPUT w
 killed by, and whenever, the next one goes on behind the last part, and no row is lost or there twice.
 """
 
+import contextlib
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -48,19 +49,37 @@ class Parts:
 
     def __enter__(self) -> "Parts":
         """Raises PartsError while another process has them."""
-        self.folder.mkdir(exist_ok=True)
-        self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise PartsError(f"another 'bookserve batch' is writing {self._output}: wait for it, or stop it") from error
+        while not self._is_locked():
+            pass  # a run that ended just now has removed the folder
+        if not self.are_begun:
+            self.drop()  # of a run that was killed when all was done
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # another run is beginning
+            if [path.name for path in self.folder.iterdir()] == [_LOCK]:
+                (self.folder / _LOCK).unlink()
+                self.folder.rmdir()
         os.close(self._lock)
-        if self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == [_LOCK]:
-            shutil.rmtree(self.folder)  # nothing was begun
+
+    def _is_locked(self) -> bool:
+        """Whether the lock is got, and still lies in the folder."""
+        self.folder.mkdir(exist_ok=True)
+        try:
+            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(self._lock), (self.folder / _LOCK).stat()):
+                return True
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            os.close(self._lock)
+            raise PartsError(f"another 'bookserve batch' is writing {self._output}: wait for it, or stop it") from error
+        os.close(self._lock)
+        return False
 
     @property
     def are_begun(self) -> bool:
@@ -68,10 +87,12 @@ class Parts:
         return (self.folder / _PLAN).is_file()
 
     def drop(self) -> None:
-        """Forget what an interrupted run has left."""
+        """Forget what a run has left, interrupted or complete."""
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name != _PLAN):  # the plan first
             if path.name != _LOCK:
                 path.unlink()
+            if path.name == _PLAN:
+                fsync(self.folder)
 
     def begin(self, plan: Plan) -> Done:
         """How far the run of this plan is; its plan is noted where there is none.
@@ -83,8 +104,6 @@ class Parts:
             left.unlink()  # by a writer that was killed
         path = self.folder / _PLAN
         if not path.is_file():
-            for part in self.folder.glob("*.part"):
-                part.unlink()
             with new_file(path) as stream:
                 stream.write(json.dumps(plan, indent=2).encode())
             return Done()
@@ -135,12 +154,11 @@ class Parts:
                 stream.seek(skipped, os.SEEK_CUR)
                 yield stream.read(left)
 
-    def finish(self) -> None:
-        """The parts go in one rename, so that no later run finds some of them."""
-        gone = self.folder.with_name(f".{self.folder.name}-{os.getpid()}")
-        self.folder.rename(gone)
-        fsync(gone.parent)
-        shutil.rmtree(gone)
+    def whole_file(self, path: Path) -> AbstractContextManager[IO[bytes]]:
+        """A stream to write one of the last files with. Killed meanwhile, it leaves nothing outside the folder, where
+        the file system is the same."""
+        same = path.parent.stat().st_dev == self.folder.stat().st_dev
+        return new_file(path, self.folder if same else None)
 
     def _read(self) -> Done:
         found = Done()
@@ -151,12 +169,6 @@ class Parts:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08}.part"
-
-
-def write(stream: IO[bytes], pieces: Iterator[bytes]) -> None:
-    """All pieces into a stream."""
-    for piece in pieces:
-        stream.write(piece)
 
 
 def _next(found: Done, path: Path, stream: IO[bytes]) -> Done:

@@ -3,14 +3,12 @@
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 import orjson
 
 from bookserve.export.contracts import Contract
-from bookserve.export.durable import new_file
 from bookserve.serving.batch import parquet_table
 from bookserve.serving.batch.questions import flat
 from bookserve.serving.batch.records import BadRow, InputError
@@ -34,8 +32,8 @@ class Form(Protocol):
         """A row as it stands in a part. Raises ColumnsDiffer."""
         ...
 
-    def write(self, path: Path, pieces: Iterator[bytes], columns: Sequence[str]) -> None:
-        """The whole file in one rename, from pieces that hold whole rows."""
+    def write(self, stream: IO[bytes], pieces: Iterator[bytes], columns: Sequence[str]) -> None:
+        """The whole file, from pieces that hold whole rows."""
         ...
 
 
@@ -53,11 +51,10 @@ class Ndjson:
         """See Form.row."""
         return orjson.dumps(_named(answered, self._names), option=orjson.OPT_APPEND_NEWLINE)
 
-    def write(self, path: Path, pieces: Iterator[bytes], columns: Sequence[str]) -> None:
+    def write(self, stream: IO[bytes], pieces: Iterator[bytes], columns: Sequence[str]) -> None:
         """See Form.write."""
-        with new_file(path) as stream:
-            for piece in pieces:
-                stream.write(piece)
+        for piece in pieces:
+            stream.write(piece)
 
 
 class Csv:
@@ -78,12 +75,11 @@ class Csv:
             raise ColumnsDiffer(f"its answer differs from the first row's in {', '.join(other[:5])}: write NDJSON")
         return _line([_cell(value) for value in values.values()])
 
-    def write(self, path: Path, pieces: Iterator[bytes], columns: Sequence[str]) -> None:
+    def write(self, stream: IO[bytes], pieces: Iterator[bytes], columns: Sequence[str]) -> None:
         """See Form.write."""
-        with new_file(path) as stream:
-            stream.write(_line(list(columns) or ([LINE, NAME] if self._names else [LINE])))
-            for piece in pieces:
-                stream.write(piece)
+        stream.write(_line(list(columns) or ([LINE, NAME] if self._names else [LINE])))
+        for piece in pieces:
+            stream.write(piece)
 
 
 class Parquet:
@@ -111,22 +107,21 @@ class Parquet:
             raise ColumnsDiffer(f"its answer differs from the first row's in {', '.join(other[:5])}: write NDJSON")
         return orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE)
 
-    def write(self, path: Path, pieces: Iterator[bytes], columns: Sequence[str]) -> None:
+    def write(self, stream: IO[bytes], pieces: Iterator[bytes], columns: Sequence[str]) -> None:
         """See Form.write."""
         schema: Any = None
-        with new_file(path) as stream:
-            writer: Any = None
-            for piece in pieces:
-                rows = [orjson.loads(line) for line in piece.splitlines()]
-                if rows and schema is None:
-                    schema = self._arrow.schema([(name, self._type(name, value)) for name, value in rows[0].items()])
-                    writer = self._writer(stream, schema)
-                if rows:
-                    writer.write_table(self._arrow.Table.from_pylist(rows, schema=schema))
-            if writer is None:
-                fields = [(LINE, self._arrow.int64()), *([(NAME, self._arrow.string())] if self._names else [])]
-                writer = self._writer(stream, self._arrow.schema(fields))
-            writer.close()
+        writer: Any = None
+        for piece in pieces:
+            rows = [orjson.loads(line) for line in piece.splitlines()]
+            if rows and schema is None:
+                schema = self._arrow.schema([(name, self._type(name, value)) for name, value in rows[0].items()])
+                writer = self._writer(stream, schema)
+            if rows:
+                writer.write_table(self._arrow.Table.from_pylist(rows, schema=schema))
+        if writer is None:
+            fields = [(LINE, self._arrow.int64()), *([(NAME, self._arrow.string())] if self._names else [])]
+            writer = self._writer(stream, self._arrow.schema(fields))
+        writer.close()
 
     def _writer(self, stream: IO[bytes], schema: Any) -> Any:
         return self._arrow.parquet.ParquetWriter(stream, schema)

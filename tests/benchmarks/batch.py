@@ -135,8 +135,9 @@ def _batch(store: Path, name: str, path: Path, batch_size: int) -> Figures:
         began = time.perf_counter()
         run = Run(source, questions, model, form, parts, 0, lambda _: None)
         done = run.go_on(parts.begin({}))
-        form.write(output, parts.answers(done.parts), ())
-        parts.finish()
+        with parts.whole_file(output) as stream:
+            form.write(stream, parts.answers(done.parts), ())
+        parts.drop()
         seconds = time.perf_counter() - began
     model.close()
     return {"rows/s": done.answered / seconds, "rows/s of runs": done.answered / clock.seconds}

@@ -23,6 +23,7 @@ from bookserve.training.datasets import mnist, picture_folder
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.datasets.own_data import PictureFolder
 from bookserve.training.datasets.splits import ImageSplits, LabelledImages
+from bookserve.training.loop.averages import AveragedAdamW, AveragedDescent, ValidateAverages, take_averages
 from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
@@ -76,6 +77,7 @@ class Config:
     zoom: float = 0.0  # largest change of its size, a fraction of it
     shift: float = 0.0  # largest shift, pixels
     elastic: float = 0.0  # strength of the elastic bending (Simard et al. 2003), pixels
+    average: float | None = None  # the fraction of the past in a running average of the weights, which is then kept
     keep_best: bool = True  # the weights of the best epoch by validation loss; else the last ones (chapter 6)
     patience: int = 10  # epochs without a better one before the training stops, where the best is kept
 
@@ -96,7 +98,7 @@ CONFIGS: dict[str, dict[str, Config]] = {
     STANDARD: {
         "smoke": Config(epochs=1, train_rows=12_000, batch=64),
         "default": Config(epochs=5),
-        "full": Config(epochs=32, rotation=10.0, zoom=0.1, shift=1.5, elastic=0.8, patience=12),
+        "full": Config(epochs=32, rotation=10.0, zoom=0.1, shift=1.5, elastic=0.8, average=0.999),
     },
     "book": {"smoke": replace(BOOK, epochs=1, train_rows=12_000), "default": BOOK, "full": BOOK},
 }
@@ -158,7 +160,8 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback],
     checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> dict[str, list[float]]:
-    """Train in place; the weights of the epoch with the best validation loss are kept, or the last ones.
+    """Train in place; the weights of the epoch with the best validation loss are kept, or the last ones, or their
+    running average.
 
     Returns figure -> epochs.
     """
@@ -168,7 +171,10 @@ def train(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    return fit(
+    keep_best = config.keep_best and config.average is None
+    if config.average is not None:
+        callbacks = [ValidateAverages(), *callbacks]
+    history = fit(
         model,
         lambda first_epoch: training_batches(data.train, config, seed, first_epoch),
         config.epochs,
@@ -176,9 +182,12 @@ def train(
         _batches(data.valid),
         callbacks,
         checkpoint,
-        best="val_loss" if config.keep_best else None,
-        patience=config.patience if config.keep_best else None,
+        best="val_loss" if keep_best else None,
+        patience=config.patience if keep_best else None,
     )
+    if config.average is not None:
+        take_averages(model)
+    return history
 
 
 def evaluate(model: keras.Model, data: ImageSplits, report: Path) -> dict[str, dict[str, float]]:
@@ -229,12 +238,17 @@ def training_batches(split: LabelledImages, config: Config, seed: int, first_epo
 
 
 def _optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
-    """AdamW along the schedule, or descent with momentum at a rate that falls after every epoch of `steps` steps."""
+    """AdamW along the schedule, or descent with momentum at a rate that falls after every epoch of `steps` steps; with
+    averages of the weights, or without."""
     rate: Any = warm_cosine(config.learning_rate, config.epochs * steps, config.warmup)
     if config.decay is not None:
         rate = keras.optimizers.schedules.ExponentialDecay(config.learning_rate, steps, config.decay, staircase=True)
+    if config.momentum is not None and config.average is not None:
+        return AveragedDescent(rate, config.average, config.momentum)
     if config.momentum is not None:
         return keras.optimizers.SGD(rate, momentum=config.momentum)
+    if config.average is not None:
+        return AveragedAdamW(rate, config.weight_decay, config.average)
     return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
 
 

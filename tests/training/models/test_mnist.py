@@ -51,14 +51,19 @@ def test_the_book_s_numbers(digits: ImageSplits) -> None:
     assert rates == pytest.approx([0.01, 0.01, 0.0095, 0.01 * 0.95**2])
 
 
-def test_the_book_s_network_learns_and_keeps_its_last_weights(digits: ImageSplits, tmp_path: Path) -> None:
-    config = replace(mnist.BOOK, epochs=8, batch=32, filters_1=8, filters_2=8, hidden=32, dropout=0.2)
+@pytest.mark.parametrize("average", [None, 0.95])
+def test_the_book_s_network_learns_and_keeps_its_last_weights_or_their_average(
+    digits: ImageSplits, tmp_path: Path, average: float | None
+) -> None:
+    small = replace(mnist.BOOK, epochs=8, batch=32, filters_1=8, filters_2=8, hidden=32, dropout=0.2)
+    config = replace(small, average=average)
     run.make_repeatable(0)
     model = mnist.build_model(config)
     history = mnist.train(model, digits, config, seed=0, callbacks=[])
     assert len(history["loss"]) == 8
     after = mnist.evaluate(model, digits, tmp_path)
     assert after["valid"]["accuracy"] == pytest.approx(history["val_accuracy"][-1])
+    assert after["valid"]["loss"] == pytest.approx(history["val_loss"][-1] - float(sum(model.losses)), rel=1e-3)
     assert after["test"]["accuracy"] > 0.5
 
 

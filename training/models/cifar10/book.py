@@ -5,7 +5,6 @@ normalisation, two dense layers held small by the loss, random 24 x 24 crops in 
 and the running average of the weights as the result.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import tensorflow as tf
 
 from bookserve.training.datasets import cifar10
 from bookserve.training.devices import precision
+from bookserve.training.loop.averages import AveragedDescent
 
 NAME = "book"
 CROP = 24  # pixels of the side that the network sees
@@ -36,54 +36,6 @@ class Config:
     average: float = 0.9999  # fraction of the past in the running average of the weights, which is kept (chapter 9)
     brightness: float = 63.0  # largest change of all pixels of a training image, of 255 (chapter 9)
     contrast: float = 0.8  # largest change of the spread of its pixels, a fraction of it (chapter 9: 0.2 to 1.8)
-
-
-class AveragedDescent(keras.optimizers.SGD):  # type: ignore[misc]
-    """Plain descent that keeps a running average of the weights, as tf.train.ExponentialMovingAverage(num_updates=...).
-
-    In the first updates the fraction of the past is smaller, (1 + updates) / (10 + updates), so that the first weights
-    are soon forgotten.
-    """
-
-    def __init__(self, learning_rate: Any, average: float) -> None:
-        super().__init__(learning_rate)
-        self.average = average
-
-    def build(self, variables: Sequence[Any]) -> None:
-        """Make the averages, which begin as the weights."""
-        if not self.built:
-            super().build(variables)
-            self.averages = self.add_optimizer_variables(variables, "average")
-            for average, variable in zip(self.averages, variables, strict=True):
-                average.assign(variable)
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """One variable's step."""
-        super().update_step(gradient, variable, learning_rate)
-        updates = keras.ops.cast(self.iterations, "float32")
-        past = keras.ops.minimum(self.average, (1.0 + updates) / (10.0 + updates))
-        average = self.averages[self._get_variable_index(variable)]
-        self.assign(average, past * average + (1.0 - past) * variable)
-
-
-class ValidateAverages(keras.callbacks.Callback):  # type: ignore[misc]
-    """Has the averaged weights in the network while it is validated."""
-
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Put the averages in."""
-        self._weights = [np.array(variable) for variable in self.model.trainable_variables]
-        take_averages(self.model)
-
-    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Put the weights back."""
-        for variable, value in zip(self.model.trainable_variables, self._weights, strict=True):
-            variable.assign(value)
-
-
-def take_averages(model: keras.Model) -> None:
-    """Replace the weights of a network that AveragedDescent has trained by their averages."""
-    for variable, average in zip(model.trainable_variables, model.optimizer.averages, strict=True):
-        variable.assign(average)
 
 
 def build_model(config: Config) -> keras.Model:

@@ -23,6 +23,7 @@ from bookserve.training.datasets.files import DataRequest
 from bookserve.training.datasets.own_data import PictureFolder
 from bookserve.training.datasets.splits import ImageSplits, LabelledImages
 from bookserve.training.devices import precision
+from bookserve.training.loop.averages import ValidateAverages, take_averages
 from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.loop.fit import fit
@@ -128,7 +129,7 @@ def train(
     steps = len(data.train.labels) // config.batch
     if isinstance(config, book.Config):
         book.compile_model(model, config, steps)
-        callbacks = [book.ValidateAverages(), *callbacks]
+        callbacks = [ValidateAverages(), *callbacks]
     else:
         modern.whiten(model, data.train.images)
         modern.compile_model(model, config, steps)
@@ -142,7 +143,7 @@ def train(
         checkpoint,
     )
     if isinstance(config, book.Config):
-        book.take_averages(model)
+        take_averages(model)
     return history
 
 

@@ -41,19 +41,6 @@ def test_local_response_normalisation_is_tensorflow_s() -> None:
     np.testing.assert_allclose(layer(x), expected, rtol=1e-5)
 
 
-def test_averages_forget_the_first_weights_as_tensorflow_s_do() -> None:
-    weight = keras.Variable([4.0])
-    descent = book.AveragedDescent(1.0, average=0.25)
-    descent.build([weight])
-    assert float(descent.averages[0][0]) == 4.0
-    expected, shares = 4.0, [0.1, 2 / 11, 0.25, 0.25]  # (1 + updates) / (10 + updates), at most 0.25
-    for share, value in zip(shares, (3.0, 2.0, 1.0, 0.0), strict=True):
-        descent.apply([tf.constant([1.0])], [weight])
-        expected = share * expected + (1 - share) * value
-        assert float(weight[0]) == value
-        assert float(descent.averages[0][0]) == pytest.approx(expected, rel=1e-5)
-
-
 def test_the_rate_falls_in_stairs() -> None:
     config = book.Config(epochs=5, stair=2)
     model = book.build_model(config)

@@ -17,6 +17,7 @@ from bookserve.training.datasets import cifar10 as cifar10_data
 from bookserve.training.datasets.files import DataRequest, Origin
 from bookserve.training.datasets.splits import ImageSplits
 from bookserve.training.devices import precision
+from bookserve.training.loop import averages
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
 from bookserve.training.models.cifar10 import book, modern
 from bookserve.training.models.cifar10 import model as cifar10
@@ -56,8 +57,8 @@ def test_of_the_book_s_network_the_averages_are_validated_kept_and_published(
     pictures: ImageSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
-    take = book.take_averages
-    monkeypatch.setattr(book, "take_averages", lambda model: (take(model), kept.append(model)))
+    take = averages.take_averages
+    monkeypatch.setattr(cifar10, "take_averages", lambda model: (take(model), kept.append(model)))
     result, history, made = _road("book", TINY_BOOK, pictures, tmp_path, monkeypatch)
     assert result.metrics["valid"]["accuracy"] == pytest.approx(history["val_accuracy"][-1])
     for variable, average in zip(kept[-1].trainable_variables, kept[-1].optimizer.averages, strict=True):

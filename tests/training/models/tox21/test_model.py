@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from rich.console import Console
+from sklearn.metrics import roc_auc_score
 
 from book_contracts import CONTRACTS
 from bookserve.export import onnx_graph, parity, savedmodel
@@ -217,6 +218,16 @@ def test_a_gain_over_the_baseline_is_of_the_same_molecules(molecules: Molecules)
     assert set(same.values()) == {0.0}
     noise = tox21.over_forest(results, scores, scores + np.random.default_rng(1).normal(size=scores.shape) * 0.3)
     assert noise["auc_over_forest_low"] < noise["auc_over_forest"] < noise["auc_over_forest_high"]
+
+
+@pytest.mark.parametrize("values", [4, 1000])
+def test_the_auc_is_that_of_scikit_learn_with_ties_too(values: int) -> None:
+    random = np.random.default_rng(values)
+    results = random.choice(np.array([0, 0, 1, np.nan], np.float32), (200, 12))
+    scores = random.integers(0, values, results.shape) / values + np.nan_to_num(results) / 4
+    for assay, auc in enumerate(tox21.assay_aucs(results, scores).values()):
+        measured = ~np.isnan(results[:, assay])
+        assert auc == pytest.approx(roc_auc_score(results[measured, assay], scores[measured, assay]), abs=1e-12)
 
 
 def test_assays_without_both_classes_have_no_auc() -> None:

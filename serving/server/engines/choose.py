@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bookserve.serving.server.engines.engine import Engine, EngineOptions
 from bookserve.serving.server.types.errors import failed_precondition
+from bookserve.serving.wire.version_folder import SAVED_MODELS
 
 _ONNX = ("assets.extra/model.onnx", "model.onnx")
 _TFLITE = ("model.tflite", "assets.extra/model.tflite")  # the first as TensorFlow Serving has it
@@ -40,9 +41,10 @@ def load(version_path: Path, options: EngineOptions) -> Engine:
     Raises ServingError (FAILED_PRECONDITION) when no engine can serve the folder.
     """
     tflite = _first(version_path, _TFLITE) if options.prefer_tflite else None
-    saved_model = version_path / "saved_model.pb"
     onnx = _first(version_path, _ONNX)
-    _refuse_impostor(tflite or onnx or saved_model)
+    saved_model = _first(version_path, SAVED_MODELS)
+    if graph := tflite or onnx or saved_model:
+        _refuse_impostor(graph)
     if tflite is not None:
         from bookserve.serving.server.engines.tflite_engine import TfliteEngine
 
@@ -50,8 +52,8 @@ def load(version_path: Path, options: EngineOptions) -> Engine:
     if onnx is not None:
         from bookserve.serving.server.engines.onnx_engine import OnnxEngine
 
-        return OnnxEngine(onnx, saved_model, options)
-    if saved_model.is_file():
+        return OnnxEngine(onnx, saved_model or version_path / SAVED_MODELS[0], options)
+    if saved_model is not None:
         from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
 
         return TensorFlowEngine(version_path, options)
@@ -60,8 +62,6 @@ def load(version_path: Path, options: EngineOptions) -> Engine:
 
 def _refuse_impostor(graph: Path) -> None:
     """Raises ServingError (FAILED_PRECONDITION) for a file that is plainly no model: its engine would not say why."""
-    if not graph.is_file():
-        return
     with graph.open("rb") as file:
         head = file.read(_LONGEST_SIGN)
     what = next((what for sign, what in _IMPOSTORS if head.startswith(sign)), "")
@@ -78,7 +78,7 @@ def _first(version_path: Path, graphs: tuple[str, ...]) -> Path | None:
 def _found(version_path: Path) -> str:
     """What is there instead, and what to do about it."""
     names = sorted(path.name for path in version_path.iterdir())
-    for graph in (*_ONNX, "saved_model.pb", *_TFLITE):
+    for graph in (*_ONNX, *SAVED_MODELS, *_TFLITE):
         if (version_path / graph).is_dir():
             return f"its {graph} is a folder, and has to be a file"
     if _first(version_path, _TFLITE) is not None:
@@ -94,7 +94,5 @@ def _found(version_path: Path) -> str:
             return f"{name} has to be converted: `{command}` makes a version of it"
         if (version_path / name / "saved_model.pb").is_file() or (version_path / name / "model.onnx").is_file():
             return f"the model is one folder too deep: move what is in {version_path / name} to {version_path}"
-    if "saved_model.pbtxt" in names:
-        return "it has a saved_model.pbtxt: save the model anew, as saved_model.pb"
     there = f"; it has {', '.join(names[:_MOST_NAMES])}" if names else "; it is empty"
     return f"expected assets.extra/model.onnx, model.onnx or saved_model.pb in it{there}"

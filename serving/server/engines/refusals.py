@@ -23,7 +23,7 @@ _ONNX_REQUEST = frozenset(("InvalidArgument", "Fail", "RuntimeException", "Value
 # LiteRT: what its Python interface raises over shapes, values and nodes that fail.
 _TFLITE_REQUEST = frozenset(("ValueError", "RuntimeError", "TypeError", "IndexError"))
 # TensorFlow tells by its codes, which the client gets as from TensorFlow Serving, but for INTERNAL.
-_TENSORFLOW_FAULTS = frozenset((tensorflow_error_pb2.INTERNAL, tensorflow_error_pb2.DATA_LOSS))
+_TENSORFLOW_FAULTS = frozenset((tensorflow_error_pb2.INTERNAL,))
 
 # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status code returned while running Gather node.
 # Name:'…' Status Message: …"
@@ -73,6 +73,8 @@ def of_tensorflow(code: tensorflow_error_pb2.Code, message: str) -> ServingError
     """The answer to a request over which TensorFlow failed with that code; None where it is not the request's fault."""
     if code in _TENSORFLOW_FAULTS:
         return None
+    if code == tensorflow_error_pb2.DATA_LOSS:  # of what the request brought: no file is read while it is answered
+        code = tensorflow_error_pb2.INVALID_ARGUMENT
     return ServingError(code, _plain(_TENSORFLOW_NODE.sub("", _TENSORFLOW_STACK.sub("", message))))
 
 

@@ -69,6 +69,12 @@ def test_tensorflows_nodes_and_stacks_are_left_out() -> None:
     assert error.message == "Input to reshape is a tensor with 6 values, but the requested shape has 4"
 
 
+def test_bytes_that_are_no_message_are_the_requests_fault() -> None:
+    error = refusals.of_tensorflow(tensorflow_error_pb2.DATA_LOSS, "CountFields: Failed to consume entire buffer")
+    assert error is not None
+    assert error.code == tensorflow_error_pb2.INVALID_ARGUMENT
+
+
 def test_why_a_version_does_not_load_is_one_line() -> None:
     message = (
         "Graph execution error:\n\nDetected at node 'init/FromFile' defined at (most recent call last):\n"

@@ -17,9 +17,8 @@ from bookserve.serving.wire.tensorflow_error_pb2 import Code
 
 # TensorFlow Serving cuts the JSON that it quotes in its messages there (kMaxJsonDebugStringBytes).
 _MAX_QUOTED = 256
-# The keys of a request; where one may be there twice, the first counts.
-_KEYS = {key: f'"{key}"'.encode() for key in ("instances", "inputs", "signature_name", "examples", "context")}
-_MAX_SOUGHT = 32  # named inputs that are searched for in a body one by one
+_KEY_END = re.compile(rb'"\s*:')
+_HOLDERS = (dict, list)
 
 
 _SPACE = " \t\r\n"
@@ -35,7 +34,9 @@ def parse(body: bytes) -> Any:
     """The JSON value of a body.
 
     NaN, Inf, Infinity and their negatives are numbers, bytes that are not UTF-8 are kept in strings as surrogates.
-    Raises JsonError for an empty body, malformed JSON, text after the value, or nesting that no tensor has.
+    Of a key that a request, or its named `inputs`, has twice the first counts, as in TensorFlow Serving.
+    Raises JsonError for an empty body, malformed JSON, text after the value, nesting that no tensor has, or another
+    object with a key that comes twice, such as a row: TensorFlow Serving makes a tensor with too many values of it.
     """
     if not body:
         raise JsonError("JSON Parse error: The document is empty")
@@ -53,13 +54,21 @@ def parse(body: bytes) -> Any:
 
 
 def _may_repeat_a_key(request: dict[str, Any], body: bytes) -> bool:
-    """Whether one of the keys that mean something in a request, or in its named `inputs`, may be there twice."""
-    if any(key in _KEYS and body.count(_KEYS[key]) > 1 for key in request):
-        return True
-    inputs = request.get("inputs")
-    if not isinstance(inputs, dict) or body.count(b":") <= len(request) + len(inputs):
-        return False  # each key has its colon
-    return len(inputs) > _MAX_SOUGHT or any(body.count(orjson.dumps(name)) > 1 for name in inputs)
+    """Whether an object of the body may have a key twice, of which the value would show one."""
+    colons = body.count(b":")
+    if colons <= len(request):
+        return False
+    keys = _keys(request)
+    return colons > keys and len(_KEY_END.findall(body)) > keys  # texts may hold colons, too
+
+
+def _keys(value: dict[str, Any] | list[Any]) -> int:
+    """How many keys a value has in all its objects, but those in lists that begin with a plain value."""
+    if isinstance(value, dict):
+        return len(value) + sum([_keys(one) for one in value.values() if type(one) in _HOLDERS])
+    if not value or type(value[0]) not in _HOLDERS:
+        return 0
+    return sum([_keys(one) for one in value if type(one) in _HOLDERS])
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -79,7 +88,8 @@ def _parse_leniently(body: bytes) -> Any:
     if start == len(text):
         raise JsonError(f"JSON Parse error: The document is empty. at offset: {start}")
     try:
-        value, end = _LENIENT.raw_decode(text, start)
+        repeating: list[_Repeating] = []
+        value, end = _lenient(repeating).raw_decode(text, start)
     except json.JSONDecodeError as error:
         raise _parse_error(error.msg.removesuffix(" at"), text, error.pos) from None
     except RecursionError:
@@ -88,6 +98,10 @@ def _parse_leniently(body: bytes) -> Any:
         raise JsonError(f"JSON Parse error: {error}") from None
     if rest := text[end:].lstrip(_SPACE):
         raise _parse_error("The document root must not be followed by other values.", text, len(text) - len(rest))
+    inputs = value.get("inputs") if isinstance(value, dict) else None
+    for one in repeating:
+        if one is not value and one is not inputs:
+            raise JsonError(f"{quoted(one)} has the key {shown(one.key)} twice")
     return value
 
 
@@ -97,11 +111,29 @@ def _parse_error(message: str, text: str, position: int) -> JsonError:
     return JsonError(f"JSON Parse error: {message} at offset: {offset}")
 
 
-def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        values.setdefault(key, value)
-    return values
+class _Repeating(dict[str, Any]):
+    """An object with a key that came more than once; it has the first value of each."""
+
+    key: str
+
+
+def _lenient(repeating: list[_Repeating]) -> json.JSONDecoder:
+    """Python's parser with RapidJSON's numbers; it adds the objects that have a key twice to `repeating`."""
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) == len(pairs):
+            return values
+        first = _Repeating()
+        for key, value in pairs:
+            if key in first:
+                first.key = key
+            else:
+                first[key] = value
+        repeating.append(first)
+        return first
+
+    return json.JSONDecoder(object_pairs_hook=made, parse_float=_real, parse_int=_integer)
 
 
 def _real(text: str) -> float:
@@ -121,7 +153,6 @@ def _integer(text: str) -> int | float:
 
 
 _STRING_OR_INF = re.compile(r'("(?:[^"\\]|\\.)*")|\bInf\b', re.DOTALL)
-_LENIENT = json.JSONDecoder(object_pairs_hook=_first_wins, parse_float=_real, parse_int=_integer)
 
 
 def kind_of(value: Any) -> str:

@@ -5,8 +5,9 @@ CARD = "assets.extra/report/card.md"  # which a version of a model store has
 SIGNATURE = "assets.extra/model.sig"  # over every other file
 WARMUP = "assets.extra/tf_serving_warmup_requests"
 BATCHING = "batching_params.pbtxt"
+SAVED_MODELS = ("saved_model.pb", "saved_model.pbtxt")  # the first that is there counts, as in TensorFlow
 GRAPHS = (
-    *("saved_model.pb", "saved_model.pbtxt", "model.onnx", "assets.extra/model.onnx"),
+    *(*SAVED_MODELS, "model.onnx", "assets.extra/model.onnx"),
     *("model.tflite", "assets.extra/model.tflite"),
 )
 MAX_MANIFEST_BYTES = 16 << 20

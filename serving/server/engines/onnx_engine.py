@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 
-from bookserve.serving.server.engines import onnx_guards, onnx_signature, refusals, zero_sizes, zip_map
+from bookserve.serving.server.engines import onnx_guards, onnx_signature, refusals, text_locale, zero_sizes, zip_map
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.onnx_rows import graph as graph_file
 from bookserve.serving.server.engines.onnx_rows import walk
@@ -165,7 +165,7 @@ def _prepare(path: Path) -> _Prepared:
     reading = walk.read(model)
     try:
         companions, labels = zero_sizes.companions(model), zip_map.replace(model)
-        changed = onnx_guards.put(model) or bool(labels)
+        changed = any([onnx_guards.put(model), text_locale.replace(model), bool(labels)])
         return _Prepared(model.SerializeToString() if changed else str(path), reading, labels, companions)
     except onnx_guards.Unguarded as reason:
         raise failed_precondition(f"{path} is refused: {reason}") from reason

@@ -23,7 +23,7 @@ _ONNX_REQUEST = frozenset(("InvalidArgument", "Fail", "RuntimeException", "Value
 # LiteRT: what its Python interface raises over shapes, values and nodes that fail.
 _TFLITE_REQUEST = frozenset(("ValueError", "RuntimeError", "TypeError", "IndexError"))
 # TensorFlow tells by its codes, which the client gets as from TensorFlow Serving, but for INTERNAL.
-_TENSORFLOW_FAULTS = frozenset((tensorflow_error_pb2.INTERNAL, tensorflow_error_pb2.DATA_LOSS))
+_TENSORFLOW_FAULTS = frozenset((tensorflow_error_pb2.INTERNAL,))
 
 # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status code returned while running Gather node.
 # Name:'…' Status Message: …"
@@ -41,6 +41,10 @@ _TFLITE_PLACE = re.compile(r"[\w./-]+\.(?:cc|cpp|h|hpp):\d+ ", re.ASCII)
 _PATH = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:)?(?:[/\\][\w.+@-]+){2,}", re.ASCII)
 # TensorFlow's "[[{{node StatefulPartitionedCall/f/x}}]]", with the file and line of the Python that built it.
 _TENSORFLOW_NODE = re.compile(r"\s*(?:\[\[)?\{\{(?:node|function_node) [^}]*\}\}(?:\]\])?(?:\s*\[\[[^\]]*\]\])*")
+# What its sessions write around the reason, while a version loads.
+_TENSORFLOW_TRACE = re.compile(
+    r"Graph execution error:\s*|Detected at node .*?\nNode: '[^\n]*'\n|\n\s*Original stack trace for .*", re.DOTALL
+)
 _TENSORFLOW_STACK = re.compile(r"\n\s*Original stack trace.*|\n\s*Detected at node.*|\n\s*File \".*", re.DOTALL)
 
 
@@ -69,7 +73,14 @@ def of_tensorflow(code: tensorflow_error_pb2.Code, message: str) -> ServingError
     """The answer to a request over which TensorFlow failed with that code; None where it is not the request's fault."""
     if code in _TENSORFLOW_FAULTS:
         return None
+    if code == tensorflow_error_pb2.DATA_LOSS:  # of what the request brought: no file is read while it is answered
+        code = tensorflow_error_pb2.INVALID_ARGUMENT
     return ServingError(code, _plain(_TENSORFLOW_NODE.sub("", _TENSORFLOW_STACK.sub("", message))))
+
+
+def of_loading(message: str) -> str:
+    """Why TensorFlow does not load a version, on one line; for the operator, so paths stay."""
+    return " ".join(_TENSORFLOW_NODE.sub("", _TENSORFLOW_TRACE.sub("", message)).split())[:_MAX_LENGTH]
 
 
 def fault() -> ServingError:

@@ -20,6 +20,7 @@ from bookserve.serving.wire import tensorflow_pb2
 from bookserve.serving.wire.tensorflow_pb2 import NodeDef
 
 _TABLE_FILE_OPS = frozenset(("InitializeTableFromTextFile", "InitializeTableFromTextFileV2"))
+_CACHES = frozenset(("CacheDataset", "CacheDatasetV2"))  # of tf.data: in memory where their file has no name
 _RESTORING = frozenset(("Restore", "RestoreV2", "RestoreSlice"))  # the loader runs these on the version's variables
 _PASSING_OPS = ("Identity", "IdentityN", "Placeholder", "PlaceholderWithDefault")
 _RESOURCES = ("HandleOp", "HashTable", "Variable")  # in names of operations: what is restored or filled
@@ -195,6 +196,8 @@ class _Reach:
             reason = why_refused(node)
             if node.op in _TABLE_FILE_OPS:
                 reason = "reads a file each time that it is asked"
+            if node.op in _CACHES and not _is_empty_text(node.input[1:2], place):
+                reason = "keeps a data set in a file"
             if reason is not None:
                 raise _refused(node, place, reason)
         # Of what restores or fills, the path alone is text; a function's call passes on whatever it is given.
@@ -280,6 +283,15 @@ def _is_resource_of_call(tensor: str, place: _Place) -> bool:
     types = node.attr["Tout"].list.type if "Tout" in node.attr else ()
     known = number.isdigit() and int(number) < len(types)
     return known and types[int(number)] == tensorflow_pb2.DT_RESOURCE
+
+
+def _is_empty_text(tensors: Sequence[str], place: _Place) -> bool:
+    """Whether a tensor is a constant of this graph or function, and one text without letters."""
+    node = place.nodes.get(_node_of(tensors[0])) if tensors else None
+    if node is None or node.op != "Const":
+        return False
+    value = node.attr["value"].tensor if "value" in node.attr else tensorflow_pb2.TensorProto()
+    return value.dtype == tensorflow_pb2.DT_STRING and not any(value.string_val) and not value.tensor_content
 
 
 def _shared_name(node: NodeDef) -> bytes:

@@ -34,6 +34,7 @@ from bookserve.serving.server.types.signatures import ShapeRule, Signature, copi
 from bookserve.serving.wire import tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_proto
+from bookserve.serving.wire.version_folder import SAVED_MODELS
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class TensorFlowEngine:
         Raises ServingError: FAILED_PRECONDITION when TensorFlow is not installed or refuses the SavedModel, or when the
         graph runs code or touches files; NOT_FOUND without such a graph; INTERNAL when TensorFlow dies over it.
         """
-        graph = read_meta_graph(version_path / "saved_model.pb", options.saved_model_tags)
+        files = [version_path / name for name in SAVED_MODELS]
+        graph = read_meta_graph(next(filter(Path.is_file, files), files[0]), options.saved_model_tags)
         if not options.allow_unsafe_ops:
             saved_model_safety.check(graph, version_path)
         self.signature_defs: Mapping[str, tensorflow_pb2.SignatureDef] = copies(graph.signature_def)

@@ -65,7 +65,7 @@ class Session:
             with self._session.graph.as_default():
                 tf.compat.v1.saved_model.loader.load(self._session, list(options.saved_model_tags), str(version_path))
         except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
-            raise failed_precondition(f"{version_path} does not load: {error}") from error
+            raise failed_precondition(f"{version_path} does not load: {refusals.of_loading(str(error))}") from error
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """The output tensors for these input tensors, all by their names in the graph.

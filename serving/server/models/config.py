@@ -106,17 +106,27 @@ def base_path(text: str) -> BasePath:
 def discover(root: Path) -> list[ModelSetting]:
     """Every model under a root: each folder that holds version folders, with its entry of `root/models.config` if any.
 
-    Base paths are the folders found, whatever the config file says, so that a store may be moved or mounted elsewhere.
+    Hidden folders are none, nor are those whose names are no UTF-8, which no request could name. Base paths are
+    the folders found, whatever the config file says, so that a store may be moved or mounted elsewhere.
     Raises ServingError (INVALID_ARGUMENT) when the root cannot be listed or the config file is malformed.
     """
     configured = _configured(root)
     try:
-        folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and versions_on_disk(entry))
+        named = [entry for entry in root.iterdir() if not entry.name.startswith(".") and _is_utf8(entry.name)]
+        folders = sorted(entry for entry in named if entry.is_dir() and versions_on_disk(entry))
     except OSError as error:
         raise invalid_argument(f"--model_root={root} cannot be listed: {error.strerror}") from error
     return [
         replace(configured.get(folder.name, ModelSetting(folder.name, folder)), base_path=folder) for folder in folders
     ]
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether the name of a file is text; Python tells other bytes as halves of surrogates."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def find(root: Path, name: str) -> ModelSetting | None:

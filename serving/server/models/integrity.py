@@ -40,7 +40,7 @@ def check(version_path: Path) -> Seen:
         real = version_path.resolve(strict=True)
         seen = _see(real)
         _check(version_path, real)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # before Python 3.13 pathlib raises the latter for links in a circle
         raise _refused(version_path, f"it cannot be read: {error}") from error
     return seen
 

@@ -45,6 +45,8 @@ class ServingError(Exception):
     """A request, a model or a setting that cannot be served, with the status that the client gets."""
 
     def __init__(self, code: Code, message: str) -> None:
+        if not message.isascii():  # it may name a file whose name is no UTF-8, and every protocol carries text alone
+            message = message.encode("utf-8", "replace").decode()
         super().__init__(message)
         self.code = code
         self.message = message

@@ -1,6 +1,6 @@
 """What a loaded version can be asked: its signatures, with the names, types and shapes of their tensors.
 
-Read from `saved_model.pb` without TensorFlow where there is one, so that metadata is what TensorFlow Serving shows, and
+Read from the SavedModel without TensorFlow where there is one, so that metadata is what TensorFlow Serving shows, and
 from the graph itself otherwise. A request's tensors are checked here before they reach an engine.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
 from bookserve.serving.server.types.errors import (
@@ -198,13 +199,17 @@ def from_proto(
 
 
 def read_meta_graph(path: Path, tags: Collection[str]) -> tensorflow_pb2.MetaGraphDef:
-    """The graph of a `saved_model.pb` with exactly these tags.
+    """The graph of a `saved_model.pb`, or of one as text (`.pbtxt`), with exactly these tags.
 
     Raises ServingError: FAILED_PRECONDITION when the file is no SavedModel, NOT_FOUND when it has no such graph.
     """
     try:
-        graphs = tensorflow_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
-    except (OSError, DecodeError) as error:
+        if path.suffix == ".pbtxt":
+            text = path.read_text()
+            graphs = text_format.Parse(text, tensorflow_pb2.SavedModel(), allow_unknown_field=True).meta_graphs
+        else:
+            graphs = tensorflow_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
+    except (OSError, DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
         raise failed_precondition(f"{path} cannot be read as a SavedModel: {error}") from error
     for graph in graphs:
         if set(graph.meta_info_def.tags) == set(tags):

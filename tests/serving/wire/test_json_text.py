@@ -51,6 +51,27 @@ def test_the_first_of_two_equal_keys_counts() -> None:
     assert parse(b'{"inputs": {%b, "7": 0}}' % many.encode())["inputs"]["7"] == 7
 
 
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        (b'{"instances": [{"x": 1}, {"x": 2, "x": 5}]}', "x"),
+        (b'{"instances": [1, {"x": 1, "\\u0078": 5}]}', "x"),
+        (b'{"instances": [[1, 2], [{"b64": "YQ==", "b64": "Yg=="}]]}', "b64"),
+        (b'{"inputs": {"a": {"b64": "YQ==", "b64" : "Yg=="}}}', "b64"),
+        (b'{"examples": [{"a": 1}], "context": {"b": 1, "b": 2}}', "b"),
+        (b'{"inputs": [{"name": "x", "data": [1], "data": [2]}]}', "data"),
+    ],
+)
+def test_a_row_with_a_key_twice_is_refused_rather_than_half_read(body: bytes, key: str) -> None:
+    with pytest.raises(JsonError, match=f'has the key "{key}" twice'):
+        parse(body)
+
+
+def test_a_text_may_look_like_a_key() -> None:
+    rows = [{"text": 'he said: "x": 1, "text": 2', "link": "http://a/b:c"}, {"text": '\\":', "link": ""}]
+    assert parse(json.dumps({"instances": rows}).encode()) == {"instances": rows}
+
+
 @pytest.mark.parametrize("more", [b"", b", NaN"])
 def test_whole_numbers_beyond_64_bits_are_real(more: bytes) -> None:
     edges = b"18446744073709551615, 18446744073709551616, -9223372036854775808, -9223372036854775809"

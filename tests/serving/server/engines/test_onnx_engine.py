@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from bookserve.serving.server.engines import text_locale
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.onnx_engine import OnnxEngine
 from bookserve.serving.server.types.errors import ServingError
@@ -42,3 +43,19 @@ def test_no_operation_asks_a_service_on_the_network(tmp_path: Path) -> None:
     echo = write_echo_model(tmp_path / "echo", 1, {"a": TensorProto.FLOAT})
     engine = OnnxEngine(echo / "model.onnx", tmp_path / "saved_model.pb", EngineOptions())
     assert "AzureExecutionProvider" not in engine._session.get_providers()
+
+
+@pytest.mark.parametrize("attributes", [{}, {"locale": "en_US"}, {"locale": "en_GB.UTF-8"}], ids=str)
+def test_text_is_put_in_lower_case_where_the_system_has_no_english(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: dict[str, str]
+) -> None:
+    """As text models of scikit-learn begin, in a slim container image."""
+    monkeypatch.setattr(text_locale, "_has", lambda locale: locale == "C.UTF-8")
+    node = helper.make_node("StringNormalizer", ["x"], ["y"], case_change_action="LOWER", **attributes)
+    text = [helper.make_tensor_value_info(name, TensorProto.STRING, [name.upper()]) for name in ("x", "y")]
+    graph = helper.make_graph([node], "text", text[:1], text[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    engine = OnnxEngine(tmp_path / "m.onnx", tmp_path / "saved_model.pb", EngineOptions())
+    (signature,) = engine.signatures.values()
+    (answer,) = engine.run(signature, {"x": np.array(["\u00c4 Cat".encode()], object)}, ["y"])
+    assert answer.tolist() == ["\u00e4 cat".encode()]

@@ -67,3 +67,21 @@ def test_tensorflows_nodes_and_stacks_are_left_out() -> None:
     error = refusals.of_tensorflow(tensorflow_error_pb2.INVALID_ARGUMENT, message)
     assert error is not None
     assert error.message == "Input to reshape is a tensor with 6 values, but the requested shape has 4"
+
+
+def test_bytes_that_are_no_message_are_the_requests_fault() -> None:
+    error = refusals.of_tensorflow(tensorflow_error_pb2.DATA_LOSS, "CountFields: Failed to consume entire buffer")
+    assert error is not None
+    assert error.code == tensorflow_error_pb2.INVALID_ARGUMENT
+
+
+def test_why_a_version_does_not_load_is_one_line() -> None:
+    message = (
+        "Graph execution error:\n\nDetected at node 'init/FromFile' defined at (most recent call last):\n"
+        "  File \"/home/me/f.py\", line 3, in f\nNode: 'init/FromFile'\n"
+        "/models/m/1/assets/words.txt; No such file or directory\n\t [[{{node init/FromFile}}]]\n\n"
+        "Original stack trace for 'init/FromFile':\n  File \"/home/me/f.py\", line 3"
+    )
+    assert refusals.of_loading(message) == "/models/m/1/assets/words.txt; No such file or directory"
+    truncated = "Graph execution error:\n\nRead less bytes than requested\n\t [[{{node RestoreV2}}]]"
+    assert refusals.of_loading(truncated) == "Read less bytes than requested"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from bookserve.serving.server.engines import choose
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
 from bookserve.serving.server.types.errors import ServingError
@@ -176,3 +177,63 @@ def test_what_restores_the_variables_may_do_nothing_else(tmp_path: Path) -> None
     edit(folder, swap)
     with pytest.raises(ServingError, match=r"WriteFile \(node 'evil'"):
         TensorFlowEngine(folder, EngineOptions())
+
+
+NUMBERS = [tf.TensorSpec([None], tf.int64)]
+
+
+def cached(file: Any) -> Any:
+    def total(numbers: tf.Tensor) -> dict[str, tf.Tensor]:
+        rows = tf.data.Dataset.from_tensor_slices(numbers)
+        kept = rows.cache(file() if callable(file) else file)
+        return {"y": kept.reduce(tf.constant(0, tf.int64), tf.add)}
+
+    return total
+
+
+def test_a_data_set_may_be_kept_in_memory(tmp_path: Path) -> None:
+    engine = TensorFlowEngine(save(tmp_path / "1", cached(""), NUMBERS), EngineOptions())
+    try:
+        (answer,) = engine.run(engine.signatures["serving_default"], {"numbers": np.array([2, 3])}, ["y"])
+        assert answer == 5
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("file", ["/tmp/cached", lambda: tf.strings.join(["/tmp/", "cached"])], ids=["given", "made"])
+def test_a_data_set_may_not_be_kept_in_a_file(tmp_path: Path, file: Any) -> None:
+    folder = save(tmp_path / "1", cached(file), NUMBERS)
+    with pytest.raises(ServingError, match=r"CacheDatasetV2 .* keeps a data set in a file"):
+        TensorFlowEngine(folder, EngineOptions())
+
+
+def test_a_saved_model_of_text_is_checked_and_served_as_one_of_bytes(tmp_path: Path) -> None:
+    v1 = tf.compat.v1
+
+    def words(sources: Any) -> Path:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())) + 1)
+        with v1.Graph().as_default(), v1.Session() as session:
+            x = v1.placeholder(tf.string, [None])
+            factor = v1.get_variable("factor", initializer=3.0)
+            session.run(factor.initializer)
+            y = factor * tf.cast(tf.strings.length(sources(x)), tf.float32)
+            builder = v1.saved_model.builder.SavedModelBuilder(str(folder))
+            signature = v1.saved_model.predict_signature_def({"x": x}, {"y": y})
+            builder.add_meta_graph_and_variables(session, ["serve"], {"serving_default": signature})
+            builder.save(as_text=True)
+        return folder
+
+    folder = words(tf.identity)
+    assert not (folder / "saved_model.pb").exists()
+    engine = choose.load(folder, EngineOptions())
+    try:
+        texts = np.array([b"a", b"ccc"], np.object_)
+        assert engine.run(engine.signatures["serving_default"], {"x": texts}, ["y"])[0].tolist() == [3.0, 9.0]
+    finally:
+        engine.close()
+    reading_files = words(lambda paths: tf.map_fn(tf.io.read_file, paths))
+    with pytest.raises(ServingError, match="may not run: ReadFile"):
+        choose.load(reading_files, EngineOptions())
+    (folder / "saved_model.pbtxt").write_text("meta_graphs { graph_def { node: }")
+    with pytest.raises(ServingError, match=r"saved_model\.pbtxt cannot be read as a SavedModel: 1:"):
+        choose.load(folder, EngineOptions())

@@ -282,3 +282,29 @@ def test_a_folder_without_a_model_says_what_is_there(tmp_path: Path, names: list
         (folder / name).write_bytes(b"x")
     with pytest.raises(ServingError, match=message):
         choose.load(folder, EngineOptions())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.onnx", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+        ("saved_model.pb", b"<!DOCTYPE html><title>404</title>", "is a web page"),
+        ("model.tflite", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an answer in XML"),
+        ("model.onnx", b"PK\x03\x04\x14\x00", "is a ZIP archive"),
+        ("model.onnx", b"", r"model\.onnx is empty"),
+    ],
+)
+def test_a_file_that_is_plainly_no_model_says_what_it_is(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    folder = tmp_path / "digits/1"
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(content)
+    with pytest.raises(ServingError, match=message):
+        choose.load(folder, OPTIONS)
+
+
+def test_a_folder_in_place_of_a_model_is_not_to_be_renamed(tmp_path: Path) -> None:
+    (tmp_path / "digits/1/model.onnx").mkdir(parents=True)
+    with pytest.raises(ServingError, match=r"its model\.onnx is a folder"):
+        choose.load(tmp_path / "digits/1", OPTIONS)

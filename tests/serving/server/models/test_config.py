@@ -1,10 +1,17 @@
+import os
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 
-from bookserve.serving.server.models.config import RequestLogSetting, check_prefix, check_type, from_message
-from bookserve.serving.server.types.errors import ServingError
+from bookserve.serving.server.models.config import (
+    RequestLogSetting,
+    check_prefix,
+    check_type,
+    discover,
+    from_message,
+)
+from bookserve.serving.server.types.errors import ServingError, invalid_argument
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelServerConfig
 
 
@@ -63,3 +70,14 @@ def test_a_prefix_from_the_network_stays_below_the_allowed_folders(tmp_path: Pat
             check_prefix(prefix, [allowed])
     with pytest.raises(ServingError, match="outside the allowed folders"):
         check_prefix(f"{allowed}/requests", [])
+
+
+def test_hidden_folders_and_names_that_are_no_text_are_no_models(tmp_path: Path) -> None:
+    for name in (b"digits", "ziffern-\u00fc".encode(), b".cache", b"bad\xff\xfename"):
+        os.makedirs(os.path.join(os.fsencode(tmp_path), name, b"1"))  # noqa: PTH103, PTH118 - pathlib takes no bytes
+    assert [setting.name for setting in discover(tmp_path)] == ["digits", "ziffern-\u00fc"]
+
+
+def test_an_error_can_be_sent_whatever_the_name_of_a_file_is() -> None:
+    error = invalid_argument(os.fsdecode(b"/m/1/bad\xff.txt is not in its manifest"))
+    assert error.message.encode() == b"/m/1/bad?.txt is not in its manifest"

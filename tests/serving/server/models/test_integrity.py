@@ -145,6 +145,7 @@ def link(name: str, target: str) -> Callable[[Path], object]:
         (change("assets.extra/manifest.json"), "its manifest cannot be read"),
         (link("assets.extra/passwd", "/etc/passwd"), "assets.extra/passwd is a link to /etc/passwd, outside"),
         (link("elsewhere", "../.."), "outside of the version"),
+        (link("assets.extra/circle", "circle"), "it cannot be read"),
         (lambda path: os.mkfifo(path / "assets.extra" / "pipe"), "assets.extra/pipe is neither a file nor a folder"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

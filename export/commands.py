@@ -51,7 +51,9 @@ for command in (*LIFE_COMMANDS, *TRANSFER_COMMANDS):
     help="Inputs to try it with: .npz, .json in the REST form, .csv or a picture. Without it they are drawn at random.",
 )
 @click.option(
-    "--trust", is_flag=True, help="Load a file that is a program, such as a pickle: its code runs with your rights."
+    "--trust",
+    is_flag=True,
+    help="Load a file that is a program, such as a pickle or a .pt2: its code runs with your rights.",
 )
 @click.option(
     "--rows-independent/--rows-dependent",

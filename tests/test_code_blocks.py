@@ -23,6 +23,7 @@ RUN_BY = {
     ("clients/examples/README.md", "python"): "tests/clients/test_examples.py",
     ("clients/examples/README.md", "go"): "tests/clients/test_examples.py",
     ("clients/examples/README.md", "java"): "tests/clients/test_examples.py",
+    ("export/README.md", "python"): "tests/export/converters/test_torch_program.py",
     ("docs/open-inference.md", "sh"): "tests/end_to_end/test_documented_servers.py",
     ("docs/open-inference.md", "python"): "tests/end_to_end/test_documented_servers.py",
     ("docs/runbooks.md", "sh"): "tests/end_to_end/test_runbooks.py",

@@ -107,7 +107,7 @@ def test_what_is_served_is_what_the_library_answers(
 ) -> None:
     (name, path), (store, server) = made, serving
     model = name.lower().replace(" ", "_")
-    options = ["--models-dir", str(store), *(["--trust"] if "scikit-learn" in name else [])]
+    options = ["--models-dir", str(store), *(["--trust"] if name.endswith(("scikit-learn", "torch.export")) else [])]
     result = CliRunner().invoke(main, ["models", "add", model, str(path), *options])
     assert result.exit_code == 0, result.output
     assert f"{model}: published as {store / model / '1'}" in result.output

@@ -15,8 +15,8 @@ for image in ${*:-model-server gateway training}; do
     rm -rf "$packages"
     $UV venv --quiet "$packages"
     case $image in
-        model-server) set -- --excludes docker/model-server.excludes --extra serving --extra buckets ;;
-        gateway) set -- --excludes docker/gateway.excludes --extra serving ;;
+        model-server) set -- --excludes docker/model-server.excludes --extra serving --extra buckets --extra telemetry --extra heic ;;
+        gateway) set -- --excludes docker/gateway.excludes --extra serving --extra buckets --extra telemetry --extra heic ;;
         training) set -- --extra training --extra buckets ;;
         *) echo "no such image: $image (model-server, gateway or training)" >&2; exit 2 ;;
     esac

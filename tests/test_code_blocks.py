@@ -50,6 +50,7 @@ NOT_RUN = {
     ("docker/README.md", "make up TRAINING=smoke"): _CONTAINERS,
     ("clients/javascript/README.md", "import { Client"): "tests/clients/test_javascript.py runs these methods",
     ("docker/README.md", "docker run --rm -p "): _CONTAINERS,
+    ("docker/README.md", "docker save "): "needs the images",
     ("docker/README.md", "podman system service"): _CONTAINERS,
     ("docker/README.md", "docker compose -p bookserve -f docker/compose.yaml --profile gpu build"): "needs a GPU",
     ("docker/README.md", "docker run -d --name bookserve-train"): "needs two hosts",
@@ -226,14 +227,16 @@ def check_docker(arguments: list[str]) -> None:
     if arguments[0] == "compose":
         check_compose(arguments[1:])
         return
-    assert arguments[0] == "run", f"docker {arguments[0]} is not known here"
     images = [(place, word) for place, word in enumerate(arguments) if re.fullmatch(r"bookserve-[\w-]+:dev", word)]
+    targets = [image.removeprefix("bookserve-").removesuffix(":dev") for _, image in images]
+    for target in targets:
+        assert re.search(rf"^FROM \S+ AS {target}$", (ROOT / "docker/Dockerfile").read_text(), re.MULTILINE), target
+    if arguments[0] == "save":
+        return
+    assert arguments[0] == "run", f"docker {arguments[0]} is not known here"
     assert len(images) == 1
-    ((number, image),) = images
-    target = image.removeprefix("bookserve-").removesuffix(":dev")
-    assert re.search(rf"^FROM \S+ AS {target}$", (ROOT / "docker/Dockerfile").read_text(), re.MULTILINE), image
-    if target.startswith("training"):
-        check_bookserve(arguments[number + 1 :])
+    if targets[0].startswith("training"):
+        check_bookserve(arguments[images[0][0] + 1 :])
 
 
 def check_compose(arguments: list[str]) -> None:

@@ -44,6 +44,10 @@ MAY_IMPORT = {
         "bookserve.clients.inputs.molecules",
         "bookserve.training.datasets",
     },
+    "bookserve.training.datasets.picture_folder": {
+        "bookserve.clients.inputs.pictures",
+        "bookserve.training.datasets",
+    },
     "bookserve.training.datasets": set[str](),
     "bookserve.training.devices": {"bookserve.training.errors"},
     "bookserve.training.loop": {"bookserve.training.devices", "bookserve.training.errors"},

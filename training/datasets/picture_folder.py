@@ -1,49 +1,46 @@
 """A user's own pictures, one folder a class, from files of any size and colour to splits.
 
-Pictures become what a served model of them is given: `serving/wire/pictures.py` prepares them in the same way, turned
-by their EXIF orientation, transparency over white, the central part scaled to the size; a test compares the two.
+Pictures become what a served model of them is given, by the same code and within the same bounds: turned by their EXIF
+orientation, transparency over white, the central part scaled to the size. Formats of phones (TIFF, AVIF, HEIC) are
+decoded in a process each, two at a time.
 """
 
 import hashlib
-import io
 import logging
 import os
-import struct
-import warnings
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps
 
+from bookserve.clients.inputs import pictures
+from bookserve.clients.inputs.pictures import MAX_BYTES, Pixels
 from bookserve.training.datasets.files import DataError, Origin
 from bookserve.training.datasets.own_data import PictureFolder
 from bookserve.training.datasets.splits import ImageSplits, LabelledImages, divide
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")  # meant as pictures
-MAX_BYTES = 16 << 20  # of a file, as when it is served
-MAX_PIXELS = 50_000_000  # of a picture, as when it is served
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".heic",
+    ".heif",
+    ".avif",
+)  # are meant so
 MAX_PICTURES = 200_000  # of a folder: they are kept in memory
 MAX_CLASSES = 1_000
 LEAST_PICTURES = 3  # of a class: one for each split
 THREADS = 4  # that decode
 TOLD = 10  # files that a message names
-
-# As in the clients: what a decoder warns of (a decompression bomb, damaged metadata) is a reason to leave a file out.
-warnings.filterwarnings("error", module=r"PIL(\.|$)")
-_DECODER_ERRORS = (
-    *(OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, OverflowError, NotImplementedError),
-    *(struct.error, zlib.error, Image.DecompressionBombError, Warning),
-)
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -79,11 +76,11 @@ def read(own: PictureFolder, size: tuple[int, int], colour: str, seed: int, trai
             f"{folder} has {len(found):,} files; at most {MAX_PICTURES:,} are read: train on a part of them"
         )
     with ThreadPoolExecutor(THREADS) as pool:
-        pictures = list(pool.map(lambda each: _decoded(each, size, colour), found))
-    pictures = _without_copies(pictures, folder)
-    used = [each for each in pictures if each.pixels is not None]
-    left_out = tuple(f"{_shown_path(each.path, folder)}: {each.reason}" for each in pictures if each.reason)
-    _tell(folder, left_out, len(pictures))
+        read_in = list(pool.map(lambda each: _decoded(each, size, colour), found))
+    known = _without_copies(read_in, folder)
+    used = [each for each in known if each.pixels is not None]
+    left_out = tuple(f"{_shown_path(each.path, folder)}: {each.reason}" for each in known if each.reason)
+    _tell(folder, left_out, len(known))
     _check(folder, labels, used, left_out)
     targets = np.array([each.label for each in used], np.int64)
     images = np.stack([each.pixels for each in used if each.pixels is not None])
@@ -166,44 +163,22 @@ def _decoded(picture: _Picture, size: tuple[int, int], colour: str) -> _Picture:
     if not content:
         return _Picture(path, label, reason="is empty")
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return _Picture(path, label, reason=f"has more than {MAX_PIXELS // 1_000_000} million pixels")
-    except _DECODER_ERRORS:
-        return _Picture(path, label, reason=f"is none of {', '.join(FORMATS)}")
-    if image.width * image.height > MAX_PIXELS:
-        reason = f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million"
-        return _Picture(path, label, reason=reason)
-    try:
-        image.load()
-        pixels = _prepared(ImageOps.exif_transpose(image), size, colour)
-    except _DECODER_ERRORS:
-        return _Picture(path, label, reason=f"is a truncated or damaged {image.format}")
+        pixels = pictures.levels(content, replace(pictures.PHOTO, size=size, colour=colour))
+    except pictures.PictureError as error:
+        return _Picture(path, label, reason=str(error))
     return _Picture(path, label, hashlib.sha256(content).hexdigest(), pixels)
 
 
-def _prepared(image: Image.Image, size: tuple[int, int], colour: str) -> Pixels:
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, which `convert` would clip
-        grey = np.asarray(image, dtype=np.float32) / np.float32(257.0)
-        image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
-    height, width = size
-    image = image.convert("RGB" if colour == "rgb" else "L")
-    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS), np.uint8).copy()
-
-
-def _without_copies(pictures: list[_Picture], folder: Path) -> list[_Picture]:
+def _without_copies(found: list[_Picture], folder: Path) -> list[_Picture]:
     """The same pictures; of equal files in one class the first is kept, of equal ones in two classes none."""
     first: dict[str, _Picture] = {}
     ambiguous = set()
-    for each in pictures:
+    for each in found:
         known = first.setdefault(each.sha256, each)
         if each.sha256 and known.label != each.label:
             ambiguous.add(each.sha256)
     result = []
-    for each in pictures:
+    for each in found:
         reason = ""
         if each.sha256 in ambiguous:
             reason = "stands in the folders of two classes"
@@ -227,5 +202,5 @@ def _check(folder: Path, labels: tuple[str, ...], used: list[_Picture], left_out
         unusable = f"; {len(left_out)} files could not be used, such as {left_out[0]}" if left_out else ""
         raise DataError(
             f"{folder}: a class needs {LEAST_PICTURES} pictures at least, to train, validate and test; less have "
-            f"{', '.join(small)}{unusable}. Add pictures ({', '.join(FORMATS)}), or remove these folders"
+            f"{', '.join(small)}{unusable}. Add pictures ({', '.join(pictures.FORMATS)}), or remove these folders"
         )

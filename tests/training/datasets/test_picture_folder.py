@@ -16,6 +16,7 @@ from bookserve.training.datasets import picture_folder
 from bookserve.training.datasets.files import DataError
 from bookserve.training.datasets.own_data import PictureFolder
 from bookserve.training.datasets.splits import ImageSplits
+from photos import FORMATS, file_of
 
 
 @pytest.fixture
@@ -79,6 +80,18 @@ def test_pixels_are_those_that_a_served_model_gets(
     assert {image.tobytes() for image in everything} == {image.tobytes() for image in served}
 
 
+def test_every_format_that_the_page_takes_is_learned_from(tmp_path: Path) -> None:
+    (tmp_path / "house").mkdir()
+    for name in FORMATS:
+        (tmp_path / "house" / f"IMG.{name.lower()}").write_bytes(file_of(name))
+    write_folder(tmp_path, each=3, shapes=("ring",))
+    data = read(tmp_path)
+    assert not data.left_out
+    splits = (data.train, data.valid, data.test)
+    ours = {image.tobytes() for split in splits for image in split.images[split.targets == 0]}
+    assert ours == {pictures.levels(file_of(name), pictures.PHOTO).tobytes() for name in FORMATS}
+
+
 def test_what_cannot_be_read_is_left_out_and_listed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     ring = folder / "ring"
     whole = (ring / "0000.png").read_bytes()
@@ -92,22 +105,23 @@ def test_what_cannot_be_read_is_left_out_and_listed(folder: Path, caplog: pytest
     shutil.copy(ring / "0003.png", folder / "cross" / "also a ring.png")
     (ring / "secret\x1b[2J.png").write_bytes(b"hidden")
     (ring / ".DS_Store").write_bytes(b"\0")
-    Image.new("L", (1, 1)).save(ring / "animated.gif")
+    (ring / "cut.avif").write_bytes(file_of("AVIF")[:2000])
     with caplog.at_level(logging.WARNING):
         data = read(folder)
-    formats = "is none of PNG, JPEG, WEBP, BMP"
+    formats = f"this is no readable picture: give one of {', '.join(pictures.FORMATS)}"
     assert set(data.left_out) == {
         "cross/also a ring.png: stands in the folders of two classes",
         "ring/0003.png: stands in the folders of two classes",
-        "ring/animated.gif: " + formats,
         "ring/broken link.png: is no file",
         "ring/copy.png: is a copy of ring/0000.png",
+        "ring/cut.avif: the file begins as a TIFF, AVIF or HEIC, and cannot be read: "
+        "it is cut off, damaged or of another kind",
         "ring/empty.png: is empty",
         "ring/notes.txt: " + formats,
         "ring/pipe.png: is no file",
         "ring/secret?[2J.png: " + formats,
         "ring/text.jpg: " + formats,
-        "ring/truncated.png: is a truncated or damaged PNG",
+        "ring/truncated.png: the PNG picture is truncated or damaged: save it again",
     }
     assert "11 of 40 files are left out" in caplog.text
     assert "and 1 more" in caplog.text
@@ -129,8 +143,8 @@ def test_hostile_pictures_are_not_decoded(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(picture_folder, "MAX_BYTES", 200_000)
     (folder / "ring" / "long.png").write_bytes((folder / "ring" / "0000.png").read_bytes() + bytes(200_001))
     assert set(read(folder).left_out) == {
-        "ring/bomb.png: has more than 50 million pixels",
-        "ring/large.png: has 10001 x 5000 pixels, more than 50 million",
+        "ring/bomb.png: the picture has more than 50 million pixels",
+        "ring/large.png: the picture has 10001 x 5000 pixels, at most 50 million are taken: save it smaller",
         "ring/long.png: is larger than 0 MiB",
     }
 
@@ -154,7 +168,10 @@ def test_thousands_of_pictures_in_nested_folders_are_read(tmp_path: Path) -> Non
             ["cat/", "dog/"],
             "a class needs 3 pictures at least, to train, validate and test; less have cat (0), dog (0)",
         ),
-        (["cat/a.txt", "dog/"], "cat (0), dog (0); 1 files could not be used, such as cat/a.txt: is none of PNG"),
+        (
+            ["cat/a.txt", "dog/"],
+            "cat (0), dog (0); 1 files could not be used, such as cat/a.txt: this is no readable picture: give one",
+        ),
     ],
 )
 def test_a_folder_that_is_no_data_set_says_what_to_do(tmp_path: Path, made: list[str], message: str) -> None:

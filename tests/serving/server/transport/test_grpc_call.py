@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
 import struct
 import threading
@@ -516,6 +518,25 @@ def test_a_malformed_time_out_is_an_error_as_with_grpcs_own_servers(server: Tran
     answer = Asked(server.port, grpc_message(b"hi"), ("grpc-timeout", text))
     assert answer.status == grpc.StatusCode.INTERNAL.value[0]
     assert "grpc-timeout" in answer.message
+
+
+def test_a_port_that_had_no_file_for_a_connection_is_served_again(caplog: pytest.LogCaptureFixture) -> None:
+    """The library gives up there: the port was dead from then on, while readiness and REST were fine."""
+    with serving({b"/t/Echo": echo}) as server:
+        clients = [socket.socket() for _ in range(5)]
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.dup(0)  # every number below it is taken
+        os.close(lowest)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, allowed[1]))
+            for client in clients:
+                client.connect(("127.0.0.1", server.port))
+            wait_until(lambda: "gRPC takes no connections" in caplog.text, "the library has given up")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, allowed)
+            for client in clients:
+                client.close()
+        assert_others_unharmed(server)
 
 
 def test_a_cancelled_call_is_closed(loop_factory: LoopFactory, held: Held) -> None:

@@ -41,11 +41,13 @@ from bookserve.serving.gateway.server_metrics import ServerMetrics
 from bookserve.serving.gateway.server_tls import FollowedTls, ServerTls
 from bookserve.serving.wire import bucket, hosts, span_export
 from bookserve.serving.wire.bucket import BucketAddress, BucketError
+from bookserve.serving.wire.connections import affordable
 
 if TYPE_CHECKING:
     from bookserve.serving.gateway.tracing import Tracing
 
 _BACKLOG = 1024
+_CONNECTIONS = 4096  # more wait until one is closed
 _HEADER_MILLISECONDS = 10_000
 _POLL_SECONDS = 0.01
 _LOOK_SECONDS = 1.0  # between looks at the files of certificates
@@ -452,7 +454,7 @@ async def _serve(
         http=HTTPModes.http1,
         websockets=False,
         backlog=_BACKLOG,
-        backpressure=_BACKLOG,
+        backpressure=affordable(_CONNECTIONS, 1),
         http1_settings=HTTP1Settings(header_read_timeout=_HEADER_MILLISECONDS),
         log_enabled=False,
     )

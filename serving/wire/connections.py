@@ -1,4 +1,4 @@
-"""The connections of this process that came in on a listening socket, also those that a library holds (Linux)."""
+"""The connections of this process that came in on a socket (Linux tells those of a library); how many it may have."""
 
 import os
 import socket
@@ -11,7 +11,26 @@ from pathlib import Path
 
 # How long a client that was refused may take to close its connection.
 _REFUSED_SECONDS = 1.0
+_OTHER_FILES = 256  # of a process that are not connections
 _RESET = struct.pack("ii", 1, 0)  # closed, a connection is gone at once, and its client told so
+
+
+def affordable(connections: int, ports: int) -> int:
+    """How many connections each of so many ports may have, with the files that the system lets this process open.
+
+    Without one to spare the library of gRPC gives up its port. A part is left for models, logs and TensorFlow.
+    """
+    if sys.platform == "win32":
+        return connections
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # what is unlimited may not be asked for everywhere
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    return max(1, min(connections, (soft - min(_OTHER_FILES, soft // 2)) // max(1, ports)))
 
 
 def handles(endpoints: list[socket.socket]) -> Iterator[socket.socket]:

@@ -50,6 +50,7 @@ class Ended(Protocol):
         ...
 
 
+_MAX_TIMEOUT_DIGITS = 20  # the protocol has 8; gRPC's C core takes more
 # With one of these a request comes from a proxy, and its connection's address is not the client's.
 PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 PROXIED = "proxied"  # no address
@@ -300,13 +301,15 @@ class GrpcApplication:
 
     def _read_headers(self, call: GrpcCall, scope: Event) -> None:
         size = len(call.path)
-        content_type = b""
+        content_type = accepted = timeout = b""
         for name, value in scope["headers"]:
             size += len(name) + len(value)
             if name == b"content-type":
                 content_type = value
+            elif name == b"te":
+                accepted = value
             elif name == b"grpc-timeout":
-                call.timeout = _seconds(value)
+                timeout = value
             elif name == b"grpc-encoding":
                 call.encoding = value.decode("latin-1")
             elif name == b"x-request-id":
@@ -322,6 +325,11 @@ class GrpcApplication:
             raise _Refused("calls", tensorflow_error_pb2.RESOURCE_EXHAUSTED, text)
         if scope["method"] != "POST" or not content_type.startswith(b"application/grpc"):
             raise _NotGrpc
+        if b"trailers" not in accepted:  # the status of an answer stands there
+            text = "the request lacks the header 'te: trailers': a proxy that does not know gRPC has left it out"
+            raise _Refused("malformed", tensorflow_error_pb2.INTERNAL, text)
+        if timeout:
+            call.timeout = _seconds(timeout)
         if call.path not in self._handlers and call.path not in self._streams:
             text = f"unknown method {call.path.decode('utf-8', 'replace')}"
             raise _Refused("unknown_method", tensorflow_error_pb2.UNIMPLEMENTED, text)
@@ -461,9 +469,10 @@ def _status(code: Code, message: str) -> list[Header]:
     return [(b"grpc-status", b"%d" % code), (b"grpc-message", text.encode())]
 
 
-def _seconds(timeout: bytes) -> float | None:
-    """A grpc-timeout header in seconds; None when it is malformed, which the protocol lets a server ignore."""
+def _seconds(timeout: bytes) -> float:
+    """A grpc-timeout header in seconds. Raises _Refused where it is malformed, as gRPC's own servers do."""
     digits, unit = timeout[:-1], _TIMEOUT_UNITS.get(timeout[-1:])
-    if unit is None or not digits.isdigit() or len(digits) > 8:
-        return None
+    if unit is None or not digits.isdigit() or len(digits) > _MAX_TIMEOUT_DIGITS:
+        text = f"grpc-timeout is {timeout[:20].decode('latin-1')!r}: it has to be a number and a unit, such as 500m"
+        raise _Refused("malformed", tensorflow_error_pb2.INTERNAL, text)
     return int(digits) * unit

@@ -255,13 +255,15 @@ class RestApplication:
         exchange.respond(500, self._error_body("internal error"))
 
     def _check_head(self, scope: Scope) -> None:
-        headers = scope.headers
+        headers = scope.headers.items()
         limit = self._limits.header_bytes
-        if len(scope.path) + sum([len(name) + len(value) for name, value in headers.items()]) > limit:
+        if len(scope.path) + sum([len(name) + len(value) for name, value in headers]) > limit:
             text = f"the request line and headers are larger than {limit} bytes (--max_header_bytes)"
             raise _Refused(431, "header_bytes", text)
-        if scope.http_version == "1.1" and "host" not in headers:
-            raise _Refused(400, "malformed", "a request of HTTP/1.1 needs a Host header")
+        hosts = [name for name, _ in headers].count("host")
+        if hosts != 1 and (hosts or scope.http_version == "1.1"):
+            text = f"a request of HTTP/1.1 needs one Host header, this one has {hosts or 'none'}"
+            raise _Refused(400, "malformed", text)
 
     # The body
 

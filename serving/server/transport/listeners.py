@@ -69,19 +69,24 @@ class Listeners:
         if flags.port:
             self._bind_port(Api.GRPC, flags.port)
         if flags.grpc_socket_path:
-            path = Path(flags.grpc_socket_path)
-            if path.exists() and not path.is_socket():
-                raise invalid_argument(f"--grpc_socket_path={path} is there already, and is no socket")
-            path.unlink(missing_ok=True)  # left by a server that was killed
-            endpoint = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            for sockets in self.of_process:
-                sockets.append((Api.GRPC, endpoint))
-            endpoint.setblocking(False)
-            endpoint.bind(str(path))
+            self._bind_path(Path(flags.grpc_socket_path))
         if flags.rest_api_port and flags.rest_api_port == flags.port:
             log.error("--rest_api_port cannot be the same as --port: REST is off")
         elif flags.rest_api_port:
             self._bind_port(Api.REST, flags.rest_api_port)
+
+    def _bind_path(self, path: Path) -> None:
+        if path.exists() and not path.is_socket():
+            raise invalid_argument(f"--grpc_socket_path={path} is there already, and is no socket")
+        endpoint = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        for sockets in self.of_process:
+            sockets.append((Api.GRPC, endpoint))
+        endpoint.setblocking(False)
+        try:
+            path.unlink(missing_ok=True)  # left by a server that was killed
+            endpoint.bind(str(path))
+        except OSError as error:
+            raise OSError(error.errno, f"--grpc_socket_path={path}: {error.strerror or error}") from error
 
     def _bind_port(self, api: Api, port: int) -> None:
         """On every address that the host's name has; without a name on all of IPv4, and of IPv6 where there is that."""

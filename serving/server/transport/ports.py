@@ -10,8 +10,8 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import h2corn
@@ -28,6 +28,7 @@ from bookserve.serving.server.transport.http_exchange import Handler as RestHand
 from bookserve.serving.server.transport.http_exchange import RestApplication
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes, grpc_limits, rest_limits
 from bookserve.serving.server.transport.listeners import BACKLOG, Api, connections, successor
+from bookserve.serving.wire.connections import affordable
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ _HEADER_MARGIN = 1 << 20
 # How much later than the application the library ends a call in which nothing comes: with a reset, without a status.
 _SILENCE_MARGIN_SECONDS = 1.0
 
+_AGAIN_SECONDS = 1.0  # after the library has given up
 # How long a client may take to close its connection when it has been told to go elsewhere.
 _LINGER_SECONDS = 1.0
 # Between looks at the files of TLS; until what has connected to a socket is accepted; and until its handshake is done.
@@ -106,8 +108,24 @@ class Ports:
         There others may take their place: see `follow_certificates`.
         """
         self._sockets = sockets
+        self._limit_connections()
         for api in Api:
             await self._open(api, self._endpoints(api))
+
+    def _limit_connections(self) -> None:
+        wanted = self._flags.max_connections
+        # The library of gRPC has one limit for all its sockets, that of REST one for each.
+        ports = len(self._endpoints(Api.REST)) + bool(self._endpoints(Api.GRPC))
+        allowed = affordable(wanted, ports)
+        if allowed < wanted:
+            log.warning(
+                "--max_connections=%d is more than the system's limit of open files allows (`ulimit -n`): %d for each"
+                " port",
+                wanted,
+                allowed,
+            )
+            self._grpc_limits = replace(self._grpc_limits, connections=allowed)
+            self._rest_limits = replace(self._rest_limits, connections=allowed)
 
     async def _open(self, api: Api, endpoints: list[socket.socket]) -> None:
         """Serves new connections of one port with its identity of now."""
@@ -228,6 +246,7 @@ class _GrpcServer:
     ) -> None:
         self._application = application
         self._identity = identity
+        self._stopping = False
         stall = limits.stalled_seconds
         policies = [_policy(path, 0.0, stall) for path in stream_paths]
         policies.append(_policy("/*", limits.request_seconds + _SILENCE_MARGIN_SECONDS, stall))
@@ -254,6 +273,10 @@ class _GrpcServer:
         }
 
     async def start(self) -> None:
+        await self._begin()
+        self._kept = asyncio.create_task(self._keep())
+
+    async def _begin(self) -> None:
         with ExitStack() as stack:
             if self._identity is not None:
                 files = stack.enter_context(self._identity.files())
@@ -264,9 +287,24 @@ class _GrpcServer:
             self._serving = asyncio.create_task(self._server.serve())
             await self._server.wait_started()
 
+    async def _keep(self) -> None:
+        """Begins again where the library gives up because the system refuses it a connection; until `stop`."""
+        while not self._stopping:
+            try:
+                await self._serving
+            except OSError as error:
+                log.error("gRPC takes no connections for %g s: %s", _AGAIN_SECONDS, error)
+                await asyncio.sleep(_AGAIN_SECONDS)
+                if not self._stopping:
+                    with suppress(OSError):
+                        await self._begin()
+            else:
+                return
+
     async def stop(self) -> None:
+        self._stopping = True
         self._server.shutdown()
-        await self._serving
+        await self._kept
 
 
 def _policy(path: str, idle_seconds: float, stalled_seconds: float) -> h2corn.RequestPolicy:

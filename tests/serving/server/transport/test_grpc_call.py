@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
 import struct
 import threading
@@ -371,6 +373,13 @@ def test_what_is_not_grpc_is_answered_with_415(server: Transport, method: str, c
     assert server.refused() == {"not_grpc": 1}
 
 
+def test_a_call_that_takes_no_trailers_is_told_why(server: Transport) -> None:
+    """Without them its answer has no place for the status: it was an empty 500, after the model had run."""
+    answer = Asked(server.port, grpc_message(b"hi"), te=False)
+    assert (answer.status, answer.headers[":status"]) == (grpc.StatusCode.INTERNAL.value[0], "200")
+    assert "te: trailers" in answer.message
+
+
 def test_a_content_type_may_name_its_codec(server: Transport) -> None:
     answer = Asked(server.port, grpc_message(b"hi"), ("content-type", "application/grpc+proto"))
     assert (answer.status, answer.data) == (0, grpc_message(b"hi"))
@@ -498,15 +507,36 @@ def test_a_call_whose_deadline_is_over_is_not_handled(server: Transport, held: H
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [(b"1H", 3600.0), (b"2M", 120.0), (b"3S", 3.0), (b"400m", 0.4), (b"5u", 5e-6), (b"6n", 6e-9)],
+    [(b"1H", 3600.0), (b"123456789S", 123456789.0), (b"2M", 120.0), (b"400m", 0.4), (b"5u", 5e-6), (b"6n", 6e-9)],
 )
 def test_time_outs(text: bytes, expected: float) -> None:
     assert _seconds(text) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("text", [b"", b"S", b"1", b"1x", b"-1S", b"123456789S"])
-def test_malformed_time_outs_are_passed_over(text: bytes) -> None:
-    assert _seconds(text) is None
+@pytest.mark.parametrize("text", ["S", "1", "1x", "-1S", "1.5S", "9" * 21 + "S"])
+def test_a_malformed_time_out_is_an_error_as_with_grpcs_own_servers(server: Transport, text: str) -> None:
+    answer = Asked(server.port, grpc_message(b"hi"), ("grpc-timeout", text))
+    assert answer.status == grpc.StatusCode.INTERNAL.value[0]
+    assert "grpc-timeout" in answer.message
+
+
+def test_a_port_that_had_no_file_for_a_connection_is_served_again(caplog: pytest.LogCaptureFixture) -> None:
+    """The library gives up there: the port was dead from then on, while readiness and REST were fine."""
+    with serving({b"/t/Echo": echo}) as server:
+        clients = [socket.socket() for _ in range(5)]
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.dup(0)  # every number below it is taken
+        os.close(lowest)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, allowed[1]))
+            for client in clients:
+                client.connect(("127.0.0.1", server.port))
+            wait_until(lambda: "gRPC takes no connections" in caplog.text, "the library has given up")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, allowed)
+            for client in clients:
+                client.close()
+        assert_others_unharmed(server)
 
 
 def test_a_cancelled_call_is_closed(loop_factory: LoopFactory, held: Held) -> None:

@@ -263,6 +263,8 @@ def test_a_fault_of_the_handler_keeps_its_detail(caplog: pytest.LogCaptureFixtur
     ("request_", "code", "text"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", 400, b"Host header"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, b"one Host header, this one has 2"),
+        (b"GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", 400, b"one Host header"),
         (POST + b"Content-Length: 99999\r\n\r\n", 413, b"2000 bytes (--max_request_bytes)"),
         (CHUNKED + b"fff\r\n" + b"x" * 4095 + b"\r\n", 413, b"--max_request_bytes"),
         (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431, b"2000 bytes (--max_header_bytes)"),

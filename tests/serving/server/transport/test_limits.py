@@ -1,10 +1,13 @@
 """What the flags and --grpc_channel_arguments make of the limits of both ports."""
 
+import resource
+
 import grpc
 import pytest
 
 from bookserve.serving.server.settings.flags import Flags
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes, grpc_limits, rest_limits
+from bookserve.serving.wire.connections import affordable
 from transports import echo, serving
 
 FLAGS = Flags()
@@ -21,6 +24,20 @@ def test_channel_arguments_that_mean_something_here_are_followed() -> None:
     )
     assert warnings == []
     assert (limits.message_bytes, limits.streams, limits.header_bytes, limits.idle_seconds) == (1000, 7, 4096, 60)
+
+
+@pytest.mark.parametrize(
+    ("files", "ports", "expected"),
+    [(1 << 20, 2, 4096), (1024, 2, 384), (1024, 3, 256), (256, 1, 128), (4, 9, 1), (resource.RLIM_INFINITY, 2, 4096)],
+)
+def test_connections_are_no_more_than_the_files_that_may_be_open(
+    monkeypatch: pytest.MonkeyPatch, files: int, ports: int, expected: int
+) -> None:
+    limits = [64, files]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, new: limits.__setitem__(slice(None), new))
+    assert affordable(4096, ports) == expected
+    assert limits == [files, files]
 
 
 def test_no_limit() -> None:

@@ -229,6 +229,13 @@ def test_a_unix_socket_with_tls_is_refused(start_server: StartServer, scale: Pat
     assert f"INVALID_ARGUMENT: --grpc_socket_path={path} cannot have TLS" in server.log.read_text()
 
 
+def test_a_unix_socket_that_cannot_be_made_is_named(start_server: StartServer, scale: Path) -> None:
+    path = scale.parent / "nowhere" / "grpc.sock"
+    server = start_server(f"--model_base_path={scale}", f"--grpc_socket_path={path}", wait=False)
+    assert server.process.wait(60) == 255
+    assert f"--grpc_socket_path={path}: No such file or directory" in server.log.read_text()
+
+
 def test_control_characters_of_requests_do_not_reach_the_log(start_server: StartServer, scale: Path) -> None:
     server = start_server("--model_name=scale", f"--model_base_path={scale}")
     with RawClient(server.grpc_port, frame(HEADERS, END_HEADERS, 1, request_headers(b"/\x1b[2J/\r\nforged"))) as raw:

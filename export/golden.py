@@ -19,14 +19,19 @@ _INLINE = 20_000  # values of an example that a manifest holds
 
 
 def first_row(contract: Contract, rows: Rows) -> Rows:
-    """The first row of every input whose first dimension is free, or one that is called a batch; others as they are."""
+    """The first row alone, see `first_rows`."""
+    return first_rows(contract, rows, 1)
+
+
+def first_rows(contract: Contract, rows: Rows, count: int) -> Rows:
+    """So many rows of every input whose first dimension is free, or one that is called a batch; others as they are."""
     found = dict(rows)
     for tensor in contract.inputs:
         names = iter(tensor.free)
         for axis, size in enumerate(tensor.shape):
             name = next(names, "") if size is None else ""
             if size is None and (axis == 0 or name.lower() in example_inputs.BATCHES):
-                found[tensor.name] = found[tensor.name].take([0], axis)
+                found[tensor.name] = found[tensor.name].take(range(count), axis)
     return found
 
 

@@ -61,7 +61,7 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
             (folder / tflite_graph.LOCATION).unlink(missing_ok=True)
         one = golden.first_row(contract, rows)
         answer = engines.onnx_graph(folder / onnx_graph.LOCATION)(one)
-        warmup.write(folder / warmup.LOCATION, contract.model, rows)
+        warmup.write(folder / warmup.LOCATION, contract, rows)
     except OSError as error:
         raise ExportError(f"cannot write to {folder}: {error.strerror or error}") from error
     described = replace(contract, example=golden.example(contract, one, answer))

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from bookserve.export.contracts import SIGNATURE
+from bookserve.export import golden
+from bookserve.export.contracts import SIGNATURE, Contract
 from bookserve.serving.wire import version_folder
 from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
 from bookserve.serving.wire.tensors import to_proto
@@ -19,17 +20,16 @@ LOCATION = version_folder.WARMUP  # inside the version folder
 BATCHES = (1, 8, 32)  # rows of the requests: the first call of each size is the slow one
 
 
-def write(path: Path, model: str, rows: Mapping[str, npt.NDArray[Any]], signature: str = SIGNATURE) -> None:
+def write(path: Path, contract: Contract, rows: Mapping[str, npt.NDArray[Any]]) -> None:
     """One Predict request for each size in BATCHES, made of the first rows of `rows` (input -> array).
 
-    A size that `rows` do not have is left out, but for the smallest; inputs without a batch go as they are.
+    A size that `rows` do not have is left out, but for the smallest; inputs without free rows go as they are.
     """
-    rowless = any(array.ndim == 0 for array in rows.values())
-    most = 1 if rowless else min(len(array) for array in rows.values())
+    most = min((len(rows[tensor.name]) for tensor in contract.inputs if tensor.shape[:1] == (None,)), default=1)
     with path.open("wb") as stream:
         for size in [size for size in BATCHES if size == BATCHES[0] or size <= most]:
-            inputs = rows if rowless or most <= size else {name: array[:size] for name, array in rows.items()}
-            stream.write(framed(prediction_log(model, inputs, signature)))
+            inputs = golden.first_rows(contract, rows, size)
+            stream.write(framed(prediction_log(contract.model, inputs, contract.signature)))
 
 
 def prediction_log(model: str, inputs: Mapping[str, npt.NDArray[Any]], signature: str = SIGNATURE) -> bytes:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT = "torch.export"
 EXTRA = "convert,torch"
-_SUFFIXES = (".pt2", ".pt", ".pth")
+_SUFFIXES = (".pt2", ".pt", ".pth", ".safetensors")
 _COMPILED = "/data/aotinductor/"
 _OF_TORCH = ("/data.pkl", "/archive_format")
 _HOW = (
@@ -33,7 +33,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def recognises(path: Path) -> bool:
-    """A file that is named .pt2, .pt or .pth, or a zip archive as torch writes them."""
+    """A file that is named .pt2, .pt, .pth or .safetensors, or a zip archive as torch writes them."""
     if not path.is_file():
         return False
     return path.suffix.lower() in _SUFFIXES or any(name.endswith(_OF_TORCH) for name in _members(path))
@@ -87,6 +87,8 @@ def _check_kind(path: Path) -> None:
         raise ExportError(f"{path} holds machine code that AOTInductor compiled, which cannot be converted: {_HOW}")
     if any("/models/" in name or name == "/serialized_exported_program.json" for name in names):
         return
+    if path.suffix.lower() == ".safetensors":
+        raise ExportError(f"{path} holds weights alone, and not the network that uses them: {_HOW}")
     if any("/code/" in name for name in names):
         raise ExportError(f"{path} is TorchScript, which is not converted: {_HOW}")
     if path.suffix.lower() == ".pt2":

@@ -55,7 +55,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     }
     (folder / EXAMPLE).write_text(json.dumps(body) + "\n", encoding="utf-8")
     few = {name: array[: example_inputs.ROWS] for name, array in rows.items()} if converted.columns else rows
-    warmup.write(folder / warmup.LOCATION, contract.model, few, contract.signature)
+    warmup.write(folder / warmup.LOCATION, contract, few)
     return {
         "format": converter.FORMAT,
         "contract": contracts.to_json(contract),

@@ -49,7 +49,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     described = replace(contract, example=golden.example(contract, one, float16_run(one)))
     body = {"signature_name": contract.signature, "inputs": {k: example_inputs.to_rest(v) for k, v in one.items()}}
     (folder / EXAMPLE).write_text(json.dumps(body) + "\n", encoding="utf-8")
-    warmup.write(folder / warmup.LOCATION, contract.model, rows, contract.signature)
+    warmup.write(folder / warmup.LOCATION, contract, rows)
     return {
         "contract": contracts.to_json(described),
         "parity": differences,

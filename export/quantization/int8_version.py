@@ -71,9 +71,7 @@ def make(
     inputs = {name: example_inputs.to_rest(array) for name, array in first.items()}
     body = {"signature_name": contract.signature, "inputs": inputs}
     (folder / EXAMPLE).write_text(json.dumps(body) + "\n", encoding="utf-8")
-    warmup.write(
-        folder / warmup.LOCATION, contract.model, first if source.fixed_batch else held_out, contract.signature
-    )
+    warmup.write(folder / warmup.LOCATION, contract, first if source.fixed_batch else held_out)
     sizes = {"float32": graph.stat().st_size, "int8": target.stat().st_size}
     return Made(
         contract,

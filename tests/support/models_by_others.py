@@ -94,7 +94,7 @@ WHEELS: Mapping[str, tuple[str, ...]] = {
         "nfl/models/nfl_playcall.ubj",
         "nfl/models/qbr_model.ubj",
     ),
-    "silero-vad==6.2.3": ("data/silero_vad.onnx", "silero_vad_16k_op15.onnx"),
+    "silero-vad==6.2.3": ("data/silero_vad.jit", "data/silero_vad.onnx", "silero_vad_16k_op15.onnx"),
     "piper-tts==1.8.0": ("nakdimon.onnx", "tashkeel/model.onnx"),
     "pymicro-wakeword==2.5.0": ("okay_nabu.tflite", "alexa.tflite"),
     "tfx==1.21.0": (
@@ -126,6 +126,7 @@ _FORMATS = {
     ".tflite": "LiteRT",
     ".keras": "Keras",
     ".hdf5": "Keras",
+    ".jit": "TorchScript",
     ".joblib": "scikit-learn",
     ".ubj": "XGBoost",
     "": "SavedModel",

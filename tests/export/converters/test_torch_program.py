@@ -51,11 +51,13 @@ def test_other_files_of_torch_are_told_apart_and_the_message_has_the_way(name: s
         add(archive(tmp_path / name, *members))
 
 
-@pytest.mark.parametrize("name", ["cut.pt2", "before_1_6.pth"])
+@pytest.mark.parametrize("name", ["cut.pt2", "before_1_6.pth", "weights.safetensors"])
 def test_a_file_of_its_name_that_is_no_archive_is_no_program(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
-    with pytest.raises(ExportError, match=r"is no program of torch\.export, or it is damaged|is a pickle"):
+    with pytest.raises(
+        ExportError, match=r"is no program of torch\.export, or it is damaged|is a pickle|holds weights alone"
+    ):
         add(path)
 
 

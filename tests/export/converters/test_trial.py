@@ -9,6 +9,10 @@ from bookserve.export.contracts import from_json
 from bookserve.export.converters import trial
 from bookserve.export.errors import ExportError
 from bookserve.export.life import engine_trial
+from bookserve.export.warmup import LOCATION
+from bookserve.serving.server.models.warmup import read_records
+from bookserve.serving.wire.prediction_log_pb2 import PredictionLog
+from bookserve.serving.wire.tensors import to_array
 
 
 def test_every_format_becomes_a_version_that_answers_as_its_source(made, tmp_path: Path) -> None:
@@ -56,3 +60,28 @@ def test_random_inputs_without_an_answer_are_drawn_again_and_nan_is_told(tmp_pat
     np.savez(gap, x=np.array([[25.0, 3.0, 30.0]], np.float32))
     with pytest.raises(ExportError, match="NaN for 1 of 3 values"):
         trial.run({**never, "example": str(gap)})
+
+
+def test_warm_up_requests_are_as_large_as_the_graph_wants_them(tmp_path: Path) -> None:
+    """Four rows and no others; and a state beside free rows, with the rows on its second axis."""
+    for name, x, state, sizes in (
+        ("fixed", [4, 3], [2, 4, 3], [(4, 3, 2, 4, 3)]),
+        ("free", ["batch", 3], [2, "batch", 3], [(1, 3, 2, 1, 3), (8, 3, 2, 8, 3)]),
+    ):
+        graph = helper.make_graph(
+            [helper.make_node("Add", ["x", "state"], ["y"])],
+            name,
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", x), ("state", state))],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, state)],
+        )
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+        folder = tmp_path / name
+        folder.mkdir()
+        trial.run(
+            {"path": str(path), "folder": str(folder), "model": name, "task": None, "labels": None, "trust": False}
+            | {"example": None}
+        )
+        records = [PredictionLog.FromString(record) for record in read_records(folder / LOCATION)]
+        inputs = [record.predict_log.request.inputs for record in records]
+        assert [(*to_array(one["x"]).shape, *to_array(one["state"]).shape) for one in inputs] == sizes

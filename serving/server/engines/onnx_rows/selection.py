@@ -85,6 +85,8 @@ def _length(whole: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
             return whole
         if isinstance(end, int) and end < 0:
             return whole + end if not isinstance(whole, Size) else sizes.fresh()
+        if isinstance(whole, int) and whole > 0 and sizes.is_plain(end):
+            return sizes.least(whole, end)
     if any(map(sizes.mentions_rows, (start, end, step))):
         return sizes.ROWS
     return sizes.fresh()

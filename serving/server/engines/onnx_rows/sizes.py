@@ -88,6 +88,29 @@ def opaque(operation: str, *operands: Dim) -> Size:
     return Size((((Atom(f"{operation}({text})", any(map(mentions_rows, operands))),), 1),))
 
 
+def least(limit: int, size: Size) -> Size:
+    """The smaller one of a number above 0 and the size of an input's dimension."""
+    return opaque("least", limit, size)
+
+
+def is_least_with(one: Dim, size: Dim) -> bool:
+    """Whether `one` is `least(…, size)`, for whatever number."""
+    name = one.terms[0][0][0].name if isinstance(one, Size) and one.terms[0][0] else ""
+    return name.startswith("least(") and one == opaque("least", name[len("least(") :].partition(",")[0], size)
+
+
+def is_plain(size: Dim) -> bool:
+    """Whether it is the size of an input's dimension, without the number of rows: never below 0."""
+    return (
+        isinstance(size, Size)
+        and not size.of_rows
+        and len(size.terms) == 1
+        and size.terms[0][1] == 1
+        and len(size.terms[0][0]) == 1
+        and not any(sign in size.terms[0][0][0].name for sign in "([")
+    )
+
+
 def mentions_rows(size: Dim) -> bool:
     """Whether the number of rows is in it."""
     return isinstance(size, Size) and size.of_rows

@@ -143,9 +143,9 @@ def _broadcast_dims(shapes: Sequence[tuple[Dim, ...]], rank: int, axis: int) -> 
     for shape in shapes:
         place = axis - (rank - len(shape))
         size = shape[place] if place >= 0 else 1
-        if size == result or size == 1:
-            continue
-        if result == 1:
+        if size == result or size == 1 or sizes.is_least_with(size, result):
+            continue  # the first places of a table, such as positions: as many as `result`, or one, or it fails
+        if result == 1 or sizes.is_least_with(result, size):
             result = size
         elif isinstance(result, Size):
             # One of them is 1, or they are the same; a number above 1 tells which.

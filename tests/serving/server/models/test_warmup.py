@@ -7,6 +7,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from bookserve.export import warmup as written
+from bookserve.export.contracts import Contract, Tensor
 from bookserve.serving.server.models import warmup
 from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.server.types.signatures import Signature
@@ -61,7 +62,8 @@ def predict_record(rows: int = 1, width: int = 3) -> bytes:
 def test_what_the_export_writes_is_run(version: Path) -> None:
     assert written.LOCATION == warmup.LOCATION
     rows = np.arange(300, dtype=np.float32).reshape(100, 3)
-    written.write(version / warmup.LOCATION, "scale", {"x": rows})
+    contract = Contract("scale", 1, (Tensor("x", "float32", (None, 3)),), ())
+    written.write(version / warmup.LOCATION, contract, {"x": rows})
     engine = CountingEngine()
     warmup.warm_up(engine, version, iterations=2)
     assert [len(array) for array in engine.inputs] == [1, 1, 8, 8, 32, 32]

@@ -27,6 +27,10 @@ PROVED = {
         s4 = Concat<axis=0>(nn, ss, two, two)
         q4 = Reshape(x, s4) q = Transpose<perm=[0, 2, 1, 3]>(q4) n2 = Mul(nn, two) s3 = Concat<axis=0>(n2, ss, two)
         f = Reshape(q, s3) e = Softmax<axis=1>(f) s5 = Concat<axis=0>(nn, two, ss, two) y = Reshape(e, s5)""",
+    "positions of a table, as many as there are steps": f"""{_N} two = Constant<value_ints=[2]>()
+        table = Constant<value=float[1,3,4] {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}}>() i1 = Constant<value_ints=[1]>()
+        some = Slice(table, a, ss, i1) p = Add(x, some) t = Transpose<perm=[1, 0, 2]>(p)
+        s4 = Concat<axis=0>(ss, nn, two, two) u = Reshape(t, s4) y = Transpose<perm=[1, 0, 2, 3]>(u)""",
     "steps folded into the rows, as tf2onnx does it": f"""f = Constant<value_ints=[-1, 4]>() flat = Reshape(x, f)
         w = Constant<value=float[4,2] {{1, 2, 3, 4, 5, 6, 7, 8}}>() m = MatMul(flat, w) {_N}
         two = Constant<value_ints=[2]>() s3 = Concat<axis=0>(nn, ss, two) y = Reshape(m, s3)""",
@@ -66,6 +70,11 @@ PROVED = {
         c = ai.onnx.ml.ArrayFeatureExtractor(names, places) s = Constant<value_ints=[-1, 2]>() y = Reshape(c, s)""",
 }
 _TWICE = '<domain: "own", opset_import: ["" : 18]> twice (p) => (q) { q = Add(p, p) }'
+
+
+def test_positions_for_the_steps_of_another_input_prove_nothing() -> None:
+    body = PROVED["positions of a table, as many as there are steps"].replace("(x, some)", "(z, some)")
+    assert refusal(body, inputs="float[n, t, 4] x, float[n, u, 4] z").startswith("Reshape")
 
 
 @pytest.mark.parametrize("name", PROVED)

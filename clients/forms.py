@@ -48,10 +48,13 @@ def requests(contract: Contract, inputs: Mapping[str, Array]) -> list[Mapping[st
 
 
 def scores(contract: Contract) -> Tensor | None:
-    """The first output [n, classes] of floats, with as many classes as there are labels, if there are any."""
+    """The first output [n, classes] of floats, with as many classes as there are labels, if there are any.
+
+    Behind the classes may be dimensions of 1, as networks have that end in a pooling.
+    """
     for tensor in contract.outputs:
-        fits = not contract.labels or tensor.shape[1:] in ((None,), (len(contract.labels),))
-        if _is_float(tensor) and len(tensor.shape) == 2 and fits:
+        fits = not contract.labels or tensor.shape[1:2] in ((None,), (len(contract.labels),))
+        if _is_float(tensor) and len(tensor.shape) >= 2 and set(tensor.shape[2:]) <= {1} and fits:
             return tensor
     return None
 

@@ -127,6 +127,8 @@ def _labelled(contract: Contract, outputs: Mapping[str, Array]) -> list[dict[str
     """One object a row: the class, then all other outputs. Outputs that are not given are left out."""
     given = [tensor for tensor in contract.outputs if tensor.name in outputs]
     classes, scores = forms.classes(contract), forms.scores(contract)
+    if scores is not None and scores in given:
+        outputs = {**outputs, scores.name: outputs[scores.name].reshape(len(outputs[scores.name]), -1)}
     found: list[dict[str, Any]] = []
     for place in range(len(outputs[given[0].name])):
         row: dict[str, Any] = {}

@@ -32,6 +32,7 @@ class Wishes:
     trust: bool = False
     rows_independent: bool | None = None
     evaluate: Path | None = None
+    preprocessor: Path | None = None
     require_better: bool = False  # than the served version, on the rows of `evaluate`
 
 
@@ -58,6 +59,7 @@ def add(
                 "labels": None if wishes.labels is None else _labels(wishes.labels),
                 "example": None if wishes.example is None else str(wishes.example.resolve()),
                 "trust": wishes.trust,
+                "preprocessor": None if wishes.preprocessor is None else str(wishes.preprocessor.resolve()),
             }
             say(f"{model}: converting {path}, and trying it")
             try:
@@ -142,6 +144,12 @@ def missing(contract: Contract) -> list[str]:
         lines.append(f"--task says what it is for ({', '.join(contracts.TASKS[1:])})")
     if not contract.labels and contract.task in ("image-classification", "tabular"):
         lines.append("--labels names its classes, one a line")
+    means = contract.preprocessing
+    if contract.task == "image-classification" and means is not None and not means.mean:
+        scaled = "from 0 to 1" if means.scale == 1 / 255 else f"times {means.scale:g}"
+        lines.append(
+            f"it is given the levels of {means.colour} {scaled}: --preprocessor FILE names another mean and scale"
+        )
     return lines
 
 

@@ -51,6 +51,13 @@ for command in (*LIFE_COMMANDS, *TRANSFER_COMMANDS):
     help="Inputs to try it with: .npz, .json in the REST form, .csv or a picture. Without it they are drawn at random.",
 )
 @click.option(
+    "--preprocessor",
+    type=_FILE,
+    default=None,
+    help="How pictures become numbers, as Hugging Face's preprocessor_config.json says it: size, rescale_factor, "
+    "image_mean, image_std. Without it their levels go from 0 to 1, of the central square.",
+)
+@click.option(
     "--trust",
     is_flag=True,
     help="Load a file that is a program, such as a pickle or a .pt2: its code runs with your rights.",
@@ -83,6 +90,7 @@ def add_model(
     task: str | None,
     labels: Path | None,
     example: Path | None,
+    preprocessor: Path | None,
     trust: bool,
     rows_independent: bool | None,
     evaluate: Path | None,
@@ -109,16 +117,17 @@ def add_model(
     store = ModelStore(models_dir)
     limits = Limits(max_seconds, max_memory << 20)
     try:
-        wishes = adding.Wishes(task, labels, example, trust, rows_independent, evaluate, require_better)
+        wishes = adding.Wishes(task, labels, example, trust, rows_independent, evaluate, preprocessor, require_better)
         published = adding.add(store, name, path, wishes, limits, click.echo)
     except ExportError as error:
         raise click.ClickException(str(error)) from error
     for line in adding.missing(published.contract):
         click.echo(f"{name}: {line}")
-    for address in store_servers.servers(store.root):
-        click.echo(f"a server that runs loads it: {address}")
-    click.echo("Serve it and ask it:")
-    for line in adding.how_to_use(store, published):
+    servers = store_servers.servers(store.root)
+    for address in servers:
+        click.echo(f"a server that runs loads it: {address}; the page of its gateway has it at /models/{name}")
+    click.echo("Ask it:" if servers else "Serve it and ask it:")
+    for line in adding.how_to_use(store, published)[1 if servers else 0 :]:
         click.echo(f"  {line}")
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import re
 import runpy
 import shutil
 import subprocess
@@ -75,6 +76,14 @@ def test_a_link_that_leads_nowhere_fails_the_build(site: Path, tmp_path: Path) -
     assert "'nowhere.md'" in done.stderr
     assert "no-such-heading" in done.stderr
     assert "mend these in the documents" in done.stderr
+
+
+@pytest.mark.slow
+def test_diagrams_are_drawn_into_the_page(site: Path) -> None:
+    page = (site / "ARCHITECTURE.html").read_text()
+    assert re.search(r"<svg [^>]*>.*clients/: Python.*</svg>", page, re.DOTALL)
+    assert "```mermaid" not in page
+    assert 'class="mermaid"' not in page
 
 
 @pytest.fixture(scope="module")

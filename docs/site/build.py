@@ -1,8 +1,8 @@
 """Builds the website of the documents: `make site` runs `build.py FOLDER` in a virtual environment of its own.
 
 The documents stay where they are. They and what they link to are copied with their paths into a folder for
-MkDocs, which fails on a link that leads nowhere. Then the pages are searched for what a browser would load from
-elsewhere.
+MkDocs, which fails on a link that leads nowhere; diagrams in Mermaid are drawn there, since Mermaid's own script would
+come from elsewhere. Then the pages are searched for what a browser would load from elsewhere.
 """
 
 import re
@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("clients", "docker", "docs", "export", "serving", "training")
 _FILE = re.compile(r"""(?:\]\(|src=")([^)"#:\s]+)""")
+_DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # What a page or a style sheet loads by itself; links that a reader may follow are not.
 _LOADS = re.compile(
     r"""<(?:script|img|iframe|source|video|audio|embed)\b[^>]*\bsrc=["']?((?:https?:)?//[^"'\s>]+)"""
@@ -39,6 +40,23 @@ def with_files(pages: list[Path]) -> set[Path]:
     return {*pages, *(path for path in named if path.is_file() and path.is_relative_to(ROOT))}
 
 
+def draw_diagrams(page: Path) -> None:
+    """Puts a picture in the place of each diagram of a copied page, and its text below."""
+    import merm  # in the virtual environment of the site alone
+
+    def drawn(found: re.Match[str]) -> str:
+        svg = " ".join(merm.render_diagram(found[1]).split())
+        return (
+            f'<figure role="img" aria-label="Diagram; its text is below">{svg}</figure>\n\n'
+            f"<details markdown><summary>The diagram as text</summary>\n\n```text\n{found[1]}```\n\n</details>"
+        )
+
+    text = page.read_text(encoding="utf-8")
+    changed = _DIAGRAM.sub(drawn, text)
+    if changed != text:
+        page.write_text(changed, encoding="utf-8")
+
+
 def foreign_loads(site: Path) -> list[str]:
     """What pages and style sheets of the site would load from other hosts, each with its file."""
     found = []
@@ -56,6 +74,8 @@ def build(site: Path) -> None:
             target = work / "pages" / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+            if target.suffix == ".md":
+                draw_diagrams(target)
         shutil.copyfile(Path(__file__).with_name("mkdocs.yml"), work / "mkdocs.yml")
         # Not --quiet, with which MkDocs counts no warnings.
         command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site.resolve())]

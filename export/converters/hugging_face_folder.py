@@ -33,7 +33,7 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
     tables |= {"attention_mask": 2, "token_type_ids": max(1, int(config.get("type_vocab_size", 2)))}
     picture = path / "preprocessor_config.json"
     if picture.is_file() and len(contract.inputs) == 1:
-        preprocessing = _pixels(_json(picture), contract)
+        preprocessing = pixels(picture, contract)
         if preprocessing is not None:
             contract = replace(contract, task="image-classification", preprocessing=preprocessing)
     return replace(converted, contract=contract, tables=tables)
@@ -59,9 +59,20 @@ def _labels(config: dict[str, Any], contract: Contract) -> tuple[str, ...]:
     return labels if fits else ()
 
 
-def _pixels(config: dict[str, Any], contract: Contract) -> Preprocessing | None:
-    """The preprocessing of pictures that the folder's preprocessor_config.json describes, for one input of floats."""
-    size = config.get("size")
+def pixels(path: Path, contract: Contract) -> Preprocessing | None:
+    """The preprocessing of pictures that a preprocessor_config.json describes, for one input of four dimensions.
+
+    None where neither the file nor the input says a size.
+
+    Raises:
+        ExportError: the file cannot be read, or is no JSON object.
+    """
+    config = _json(path)
+    shape = contract.inputs[0].shape
+    last = len(shape) == 4 and shape[-1] in (1, 3)
+    size = config.get("size", list(shape[1:3] if last else shape[2:4]))
+    if isinstance(size, list) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
     if isinstance(size, dict):
         height, width = (size.get(key, size.get("shortest_edge")) for key in ("height", "width"))
     else:
@@ -69,7 +80,7 @@ def _pixels(config: dict[str, Any], contract: Contract) -> Preprocessing | None:
     crop = config.get("crop_size")
     if config.get("do_center_crop") and crop is not None:
         height, width = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
-    if not (isinstance(height, int) and isinstance(width, int)) or len(contract.inputs[0].shape) != 4:
+    if not (isinstance(height, int) and isinstance(width, int)) or len(shape) != 4:
         return None
     normal = config.get("do_normalize", "image_mean" in config)
     return Preprocessing(
@@ -77,7 +88,7 @@ def _pixels(config: dict[str, Any], contract: Contract) -> Preprocessing | None:
         (height, width),
         "rgb",
         "crop" if config.get("do_center_crop") else "stretch",
-        layout="channels-first",
+        layout="" if last else "channels-first",
         scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
         mean=tuple(config["image_mean"]) if normal else (),
         deviation=tuple(config["image_std"]) if normal else (),

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bookserve.export import contracts, example_inputs, golden, parity, warmup
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
-from bookserve.export.converters import choose
+from bookserve.export.converters import choose, hugging_face_folder
 from bookserve.export.converters.source import Converted, Rows, Run, Wishes
 from bookserve.export.errors import ExportError
 
@@ -44,7 +44,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         ) from error
     rows, expected = _ask_source(converted, example)
     contract = _observed(converted.contract, expected)
-    contract = _meaning(contract, job["task"], job["labels"])
+    contract = _meaning(contract, job["task"], job["labels"], job.get("preprocessor"))
     differences = _compare(contract, converted, rows, expected)
     one = golden.first_row(contract, rows)
     answer = _run(next(iter(converted.graphs.values())), one, "the version's graph")
@@ -114,13 +114,22 @@ def _observed(contract: Contract, answers: dict[str, npt.NDArray[Any]]) -> Contr
     return replace(contract, outputs=tuple(outputs))
 
 
-def _meaning(contract: Contract, task: str | None, labels: list[str] | None) -> Contract:
-    """The contract with the user's task and labels, checked against its tensors."""
+def _meaning(contract: Contract, task: str | None, labels: list[str] | None, preprocessor: str | None) -> Contract:
+    """The contract with the user's task, labels and preprocessing of pictures, checked against its tensors."""
     if labels:
         if not any(tensor.shape and tensor.shape[-1] in (None, len(labels)) for tensor in contract.outputs):
             sizes = ", ".join(contracts.shape_text(tensor) for tensor in contract.outputs)
             raise ExportError(f"--labels has {len(labels)} labels, which no output fits: {sizes}")
         contract = replace(contract, labels=tuple(labels))
+    if preprocessor is not None:
+        means = hugging_face_folder.pixels(Path(preprocessor), contract) if len(contract.inputs) == 1 else None
+        if means is None:
+            shapes = ", ".join(contracts.shape_text(tensor) for tensor in contract.inputs)
+            raise ExportError(
+                f'{preprocessor} has no size ({{"size": {{"height": 224, "width": 224}}}}), or the model takes no '
+                f"pictures: {shapes}"
+            )
+        contract = replace(contract, task="image-classification", preprocessing=means)
     if task is None:
         return contract
     contract = replace(contract, task=task)
@@ -143,7 +152,8 @@ def _pixels(inputs: tuple[Tensor, ...]) -> Preprocessing:
             return Preprocessing(inputs[0].name, (height, width), colour, "crop", layout=layout, scale=scale)
     shapes = ", ".join(contracts.shape_text(tensor) for tensor in inputs)
     raise ExportError(
-        f"--task image-classification needs one input of a fixed height and width; the model has {shapes}"
+        f"--task image-classification needs one input of a fixed height and width; the model has {shapes}: give the "
+        'size of its pictures with --preprocessor FILE, such as {"size": {"height": 224, "width": 224}}'
     )
 
 

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from book_contracts import CONTRACTS
-from bookserve.clients import outputs
+from bookserve.clients import forms, outputs
 from bookserve.clients.answers import Prediction
 from bookserve.clients.inputs.words import Vocabulary, tokens
+from bookserve.export.contracts import Contract, Preprocessing, Tensor
 
 VOCABULARY = Vocabulary(("<unk>", "<eos>", "the", "stock", "<unused 4>", "<unused 5>"))
 
@@ -30,3 +33,19 @@ def test_a_float32_is_shown_with_the_digits_it_has() -> None:
         1234567.0,
         -2e-9,
     ]
+
+
+def test_a_network_that_ends_in_a_pooling_names_what_a_picture_shows() -> None:
+    means = Preprocessing("data", size=(4, 4), colour="rgb", resize="crop", layout="channels-first")
+    contract = Contract(
+        *("squeeze", 1, (Tensor("data", "float32", (1, 3, 4, 4)),), (Tensor("softmax", "float32", (1, 3, 1, 1)),)),
+        labels=("cat", "dog", "owl"),
+        task="image-classification",
+        preprocessing=means,
+    )
+    assert forms.form(contract) == "image-classification"
+    scores = np.array([0.1, 0.7, 0.2], np.float32).reshape(1, 3, 1, 1)
+    (row,) = outputs.rows(contract, Prediction("squeeze", 1, {"softmax": scores}))["predictions"]
+    assert row == {"class": "dog", "softmax": {"cat": 0.1, "dog": 0.7, "owl": 0.2}}
+    maps = replace(contract, outputs=(Tensor("softmax", "float32", (1, 3, 2, 1)),))
+    assert forms.form(maps) == "tensors"

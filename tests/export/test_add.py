@@ -15,10 +15,13 @@ from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
 from onnx import TensorProto, helper, numpy_helper
 
+from bookserve.clients import forms
 from bookserve.clients.command_line import main
 from bookserve.clients.grpc_client import GrpcClient
-from bookserve.export import confined
+from bookserve.clients.inputs import pictures
+from bookserve.export import confined, contracts
 from bookserve.export.errors import ConfinedError
+from bookserve.export.manifest import LOCATION
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.molecule_pool import MoleculePool
@@ -223,3 +226,40 @@ def _ports(count: int) -> list[int]:
     for held in sockets:
         held.close()
     return ports
+
+
+def write_colours(folder: Path) -> Path:
+    """An ONNX file of the mean of red, green and blue: (rows, 3, height, width) to (rows, 3), of any size."""
+    node = helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0)
+    made = helper.make_graph(
+        [node],
+        "colours",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["rows", 3, "height", "width"])],
+        [helper.make_tensor_value_info("means", TensorProto.FLOAT, ["rows", 3])],
+        [numpy_helper.from_array(np.array([2, 3], np.int64), "axes")],
+    )
+    path = folder / "colours.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def test_a_file_says_how_pictures_become_numbers(tmp_path: Path) -> None:
+    source = write_colours(tmp_path)
+    store = ("--models-dir", tmp_path / "store", "--task", "image-classification")
+    told = invoke("models", "add", "colours", source, *store)
+    assert told.exit_code == 1
+    assert 'with --preprocessor FILE, such as {"size": {"height": 224, "width": 224}}' in told.output
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({"size": [4, 6], "image_mean": [0.5, 0.25, 0.0], "image_std": [0.5, 0.5, 2.0]}))
+    added = invoke("models", "add", "colours", source, *store, "--preprocessor", file)
+    assert added.exit_code == 0, added.output
+    contract = contracts.from_json(json.loads((tmp_path / "store/colours/1" / LOCATION).read_text())["contract"])
+    means = contract.preprocessing
+    assert means is not None
+    assert (means.size, means.layout, means.resize) == ((4, 6), "channels-first", "stretch")
+    white = pictures.tensor(pictures.levels(np.full((9, 9, 3), 255, np.uint8), means)[None], means, contract.inputs[0])
+    assert white.shape == (1, 3, 4, 6)
+    assert white.mean((0, 2, 3)) == pytest.approx([1.0, 1.5, 0.5])
+    assert forms.form(contract) == "image-classification"
+    file.write_text("{}")
+    assert "colours.onnx: " in invoke("models", "add", "colours", source, *store, "--preprocessor", file).output

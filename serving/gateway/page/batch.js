@@ -49,6 +49,7 @@ export class Batch {
   async take(files) {
     if (!files.length) return;
     this.rows = [];
+    this.total = 0;
     this.say("");
     try {
       const inputs = this.form.read ? this.form.read(await files[0].text(), this.model) : await picturesOf(files);
@@ -58,6 +59,7 @@ export class Batch {
     } catch (error) {
       this.say(error.message);
       this.show(0);
+      element("batch-running").hidden = true;
     }
   }
 

@@ -3,7 +3,7 @@
 
 import { element, make } from "./dom.js";
 import { ACCEPT } from "./files.js";
-import { ASKED } from "./panel.js";
+import { ASKED, UNANSWERED } from "./panel.js";
 import { example } from "./panels/tensors.js";
 
 const LONG = 2_000; // characters of an array; a longer one is written as zeros of its shape
@@ -21,6 +21,7 @@ export class Programs {
     this.show({ path: `/api/v1/${model.name}`, ...question });
     this.select(this.tabs[0]);
     document.addEventListener(ASKED, ({ detail }) => this.show(detail));
+    document.addEventListener(UNANSWERED, ({ detail }) => detail && this.show(detail)); // without an answer
   }
 
   add(id, title) {

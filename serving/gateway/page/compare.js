@@ -2,7 +2,7 @@
 
 import { Newest } from "./api.js";
 import { element, figure, leaves, make, table } from "./dom.js";
-import { ASKED } from "./panel.js";
+import { ASKED, UNANSWERED } from "./panel.js";
 
 const ROWS = 40; // of the table
 
@@ -14,6 +14,10 @@ export class Comparison {
     this.choice.addEventListener("change", () => this.ask());
     document.addEventListener(ASKED, ({ detail }) => {
       this.asked = detail;
+      this.ask();
+    });
+    document.addEventListener(UNANSWERED, () => {
+      this.asked = null;
       this.ask();
     });
   }

@@ -9,12 +9,14 @@ export function pngOf(canvas) {
   return new Blob([Uint8Array.from(letters, (letter) => letter.charCodeAt(0))], { type: "image/png" });
 }
 
-// A place where files are dropped, and a button that chooses one. A picture may also be pasted anywhere on the page.
-export function takeFiles(target, input, take) {
-  input.addEventListener("change", () => {
-    if (input.files[0]) take(input.files[0]);
-    input.value = "";
-  });
+// A place where files are dropped, and buttons that choose or take one. A picture may also be pasted anywhere on the page.
+export function takeFiles(target, inputs, take) {
+  for (const input of inputs) {
+    input.addEventListener("change", () => {
+      if (input.files[0]) take(input.files[0]);
+      input.value = "";
+    });
+  }
   for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
     target.addEventListener(name, (event) => {
       event.preventDefault();

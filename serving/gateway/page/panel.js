@@ -7,10 +7,13 @@ import { remember } from "./address.js";
 import { Fault, Newest, ask } from "./api.js";
 import { element, make } from "./dom.js";
 
-// What other parts of the page listen for, on `document`: a question with its input and its answer, and that a server may be away.
+// What other parts of the page listen for, on `document`: a question with its input and its answer; that what is there now has
+// no answer, with the question where one was asked; and that a server may be away.
 export const ASKED = "bookserve-asked";
+export const UNANSWERED = "bookserve-unanswered";
 export const DOUBT = "bookserve-doubt";
 
+const SLOW = 300; // milliseconds until a question is said to be under way, and the old answer looks old
 const AROUND = 20; // characters that are shown before and behind a fault
 
 export class Panel {
@@ -26,10 +29,28 @@ export class Panel {
     field?.setAttribute("aria-describedby", [field.getAttribute("aria-describedby"), this.message.id].filter(Boolean).join(" "));
   }
 
-  // Nothing is asked any more, for one because the field is empty.
-  cancel() {
+  // Nothing is asked any more: the field is empty, or a person writes and will ask (`soon`), until which the old answer looks old.
+  cancel(soon = false) {
     this.newest.cancel();
     this.say("", "");
+    this.busy(soon);
+    this.unanswered();
+  }
+
+  unanswered(asked = null) {
+    document.dispatchEvent(new CustomEvent(UNANSWERED, { detail: asked }));
+  }
+
+  // Whether an answer is waited for.
+  busy(on) {
+    clearTimeout(this.slow);
+    if (on) this.slow = setTimeout(() => this.wait(), SLOW);
+    else element(`${this.name}-try`).removeAttribute("aria-busy");
+  }
+
+  wait() {
+    element(`${this.name}-try`).setAttribute("aria-busy", "true");
+    this.version.textContent = "Asking …";
   }
 
   say(message, version) {
@@ -40,7 +61,7 @@ export class Panel {
 
   // What was written cannot be asked: `message` says why.
   refuse(message, field = this.field) {
-    this.newest.cancel();
+    this.cancel();
     this.say(message, "");
     this.mark(true, field);
   }
@@ -98,8 +119,10 @@ export class Panel {
 
   async question(job, show, asked) {
     this.again = () => this.question(job, show, asked);
+    this.busy(true);
     const outcome = await this.newest.run(job);
     if (!outcome) return;
+    this.busy(false);
     const { value, error } = outcome;
     this.failed = Boolean(error);
     if (error) {
@@ -108,9 +131,10 @@ export class Panel {
       this.mark(error.status === 400 || error.status === 413);
       if (error.lost) document.dispatchEvent(new Event(DOUBT));
       show(null);
+      this.unanswered(asked);
     } else {
       this.say("", `Answered by ${this.name} version ${value.version} in ${value.milliseconds} ms`);
-      show(value.predictions);
+      show(value.predictions, value.version);
       // The same question to another version, for a comparison.
       const repeat = (version, signal) => this.post(asked, { version, signal });
       document.dispatchEvent(new CustomEvent(ASKED, { detail: { ...asked, ...value, repeat } }));

@@ -5,7 +5,7 @@ import { Newest, ask } from "./api.js";
 import { scoresOf } from "./bars.js";
 import { element, figure, make, table } from "./dom.js";
 import { pngOf } from "./files.js";
-import { ASKED } from "./panel.js";
+import { ASKED, UNANSWERED } from "./panel.js";
 import * as board from "./why_board.js";
 import * as molecule from "./why_molecule.js";
 
@@ -45,16 +45,22 @@ export class Explanation {
     if (!this.way) return;
     element("why-ask").addEventListener("click", () => this.explain());
     document.addEventListener(ASKED, ({ detail }) => this.ready(detail));
+    document.addEventListener(UNANSWERED, () => this.say("", "When something was answered."));
   }
 
   // What was asked last can be explained, and costs so many questions.
   ready(asked) {
-    this.newest.cancel();
     this.asked = asked;
-    this.show([], "");
     const cost = this.way.cost(asked, this.model);
+    this.say(cost, "There is nothing to leave out.");
+  }
+
+  // Whether there is something to explain, and what that costs; an older explanation goes.
+  say(cost, otherwise) {
+    this.newest.cancel();
+    this.show([], "");
     element("why-ask").disabled = !cost;
-    element("why-cost").textContent = cost || "There is nothing to leave out.";
+    element("why-cost").textContent = cost || otherwise;
   }
 
   show(content, message) {

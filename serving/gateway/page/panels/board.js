@@ -44,10 +44,10 @@ export function startBoard({ name }, initial) {
   const next = () => {
     thoughts = null;
     status.textContent = verdict();
+    element(`${name}-value`).textContent = "";
     paint();
     if (over()) {
       panel.cancel();
-      element(`${name}-value`).textContent = "";
     } else {
       panel.ask({ board, player: turn() }, answered, { input: turn() === human && { board, human } });
     }

@@ -21,7 +21,7 @@ export function startDrawing(model, initial) {
   const field = new DrawingField(canvas, { begun, changed: () => panel.askPicture(field.picture(), show, { strokes: field.strokes }) });
 
   element(`${name}-clear`).addEventListener("click", () => field.clear());
-  takeFiles(canvas, element(`${name}-file`), (file) => {
+  takeFiles(canvas, [element(`${name}-file`), element(`${name}-camera`)], (file) => {
     begun();
     panel.askFile(file, (bitmap) => field.showPicture(bitmap), show);
   });

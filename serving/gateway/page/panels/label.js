@@ -36,7 +36,7 @@ export function startLabel(model, initial) {
 
   text.addEventListener("input", () => {
     clearTimeout(timer);
-    panel.cancel();
+    panel.cancel(true);
     timer = setTimeout(predict, PAUSE);
   });
   restore(initial);

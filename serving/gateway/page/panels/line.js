@@ -14,7 +14,8 @@ export function startLine(model, initial) {
   const output = model.outputs[0].name;
   const number = element(`${name}-x`);
   const panel = new Panel(name, number);
-  let line = [];
+  let line = []; // points, of the answer of one version
+  let fitted = 0;
   let y = null;
 
   const paint = (plot) => {
@@ -35,7 +36,9 @@ export function startLine(model, initial) {
     await panel.ask({ x }, show);
   });
 
-  const show = (predictions) => {
+  const show = (predictions, version) => {
+    if (!predictions) line = []; // it is as old as the answer was
+    else if (version !== fitted) fit().then(() => plot.draw()).catch(() => {});
     y = predictions ? predictions[0][output] : null;
     element(`${name}-y`).textContent = y === null ? "–" : y.toFixed(3);
     const text = y === null ? "no answer" : `x ${plot.point[0].toFixed(2)}, y ${y.toFixed(2)}`;
@@ -53,7 +56,8 @@ export function startLine(model, initial) {
 
   const fit = async () => {
     const x = Array.from({ length: STEPS + 1 }, (_, step) => RANGE[0] + ((RANGE[1] - RANGE[0]) * step) / STEPS);
-    const { predictions } = await ask((client) => client.predict(name, { x }));
+    const { version, predictions } = await ask((client) => client.predict(name, { x }));
+    fitted = version;
     line = predictions.map((prediction, index) => [x[index], prediction[output]]);
     const ys = predictions.map((prediction) => prediction[output]);
     const [low, high] = [Math.min(...ys), Math.max(...ys)];

@@ -42,7 +42,7 @@ export function startMolecules({ name, labels }, initial) {
   drawing.addEventListener("load", () => (drawing.hidden = false));
   field.addEventListener("input", () => {
     clearTimeout(timer);
-    panel.cancel();
+    panel.cancel(true);
     timer = setTimeout(predict, PAUSE);
   });
   for (const button of element(`${name}-try`).querySelectorAll("[data-smiles]")) {

@@ -53,7 +53,8 @@ export function startPicture(model, initial) {
     element(`${name}-scenes`).append(button);
   }
   [small.width, small.height] = [width, height];
-  takeFiles(canvas, element(`${name}-file`), (file) => take(file, null));
+  element(`${name}-drawn`).hidden = !known.length;
+  takeFiles(canvas, [element(`${name}-file`), element(`${name}-camera`)], (file) => take(file, null));
 
   const restore = (input) => {
     const thing = known.find((one) => one === input?.scene) ?? known.find((one) => one === FIRST) ?? known[0];

@@ -17,7 +17,7 @@ export function startPlane({ name, labels }, initial) {
   const field = document.createElement("canvas");
   field.width = COLUMNS;
   field.height = ROWS;
-  let known = false;
+  let known = 0; // the version whose answers are the shading
 
   const paint = (plot) => {
     if (known) plot.context.drawImage(field, 0, 0, plot.canvas.width, plot.canvas.height);
@@ -27,7 +27,9 @@ export function startPlane({ name, labels }, initial) {
 
   const latest = new Latest(async (point) => {
     if (!known) await shade().catch(() => {}); // the question below says what is wrong
-    await panel.ask({ x: [point] }, (predictions) => {
+    await panel.ask({ x: [point] }, (predictions, version) => {
+      if (!predictions) known = 0; // it is as old as the answer was
+      else if (version !== known) shade().then(() => plot.draw()).catch(() => {});
       const prediction = predictions?.[0];
       element(`${name}-class`).textContent = prediction?.class ?? "–";
       const shares = prediction && [1 - prediction.probability, prediction.probability];
@@ -51,7 +53,7 @@ export function startPlane({ name, labels }, initial) {
     for (let row = ROWS - 1; row >= 0; row--) {
       for (let column = 0; column < COLUMNS; column++) x.push([centre(ACROSS, column, COLUMNS), centre(UP, row, ROWS)]);
     }
-    const { predictions } = await ask((client) => client.predict(name, { x }));
+    const { version, predictions } = await ask((client) => client.predict(name, { x }));
     const context = field.getContext("2d");
     const pixels = context.createImageData(COLUMNS, ROWS);
     predictions.forEach(({ probability }, cell) => {
@@ -60,7 +62,7 @@ export function startPlane({ name, labels }, initial) {
       pixels.data.set([...(lean < 0 ? [224, 133, 38] : [54, 111, 224]), 170 * Math.abs(lean)], 4 * cell);
     });
     context.putImageData(pixels, 0, 0);
-    known = true;
+    known = version;
   };
 
   const restore = (input) => {

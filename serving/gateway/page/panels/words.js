@@ -62,7 +62,7 @@ export function startWords({ name }, initial) {
 
   text.addEventListener("input", () => {
     clearTimeout(timer);
-    panel.cancel();
+    panel.cancel(true);
     timer = setTimeout(suggest, PAUSE);
   });
   warmth.addEventListener("input", () => (element(`${name}-warmth`).textContent = warmth.valueAsNumber.toFixed(1)));

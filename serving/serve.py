@@ -8,6 +8,7 @@ other is stopped. Of their logs warnings and errors are shown, and with --verbos
 import ctypes
 import http.client
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1  # Linux's prctl(2)
+_PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 class _Stopped(Exception):
@@ -100,6 +102,8 @@ def _place(context: click.Context, parameter: click.Parameter, value: str) -> Pa
     show_default=True,
     help="The address that the gateway listens on; the model server stays on loopback.",
 )
+@click.option("--tls-cert", type=_PEM, help="PEM file of the gateway's own certificate: speak TLS on its port.")
+@click.option("--tls-key", type=_PEM, help="PEM file of its key.")
 @click.option(
     "--allowed-hosts",
     default="",
@@ -122,14 +126,18 @@ def main(
     rest_port: int,
     gateway_port: int,
     bind: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     allowed_hosts: str,
     api_keys: Path | None,
     verbose: bool,
 ) -> None:
     """Model server and gateway together, on loopback; trains first when there are no models.
 
-    --bind opens the gateway to others; give it --api-keys then, and TLS in front.
+    --bind opens the gateway to others; give it --api-keys then, and --tls-cert with --tls-key, or TLS in front.
     """
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key belong together: the gateway's certificate and its key")
     asked = _Asked()
     ports = {"--grpc-port": grpc_port, "--rest-port": rest_port, "--gateway-port": gateway_port}
     _check_ports(ports)
@@ -154,8 +162,10 @@ def main(
         gateway_options += ["--log-level", level, "--bind", bind, "--allowed-hosts", allowed_hosts]
         gateway_options += ["--api-keys", str(api_keys)] if api_keys is not None else []
         gateway_options += ["--models-dir", str(models_dir)]
+        for option, file in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
+            gateway_options += [option, str(file)] if file is not None else []
         servers.append(("gateway", _run("gateway", *gateway_options, quiet=not verbose)))
-        gateway = f"http://{_reached_at(bind)}:{gateway_port}"
+        gateway = f"{'http' if tls_cert is None else 'https'}://{_reached_at(bind)}:{gateway_port}"
         _wait_for(f"{gateway}/healthz", servers, asked)
         steps.done("gateway ready")
         click.echo(
@@ -280,10 +290,17 @@ def _wait_for(url: str, servers: list[tuple[str, subprocess.Popen[bytes]]], aske
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5):
+        with urllib.request.urlopen(url, timeout=5, context=_any_certificate()):
             return True
     except (OSError, http.client.HTTPException):  # also of another program that has taken the port meanwhile
         return False
+
+
+def _any_certificate() -> ssl.SSLContext:
+    """The names in the gateway's certificate are those by which others ask; here it is this process's own child."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _check_alive(servers: list[tuple[str, subprocess.Popen[bytes]]]) -> None:

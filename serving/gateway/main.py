@@ -6,7 +6,6 @@ flight and exits with 0. A second signal ends it at once.
 """
 
 import asyncio
-import errno
 import logging
 import os
 import signal
@@ -23,9 +22,6 @@ from typing import TYPE_CHECKING
 import click
 import structlog
 import structlog.stdlib
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
 from structlog.typing import Processor
 
 from bookserve.clients.grpc_client import CallMetadata, GrpcClient, channel_to
@@ -35,21 +31,18 @@ from bookserve.serving.gateway.app import create_app, request_id_metadata
 from bookserve.serving.gateway.bridge import Bridge
 from bookserve.serving.gateway.bucket_store import BucketStore
 from bookserve.serving.gateway.config import GatewayConfig, Limits
+from bookserve.serving.gateway.listener import Listener, ListenerTls, reserve
+from bookserve.serving.gateway.listener import tls as listener_tls
 from bookserve.serving.gateway.metrics import Metrics
 from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.server_metrics import ServerMetrics
 from bookserve.serving.gateway.server_tls import FollowedTls, ServerTls
 from bookserve.serving.wire import bucket, hosts, span_export
 from bookserve.serving.wire.bucket import BucketAddress, BucketError
-from bookserve.serving.wire.connections import affordable
 
 if TYPE_CHECKING:
     from bookserve.serving.gateway.tracing import Tracing
 
-_BACKLOG = 1024
-_CONNECTIONS = 4096  # more wait until one is closed
-_HEADER_MILLISECONDS = 10_000
-_POLL_SECONDS = 0.01
 _LOOK_SECONDS = 1.0  # between looks at the files of certificates
 _PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -108,6 +101,9 @@ def _origins(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="The port to listen on; 0 takes a free one.",
 )
 @click.option("--bind", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--tls-cert", type=_PEM, help="PEM file of the gateway's own certificate: speak TLS on the port.")
+@click.option("--tls-key", type=_PEM, help="PEM file of its key.")
+@click.option("--tls-client-ca", type=_PEM, help="PEM file of an authority: clients must show a certificate of it.")
 @click.option(
     "--allowed-hosts",
     default="",
@@ -268,6 +264,9 @@ def _origins(context: click.Context, parameter: click.Parameter, value: str) -> 
 def main(
     port: int,
     bind: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
     allowed_hosts: str,
     model_server: str,
     model_server_rest: str,
@@ -299,6 +298,7 @@ def main(
     _configure_log(log_level)
     tls = ServerTls(model_server_ca, model_server_cert, model_server_key)
     try:
+        own_tls = listener_tls(tls_cert, tls_key, tls_client_ca)
         tls.check()
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -339,7 +339,9 @@ def main(
             _follow(models_dir, folder, bucket_poll_seconds, stack)
         backend = stack.enter_context(client)
         molecule_pool = stack.enter_context(closing(MoleculePool()))
-        asyncio.run(_serve(config, backend, molecule_pool, server_metrics, tls, tracing, reserved, drain_seconds))
+        asyncio.run(
+            _serve(config, backend, molecule_pool, server_metrics, tls, own_tls, tracing, reserved, drain_seconds)
+        )
     # Granian's threads may still be winding down, and one that meets the end of the interpreter aborts the process.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -403,39 +405,17 @@ def _configure_log(level: str) -> None:
     )
 
 
-def reserve(bind: str, port: int) -> socket.socket:
-    """A bound socket that does not listen: it finds a free port for 0, and notices one that is taken.
-
-    Granian binds its own socket beside it with SO_REUSEPORT, which shares a port only with a socket that also has it.
-    """
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:  # without SO_REUSEPORT: fails when anyone listens
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((bind, port))
-            port = probe.getsockname()[1]
-        reserved = socket.socket(family, socket.SOCK_STREAM)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reserved.bind((bind, port))
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise click.ClickException(f"port {port} of {bind} is taken: choose another with --port") from error
-        raise click.ClickException(f"cannot listen on {bind} port {port}: {error.strerror or error}") from error
-    return reserved
-
-
 async def _serve(
     config: GatewayConfig,
     backend: GrpcClient,
     molecule_pool: MoleculePool,
     server_metrics: ServerMetrics | None,
     tls: ServerTls,
+    own_tls: ListenerTls | None,
     tracing: "Tracing | None",
     reserved: socket.socket,
     drain_seconds: float,
 ) -> None:
-    bind, port = config.bind, reserved.getsockname()[1]
     metrics = Metrics()
     draining = threading.Event()
     if server_metrics is not None:
@@ -446,18 +426,7 @@ async def _serve(
     except ApiKeysError as error:
         raise click.ClickException(f"--api-keys: {error}") from error
     bridge = Bridge(app, config.limits, metrics, draining.is_set)
-    server = Server(
-        bridge,
-        address=bind,
-        port=port,
-        interface=Interfaces.RSGI,
-        http=HTTPModes.http1,
-        websockets=False,
-        backlog=_BACKLOG,
-        backpressure=affordable(_CONNECTIONS, 1),
-        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_MILLISECONDS),
-        log_enabled=False,
-    )
+    listener = Listener(bridge, reserved, own_tls)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -469,22 +438,24 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    serving = loop.create_task(server.serve())
-    following = loop.create_task(_follow_certificates(FollowedTls(tls), backend, server_metrics, config.model_seconds))
-    await _until_listening(bind, port, serving)
-    host = f"[{bind}]" if ":" in bind else bind
-    click.echo(f"gateway ready on http://{host}:{port} (model server {config.model_server})")
+    await listener.start()
+    following = [
+        loop.create_task(_follow_certificates(FollowedTls(tls), backend, server_metrics, config.model_seconds)),
+        loop.create_task(listener.follow_certificates()),
+    ]
+    click.echo(f"gateway ready on {listener.url} (model server {config.model_server})")
     sweeping = loop.create_task(bridge.sweep(reserved))
     stopped = loop.create_task(stop.wait())
-    await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
-    if not serving.done():
+    ended = loop.create_task(listener.ended())
+    await asyncio.wait([stopped, ended], return_when=asyncio.FIRST_COMPLETED)
+    if not ended.done():
         _log.info("draining", seconds=drain_seconds)
         draining.set()
         await asyncio.sleep(drain_seconds)
-        server.stop()  # type: ignore[no-untyped-call]
-    await serving
+    for task in following:
+        task.cancel()
+    await listener.stop()
     sweeping.cancel()
-    following.cancel()
     bridge.close()
     if tracing is not None:
         tracing.close()
@@ -504,15 +475,3 @@ async def _follow_certificates(
                 asyncio.get_running_loop().call_later(model_seconds + _LOOK_SECONDS, before.close)
             if server_metrics is not None:
                 server_metrics.use(context)
-
-
-async def _until_listening(bind: str, port: int, serving: "asyncio.Task[None]") -> None:
-    while not serving.done():
-        try:
-            _, writer = await asyncio.open_connection(bind, port)
-        except OSError:
-            await asyncio.sleep(_POLL_SECONDS)
-        else:
-            writer.close()
-            return
-    await serving

@@ -7,6 +7,8 @@ from pathlib import Path
 import grpc
 import structlog
 
+from bookserve.serving.wire.file_stamps import Stamp, stamp
+
 _log = structlog.get_logger()
 
 
@@ -53,9 +55,9 @@ class ServerTls:
             context.load_cert_chain(self.cert, self.key)
         return context
 
-    def stamp(self) -> tuple[tuple[int, int, int], ...]:
+    def stamp(self) -> Stamp:
         """Another one when a file is replaced or written, also behind symbolic links."""
-        return tuple(_file_stamp(path) for path in (self.ca, self.cert, self.key) if path is not None)
+        return stamp((self.ca, self.cert, self.key))
 
 
 class FollowedTls:
@@ -84,11 +86,3 @@ class FollowedTls:
         else:
             _log.info("certificates", reason="new files for the model server")
         return found
-
-
-def _file_stamp(path: Path) -> tuple[int, int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_size, found.st_ino)

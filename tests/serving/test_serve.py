@@ -69,6 +69,20 @@ def started(process: subprocess.Popen[str], log: Path) -> bool:
     return "gRPC      127.0.0.1" in log.read_text()
 
 
+def test_the_gateways_port_speaks_tls_with_a_certificate(store: Path) -> None:
+    folder = store.parent / "certificates"
+    subprocess.run([sys.executable, "docker/certificates.py", folder], check=True, stdout=subprocess.DEVNULL)
+    ports = [free_port() for _ in range(3)]
+    tls = (f"--tls-cert={folder / 'server.pem'}", f"--tls-key={folder / 'server.key'}")
+    with serving(store, ports, *tls) as (process, log):
+        wait_until(lambda: started(process, log), "both servers are up", seconds=90)
+        assert f"web page  https://127.0.0.1:{ports[2]}/" in log.read_text()
+        ask = ["curl", "--silent", "--fail", "--cacert", folder / "ca.pem", f"https://localhost:{ports[2]}/readyz"]
+        assert json.loads(subprocess.run(ask, capture_output=True, check=True).stdout)["status"] == "ready"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
 def test_serves_until_sigterm_and_ends_cleanly(store: Path) -> None:
     ports = [free_port() for _ in range(3)]
     with serving(store, ports) as (process, log):

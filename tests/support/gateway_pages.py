@@ -46,7 +46,7 @@ def gateway(model_server: str, folder: Path, *options: str, port: int = 0) -> It
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout is not None
-    match = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+    match = re.search(r"https?://127\.0\.0\.1:\d+", process.stdout.readline())
     assert match, (folder / "log").read_text()
     try:
         yield match[0]

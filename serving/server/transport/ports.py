@@ -6,7 +6,6 @@ time that a dripping client cannot stretch): see docs/adr/0001-transport.md. Not
 
 import asyncio
 import logging
-import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,8 +17,6 @@ import h2corn
 import h2corn._lib as h2corn_native
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
-from granian.net import SocketHolder  # type: ignore[attr-defined]
-from granian.server.embed import Server as Granian
 
 from bookserve.serving.server.settings.flags import Flags
 from bookserve.serving.server.transport import lingering, tls
@@ -29,6 +26,7 @@ from bookserve.serving.server.transport.http_exchange import RestApplication
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes, grpc_limits, rest_limits
 from bookserve.serving.server.transport.listeners import BACKLOG, Api, connections, successor
 from bookserve.serving.wire.connections import affordable
+from bookserve.serving.wire.embedded_http import EmbeddedHttp
 
 log = logging.getLogger(__name__)
 
@@ -317,20 +315,6 @@ def _policy(path: str, idle_seconds: float, stalled_seconds: float) -> h2corn.Re
     )
 
 
-class _Embedded(Granian):
-    """granian over a socket of ours, which it otherwise makes by itself."""
-
-    def __init__(self, application: RestApplication, endpoint: socket.socket, **settings: Any) -> None:
-        super().__init__(application, **settings)
-        self._endpoint = endpoint
-
-    def _init_shared_socket(self) -> None:
-        self._ssp: Any = None
-        self._shd: Any = SocketHolder(  # type: ignore[call-arg]
-            os.dup(self._endpoint.fileno()), False, BACKLOG
-        )
-
-
 class _RestServer:
     """granian over one listening socket of REST."""
 
@@ -348,7 +332,6 @@ class _RestServer:
             "interface": Interfaces.RSGI,
             "http": HTTPModes.http1,
             "websockets": False,
-            "backlog": BACKLOG,
             "backpressure": limits.connections,
             "http1_settings": HTTP1Settings(
                 header_read_timeout=round(seconds * 1000), max_buffer_size=limits.header_bytes + _BUFFER_BYTES
@@ -367,13 +350,8 @@ class _RestServer:
                 }
                 if self._identity.authorities:
                     self._settings |= {"ssl_ca": files.authorities, "ssl_client_verify": True}
-            self._server = _Embedded(self._application, self._endpoint, **self._settings)
-            self._serving = asyncio.create_task(self._server.serve())
-            while not self._server.wrks and not self._serving.done():
-                await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        if self._serving.done():
-            await self._serving
+            self._server = EmbeddedHttp(self._application, self._endpoint, BACKLOG, **self._settings)
+            self._serving = await self._server.start()
 
     async def stop(self) -> None:
         self._server.stop()  # type: ignore[no-untyped-call]

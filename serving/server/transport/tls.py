@@ -11,6 +11,7 @@ from pathlib import Path
 from bookserve.serving.server.settings import text_protos
 from bookserve.serving.server.settings.flags import Flags
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
+from bookserve.serving.wire.file_stamps import Stamp, stamp
 from bookserve.serving.wire.ssl_config_pb2 import SSLConfig
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,9 @@ class Source:
     key: Path | None = None
     authorities: Path | None = None  # of clients, which must then show a certificate
 
-    def stamp(self) -> tuple[tuple[int, int, int], ...]:
+    def stamp(self) -> Stamp:
         """Another one when a file is replaced or written, also behind symbolic links."""
-        files = (self.config, self.certificates, self.key, self.authorities)
-        return tuple(_file_stamp(file) for file in files if file is not None)
+        return stamp((self.config, self.certificates, self.key, self.authorities))
 
     def identity(self) -> Identity:
         """What the files say now. Raises ServingError (INVALID_ARGUMENT), naming the file that cannot be used."""
@@ -148,14 +148,6 @@ def identity(path: Path) -> Identity:
     if config.client_verify and not config.custom_ca:
         found = Identity(found.certificates, found.key, _trusted_by_the_system(path))
     return found
-
-
-def _file_stamp(path: Path) -> tuple[int, int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def _pem(path: Path) -> str:

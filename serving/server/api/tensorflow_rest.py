@@ -50,6 +50,8 @@ class TensorFlowRest:
                 )
             if not signature.inputs:
                 raise invalid_argument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
+            if isinstance(sent := body.get("inputs"), dict):
+                signature.check_sent(sent)
             booleans = _may_have_booleans(exchange.body)
             pictures = servable.pictures
             types = signature.input_types if pictures is None else pictures.types(signature, exchange.body)

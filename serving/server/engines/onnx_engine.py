@@ -57,7 +57,7 @@ class OnnxEngine:
         # Measured on 2 cores: threads that spin for work cost half as much again and end hardly sooner.
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session_options.log_severity_level = _ERROR_LEVEL
-        content, reading, self.labels, self._companions = _prepare(graph)
+        content, reading, self.labels, self._companions, listed = _prepare(graph)
         if isinstance(content, bytes):
             session_options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
         try:
@@ -90,8 +90,9 @@ class OnnxEngine:
                     f"{graph} does not have the inputs and outputs of '{DEFAULT_SIGNATURE}' in {saved_model.name}:"
                     " export the version again"
                 )
+        definition = self.signature_defs[DEFAULT_SIGNATURE]
         self.signatures: Mapping[str, Signature] = {
-            DEFAULT_SIGNATURE: from_proto(DEFAULT_SIGNATURE, self.signature_defs[DEFAULT_SIGNATURE], optional=optional)
+            DEFAULT_SIGNATURE: from_proto(DEFAULT_SIGNATURE, definition, optional=optional, constants=listed)
         }
         inputs, outputs = ({info.dtype for info in side.values()} for side in (own.inputs, own.outputs))
         self._has_bfloat16 = tensorflow_pb2.DT_BFLOAT16 in inputs | outputs
@@ -155,6 +156,7 @@ class _Prepared(NamedTuple):
     reading: walk.Reading
     labels: Mapping[str, tuple[str, ...]]  # of an output's columns, where the graph tells them
     companions: zero_sizes.Companions
+    listed: frozenset[str] = frozenset()  # initializers that the graph lists as inputs
 
 
 def _prepare(path: Path) -> _Prepared:
@@ -163,10 +165,11 @@ def _prepare(path: Path) -> _Prepared:
     except Mixed as doubt:
         return _Prepared(str(path), walk.Reading(str(doubt), open_ended=True), {}, {})  # ONNX Runtime says why
     reading = walk.read(model)
+    listed = frozenset(info.name for info in model.graph.input) & {tensor.name for tensor in model.graph.initializer}
     try:
         companions, labels = zero_sizes.companions(model), zip_map.replace(model)
         changed = any([onnx_guards.put(model), text_locale.replace(model), bool(labels)])
-        return _Prepared(model.SerializeToString() if changed else str(path), reading, labels, companions)
+        return _Prepared(model.SerializeToString() if changed else str(path), reading, labels, companions, listed)
     except onnx_guards.Unguarded as reason:
         raise failed_precondition(f"{path} is refused: {reason}") from reason
     except (IndexError, ValueError, RecursionError) as fault:  # of a node without its inputs, which is refused next

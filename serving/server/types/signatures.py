@@ -44,7 +44,8 @@ class ShapeRule(enum.Enum):
 class Signature:
     """The inputs and outputs of one way to call a model, by alias, and the inputs' defaults where there are any.
 
-    `optional` names inputs that may be left out because the engine itself has a value for them.
+    `optional` names inputs that may be left out because the engine itself has a value for them, and `constants` those
+    that the graph lists beside them and that no request can set.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Signature:
     defaults: Mapping[str, Array] = field(default_factory=dict)
     definition: tensorflow_pb2.SignatureDef = field(default_factory=tensorflow_pb2.SignatureDef)
     optional: frozenset[str] = frozenset()
+    constants: frozenset[str] = frozenset()
     shape_rule: ShapeRule = ShapeRule.DECLARED
 
     @cached_property
@@ -131,6 +133,15 @@ class Signature:
             if alias in inputs or alias not in self.optional
         }
 
+    def check_sent(self, names: Collection[str]) -> None:
+        """For requests whose unknown inputs are passed over: a constant of the graph may not be sent in vain.
+
+        Raises ServingError (INVALID_ARGUMENT).
+        """
+        fixed = self.constants & set(names)
+        if fixed:
+            raise invalid_argument(f"input '{min(fixed)}' is a constant of the graph, which no request can set")
+
     def choose_outputs(self, output_filter: list[str]) -> tuple[str, ...]:
         """The outputs to answer: those of the filter, or all.
 
@@ -188,14 +199,16 @@ def from_proto(
     proto: tensorflow_pb2.SignatureDef,
     *,
     optional: Collection[str] = (),
+    constants: Collection[str] = (),
     shape_rule: ShapeRule = ShapeRule.DECLARED,
 ) -> Signature:
-    """Reads a SignatureDef. `optional` and `shape_rule` as in Signature."""
+    """Reads a SignatureDef. `optional`, `constants` and `shape_rule` as in Signature."""
     inputs, outputs = (
         {alias: read_spec(alias, infos[alias]) for alias in sorted(infos)} for infos in (proto.inputs, proto.outputs)
     )
     defaults = {alias: array for alias, array in _defaults(name, proto).items() if alias not in optional}
-    return Signature(name, inputs, outputs, defaults, proto, frozenset(optional), shape_rule)
+    fixed = frozenset(constants) - inputs.keys()
+    return Signature(name, inputs, outputs, defaults, proto, frozenset(optional), fixed, shape_rule)
 
 
 def read_meta_graph(path: Path, tags: Collection[str]) -> tensorflow_pb2.MetaGraphDef:

@@ -1,5 +1,8 @@
 """What an ONNX graph says of its inputs and outputs: defaults, scalars, ZipMap, bfloat16, what cannot be served."""
 
+import json
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.server.types.signatures import Signature
 from bookserve.serving.wire import tensorflow_error_pb2
 from bookserve.serving.wire.tensors import to_array
+from model_servers import StartServer
 
 FLOAT, BFLOAT16, TEXT, INT = TensorProto.FLOAT, TensorProto.BFLOAT16, TensorProto.STRING, TensorProto.INT64
 
@@ -64,6 +68,32 @@ def test_an_input_with_a_default_may_be_left_out(tmp_path: Path) -> None:
 def test_weights_that_an_old_exporter_lists_as_inputs_are_none(tmp_path: Path) -> None:
     _, signature = load(tmp_path, scaled(np.ones(20_000, np.float32)))
     assert list(signature.inputs) == ["x"]
+
+
+@pytest.mark.parametrize(("ir_version", "size"), [(3, 1), (8, 20_000)], ids=["before defaults", "too large for one"])
+def test_a_weight_that_is_listed_as_an_input_is_not_sent_in_vain(
+    tmp_path: Path, start_server: StartServer, ir_version: int, size: int
+) -> None:
+    """REST's columns pass over inputs that are unknown, as in TensorFlow Serving; the answer was made without it."""
+    model = scaled(np.full(size, 2, np.float32))
+    model.ir_version, model.opset_import[0].version = ir_version, 8
+    (tmp_path / "m/1").mkdir(parents=True)
+    load(tmp_path / "m/1", model)
+    server = start_server(f"--model_root={tmp_path}", "--file_system_poll_wait_seconds=0")
+
+    def ask(**inputs: list[float]) -> tuple[int, str]:
+        request = urllib.request.Request(f"{server.url}/v1/models/m:predict", json.dumps({"inputs": inputs}).encode())
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    x = [1.0] * size
+    assert ask(x=x)[0] == ask(x=x, other=x)[0] == 200
+    code, answer = ask(x=x, k=[5.0] * size)
+    assert code == 400
+    assert "input 'k' is a constant of the graph, which no request can set" in answer
 
 
 def test_scalars_have_a_shape_and_unknown_ranks_have_none(tmp_path: Path) -> None:

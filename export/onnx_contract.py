@@ -51,7 +51,9 @@ def operations(graph: onnx.ModelProto) -> set[str]:
 def _tensor(value: Any) -> Tensor:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        raise ExportError(f"'{value.name}' is no tensor but a {(kind or 'value without a type').removesuffix('_type')}")
+        found = (kind or "value without a type").removesuffix("_type")
+        remedy = ": export the graph with a tensor in its place, such as ConcatFromSequence makes of a sequence"
+        raise ExportError(f"'{value.name}' is no tensor but a {found}{remedy}")
     tensor = value.type.tensor_type
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

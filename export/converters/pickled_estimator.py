@@ -63,6 +63,13 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
     Raises:
         ExportError: it is no fitted estimator, or a step of it has no ONNX form.
     """
+    first = getattr(estimator, "steps", [("", estimator)])[0][1]
+    if hasattr(estimator, "predict") and hasattr(first, "vocabulary_"):
+        raise ExportError(
+            f"it takes texts (its first step is a {type(first).__name__}), and tables of numbers are converted here:"
+            " convert it by skl2onnx.to_onnx(model, initial_types=[('text', StringTensorType([None, 1]))]), and add the"
+            " .onnx file"
+        )
     if not hasattr(estimator, "predict") or not hasattr(estimator, "n_features_in_"):
         raise ExportError(f"it holds a {type(estimator).__name__}, which is no fitted estimator with 'predict'")
     columns = tuple(str(name) for name in getattr(estimator, "feature_names_in_", ()))

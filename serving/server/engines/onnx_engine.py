@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 
-from bookserve.serving.server.engines import onnx_guards, onnx_signature, refusals, text_locale, zero_sizes, zip_map
+from bookserve.serving.server.engines import onnx_guards, onnx_signature, refusals, zero_sizes
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.onnx_rows import graph as graph_file
 from bookserve.serving.server.engines.onnx_rows import walk
@@ -26,7 +26,7 @@ from bookserve.serving.server.types.signatures import (
     from_proto,
     read_meta_graph,
 )
-from bookserve.serving.wire import tensorflow_pb2
+from bookserve.serving.wire import tensorflow_pb2, text_locale, zip_map
 from bookserve.serving.wire.tensors import Array
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 from sklearn import calibration, cluster, ensemble, linear_model, mixture, neighbors, svm
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -16,6 +17,7 @@ from bookserve.export import column_values, engines
 from bookserve.export.contracts import from_json
 from bookserve.export.converters import pickled_estimator, trial
 from bookserve.export.converters.source import Wishes
+from bookserve.export.errors import ExportError
 
 Array = npt.NDArray[Any]
 
@@ -211,3 +213,10 @@ def test_a_scaled_column_is_asked_in_its_own_scale(tmp_path: Path, sales: tuple[
         answers = estimator.predict(drawn.astype(np.float64))
         assert answers.std() > 0.5 * estimator.predict(rows).std()
         assert np.abs(drawn.mean(axis=0) - rows.mean(axis=0)).max() < 2 * rows.std(axis=0).max()
+
+
+def test_a_pipeline_of_texts_says_how_to_convert_it(tmp_path: Path) -> None:
+    texts = ["the cat sat", "a dog ate", "my cat ate it", "dog and cat"]
+    model = make_pipeline(CountVectorizer(), linear_model.LogisticRegression()).fit(texts, [0, 1, 1, 0])
+    with pytest.raises(ExportError, match=r"takes texts \(its first step is a CountVectorizer\).*to_onnx"):
+        add(tmp_path, model)

@@ -5,13 +5,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
+import pytest
 import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
+from skl2onnx import to_onnx
+from sklearn.linear_model import LogisticRegression
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from bookserve.export import saved_model_contract
 from bookserve.export.contracts import from_json
 from bookserve.export.converters import trial
+from bookserve.export.errors import ExportError
 
 
 def converted(path: Path, folder: Path) -> dict[str, Any]:
@@ -115,3 +120,24 @@ def test_an_onnx_graph_with_minus_one_and_a_batch_inside(tmp_path: Path) -> None
     assert [tensor.shape for tensor in contract.inputs] == [(None, 3), (2, None, 3)]
     assert contract.example is not None
     assert np.shape(contract.example.inputs["state"]) == (2, 1, 3)
+
+
+def test_the_probabilities_of_scikit_learn_in_dictionaries_become_a_table(tmp_path: Path) -> None:
+    """What `skl2onnx.to_onnx` writes without options, which the command refused without a remedy."""
+    rows = np.random.default_rng(5).normal(size=(60, 3)).astype(np.float32)
+    model = LogisticRegression().fit(rows, np.array(["b", "a", "c"])[rows.argmax(1)])
+    (tmp_path / "score.onnx").write_bytes(to_onnx(model, rows[:1]).SerializeToString())
+    converted(tmp_path / "score.onnx", tmp_path / "made")
+    session = onnxruntime.InferenceSession(tmp_path / "made" / "assets.extra" / "model.onnx")
+    _, found = session.run(None, {"X": rows})
+    np.testing.assert_allclose(found, model.predict_proba(rows), atol=1e-5)
+    (tmp_path / "parts.onnx").write_bytes(a_sequence().SerializeToString())
+    with pytest.raises(ExportError, match="'y' is no tensor but a sequence: export the graph with a tensor"):
+        converted(tmp_path / "parts.onnx", tmp_path / "not made")
+
+
+def a_sequence() -> onnx.ModelProto:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
+    y = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node("SplitToSequence", ["x"], ["y"])], "parts", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -7,11 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bookserve.serving.server.engines import text_locale
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.onnx_engine import OnnxEngine
 from bookserve.serving.server.types.errors import ServingError
-from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire import tensorflow_error_pb2, text_locale
 from model_servers import write_echo_model
 
 

@@ -1,7 +1,7 @@
 """ZipMap, with which scikit-learn's converters end a classifier: a sequence of dictionaries, one a row.
 
 Behind it there is a tensor of floats, [rows, classes], which every protocol can carry. Such a graph is served with the
-tensor in the place of the dictionaries, under the same name.
+tensor in the place of the dictionaries, under the same name; so it is added to a model store.
 """
 
 from bookserve.serving.wire.onnx_graph_pb2 import ModelProto, NodeProto

@@ -7,6 +7,7 @@ _COUNT = "z = Constant<value_ints=[0]>() e = Constant<value_ints=[1]>() count = 
 COUNTED = f"all = Shape(x) {_COUNT} number = Cast<to=1>(count)"
 OPSETS = {
     "Attention": 23,
+    "DFT": 20,
     "GroupNormalization": 21,
     "RMSNormalization": 23,
     "Swish": 24,
@@ -83,6 +84,10 @@ STANDARD: dict[str, str] = {
     "Tile": "r = Constant<value_ints=[2, 1]>() y = Tile(x, r)",
     "Transpose": "y = Transpose(x)",
     "Unsqueeze": "a = Constant<value_ints=[0]>() y = Unsqueeze(x, a)",
+    "DFT": "a = Constant<value_ints=[2]>() u = Unsqueeze(x, a) z = Constant<value=int64 {0}>() v = DFT(u, , z)"
+    " y = ReduceL2<keepdims=0>(v, a)",
+    "STFT": "t = Transpose(x) a = Constant<value_ints=[2]>() u = Unsqueeze(t, a) i = Constant<value=int64 {1}>()"
+    " l = Constant<value=int64 {2}>() v = STFT(u, i, , l) y = Transpose<perm=[1, 0, 2, 3]>(v)",
     "CumSum": "a = Constant<value=int64 {0}>() y = CumSum(x, a)",
     "Gather": "i = Constant<value_ints=[0]>() v = Gather(x, i) y = Add(x, v)",
     "GatherElements": "k = Constant<value=float {0}>() f = Mul(x, k) i = Cast<to=7>(f)"

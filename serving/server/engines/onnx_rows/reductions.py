@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bookserve.serving.server.engines.onnx_rows import values
+from bookserve.serving.server.engines.onnx_rows import sizes, values
 from bookserve.serving.server.engines.onnx_rows.arithmetic import Inputs, Rule, filled
 from bookserve.serving.server.engines.onnx_rows.graph import Node
 from bookserve.serving.server.engines.onnx_rows.movement import data, numbers, parameter
@@ -74,6 +74,27 @@ def batch_normalised(node: Node, inputs: Inputs) -> list[Value]:
     if node.opset < 9 and not node.attribute("spatial", 1):
         raise Mixed("it is not spatial")
     return [value.without_content()]
+
+
+def fourier(node: Node, inputs: Inputs) -> list[Value]:
+    """DFT along one axis; the last one has real and imaginary parts."""
+    value = values.only_first(inputs)
+    if value.shape is None:
+        return [Value(None)]
+    named = numbers(parameter(node, inputs, 2, "axis"), "axis")
+    axis = value.axis(named[0] if named else -2 if node.opset >= 20 else 1)
+    values.not_along_rows(value, axis)
+    values.not_along_rows(value, value.rank - 1)
+    dims = list(value.known_shape)
+    dims[axis], dims[-1] = sizes.fresh(), sizes.fresh()
+    return [Value(tuple(dims), value.rows)]
+
+
+def short_fourier(node: Node, inputs: Inputs) -> list[Value]:
+    """STFT of signals (rows, places) or (rows, places, parts): (rows, frames, frequencies, 2)."""
+    value = values.only_first(inputs)
+    values.rows_before(value, 1)
+    return [Value((value.known_shape[0], sizes.fresh(), sizes.fresh(), 2), value.rows)]
 
 
 def each_instance(node: Node, inputs: Inputs) -> list[Value]:

@@ -120,6 +120,7 @@ STANDARD: dict[str, Rule] = {
     "ArgMax": reductions.best_of_axis,
     "ArgMin": reductions.best_of_axis,
     "BatchNormalization": reductions.batch_normalised,
+    "DFT": reductions.fourier,
     "GroupNormalization": reductions.each_instance,
     "Hardmax": reductions.softmax,
     "InstanceNormalization": reductions.each_instance,
@@ -139,6 +140,7 @@ STANDARD: dict[str, Rule] = {
     "ReduceProd": reductions.reduced(reductions.multiplied),
     "ReduceSum": reductions.reduced(reductions.summed),
     "ReduceSumSquare": reductions.reduced(),
+    "STFT": reductions.short_fourier,
     "SimplifiedLayerNormalization": reductions.layer_normalised,
     "Softmax": reductions.softmax,
     # Products.

@@ -57,6 +57,11 @@ PROVED = {
         last, all = Scan<num_scan_inputs=1, scan_input_axes=[2],
             body = b (float[M, T] s, float[M, T] r) => (float[M, T] n, float[M, T] o)
             { n = Mul(s, r) o = Neg(n) }>(start, x) y = Transpose<perm=[1, 2, 0]>(all)""",
+    "a spectrum of the steps": """i = Constant<value_ints=[2]>() d = DFT<axis=1>(x)
+        y = ReduceL2<keepdims=0>(d, i)""",
+    "spectra of frames of steps": """i1 = Constant<value=int64 {1}>() four = Constant<value=int64 {4}>()
+        i = Constant<value_ints=[2]>() m = ReduceMax<keepdims=0>(x, i) f = STFT(m, i1, , four)
+        three = Constant<value_ints=[3]>() y = ReduceL2<keepdims=0>(f, three)""",
     "a function of its own": "y = own.twice(x)",
     "a linear classifier of skl2onnx": """a = Constant<value_ints=[1]>() m = ReduceMax<keepdims=0>(x, a)
         l, p = ai.onnx.ml.LinearClassifier<classlabels_ints=[4, 7], intercepts=[0.5, -0.5],

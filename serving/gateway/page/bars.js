@@ -1,6 +1,6 @@
 // Bars for the numbers of labels, and how the likeliest class is shown.
 
-import { element, percent } from "./dom.js";
+import { element, make, percent } from "./dom.js";
 
 const [MANY, FEW] = [30, 10]; // of more than so many labels, so many are shown
 
@@ -10,13 +10,15 @@ export function scoresOf(prediction) {
 }
 
 export class Bars {
-  constructor(table, labels) {
+  // `meanings` has a few words for labels that say nothing to most people.
+  constructor(table, labels, meanings = {}) {
     this.rows = new Map();
     for (const label of labels) {
       const row = table.tBodies[0].insertRow();
       const head = document.createElement("th");
       head.scope = "row";
       head.textContent = label;
+      if (meanings[label]) head.append(" ", make("small", {}, meanings[label]));
       const bar = document.createElement("progress");
       bar.max = 1;
       bar.value = 0;

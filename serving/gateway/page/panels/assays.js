@@ -1,4 +1,4 @@
-// What the assays of the Tox21 challenge ask, in words for a person (https://tripod.nih.gov/tox21/challenge/data.jsp).
+// What assays of the public toxicity challenge of NCATS (2014) ask, by their labels, in words for a person.
 
 export const ASSAYS = {
   "NR-AR": "binds the androgen receptor",

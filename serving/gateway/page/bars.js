@@ -43,6 +43,12 @@ export class Bars {
   }
 }
 
+// A share as words: a class that is less likely than all others together may well be wrong.
+export function sureness(word, share) {
+  if (!(share >= 0 && share <= 1)) return "";
+  return `${word} ${percent(share)}${word === "probability" && share < 0.5 ? ": not sure" : ""}`;
+}
+
 // How a picture's likeliest class is shown: its name, its probability, and a bar a class.
 export function showClass({ name, labels, outputs }) {
   const word = outputs.some(({ unit }) => unit === "probability") ? "probability" : "score";
@@ -52,7 +58,7 @@ export function showClass({ name, labels, outputs }) {
     const scores = scoresOf(predictions?.[0]);
     const sure = scores?.[best];
     element(`${name}-class`).textContent = best ?? "–";
-    element(`${name}-sure`).textContent = sure >= 0 && sure <= 1 ? `${word} ${percent(sure)}` : "";
+    element(`${name}-sure`).textContent = sureness(word, sure);
     bars.show(scores, best);
   };
 }

@@ -1,6 +1,7 @@
 // Programs that ask what was asked last, each true for this host: for the shell, Python, JavaScript, and the clients of
 // TensorFlow Serving and Triton.
 
+import { keyed } from "./api.js";
 import { element, make } from "./dom.js";
 import { ACCEPT } from "./files.js";
 import { ASKED, UNANSWERED } from "./panel.js";
@@ -118,6 +119,7 @@ const HINTS = {
 // Where a program asks something else than the form above.
 function hintOf(model, id) {
   if (id === "json") return "";
+  if (id in OF_KEY && keyed()) return "BOOKSERVE_API_KEY in the environment is your API key.";
   const arrays = ["grpc", "tfserving", "triton"].includes(id);
   if (model.form === "tensors" && !example(model)) {
     return arrays ? "The inputs are large, so these are zeros." : `${FILE} is yours, such as assets.extra/example.json in the version's folder.`;
@@ -126,6 +128,15 @@ function hintOf(model, id) {
   if (model.form === "image-classification") return "The picture goes as a file, as bookserve's model server takes it; TensorFlow Serving takes pixels.";
   return ["tensors", "regression", "tabular"].includes(model.form) ? "" : "The model server takes tensors, which are those of the contract's example here.";
 }
+
+// The header with the API key as each language writes it, for a gateway that wants one.
+const OF_KEY = {
+  curl: `-H "Authorization: Bearer $BOOKSERVE_API_KEY" `,
+  python: `, "Authorization": "Bearer " + os.environ["BOOKSERVE_API_KEY"]`,
+  javascript: ", Authorization: `Bearer ${process.env.BOOKSERVE_API_KEY}`",
+};
+const keyOf = (id) => (keyed() ? OF_KEY[id] : "");
+const withOs = (program) => (keyed() ? program.replace("import json\n", "import json\nimport os\n") : program);
 
 // Of an input that is too large for an example.
 const isEmpty = (inputs) => Boolean(inputs) && typeof inputs === "object" && !Object.keys(inputs).length;
@@ -163,18 +174,18 @@ function ofJson(url, body) {
   const whole = text(body);
   const kept = isEmpty(body.inputs) || whole.length > LONG; // in a file, as it is large
   return {
-    curl: `curl -H 'Content-Type: application/json' -d ${kept ? `@${FILE}` : shell(whole)} ${shell(url)}`,
-    python: `import json
+    curl: `curl ${keyOf("curl")}-H 'Content-Type: application/json' -d ${kept ? `@${FILE}` : shell(whole)} ${shell(url)}`,
+    python: withOs(`import json
 import urllib.request${kept ? "\nfrom pathlib import Path" : ""}
 
 body = ${kept ? `json.loads(Path("${FILE}").read_bytes())` : python(body)}
-headers = {"Content-Type": "application/json"}
+headers = {"Content-Type": "application/json"${keyOf("python")}}
 request = urllib.request.Request(${text(url)}, json.dumps(body).encode(), headers)
 with urllib.request.urlopen(request, timeout=30) as response:
-    print(json.load(response))`,
+    print(json.load(response))`),
     javascript: `${kept ? 'import { readFile } from "node:fs/promises";\n\n' : ""}const response = await fetch(${text(url)}, {
   method: "POST",
-  headers: { "Content-Type": "application/json" },
+  headers: { "Content-Type": "application/json"${keyOf("javascript")} },
   body: ${kept ? `await readFile("${FILE}")` : `JSON.stringify(${whole})`},
 });
 console.log(JSON.stringify(await response.json()));`,
@@ -186,20 +197,20 @@ function ofPicture(url, file) {
   const kind = { jpg: "jpeg", tif: "tiff" }[ending] ?? ending;
   const type = ACCEPT.split(",").find((taken) => taken === `image/${kind}`) ?? "image/png";
   return {
-    curl: `curl -F ${shell(`file=@${file}`)} ${shell(url)}`,
-    python: `import json
+    curl: `curl ${keyOf("curl")}-F ${shell(`file=@${file}`)} ${shell(url)}`,
+    python: withOs(`import json
 import urllib.request
 from pathlib import Path
 
 picture = Path(${text(file)}).read_bytes()
-request = urllib.request.Request(${text(url)}, picture, {"Content-Type": "${type}"})
+request = urllib.request.Request(${text(url)}, picture, {"Content-Type": "${type}"${keyOf("python")}})
 with urllib.request.urlopen(request, timeout=30) as response:
-    print(json.load(response))`,
+    print(json.load(response))`),
     javascript: `import { readFile } from "node:fs/promises";
 
 const response = await fetch(${text(url)}, {
   method: "POST",
-  headers: { "Content-Type": "${type}" },
+  headers: { "Content-Type": "${type}"${keyOf("javascript")} },
   body: await readFile(${text(file)}),
 });
 console.log(JSON.stringify(await response.json()));`,

@@ -200,6 +200,15 @@ addEventListener("DOMContentLoaded", () => {
 """
 
 
+def test_a_class_that_is_less_likely_than_the_others_together_is_called_unsure(page: Page) -> None:
+    page.goto("/models/cifar10")
+    found = page.evaluate(
+        "import('/page/bars.js').then(({ sureness: told }) =>"
+        " [['probability', 0.3], ['probability', 0.5], ['score', 0.3], ['score', 7]].map((given) => told(...given)))"
+    )
+    assert found == ["probability 30.0 %: not sure", "probability 50.0 %", "score 30.0 %", ""]
+
+
 @pytest.mark.slow
 def test_how_long_a_drawn_digit_waits_for_its_answer(browser, url, capsys) -> None:
     with open_page(browser, url) as page:

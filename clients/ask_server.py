@@ -14,7 +14,7 @@ import numpy as np
 from bookserve.clients import forms, outputs
 from bookserve.clients.answers import Array, ModelMetadata, Prediction, Signature, VersionStatus, joined
 from bookserve.clients.errors import BadAnswer, InvalidArgument, NotFound, PredictError
-from bookserve.clients.inputs import boards, molecules, pictures, points, words
+from bookserve.clients.inputs import boards, compounds, molecules, pictures, points, words
 from bookserve.clients.predict_inputs import STANDARD_INPUT, Tensors, Value
 from bookserve.clients.store_contracts import StoreContracts
 from bookserve.export.contracts import SIGNATURE, Contract
@@ -110,7 +110,7 @@ def ask(server: Server, asked: Asked, values: Sequence[Value], models_dir: Path 
             images = np.stack([picture(value, contract) for value in values])
             return outputs.rows(contract, _predict(server, asked, {tensor.name: images}))
         case forms.MOLECULES:
-            smiles = [_text(value) for value in values]
+            smiles = [compounds.smiles_of(_text(value)) for value in values]
             made = [molecule(text, contract) for text in smiles]
             inputs = {one.name: np.concatenate([features[one.name] for features in made]) for one in contract.inputs}
             return outputs.molecules(contract, _predict(server, asked, inputs), smiles)

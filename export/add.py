@@ -148,7 +148,7 @@ def missing(contract: Contract) -> list[str]:
     if contract.task == "image-classification" and means is not None and not means.mean:
         scaled = "from 0 to 1" if means.scale == 1 / 255 else f"times {means.scale:g}"
         lines.append(
-            f"it is given the levels of {means.colour} {scaled}: --preprocessor FILE names another mean and scale"
+            f"pictures become {means.colour} levels {scaled}: --preprocessor FILE says it otherwise, as with a mean"
         )
     return lines
 

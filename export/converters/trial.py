@@ -117,7 +117,7 @@ def _observed(contract: Contract, answers: dict[str, npt.NDArray[Any]]) -> Contr
 def _meaning(contract: Contract, task: str | None, labels: list[str] | None, preprocessor: str | None) -> Contract:
     """The contract with the user's task, labels and preprocessing of pictures, checked against its tensors."""
     if labels:
-        if not any(tensor.shape and tensor.shape[-1] in (None, len(labels)) for tensor in contract.outputs):
+        if not any(_last(tensor) in (None, len(labels)) for tensor in contract.outputs if tensor.shape):
             sizes = ", ".join(contracts.shape_text(tensor) for tensor in contract.outputs)
             raise ExportError(f"--labels has {len(labels)} labels, which no output fits: {sizes}")
         contract = replace(contract, labels=tuple(labels))
@@ -136,6 +136,11 @@ def _meaning(contract: Contract, task: str | None, labels: list[str] | None, pre
     if task == "image-classification" and contract.preprocessing is None:
         contract = replace(contract, preprocessing=_pixels(contract.inputs))
     return contract
+
+
+def _last(tensor: Tensor) -> int | None:
+    """The last dimension behind the rows that is not 1, as networks have some of 1 that end in a pooling."""
+    return next((size for size in reversed(tensor.shape[1:]) if size != 1), tensor.shape[-1])
 
 
 def _pixels(inputs: tuple[Tensor, ...]) -> Preprocessing:

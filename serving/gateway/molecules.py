@@ -1,4 +1,4 @@
-"""The task `molecules`: molecules as SMILES to what the model says of each, such as its activity in some assays.
+"""The task `molecules`: molecules, as SMILES or by name, to what the model says of each, such as activity in assays.
 
 `GET /api/v1/NAME/drawing?smiles=CCO` draws a molecule for the page, as a picture of its own: an SVG that a page loads
 as an image runs no script, and opened by itself it is in a sandbox. `POST /api/v1/NAME/explain` asks the model again
@@ -14,7 +14,7 @@ import structlog
 from flask import Request, Response
 
 from bookserve.clients import outputs
-from bookserve.clients.inputs import molecule_atoms, molecules
+from bookserve.clients.inputs import compounds, molecule_atoms, molecules
 from bookserve.export.contracts import Contract, Preprocessing
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
@@ -33,7 +33,7 @@ _log = structlog.get_logger()
 _DRAWING_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 _WEIGHTS = re.compile(r"^-?(100|[0-9]{1,2})(,-?(100|[0-9]{1,2}))*$")
 _MOST_WEIGHTS = 5 * molecules.MAX_ATOMS  # characters
-_SMILES = {"type": "string", "minLength": 1, "maxLength": molecules.MAX_CHARACTERS, "pattern": "^[!-~]+$"}
+_SMILES = {"type": "string", "minLength": 1, "maxLength": molecules.MAX_CHARACTERS, "pattern": "^[ -~]+$"}
 
 
 def predict(request: Request, contract: Contract, choice: Choice, dependencies: Dependencies) -> dict[str, Any]:
@@ -95,7 +95,8 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
     item = schemas.struct({"smiles": {"type": "string"}, **row["properties"]})
     molecule = schemas.one_or_many(_SMILES, limits.items, f"a molecule of at most {molecules.MAX_ATOMS} atoms, or more")
     text = (
-        f"Molecules are given as SMILES; their Morgan fingerprints (radius {kind.radius}, {kind.bits} bits){more} go "
+        f"Molecules are given as SMILES, or by the name of a common compound, such as aspirin. Their Morgan "
+        f"fingerprints (radius {kind.radius}, {kind.bits} bits){more} go "
         "to the model."
     )
     body = schemas.json_body({"smiles": molecule}, EXAMPLE)
@@ -168,11 +169,12 @@ def _weights(text: str, example: str) -> list[float]:
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise bad_value(name, "a molecule as SMILES", shown(value), EXAMPLE)
+    smiles = compounds.smiles_of(value)
     try:
-        molecules.check_text(value)
+        molecules.check_text(smiles)
     except molecules.MoleculeError as error:
         raise _problem(error, name, value, EXAMPLE) from error
-    return value
+    return smiles
 
 
 def _features(

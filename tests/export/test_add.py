@@ -25,6 +25,7 @@ from bookserve.export.manifest import LOCATION
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.molecule_pool import MoleculePool
+from picture_models import write_colours
 
 SCHEMA = json.loads((Path(confined.__file__).parent / "manifest.schema.json").read_text())
 
@@ -226,21 +227,6 @@ def _ports(count: int) -> list[int]:
     for held in sockets:
         held.close()
     return ports
-
-
-def write_colours(folder: Path) -> Path:
-    """An ONNX file of the mean of red, green and blue: (rows, 3, height, width) to (rows, 3), of any size."""
-    node = helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0)
-    made = helper.make_graph(
-        [node],
-        "colours",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["rows", 3, "height", "width"])],
-        [helper.make_tensor_value_info("means", TensorProto.FLOAT, ["rows", 3])],
-        [numpy_helper.from_array(np.array([2, 3], np.int64), "axes")],
-    )
-    path = folder / "colours.onnx"
-    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
-    return path
 
 
 def test_a_file_says_how_pictures_become_numbers(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
@@ -74,3 +75,18 @@ def write(root: Path, contract: Contract, *, silent: bool = False) -> None:
     )
     (version / LOCATION).parent.mkdir()
     (version / LOCATION).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def write_colours(folder: Path) -> Path:
+    """An ONNX file of the mean of red, green and blue: (rows, 3, height, width) to (rows, 3), of any size."""
+    node = helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0)
+    made = helper.make_graph(
+        [node],
+        "colours",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["rows", 3, "height", "width"])],
+        [helper.make_tensor_value_info("means", TensorProto.FLOAT, ["rows", 3])],
+        [numpy_helper.from_array(np.array([2, 3], np.int64), "axes")],
+    )
+    path = folder / "colours.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path

@@ -63,6 +63,9 @@ function askForKey() {
   return true;
 }
 
+// Whether this gateway was given an API key here.
+export const keyed = () => document.cookie.split("; ").some((cookie) => cookie.startsWith("bookserve_key="));
+
 // What a call of the client gives, such as `(client) => client.models()`. Throws Fault, and what aborted the call.
 export async function ask(call) {
   try {

@@ -1,6 +1,6 @@
 // Bars for the numbers of labels, and how the likeliest class is shown.
 
-import { element, percent } from "./dom.js";
+import { element, make, percent } from "./dom.js";
 
 const [MANY, FEW] = [30, 10]; // of more than so many labels, so many are shown
 
@@ -10,13 +10,15 @@ export function scoresOf(prediction) {
 }
 
 export class Bars {
-  constructor(table, labels) {
+  // `meanings` has a few words for labels that say nothing to most people.
+  constructor(table, labels, meanings = {}) {
     this.rows = new Map();
     for (const label of labels) {
       const row = table.tBodies[0].insertRow();
       const head = document.createElement("th");
       head.scope = "row";
       head.textContent = label;
+      if (meanings[label]) head.append(" ", make("small", {}, meanings[label]));
       const bar = document.createElement("progress");
       bar.max = 1;
       bar.value = 0;
@@ -41,6 +43,12 @@ export class Bars {
   }
 }
 
+// A share as words: a class that is less likely than all others together may well be wrong.
+export function sureness(word, share) {
+  if (!(share >= 0 && share <= 1)) return "";
+  return `${word} ${percent(share)}${word === "probability" && share < 0.5 ? ": not sure" : ""}`;
+}
+
 // How a picture's likeliest class is shown: its name, its probability, and a bar a class.
 export function showClass({ name, labels, outputs }) {
   const word = outputs.some(({ unit }) => unit === "probability") ? "probability" : "score";
@@ -50,7 +58,7 @@ export function showClass({ name, labels, outputs }) {
     const scores = scoresOf(predictions?.[0]);
     const sure = scores?.[best];
     element(`${name}-class`).textContent = best ?? "–";
-    element(`${name}-sure`).textContent = sure >= 0 && sure <= 1 ? `${word} ${percent(sure)}` : "";
+    element(`${name}-sure`).textContent = sureness(word, sure);
     bars.show(scores, best);
   };
 }

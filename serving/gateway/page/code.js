@@ -1,12 +1,14 @@
 // Programs that ask what was asked last, each true for this host: for the shell, Python, JavaScript, and the clients of
 // TensorFlow Serving and Triton.
 
+import { keyed } from "./api.js";
 import { element, make } from "./dom.js";
 import { ACCEPT } from "./files.js";
 import { ASKED, UNANSWERED } from "./panel.js";
 import { example } from "./panels/tensors.js";
 
-const LONG = 2_000; // characters of an array; a longer one is written as zeros of its shape
+const LONG = 100_000; // characters of a program's input; a longer one is read from a file
+const FILE = "body.json";
 const COPIED = 1_500; // milliseconds
 
 export class Programs {
@@ -28,7 +30,7 @@ export class Programs {
     const tab = make("button", { type: "button", role: "tab", id: `code-tab-${id}`, "aria-controls": `code-panel-${id}` }, title);
     const text = make("pre", { id: `code-${id}`, tabindex: "0", role: "group", "aria-label": title });
     const copy = make("button", { type: "button", class: "copy" }, "Copy");
-    const hint = make("p", { class: "hint" }, HINTS[id] ?? "");
+    const hint = make("p", { class: "hint" }, [HINTS[id], hintOf(this.model, id)].filter(Boolean).join(" "));
     const panel = make("div", { role: "tabpanel", id: `code-panel-${id}`, "aria-labelledby": tab.id }, hint, text, copy);
     const entry = { id, tab, panel, text };
     tab.addEventListener("click", () => this.select(entry));
@@ -114,6 +116,31 @@ const HINTS = {
   triton: `Needs pip install 'tritonclient[grpc]'. ${SERVER}`,
 };
 
+// Where a program asks something else than the form above.
+function hintOf(model, id) {
+  if (id === "json") return "";
+  if (id in OF_KEY && keyed()) return "BOOKSERVE_API_KEY in the environment is your API key.";
+  const arrays = ["grpc", "tfserving", "triton"].includes(id);
+  if (model.form === "tensors" && !example(model)) {
+    return arrays ? "The inputs are large, so these are zeros." : `${FILE} is yours, such as assets.extra/example.json in the version's folder.`;
+  }
+  if (!arrays && id !== "rest") return "";
+  if (model.form === "image-classification") return "The picture goes as a file, as bookserve's model server takes it; TensorFlow Serving takes pixels.";
+  return ["tensors", "regression", "tabular"].includes(model.form) ? "" : "The model server takes tensors, which are those of the contract's example here.";
+}
+
+// The header with the API key as each language writes it, for a gateway that wants one.
+const OF_KEY = {
+  curl: `-H "Authorization: Bearer $BOOKSERVE_API_KEY" `,
+  python: `, "Authorization": "Bearer " + os.environ["BOOKSERVE_API_KEY"]`,
+  javascript: ", Authorization: `Bearer ${process.env.BOOKSERVE_API_KEY}`",
+};
+const keyOf = (id) => (keyed() ? OF_KEY[id] : "");
+const withOs = (program) => (keyed() ? program.replace("import json\n", "import json\nimport os\n") : program);
+
+// Of an input that is too large for an example.
+const isEmpty = (inputs) => Boolean(inputs) && typeof inputs === "object" && !Object.keys(inputs).length;
+
 const shell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 const text = (value) => JSON.stringify(value);
 
@@ -134,30 +161,32 @@ function pythonArray(value) {
 
 function programsOf(model, { path, body, file, version, predictions }) {
   const url = location.origin + path.split("/").map(encodeURIComponent).join("/");
-  const arrays = Object.entries(tensorsOf(model, body));
+  const arrays = Object.entries(tensorsOf(model, body, file));
   const answer = predictions ? `\n\n${JSON.stringify({ model: model.name, version, predictions }, null, 1)}` : "";
   return {
     ...(file ? ofPicture(url, file) : ofJson(url, body)),
-    ...ofServer(model, arrays),
+    ...ofServer(model, arrays, file),
     json: file ? `${file} as the body, or as "file" of a form${answer}` : `${JSON.stringify(body, null, 1)}${answer}`,
   };
 }
 
 function ofJson(url, body) {
+  const whole = text(body);
+  const kept = isEmpty(body.inputs) || whole.length > LONG; // in a file, as it is large
   return {
-    curl: `curl -H 'Content-Type: application/json' -d ${shell(text(body))} ${shell(url)}`,
-    python: `import json
-import urllib.request
+    curl: `curl ${keyOf("curl")}-H 'Content-Type: application/json' -d ${kept ? `@${FILE}` : shell(whole)} ${shell(url)}`,
+    python: withOs(`import json
+import urllib.request${kept ? "\nfrom pathlib import Path" : ""}
 
-body = ${python(body)}
-headers = {"Content-Type": "application/json"}
+body = ${kept ? `json.loads(Path("${FILE}").read_bytes())` : python(body)}
+headers = {"Content-Type": "application/json"${keyOf("python")}}
 request = urllib.request.Request(${text(url)}, json.dumps(body).encode(), headers)
 with urllib.request.urlopen(request, timeout=30) as response:
-    print(json.load(response))`,
-    javascript: `const response = await fetch(${text(url)}, {
+    print(json.load(response))`),
+    javascript: `${kept ? 'import { readFile } from "node:fs/promises";\n\n' : ""}const response = await fetch(${text(url)}, {
   method: "POST",
-  headers: { "Content-Type": "application/json" },
-  body: JSON.stringify(${text(body)}),
+  headers: { "Content-Type": "application/json"${keyOf("javascript")} },
+  body: ${kept ? `await readFile("${FILE}")` : `JSON.stringify(${whole})`},
 });
 console.log(JSON.stringify(await response.json()));`,
   };
@@ -168,20 +197,20 @@ function ofPicture(url, file) {
   const kind = { jpg: "jpeg", tif: "tiff" }[ending] ?? ending;
   const type = ACCEPT.split(",").find((taken) => taken === `image/${kind}`) ?? "image/png";
   return {
-    curl: `curl -F ${shell(`file=@${file}`)} ${shell(url)}`,
-    python: `import json
+    curl: `curl ${keyOf("curl")}-F ${shell(`file=@${file}`)} ${shell(url)}`,
+    python: withOs(`import json
 import urllib.request
 from pathlib import Path
 
 picture = Path(${text(file)}).read_bytes()
-request = urllib.request.Request(${text(url)}, picture, {"Content-Type": "${type}"})
+request = urllib.request.Request(${text(url)}, picture, {"Content-Type": "${type}"${keyOf("python")}})
 with urllib.request.urlopen(request, timeout=30) as response:
-    print(json.load(response))`,
+    print(json.load(response))`),
     javascript: `import { readFile } from "node:fs/promises";
 
 const response = await fetch(${text(url)}, {
   method: "POST",
-  headers: { "Content-Type": "${type}" },
+  headers: { "Content-Type": "${type}"${keyOf("javascript")} },
   body: await readFile(${text(file)}),
 });
 console.log(JSON.stringify(await response.json()));`,
@@ -189,8 +218,9 @@ console.log(JSON.stringify(await response.json()));`,
 }
 
 // What was asked as tensors, where it was numbers; else the contract's example, or zeros of the inputs' shapes.
-function tensorsOf(model, body) {
+function tensorsOf(model, body, file) {
   const { form, inputs } = model;
+  if (file) return { [inputs[0].name]: [] };
   const known = example(model)?.inputs ?? {};
   const first = Object.fromEntries(inputs.map(({ name, shape }) => [name, shape[0] === null && Array.isArray(known[name]) ? known[name].slice(0, 1) : known[name]]));
   const [single] = inputs;
@@ -198,13 +228,14 @@ function tensorsOf(model, body) {
     const rows = single.shape[1] === 1 ? [body.x].flat().map((x) => [x]) : Array.isArray(body.x[0]) ? body.x : [body.x];
     return { [single.name]: rows };
   }
-  if (form !== "tensors" || body?.inputs === undefined) return first;
+  if (form !== "tensors" || body?.inputs === undefined || isEmpty(body.inputs)) return first;
   const given = body.inputs;
   const named = given && typeof given === "object" && !Array.isArray(given) && inputs.every(({ name }) => name in given);
   return named ? given : inputs.length === 1 ? { [single.name]: given } : first;
 }
 
-function arrayOf(model, [name, value]) {
+function arrayOf(model, [name, value], file) {
+  if (file) return `np.array([Path(${text(file)}).read_bytes()], dtype=object)`;
   const { dtype, shape } = model.inputs.find((input) => input.name === name);
   const written = value === undefined ? "" : pythonArray(value);
   if (written && written.length <= LONG) return `np.array(${written}, dtype="${dtype}")`;
@@ -212,11 +243,21 @@ function arrayOf(model, [name, value]) {
   return `np.zeros((${sizes.join(", ")}${sizes.length === 1 ? "," : ""}), dtype="${dtype}")`;
 }
 
-function ofServer(model, arrays) {
+// A picture is too long for an argument of a command, but not for the shell itself.
+function restOf(url, body, file) {
+  const whole = text(body);
+  const large = isEmpty(body.inputs) || whole.length > LONG;
+  if (!file) return `curl -d ${large ? `@${FILE}` : shell(whole)} ${shell(url)}`;
+  const [name] = Object.keys(body.inputs);
+  const head = text({ ...body, inputs: { [name]: [{ b64: "" }] } }).replaceAll("%", "%%").replace('"b64":""', '"b64":"%s"');
+  return `printf ${shell(head)} "$(base64 < ${shell(file)} | tr -d '\\n')" | curl -d @- ${shell(url)}`;
+}
+
+function ofServer(model, arrays, file) {
   const { name, signature, addresses } = model;
-  const values = arrays.map((entry) => `    ${text(entry[0])}: ${arrayOf(model, entry)},`).join("\n");
+  const values = arrays.map((entry) => `    ${text(entry[0])}: ${arrayOf(model, entry, file)},`).join("\n");
   const inputs = `inputs = {\n${values}\n}`;
-  const bytes = values.includes("base64.") ? "import base64\n\n" : "";
+  const bytes = file ? "from pathlib import Path\n\n" : values.includes("base64.") ? "import base64\n\n" : "";
   const other = signature === "serving_default" ? "" : signature;
   const body = { ...(other && { signature_name: other }), inputs: Object.fromEntries(arrays.filter(([, value]) => value !== undefined)) };
   return {
@@ -228,7 +269,7 @@ ${inputs}
 with GrpcClient(${text(addresses.grpc)}) as client:
     answer = client.predict(${text(name)}, inputs${other && `, signature=${text(other)}`})
     print(answer.version, answer.outputs)`,
-    rest: addresses.rest && `curl -d ${shell(text(body))} ${shell(`${addresses.rest}/v1/models/${encodeURIComponent(name)}:predict`)}`,
+    rest: addresses.rest && restOf(`${addresses.rest}/v1/models/${encodeURIComponent(name)}:predict`, body, file),
     tfserving: `${bytes}import grpc
 import numpy as np
 import tensorflow as tf

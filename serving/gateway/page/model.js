@@ -107,7 +107,7 @@ async function told(state) {
   showLive(live);
   const key = JSON.stringify([ready, version, stored, loaded, labels]);
   if (key !== seen || !started) {
-    await describe();
+    await describe().finally(() => document.body.classList.add("told"));
     seen = key;
   }
   if (back && started?.panel.failed) started.panel.again();
@@ -116,6 +116,7 @@ async function told(state) {
 }
 
 function lost(error) {
+  document.body.classList.add("told");
   if (error.status && error.status !== 503) {
     away(error.status === 404 ? "There is no model of this name. The list of all models has those that there are." : error.message);
     showHealth(false, "Not known");

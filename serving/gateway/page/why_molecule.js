@@ -21,7 +21,7 @@ export async function explain({ body }, { name }, signal) {
   const show = () => shown.replaceChildren(...marked(choice.value, whole, rows, { name, smiles: body.smiles }));
   choice.addEventListener("change", show);
   show();
-  const still = kept.length ? [make("p", { class: "hint" }, `What the model is told of the whole molecule (${kept.join(", ")}) stays the same.`)] : [];
+  const still = kept.length ? [make("p", { class: "hint" }, `Left out are the fragments with the atom. What the model is told of the whole molecule (${kept.join(", ")}: weight, charges, rings …) stays the same, as a molecule without an atom is another one. What an atom adds by those is not shown here.`)] : [];
   return [make("label", { class: "field", for: "why-label" }, "What of"), choice, shown, ...still];
 }
 

@@ -31,6 +31,14 @@ def test_a_molecule_gets_its_twelve_assays_by_name(client, backend) -> None:
         np.testing.assert_array_equal(sent[name], [expected])
 
 
+def test_a_common_compound_may_be_given_by_its_name(client, backend) -> None:
+    answer = client.post(PATH, json={"smiles": ["Bisphenol A", "CCO"]}).get_json()
+    smiles = "CC(C)(c1ccc(O)cc1)c1ccc(O)cc1"
+    assert [prediction["smiles"] for prediction in answer["predictions"]] == [smiles, "CCO"]
+    np.testing.assert_array_equal(backend.asked[0][1][0], molecules.fingerprint(smiles))
+    assert client.get(f"{PATH}/drawing", query_string={"smiles": "aspirin"}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("smiles", "position"),
     [("CCX", 2), ("CC(C", 2), ("CC)C", 2), ("C1CC", 1), ("C C", 1), ("CO(C)(C)C", 1), ("", None)],

@@ -1,5 +1,6 @@
 // The panel of molecules: type or pick one, see it drawn, with what the model says of it, such as its activity in assays.
 
+import { ASSAYS } from "./assays.js";
 import { Bars, scoresOf } from "../bars.js";
 import { element } from "../dom.js";
 import { Panel } from "../panel.js";
@@ -7,7 +8,7 @@ import { Panel } from "../panel.js";
 const PAUSE = 300; // milliseconds without a key before a molecule is asked for
 
 export function startMolecules({ name, labels }, initial) {
-  const bars = new Bars(element(`${name}-bars`), labels);
+  const bars = new Bars(element(`${name}-bars`), labels, ASSAYS);
   const field = element(`${name}-smiles`);
   const panel = new Panel(name, field);
   const drawing = element(`${name}-drawing`);
@@ -15,6 +16,8 @@ export function startMolecules({ name, labels }, initial) {
 
   const show = (predictions) => {
     const scores = scoresOf(predictions?.[0]);
+    const found = predictions?.[0].smiles;
+    element(`${name}-known`).textContent = found && found !== field.value.trim() ? `Its SMILES is ${found}` : "";
     bars.show(scores, ...labels.filter((label) => scores?.[label] >= 0.5));
   };
 

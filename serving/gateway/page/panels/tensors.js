@@ -5,6 +5,7 @@ import { element } from "../dom.js";
 import { Panel } from "../panel.js";
 
 const LARGE = 4096; // values; larger inputs without an example are left to the person
+const LARGEST = 1_000_000; // values that a button fills in
 const SHOWN = 20_000; // characters of an answer
 
 export function startTensors(model, initial) {
@@ -27,6 +28,14 @@ export function startTensors(model, initial) {
     }
   };
 
+  const fill = element(`${name}-zeros`);
+  const all = model.inputs.reduce((sum, { shape }) => sum + count(shape), 0);
+  fill.hidden = Boolean(example(model)) || all > LARGEST;
+  fill.addEventListener("click", () => {
+    body.value = JSON.stringify(zeros(model.inputs));
+    predict();
+  });
+
   const restore = (input) => {
     const first = example(model);
     body.value = input || first ? pretty(input ?? first) : "";
@@ -45,8 +54,13 @@ export function startTensors(model, initial) {
 // The example of the contract, else zeros where the inputs are small; null where they are large.
 export function example({ inputs, example: known }) {
   if (known) return { inputs: known };
+  return inputs.length && inputs.every(({ shape }) => count(shape) <= LARGE) ? zeros(inputs) : null;
+}
+
+const count = (shape) => shape.reduce((all, size) => all * (size ?? 1), 1);
+
+function zeros(inputs) {
   const sizes = inputs.map(({ shape }) => shape.map((size) => size ?? 1));
-  if (!inputs.length || sizes.some((size) => size.reduce((all, one) => all * one, 1) > LARGE)) return null;
   const fill = ([size, ...others], value) => (size === undefined ? value : Array.from({ length: size }, () => fill(others, value)));
   const zero = (dtype) => (dtype === "object" ? "text" : dtype === "bool" ? false : 0);
   return { inputs: Object.fromEntries(inputs.map(({ name, dtype }, place) => [name, fill(sizes[place], zero(dtype))])) };

@@ -16,9 +16,11 @@ import pytest
 from onnx import TensorProto
 from playwright.sync_api import Browser, Page, expect
 
+import photos
 from bookserve.export.store import ModelStore
 from gateway_pages import gateway, open_page
 from model_servers import server_starter, write_echo_model, write_scale_model
+from picture_models import write_colours
 
 BIN = Path(sys.executable).parent
 
@@ -192,3 +194,29 @@ def test_two_versions_are_asked_the_same_and_stand_side_by_side(browser: Browser
             expect(table.locator("tbody tr").first).to_have_text("y 13020-10")
             page.get_by_label("Compare with").select_option(label="no other version")
             expect(table).to_have_count(0)
+
+
+@pytest.mark.slow
+def test_each_program_asks_the_photograph_that_was_chosen(browser: Browser, tmp_path: Path) -> None:
+    source = write_colours(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({"size": [64, 64], "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}))
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
+    (tmp_path / "IMG_1.avif").write_bytes(photos.file_of("AVIF"))
+    options = ["--models-dir", tmp_path / "models", "--labels", tmp_path / "labels.txt", "--preprocessor", file]
+    subprocess.run([BIN / "bookserve", "models", "add", "colours", source, *options], check=True, capture_output=True)
+    with server_starter(tmp_path) as start:
+        server = start(f"--model_root={tmp_path / 'models'}")
+        rest = f"--model-server-rest={server.url}"
+        with gateway(server.target, tmp_path, rest) as url, open_page(browser, url) as page:
+            page.goto("/models/colours")
+            page.locator("#colours-file").set_input_files(tmp_path / "IMG_1.avif")
+            expect(page.locator("#colours-class")).to_have_text("blue")
+            wanted = json.loads(page.locator("#code-json").text_content().partition("\n\n")[2])["predictions"][0]
+            for program in ("curl", "python", "rest", "grpc", "triton"):
+                text = page.locator(f"#code-{program}").text_content()
+                command = ["sh", "-c", text] if program in ("curl", "rest") else [sys.executable, "-c", text]
+                done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+                assert done.returncode == 0, f"{text}\n{done.stderr}"
+                found = [float(number) for number in re.findall(r"-?[0-9]+\.[0-9]+", done.stdout)]
+                assert found == pytest.approx(list(wanted["means"].values()), abs=1e-5), f"{text}\n{done.stdout}"

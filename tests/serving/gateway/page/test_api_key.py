@@ -1,6 +1,10 @@
 """The pages of a gateway with API keys, in a real Chromium: a person is asked for one, once."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -43,6 +47,21 @@ def test_a_person_is_asked_for_the_key_once_and_all_pages_have_it(page: Page) ->
     expect(page.locator("h1").first).to_contain_text("linear")
     expect(page.locator("#health")).to_have_text("Version 3 answers")
     assert asked == ["This gateway needs an API key:"]
+
+
+def test_the_programs_send_the_key_of_the_environment(page: Page, tmp_path: Path) -> None:
+    page.on("dialog", lambda dialog: dialog.accept(KEY))
+    page.goto("/models/linear")
+    expect(page.locator("#code-json")).to_contain_text("predictions")
+    expect(page.locator("#code-panel-curl")).to_contain_text("BOOKSERVE_API_KEY in the environment is your API key.")
+    for program, command in (("curl", ["sh", "-c"]), ("python", [sys.executable, "-c"])):
+        text = page.locator(f"#code-{program}").text_content() or ""
+        assert KEY not in text
+        keyed = os.environ | {"BOOKSERVE_API_KEY": KEY}
+        done = subprocess.run([*command, text], env=keyed, capture_output=True, text=True, timeout=60)
+        assert "predictions" in done.stdout, f"{text}\n{done.stdout}{done.stderr}"
+    text = page.locator("#code-javascript").text_content() or ""
+    assert "Authorization: `Bearer ${process.env.BOOKSERVE_API_KEY}`" in text
 
 
 def test_without_the_key_the_page_says_what_is_missing(page: Page) -> None:

@@ -104,6 +104,9 @@ def test_a_molecule_is_drawn_and_asked(page) -> None:
     assert page.locator("#tox21-drawing").evaluate("image => image.naturalWidth") == 360
     page.get_by_role("button", name="Aspirin").click()
     expect(page.locator("#tox21-smiles")).to_have_value("CC(=O)OC1=CC=CC=C1C(=O)O")
+    page.locator("#tox21-smiles").fill("Aspirin")
+    expect(page.locator("#tox21-known")).to_have_text("Its SMILES is CC(=O)Oc1ccccc1C(O)=O")
+    expect(page.locator("#tox21-bars tr").first).to_contain_text("binds the androgen receptor")
     page.locator("#tox21-smiles").fill('<img src=x onerror="document.title=1">')
     expect(page.locator("#tox21-message")).to_contain_text("Please give a molecule as SMILES")
     expect(page.locator("#tox21-drawing")).to_be_hidden()
@@ -195,6 +198,15 @@ addEventListener("DOMContentLoaded", () => {
   }).observe(document.body, { childList: true, characterData: true, subtree: true });
 });
 """
+
+
+def test_a_class_that_is_less_likely_than_the_others_together_is_called_unsure(page: Page) -> None:
+    page.goto("/models/cifar10")
+    found = page.evaluate(
+        "import('/page/bars.js').then(({ sureness: told }) =>"
+        " [['probability', 0.3], ['probability', 0.5], ['score', 0.3], ['score', 7]].map((given) => told(...given)))"
+    )
+    assert found == ["probability 30.0 %: not sure", "probability 50.0 %", "score 30.0 %", ""]
 
 
 @pytest.mark.slow

@@ -53,12 +53,18 @@ def test_the_page_says_beforehand_what_it_takes(page: Page) -> None:
 def test_a_photograph_that_is_cut_off_or_too_large_is_refused_in_words(page: Page) -> None:
     page.goto("/models/cifar10")
     expect(page.locator("#cifar10-version")).to_contain_text("version 3")
+    page.get_by_role("button", name="Which part mattered?").click()
+    expect(page.locator("#why-content canvas")).to_be_visible()
     choose(page, "HEIC", photos.file_of("HEIC")[:3000])
     message = page.locator("#cifar10-message")
     expect(message).to_contain_text(
         "Please give a picture. This is 3000 bytes: the file begins as a TIFF, AVIF or HEIC,"
     )
     expect(page.locator("#cifar10-class")).to_have_text("–")  # nothing old stays beside it
+    expect(page.locator("#why-content")).to_be_empty()
+    expect(page.locator("#why-ask")).to_be_disabled()
+    expect(page.locator("#code-curl")).to_contain_text("file=@IMG_1.heic")
+    expect(page.locator("#code-json")).not_to_contain_text("predictions")
     assert page.evaluate(
         "() => { const canvas = document.getElementById('cifar10-canvas');"
         " const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;"

@@ -83,7 +83,7 @@ def test_the_atoms_of_a_molecule_that_matter_are_marked(page) -> None:
     expect(picture).to_have_attribute("alt", re.compile("Orange atoms raise “SR-p53”"))
     rows = page.locator("#why-content tbody tr")
     expect(rows).to_have_text(["C 2+0.003907", "C 1+0.00293", "O 3+0.00293"])
-    expect(page.locator("#why-content")).to_contain_text("the whole molecule (descriptors) stays the same")
+    expect(page.locator("#why-content")).to_contain_text("(descriptors: weight, charges, rings …) stays the same")
     page.get_by_label("What of").select_option("NR-AR")
     expect(picture).to_have_attribute("alt", re.compile("Orange atoms raise “NR-AR”"))
     page.get_by_role("textbox", name="SMILES").fill("CCC")

@@ -27,7 +27,7 @@ TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-batch bench-training screenshots up down certificates sbom wheel lock protos operations reference javascript site clean
+.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-batch bench-training screenshots up down certificates sbom audit wheel lock protos operations reference javascript site clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -119,6 +119,12 @@ certificates: install ## a CA and certificates for development into certificates
 
 sbom: ## what each image holds (CycloneDX) and the licence of each package, into dist/
 	sh docker/sbom.sh
+
+# Not in .venv: nothing else needs it.
+audit: ## known vulnerabilities of the packages that are pinned, as osv.dev has them
+	@test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	.venv-audit/bin/pip-audit --strict --vulnerability-service=osv --disable-pip --require-hashes $(addprefix --requirement=,requirements.lock docs/site/requirements.txt)
 
 wheel: install ## build the wheel and the source distribution into dist/
 	rm -rf build dist

@@ -183,7 +183,9 @@ def _warn_of_what_is_not_told(store: ModelStore) -> None:
             return
     except StoreError:
         return  # which was told above
-    click.echo(f"warning: {CONFIG} does not tell of all that is here: 'bookserve models config' mends that", err=True)
+    root = "" if (place := store.told_root()) is None else f" --root {place}"
+    text = f"warning: {CONFIG} does not tell of all that is here: 'bookserve models config{root}' mends that"
+    click.echo(text, err=True)
 
 
 @models.command()
@@ -319,16 +321,24 @@ def rollback(asked: Asked, name: str, version: int | None, models_dir: Path) -> 
 
 @models.command()
 @models_dir_option
-def config(models_dir: Path) -> None:
+@click.option(
+    "--root",
+    metavar="PATH",
+    help="Where servers have the store, such as /models in a container: what base paths begin with, also after later "
+    "changes of the store.  [default: where the store is]",
+)
+def config(models_dir: Path, root: str | None) -> None:
     """Write models.config anew, as after a copy of the store to another place."""
     store = ModelStore(models_dir)
     try:
         if not store.models():
             raise StoreError(f"{store.root} holds no model: 'bookserve train-all' makes them")
-        store.write_config()
+        store.write_config(root)
+        place = store.told_root()
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{store.root / CONFIG} names {', '.join(store.models())}")
+    below = "" if place is None else f" below {place}"
+    click.echo(f"{store.root / CONFIG} names {', '.join(store.models())}{below}")
 
 
 _UNTIL = ", until the next one is published"

@@ -1,7 +1,8 @@
 """`models.config`, a text ModelServerConfig: what the servers load of each model, and the labels that they answer to.
 
 It is the only place where labels and rollbacks stand, so one rename changes what everybody is served. What a
-ModelServerConfig has no field for is a comment in its first lines: `# rolled back: NAME 3`.
+ModelServerConfig has no field for is a comment in its first lines: `# rolled back: NAME 3`, and `# root: /models` where
+base paths are those of another place than the store's, such as that of its mount in a container.
 
 Which versions the servers load: the newest. With labels also the labelled ones and the one before the newest, because
 TensorFlow Serving moves a label only to a version that it has loaded. After a rollback no version above its target, as
@@ -18,6 +19,7 @@ from pathlib import Path
 from bookserve.export.errors import StoreError
 
 LABELS = "labels.json"  # in a model's folder: where stores of before had labels and rollback
+_ROOT = re.compile(r"^# root: (/.*|[a-z][a-z0-9]*://.+)$", re.MULTILINE)
 _ROLLED_BACK = re.compile(r"^# rolled back: (\S+) ([1-9][0-9]*)$", re.MULTILINE)
 
 
@@ -73,6 +75,36 @@ def read(path: Path) -> dict[str, Entry]:
     return entries
 
 
+def check_root(root: str) -> str:
+    """A root for base paths, without a slash at its end.
+
+    Raises:
+        StoreError: it is neither an absolute path nor the address of a bucket.
+    """
+    named = root.rstrip("/") or root
+    if not _ROOT.fullmatch(f"# root: {named}"):
+        raise StoreError(
+            "a server takes base paths as they are, so the root must be an absolute path, such as /models, or the"
+            f" address of a bucket: {root!r} is neither"
+        )
+    return named
+
+
+def root(path: Path) -> str | None:
+    """What the base paths in the file begin with, where that is another place than the file's folder.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    try:
+        found = _ROOT.search(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}): fix it, or delete it and set the labels again") from error
+    return found and found[1]
+
+
 def read_labels(path: Path) -> Release:
     """The release in a `labels.json`, which stores of before have.
 
@@ -89,11 +121,13 @@ def read_labels(path: Path) -> Release:
     return Release(dict(sorted(labels.items())), pinned)
 
 
-def text(root: Path, models: Iterable[tuple[str, Release, Sequence[int]]]) -> str:
+def text(folder: Path, root: str | None, models: Iterable[tuple[str, Release, Sequence[int]]]) -> str:
     """The file's text for models, each with its release and the versions to name; none means the newest.
 
+    Base paths begin with `root`, and with the store's `folder` where that is None.
+
     Raises:
-        StoreError: the root's path is not UTF-8.
+        StoreError: the path is not UTF-8.
     """
     from google.protobuf import text_format
 
@@ -101,14 +135,14 @@ def text(root: Path, models: Iterable[tuple[str, Release, Sequence[int]]]) -> st
 
     config = ModelServerConfig()
     config.model_config_list.SetInParent()
-    comments = ""
+    place, comments = (str(folder), "") if root is None else (root, f"# root: {root}\n")
     for model, release, loaded in models:
         try:
             entry = config.model_config_list.config.add(
-                name=model, base_path=str(root / model), model_platform="tensorflow"
+                name=model, base_path=f"{place.rstrip('/')}/{model}", model_platform="tensorflow"
             )
         except UnicodeEncodeError as error:
-            raise StoreError(f"{root} is not a path in UTF-8, which protobuf's texts are") from error
+            raise StoreError(f"{place} is not a path in UTF-8, which protobuf's texts are") from error
         if loaded:
             entry.model_version_policy.specific.versions.extend(loaded)
         entry.version_labels.update(release.labels)

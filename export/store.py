@@ -217,16 +217,26 @@ class ModelStore:
         return held
 
     def moved_from(self) -> dict[str, str]:
-        """Model -> the base path that `models.config` names for it, where that is not its folder in this store."""
+        """Model -> the base path that `models.config` names for it, where that is neither its folder in this store nor
+        in the root that `write_config` was told of.
+        """
         try:
-            entries = self._entries()
+            entries, root = self._entries(), self.told_root()
         except StoreError:
             return {}
         return {
             model: entry.base_path
             for model, entry in entries.items()
-            if Path(entry.base_path).resolve() != (self.root / model).resolve()
+            if entry.base_path != f"{root}/{model}" and Path(entry.base_path).resolve() != (self.root / model).resolve()
         }
+
+    def told_root(self) -> str | None:
+        """What base paths in `models.config` begin with, where that is not this store's folder: see `write_config`.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        return models_config.root(self.root / CONFIG)
 
     def is_told(self) -> bool:
         """Whether `models.config` is as it would be written now; not where a writer was killed before it wrote that.
@@ -308,14 +318,17 @@ class ModelStore:
             self._change(model, Release(labels, pinned), until_loaded)
         return version, moved
 
-    def write_config(self) -> None:
+    def write_config(self, root: str | None = None) -> None:
         """Write `models.config` anew, as after a copy of the store to another place.
 
+        `root` is where servers have the store, such as /models in a container; later changes keep it. None is here.
+
         Raises:
-            StoreError: a model's labels cannot be read, or the store cannot be written to.
+            StoreError: a model's labels cannot be read, the store cannot be written to, or `root` is no absolute path.
         """
+        elsewhere = None if root is None else models_config.check_root(root)
         with self._locked():
-            replace_file(self.root / CONFIG, self.config_text())
+            replace_file(self.root / CONFIG, self._text(None if elsewhere == str(self.root) else elsewhere))
 
     def _change(self, model: str, release: Release, until_loaded: UntilLoaded | None) -> None:
         versions, before = self.versions(model), self.release(model)
@@ -341,12 +354,20 @@ class ModelStore:
         Raises:
             StoreError: the labels cannot be read, or the root's path is not UTF-8.
         """
+        return self._text(self.told_root(), changed, loading)
+
+    def _text(
+        self,
+        root: str | None,
+        changed: Mapping[str, Release] | None = None,
+        loading: Mapping[str, list[int]] | None = None,
+    ) -> str:
         entries, models = self._entries(), []
         for model in self.models():
             release = (changed or {}).get(model) or self._release(model, entries)
             named = (loading or {}).get(model) or models_config.loaded(release, self.versions(model))
             models.append((model, release, named))
-        return models_config.text(self.root, models)
+        return models_config.text(self.root, root, models)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

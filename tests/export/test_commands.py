@@ -124,6 +124,41 @@ def test_a_copied_store_is_told_of_and_mended(store: ModelStore, tmp_path: Path)
     assert "warning" not in invoke("models", "list", "--models-dir", copy).output
 
 
+def test_a_store_for_a_container_has_base_paths_of_its_mount_there(store: ModelStore, tmp_path: Path) -> None:
+    host = tmp_path / "host"
+    shutil.copytree(store.root, host)
+    told = invoke("models", "config", "--models-dir", host, "--root", "/models/").output
+    assert told == f"{host / 'models.config'} names mnist below /models\n"
+    assert 'base_path: "/models/mnist"' in (host / "models.config").read_text()
+    assert "warning" not in invoke("models", "list", "--models-dir", host).output
+    # What changes the store later keeps that place, and one command takes it back.
+    invoke("models", "label", "mnist", "canary", "1", "--models-dir", host)
+    shutil.copytree(host / "mnist", host / "another")
+    listed = invoke("models", "list", "--models-dir", host).output
+    assert "'bookserve models config --root /models' mends that" in listed
+    ModelStore(host).label("mnist", "stable", 1)
+    text = (host / "models.config").read_text()
+    assert 'base_path: "/models/mnist"' in text
+    assert 'base_path: "/models/another"' in text
+    assert str(host) not in text
+    for back in ((), ("--root", host)):
+        invoke("models", "config", "--models-dir", host, "--root", "s3://bucket/models")
+        assert 'base_path: "s3://bucket/models/mnist"' in (host / "models.config").read_text()
+        told = invoke("models", "config", "--models-dir", host, *back).output
+        assert told == f"{host / 'models.config'} names another, mnist\n"
+        assert "# root" not in (host / "models.config").read_text()
+    assert "stable" in (host / "models.config").read_text()
+
+
+@pytest.mark.parametrize("root", ["models", "./models", "", "~/models"])
+def test_a_root_that_a_server_would_not_find_is_refused(store: ModelStore, root: str) -> None:
+    before = (store.root / "models.config").read_bytes()
+    result = invoke("models", "config", "--models-dir", store.root, "--root", root)
+    assert result.exit_code == 1
+    assert "the root must be an absolute path, such as /models" in result.output
+    assert (store.root / "models.config").read_bytes() == before
+
+
 def test_list_warns_of_damaged_labels(store: ModelStore) -> None:
     (store.root / "models.config").write_text("{")
     result = invoke("models", "list", "--models-dir", store.root)

@@ -9,50 +9,30 @@ import os
 import signal
 import ssl
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
-from clients_under_load import PREDICT, Clients
-from haproxy import CONFIGURATION, HAPROXY, Haproxy, haproxy
+from clients_under_load import PREDICT, Clients, has_healthy, report
+from haproxy import CONFIGURATION, HAPROXY, haproxy
 
 from bookserve.serving.wire import tensors
 from bookserve.serving.wire.tensorflow_serving_pb2 import PredictResponse
 from certificates import Authority
 from load import REST_BODY, REST_PATH, predict_request
-from model_servers import Server, StartServer, runs, start_again, wait_until, write_scale_model
+from model_servers import StartServer, runs, start_again, wait_until, write_scale_model
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not HAPROXY, reason="HAProxy is not installed: apt-get install haproxy"),
 ]
+PROXY = haproxy
 BACKENDS = ("model-server-grpc", "model-server-rest")
 
 
-@contextmanager
-def growth(start: StartServer, folder: Path, count: int) -> Iterator[tuple[list[Server], Haproxy]]:
-    """So many servers, and the proxy in front of them."""
-    servers = [start() for _ in range(count)]
-    place = folder / "proxy"
-    place.mkdir()
-    with haproxy(place, servers) as proxy:
-        yield servers, proxy
-
-
-def has_healthy(proxy: Haproxy, backend: str, count: int) -> bool:
-    return len(proxy.healthy(backend)) == count
-
-
-def report(text: str, clients: Clients) -> None:
-    """Shown with `pytest -s`."""
-    print(f"\n{text}: {clients}")  # noqa: T201
-
-
-def test_every_server_gets_its_share(start: StartServer, tmp_path: Path) -> None:
-    with growth(start, tmp_path, 2) as (_, proxy):
+def test_every_server_gets_its_share(growth) -> None:
+    with growth(2) as (_, proxy):
         with Clients(proxy.grpc_target, proxy.rest_port) as clients:
             clients.go_on(1000)
         for backend in BACKENDS:
@@ -62,8 +42,8 @@ def test_every_server_gets_its_share(start: StartServer, tmp_path: Path) -> None
     assert clients.failed == []
 
 
-def test_a_rolling_restart_under_load_fails_no_request(start: StartServer, tmp_path: Path) -> None:
-    with growth(start, tmp_path, 2) as (servers, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
+def test_a_rolling_restart_under_load_fails_no_request(growth, start: StartServer) -> None:
+    with growth(2) as (servers, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
         for server in servers:
             assert server.stop() == 0
             clients.go_on()
@@ -75,8 +55,8 @@ def test_a_rolling_restart_under_load_fails_no_request(start: StartServer, tmp_p
     assert clients.failed == []
 
 
-def test_a_new_version_under_load_fails_no_request(start: StartServer, tmp_path: Path) -> None:
-    with growth(start, tmp_path, 2) as (_, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
+def test_a_new_version_under_load_fails_no_request(growth, tmp_path: Path) -> None:
+    with growth(2) as (_, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
         write_scale_model(tmp_path / "store" / "scale", 2, 2.0)
         wait_until(lambda: clients.versions[2] > 200, "version 2 answers")
     report(f"rolling upgrade of 2, answers by version {dict(clients.versions)}", clients)
@@ -84,9 +64,9 @@ def test_a_new_version_under_load_fails_no_request(start: StartServer, tmp_path:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_server_that_is_killed_costs_what_it_had_under_way(start: StartServer, tmp_path: Path, count: int) -> None:
+def test_a_server_that_is_killed_costs_what_it_had_under_way(growth, start: StartServer, count: int) -> None:
     with (
-        growth(start, tmp_path, count) as (servers, proxy),
+        growth(count) as (servers, proxy),
         Clients(proxy.grpc_target, proxy.rest_port, again=True) as clients,
     ):
         child = servers[0].pid
@@ -103,8 +83,8 @@ def test_a_server_that_is_killed_costs_what_it_had_under_way(start: StartServer,
     assert clients.failed == []
 
 
-def test_a_server_that_hangs_is_left_out_and_comes_back(start: StartServer, tmp_path: Path) -> None:
-    with growth(start, tmp_path, 2) as (servers, proxy):
+def test_a_server_that_hangs_is_left_out_and_comes_back(growth) -> None:
+    with growth(2) as (servers, proxy):
         stopped = servers[1].pid
         os.kill(stopped, signal.SIGSTOP)
         try:
@@ -118,8 +98,8 @@ def test_a_server_that_hangs_is_left_out_and_comes_back(start: StartServer, tmp_
         wait_until(partial(has_healthy, proxy, "model-server-grpc", 2), "it is back")
 
 
-def test_tls_for_both_protocols_and_no_way_to_change_models(start: StartServer, tmp_path: Path) -> None:
-    with growth(start, tmp_path, 2) as (_, proxy):
+def test_tls_for_both_protocols_and_no_way_to_change_models(growth) -> None:
+    with growth(2) as (_, proxy):
         authority = proxy.authority.certificate
         options = [("grpc.ssl_target_name_override", "localhost")]
         credentials = grpc.ssl_channel_credentials(authority)

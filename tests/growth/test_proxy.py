@@ -22,7 +22,7 @@ from typing import cast
 
 import grpc
 import pytest
-from clients_under_load import PREDICT, Clients
+from clients_under_load import PREDICT, Clients, has_healthy, report
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
@@ -37,30 +37,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not ENVOY, reason="Envoy is not installed: make test-growth does that"),
 ]
-
-
-@contextmanager
-def growth(start: StartServer, folder: Path, count: int) -> Iterator[tuple[list[Server], Proxy]]:
-    """So many servers, and the proxy in front of them."""
-    servers = [start() for _ in range(count)]
-    place = folder / "proxy"
-    place.mkdir()
-    with envoy(place, servers) as proxy:
-        yield servers, proxy
-
-
-def has_healthy(proxy: Proxy, cluster: str, count: int) -> bool:
-    return len(proxy.healthy(cluster)) == count
-
-
-def report(text: str, clients: Clients) -> None:
-    """Shown with `pytest -s`."""
-    print(f"\n{text}: {clients}")  # noqa: T201
+PROXY = envoy
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_every_server_gets_its_share(start: StartServer, tmp_path: Path, count: int) -> None:
-    with growth(start, tmp_path, count) as (servers, proxy):
+def test_every_server_gets_its_share(growth, count: int) -> None:
+    with growth(count) as (servers, proxy):
         before = {cluster: proxy.asked(cluster) for cluster in ("model-server-grpc", "model-server-rest")}
         with Clients(proxy.grpc_target, proxy.rest_port) as clients:
             clients.go_on(1000)
@@ -72,8 +54,8 @@ def test_every_server_gets_its_share(start: StartServer, tmp_path: Path, count: 
     assert clients.failed == []
 
 
-def test_a_rolling_restart_under_load_fails_no_request(start: StartServer, tmp_path: Path) -> None:
-    with growth(start, tmp_path, 2) as (servers, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
+def test_a_rolling_restart_under_load_fails_no_request(growth, start: StartServer) -> None:
+    with growth(2) as (servers, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
         for server in servers:
             assert server.stop() == 0
             clients.go_on()
@@ -85,8 +67,8 @@ def test_a_rolling_restart_under_load_fails_no_request(start: StartServer, tmp_p
     assert clients.failed == []
 
 
-def test_a_new_version_under_load_fails_no_request(start: StartServer, tmp_path: Path) -> None:
-    with growth(start, tmp_path, 2) as (_, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
+def test_a_new_version_under_load_fails_no_request(growth, tmp_path: Path) -> None:
+    with growth(2) as (_, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
         assert set(clients.versions) == {1}
         write_scale_model(tmp_path / "store" / "scale", 2, 2.0)
         wait_until(lambda: clients.versions[2] > 200, "version 2 answers")
@@ -103,8 +85,8 @@ def still(count: Callable[[], int], clients: Clients) -> bool:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_server_that_is_killed_costs_no_request(start: StartServer, tmp_path: Path, count: int) -> None:
-    with growth(start, tmp_path, count) as (servers, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
+def test_a_server_that_is_killed_costs_no_request(growth, start: StartServer, count: int) -> None:
+    with growth(count) as (servers, proxy), Clients(proxy.grpc_target, proxy.rest_port) as clients:
         child = servers[0].pid
         servers[0].kill()
         assert not runs(child)
@@ -206,8 +188,8 @@ def is_ejected(proxy: Proxy, cluster: str, port: int) -> bool:
     return bool(proxy.hosts(cluster)[port]["health_status"].get("failed_outlier_check"))
 
 
-def test_tls_grpc_web_and_a_new_certificate(start: StartServer, tmp_path: Path) -> None:
-    with growth(start, tmp_path, 2) as (_, proxy):
+def test_tls_grpc_web_and_a_new_certificate(growth) -> None:
+    with growth(2) as (_, proxy):
         authority = proxy.authority.certificate
         options = [("grpc.ssl_target_name_override", "localhost")]
         credentials = grpc.ssl_channel_credentials(authority)
@@ -323,8 +305,8 @@ def request_of(model: str) -> bytes:
     return request.SerializeToString()
 
 
-def test_requests_that_no_server_can_answer_come_back_at_once(start: StartServer, tmp_path: Path) -> None:
-    with growth(start, tmp_path, 2) as (_, proxy), grpc.insecure_channel(proxy.grpc_target) as channel:
+def test_requests_that_no_server_can_answer_come_back_at_once(growth) -> None:
+    with growth(2) as (_, proxy), grpc.insecure_channel(proxy.grpc_target) as channel:
         started = time.monotonic()
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary(PREDICT)(request_of("nobody"), timeout=20)

@@ -126,3 +126,13 @@ class Clients:
                 self.failed.append(f"REST {response.status} {body[:200]!r}")
             self.answered["rest"] += 1
         connection.close()
+
+
+def has_healthy(proxy: Any, servers: str, count: int) -> bool:
+    """Whether a proxy asks so many of those that it calls `servers`: Envoy's cluster, HAProxy's backend."""
+    return len(proxy.healthy(servers)) == count
+
+
+def report(text: str, clients: Clients) -> None:
+    """Shown with `pytest -s`."""
+    print(f"\n{text}: {clients}")  # noqa: T201

@@ -62,8 +62,11 @@ def load(version_path: Path, options: EngineOptions) -> Engine:
 
 def _refuse_impostor(graph: Path) -> None:
     """Raises ServingError (FAILED_PRECONDITION) for a file that is plainly no model: its engine would not say why."""
-    with graph.open("rb") as file:
-        head = file.read(_LONGEST_SIGN)
+    try:
+        with graph.open("rb") as file:
+            head = file.read(_LONGEST_SIGN)
+    except OSError as error:
+        raise failed_precondition(f"{graph} cannot be read: {error.strerror}") from error
     what = next((what for sign, what in _IMPOSTORS if head.startswith(sign)), "")
     if not head:
         what = "is empty: copy it again"

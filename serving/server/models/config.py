@@ -1,5 +1,6 @@
 """Which models to serve: from flags, or from a text ModelServerConfig file as TensorFlow Serving reads it."""
 
+import logging
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,8 @@ from bookserve.serving.server.types.errors import invalid_argument
 from bookserve.serving.wire import bucket
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.bucket import BucketError
+
+log = logging.getLogger(__name__)
 
 # How a request log is written.
 JSON_LINES = "jsonl"
@@ -106,19 +109,33 @@ def base_path(text: str) -> BasePath:
 def discover(root: Path) -> list[ModelSetting]:
     """Every model under a root: each folder that holds version folders, with its entry of `root/models.config` if any.
 
-    Hidden folders are none, nor are those whose names are no UTF-8, which no request could name. Base paths are
-    the folders found, whatever the config file says, so that a store may be moved or mounted elsewhere.
+    Hidden folders are none, nor are those whose names are no UTF-8, which no request could name, nor those that may not
+    be read, such as a volume's `lost+found`. Base paths are the folders found, whatever the config file says, so that a
+    store may be moved or mounted elsewhere.
     Raises ServingError (INVALID_ARGUMENT) when the root cannot be listed or the config file is malformed.
     """
     configured = _configured(root)
     try:
         named = [entry for entry in root.iterdir() if not entry.name.startswith(".") and _is_utf8(entry.name)]
-        folders = sorted(entry for entry in named if entry.is_dir() and versions_on_disk(entry))
+        folders = sorted(entry for entry in named if entry.is_dir() and _has_versions(entry))
     except OSError as error:
         raise invalid_argument(f"--model_root={root} cannot be listed: {error.strerror}") from error
     return [
         replace(configured.get(folder.name, ModelSetting(folder.name, folder)), base_path=folder) for folder in folders
     ]
+
+
+_unreadable: set[Path] = set()  # folders that the log has
+
+
+def _has_versions(folder: Path) -> bool:
+    try:
+        return bool(versions_on_disk(folder))
+    except OSError as error:
+        if folder not in _unreadable:
+            _unreadable.add(folder)
+            log.warning("%s is passed over: it cannot be listed: %s", folder, error.strerror)
+        return False
 
 
 def _is_utf8(name: str) -> bool:

@@ -109,9 +109,16 @@ def missing(policy: Policy, available: Collection[int]) -> set[int]:
 
 
 def why_none(base_path: BasePath) -> str:
-    """What to do about a base path that has no versions; "" where nothing there says it."""
+    """What to do about a base path that has no versions; "" where nothing there says it, or may be read."""
     if isinstance(base_path, BucketAddress):
         return ""
+    try:
+        return _what_is_there(base_path)
+    except OSError:
+        return ""
+
+
+def _what_is_there(base_path: Path) -> str:
     name = base_path.name
     if base_path.is_file():
         return (

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 
+from bookserve.serving.server.models import config as config_file
 from bookserve.serving.server.models.config import (
     RequestLogSetting,
     check_prefix,
@@ -11,6 +12,7 @@ from bookserve.serving.server.models.config import (
     discover,
     from_message,
 )
+from bookserve.serving.server.models.version_policy import versions_on_disk
 from bookserve.serving.server.types.errors import ServingError, invalid_argument
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelServerConfig
 
@@ -81,3 +83,21 @@ def test_hidden_folders_and_names_that_are_no_text_are_no_models(tmp_path: Path)
 def test_an_error_can_be_sent_whatever_the_name_of_a_file_is() -> None:
     error = invalid_argument(os.fsdecode(b"/m/1/bad\xff.txt is not in its manifest"))
     assert error.message.encode() == b"/m/1/bad?.txt is not in its manifest"
+
+
+def test_a_folder_that_may_not_be_read_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as `lost+found`, which a volume of its own has, for a server without the rights of root."""
+    for name in ("digits", "lost+found"):
+        (tmp_path / name / "1").mkdir(parents=True)
+
+    def listed(folder: Path) -> dict[int, Path]:
+        if folder.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return versions_on_disk(folder)
+
+    monkeypatch.setattr(config_file, "versions_on_disk", listed)
+    for _ in range(2):
+        assert [setting.name for setting in discover(tmp_path)] == ["digits"]
+    assert caplog.text.count("lost+found is passed over: it cannot be listed: Permission denied") == 1

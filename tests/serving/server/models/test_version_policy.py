@@ -25,6 +25,14 @@ def test_a_base_path_without_versions_says_what_to_do(tmp_path: Path, file: str,
     assert bool(message) == bool(said)
 
 
+def test_a_base_path_that_may_not_be_read_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert why_none(tmp_path) == ""
+
+
 def test_what_is_no_version_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "bookserve")
     for name in ("1", "02", "2", "10.tmp", "backup", ".publishing-7", "9223372036854775808", "-3"):

@@ -25,7 +25,6 @@ from bookserve.export.manifest import LOCATION
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.molecule_pool import MoleculePool
-from picture_models import write_colours
 
 SCHEMA = json.loads((Path(confined.__file__).parent / "manifest.schema.json").read_text())
 
@@ -230,6 +229,8 @@ def _ports(count: int) -> list[int]:
 
 
 def test_a_file_says_how_pictures_become_numbers(tmp_path: Path) -> None:
+    from picture_models import write_colours  # a child that imports this file has no tests/support
+
     source = write_colours(tmp_path)
     store = ("--models-dir", tmp_path / "store", "--task", "image-classification")
     told = invoke("models", "add", "colours", source, *store)

@@ -223,3 +223,28 @@ def test_the_graph_is_outlined_where_the_store_has_one(page) -> None:
     expect(page.locator("#tensors-content table")).to_be_visible()
     expect(page.locator("#card-content p")).to_be_visible()
     expect(page.locator("#graph-content")).to_be_empty()
+
+
+@pytest.mark.slow
+def test_nothing_old_stays_beside_an_error_whatever_the_input_is(page: Page) -> None:
+    problem = '{"type": "urn:bookserve:problem:bad-value", "status": 400, "expected": "another one", "given": "this"}'
+    acts = {
+        "ptb": lambda: page.locator("#ptb-text").fill("the dog"),
+        "tox21": lambda: page.locator("#tox21-smiles").fill("CCN"),
+        "tictactoe": lambda: page.locator("#tictactoe-board button").first.click(),
+        "linear": lambda: page.locator("#linear-canvas").press("ArrowLeft"),
+        "logistic": lambda: page.locator("#logistic-canvas").press("ArrowLeft"),
+        "wine": lambda: page.locator("#wine-row input").first.fill("7"),
+    }
+    for model, act in acts.items():
+        page.goto(f"/models/{model}")
+        expect(page.locator("#code-json")).to_contain_text("predictions")
+        page.route("**:predict", lambda route: route.fulfill(status=400, json=json.loads(problem)))
+        act()
+        expect(page.locator(f"#{model}-message")).to_have_text("Please give another one. This is this.")
+        left = page.locator(f":is(#{model}-version, #{model}-value, #{model}-next, #why-content):not(:empty)")
+        expect(left).to_have_count(0)
+        expect(page.locator("#code-json")).not_to_contain_text("predictions")
+        expect(page.locator("#why-ask")).to_be_disabled()
+        assert page.locator(f"#{model}-bars progress").evaluate_all("all => all.every(({ value }) => value === 0)")
+        page.unroute("**:predict")

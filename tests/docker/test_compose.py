@@ -160,3 +160,11 @@ def test_development_certificates_serve_tls_and_mutual_tls(tmp_path: Path) -> No
         assert json.loads(done.stdout)["model_version_status"][0]["state"] == "AVAILABLE", done.stderr
         refused = subprocess.run(ask, capture_output=True, text=True, timeout=100)
         assert refused.returncode != 0, "no certificate was shown"
+
+
+def test_the_images_for_gpus_have_the_onnx_runtime_of_the_others() -> None:
+    cpu = re.search(r"^onnxruntime==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    gpu = re.search(r"^onnxruntime-gpu==(\S+)", (ROOT / "docker/model-server-gpu.lock").read_text(), re.MULTILINE)
+    assert cpu is not None
+    assert gpu is not None
+    assert cpu[1] == gpu[1]

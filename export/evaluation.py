@@ -96,7 +96,8 @@ class Against:
 class Evaluation:
     """One version on labelled rows.
 
-    `interval` is None where chance has no part in the figure. `cutoff` is None where the likeliest class counts.
+    `interval` is None where chance has no part in the figure. `cutoff` is None where the likeliest class counts. Of the
+    rows whose likeliest class had a probability below `doubt`, half or more are of another class; None without any.
     `confusion[true][predicted]` are counts of rows; empty where labels do not exclude each other.
     """
 
@@ -110,6 +111,7 @@ class Evaluation:
     calibration: Calibration | None = None
     labels: Sequence[str] = field(default=())
     baseline: Against | None = None
+    doubt: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What a report keeps: plain numbers, lists and texts; what does not apply is left out."""
@@ -206,6 +208,23 @@ def calibration(probabilities: Floats, true: Bools, brier: float) -> Calibration
     return Calibration(ece, brier, bins)
 
 
+def doubt(probabilities: Floats, right: Bools) -> float | None:
+    """The highest probability below which half or more of the answers are wrong: `probabilities` [n] of what was the
+    likeliest class, and whether it was `right` [n]. None where no answer, however unlikely, is wrong as often.
+
+    Source: the reject rule of Chow, "On optimum recognition error and reject tradeoff" (1970), with its threshold taken
+    from rows that the model has not learned from.
+    """
+    order = np.argsort(probabilities, kind="stable")
+    sorted_, wrong = probabilities[order], np.cumsum(~right[order])
+    last = np.append(np.diff(sorted_) > 0, True)  # of equal probabilities the last, as all or none are below
+    often = np.flatnonzero(last & (2 * wrong >= np.arange(1, len(right) + 1)))
+    if not often.size:
+        return None
+    place = int(often[-1])
+    return float(sorted_[place : place + 2].mean())
+
+
 def figures_of(found: Evaluation) -> dict[str, float]:
     """The numbers that a manifest keeps: the figure, its interval as `_low` and `_high`, `ece`, `brier`, `rows`.
 
@@ -236,6 +255,8 @@ def text(found: Evaluation, width: int | None = None) -> list[str]:
     if found.calibration is not None:
         honest = found.calibration
         lines[0] += f" Probabilities: calibration error (ECE) {honest.ece:.3f}, Brier score {honest.brier:.3f}."
+    if found.doubt is not None:
+        lines[0] += f" Of those below {found.doubt:.2f}, half or more are of another class."
     if found.baseline is not None:
         lines += ["", _beside(found.baseline)]
     if not found.classes:
@@ -296,14 +317,15 @@ def _of_classes(
     confusion = np.zeros((count, count), np.int64)
     np.add.at(confusion, (truth, predicted), 1)
     classes = [_class(name, truth == place, predicted == place) for place, name in enumerate(names)]
-    honest = None
+    honest = unsure = None
     if probabilities is not None:
+        unsure = doubt(probabilities.max(axis=1), predicted == truth)
         right = np.zeros_like(probabilities)
         right[np.arange(len(truth)), truth] = 1.0
         brier = float(((probabilities - right) ** 2).sum(axis=1).mean())
         honest = calibration(probabilities.max(axis=1), predicted == truth, brier)
     return dataclasses.replace(
-        found, classes=classes, confusion=confusion.tolist(), calibration=honest, labels=list(names)
+        found, classes=classes, confusion=confusion.tolist(), calibration=honest, labels=list(names), doubt=unsure
     )
 
 

@@ -24,6 +24,7 @@ _FIELDS = (  # of a manifest, what is shown
 )
 _CARD = "card.md"
 _EVALUATION = "evaluation.json"
+_TOLD = ("figure", "value", "rows", "interval", "classes", "doubt")
 _MAX_EVALUATION_BYTES = 4 << 20
 _MAX_CARD_BYTES = 1 << 20
 _MAX_EXAMPLE_CHARACTERS = 50_000
@@ -71,7 +72,8 @@ class Store:
 
     def evaluation(self, model: str, version: int) -> dict[str, Any] | None:
         """How the graph of a version did on its test rows: `figure`, `value`, `rows`, and where the report has them the
-        95 % `interval`, each of `classes`, and the `calibration` without its bins; None where it has no evaluation.
+        95 % `interval`, each of `classes`, the `doubt`, and the `calibration` without its bins; None where it has no
+        evaluation.
         """
         path = self._assets(model, version) / "report" / _EVALUATION
         try:
@@ -82,7 +84,7 @@ class Store:
             return None
         if not isinstance(content, dict) or not {"figure", "value", "rows"} <= content.keys():
             return None
-        told = {name: content[name] for name in ("figure", "value", "rows", "interval", "classes") if name in content}
+        told = {name: content[name] for name in _TOLD if name in content}
         honest = content.get("calibration")
         if isinstance(honest, dict):
             told["calibration"] = {name: honest[name] for name in ("ece", "brier") if name in honest}

@@ -92,6 +92,25 @@ def test_honest_probabilities_have_a_small_calibration_error_and_too_sure_ones_a
     assert sum(one.count for one in sure.bins) == ROWS
 
 
+def test_below_the_doubt_half_of_the_answers_are_wrong() -> None:
+    sure = np.array([0.9, 0.4, 0.7, 0.5, 0.6, 0.8])
+    right = np.array([True, False, True, True, False, True])
+    assert evaluation.doubt(sure, right) == pytest.approx(0.75)  # 2 of 4 are wrong below it, 2 of 5 up to 0.8
+    assert evaluation.doubt(sure, np.ones(6, bool)) is None
+    assert evaluation.doubt(sure, np.zeros(6, bool)) == pytest.approx(0.9)
+    alike = np.array([0.5, 0.5, 0.5, 0.5, 0.9])
+    assert evaluation.doubt(alike, np.array([False, False, True, True, True])) == pytest.approx(0.7)
+    assert evaluation.doubt(alike, np.array([False, True, True, True, True])) is None
+    truth, outputs = pets(1.0)
+    found = evaluation.evaluate(figures.accuracy(PETS, X, truth), outputs, PETS)
+    assert found.doubt is not None
+    below = outputs["probabilities"].max(axis=1) < found.doubt
+    assert below.sum() > 20
+    assert (outputs["classes"] != truth)[below].mean() == pytest.approx(0.5, abs=0.02)
+    assert f"Of those below {found.doubt:.2f}, half or more are of another class" in evaluation.text(found)[0]
+    assert found.to_json()["doubt"] == found.doubt
+
+
 def test_labels_that_are_not_known_count_nowhere() -> None:
     chance = np.random.default_rng(1)
     said = chance.random((ROWS, 3)).astype(np.float32)

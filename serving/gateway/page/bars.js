@@ -43,14 +43,16 @@ export class Bars {
   }
 }
 
-// A share as words: a class that is less likely than all others together may well be wrong.
-export function sureness(word, share) {
+// A share as words: a class may well be wrong that is less likely than all others together, or less likely than most of
+// the wrong ones among the test rows were, below `doubt`.
+export function sureness(word, share, doubt = 0) {
   if (!(share >= 0 && share <= 1)) return "";
+  if (word === "probability" && share < doubt) return `${word} ${percent(share)}: not sure. Below ${percent(doubt)}, half or more of the answers for the test rows were wrong.`;
   return `${word} ${percent(share)}${word === "probability" && share < 0.5 ? ": not sure" : ""}`;
 }
 
 // How a picture's likeliest class is shown: its name, its probability, and a bar a class.
-export function showClass({ name, labels, outputs }) {
+export function showClass({ name, labels, outputs, evaluation }) {
   const word = outputs.some(({ unit }) => unit === "probability") ? "probability" : "score";
   const bars = new Bars(element(`${name}-bars`), labels);
   return (predictions) => {
@@ -58,7 +60,7 @@ export function showClass({ name, labels, outputs }) {
     const scores = scoresOf(predictions?.[0]);
     const sure = scores?.[best];
     element(`${name}-class`).textContent = best ?? "–";
-    element(`${name}-sure`).textContent = sureness(word, sure);
+    element(`${name}-sure`).textContent = sureness(word, sure, evaluation?.doubt);
     bars.show(scores, best);
   };
 }

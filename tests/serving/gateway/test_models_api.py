@@ -147,6 +147,7 @@ def test_a_version_has_its_labels_card_and_example(client, assets, models_dir) -
 def test_the_evaluation_of_the_version_that_answers_is_told(client, assets) -> None:
     classes = [{"name": "0", "rows": 10, "positives": 5, "precision": 1.0, "recall": 0.8, "specificity": 1.0}]
     evaluation = {"figure": "accuracy", "value": 0.9, "rows": 10, "interval": [0.7, 1.0], "classes": classes}
+    evaluation["doubt"] = 0.61
     told = {**evaluation, "calibration": {"ece": 0.05, "brier": 0.2}}
     written = {**told, "confusion": [[5]], "calibration": {**told["calibration"], "bins": []}}
     path = assets / "report" / "evaluation.json"

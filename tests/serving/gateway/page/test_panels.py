@@ -204,9 +204,17 @@ def test_a_class_that_is_less_likely_than_the_others_together_is_called_unsure(p
     page.goto("/models/cifar10")
     found = page.evaluate(
         "import('/page/bars.js').then(({ sureness: told }) =>"
-        " [['probability', 0.3], ['probability', 0.5], ['score', 0.3], ['score', 7]].map((given) => told(...given)))"
+        " [['probability', 0.3], ['probability', 0.5], ['probability', 0.6, 0.61], ['probability', 0.61, 0.61],"
+        " ['score', 0.3], ['score', 7]].map((given) => told(...given)))"
     )
-    assert found == ["probability 30.0 %: not sure", "probability 50.0 %", "score 30.0 %", ""]
+    assert found == [
+        "probability 30.0 %: not sure",
+        "probability 50.0 %",
+        "probability 60.0 %: not sure. Below 61.0 %, half or more of the answers for the test rows were wrong.",
+        "probability 61.0 %",
+        "score 30.0 %",
+        "",
+    ]
 
 
 @pytest.mark.slow

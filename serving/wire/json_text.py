@@ -62,13 +62,17 @@ def _may_repeat_a_key(request: dict[str, Any], body: bytes) -> bool:
     return colons > keys and len(_KEY_END.findall(body)) > keys  # texts may hold colons, too
 
 
-def _keys(value: dict[str, Any] | list[Any]) -> int:
+def _keys(value: dict[str, Any]) -> int:
     """How many keys a value has in all its objects, but those in lists that begin with a plain value."""
-    if isinstance(value, dict):
-        return len(value) + sum([_keys(one) for one in value.values() if type(one) in _HOLDERS])
-    if not value or type(value[0]) not in _HOLDERS:
-        return 0
-    return sum([_keys(one) for one in value if type(one) in _HOLDERS])
+    count = 0
+    holders: list[dict[str, Any] | list[Any]] = [value]
+    for one in holders:  # which grows meanwhile: nesting may be deep
+        if isinstance(one, dict):
+            count += len(one)
+            holders += [inner for inner in one.values() if type(inner) in _HOLDERS]
+        elif one and type(one[0]) in _HOLDERS:
+            holders += [inner for inner in one if type(inner) in _HOLDERS]
+    return count
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from bookserve.serving.gateway.bridge import Bridge
 from bookserve.serving.wire.connections import affordable
 from bookserve.serving.wire.embedded_http import EmbeddedHttp
 from bookserve.serving.wire.file_stamps import Stamp, stamp
+from bookserve.serving.wire.listening import BACKLOG, bound, successor
 
-_BACKLOG = 1024
 _CONNECTIONS = 4096  # more wait until one is closed
 _HEADER_MILLISECONDS = 10_000
 _LOOK_SECONDS = 1.0  # between looks at the files of certificates
+_FIRST_REQUEST_SECONDS = 1.0  # that a connection has which the server of before has just accepted
 
 _log = structlog.get_logger()
 
@@ -79,7 +80,7 @@ def reserve(bind: str, port: int) -> socket.socket:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((bind, port))
             address = probe.getsockname()
-        return _bound(family, address)
+        return bound(family, socket.SOCK_STREAM, 0, address, shared=True)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise click.ClickException(f"port {port} of {bind} is taken: choose another with --port") from error
@@ -87,69 +88,82 @@ def reserve(bind: str, port: int) -> socket.socket:
 
 
 class Listener:
-    """Serves the requests of one socket, until it is stopped."""
+    """Serves the requests of one port, until it is stopped."""
 
     def __init__(self, bridge: Bridge, reserved: socket.socket, tls: ListenerTls | None) -> None:
         self._bridge = bridge
-        self._endpoint = _bound(reserved.family, reserved.getsockname())
         self._tls = tls
         self._seen = () if tls is None else tls.stamp()
-        self._retired: set[asyncio.Task[None]] = set()
+        endpoint = bound(reserved.family, reserved.type, reserved.proto, reserved.getsockname(), shared=True)
+        self._endpoints = [endpoint]  # the last one has the new connections
+        self._servers: list[tuple[EmbeddedHttp, asyncio.Task[None]]] = []  # so has the last one here
 
     @property
     def url(self) -> str:
         """Where it is asked."""
-        host, port = self._endpoint.getsockname()[:2]
+        host, port = self._endpoints[-1].getsockname()[:2]
         named = f"[{host}]" if ":" in host else host
         return f"{'http' if self._tls is None else 'https'}://{named}:{port}"
 
     async def start(self) -> None:
         """Returns when connections are accepted."""
-        self._endpoint.listen(_BACKLOG)
-        self._server = self._made()
-        self.serving = await self._server.start()
+        self._endpoints[-1].listen(BACKLOG)
+        await self._serve(self._endpoints[-1])
 
     async def ended(self) -> None:
         """Returns when the library serves no more, and nobody has taken over."""
-        while not self.serving.done():
-            await asyncio.wait([self.serving])
+        while not self._servers[-1][1].done():
+            await asyncio.wait([self._servers[-1][1]])
 
     async def follow_certificates(self) -> None:
         """For ever: when the files of TLS change, new connections get what they say.
 
-        The library reads them once, so a new server of its takes over on the same socket; that of before answers what
-        is under way and ends. Files that cannot be used are logged once, and change nothing.
+        The library reads them once, so a new server of its takes over; that of before answers what is under way and
+        ends. Files that cannot be used are logged once, and change nothing.
         """
         while self._tls is not None:
             await asyncio.sleep(_LOOK_SECONDS)
             now = self._tls.stamp()
             if now == self._seen:
                 continue
+            endpoint = None
             try:
                 self._tls.check()
-                fresh = self._made()
-                serving = await fresh.start()
+                endpoint = successor(self._endpoints[-1])
+                await self._serve(endpoint or self._endpoints[-1])
             except Exception as error:  # of files, or of a library that does not take what Python's own TLS takes
+                if endpoint is not None:
+                    endpoint.close()
                 if self._tls.stamp() == now:
                     self._seen = now
                     _log.warning("certificates", reason=f"{error}: those of before are kept")
                 continue
             # When they were replaced meanwhile, the next look sees it.
             self._seen = now
-            before, self._server = self._server, fresh
-            retired, self.serving = self.serving, serving
-            self._retired.add(retired)
-            retired.add_done_callback(self._retired.discard)
-            before.stop()  # type: ignore[no-untyped-call]
             _log.info("certificates", reason="new files for the gateway's port")
+            if endpoint is not None:
+                self._endpoints.append(endpoint)
+            await asyncio.sleep(_FIRST_REQUEST_SECONDS)
+            before, serving = self._servers[0]
+            before.stop()  # type: ignore[no-untyped-call]
+            await asyncio.wait([serving])
+            del self._servers[0]
+            if endpoint is not None:
+                self._endpoints.pop(0).close()
 
     async def stop(self) -> None:
         """Accepts nothing more, and returns when what is under way is answered."""
-        self._server.stop()  # type: ignore[no-untyped-call]
-        self._endpoint.close()  # the library's handle is the last one now, which it closes when it stops
-        await asyncio.gather(self.serving, *self._retired)
+        for server, _ in self._servers:
+            server.stop()  # type: ignore[no-untyped-call]
+        for endpoint in self._endpoints:
+            endpoint.close()  # the library's handle is the last one now, which it closes when it stops
+        await asyncio.gather(*[serving for _, serving in self._servers])
 
-    def _made(self) -> EmbeddedHttp:
+    async def _serve(self, endpoint: socket.socket) -> None:
+        server = self._made(endpoint)
+        self._servers.append((server, await server.start()))
+
+    def _made(self, endpoint: socket.socket) -> EmbeddedHttp:
         settings: dict[str, Any] = {
             "interface": Interfaces.RSGI,
             "http": HTTPModes.http1,
@@ -166,16 +180,4 @@ class Listener:
             }
             if self._tls.client_ca is not None:
                 settings |= {"ssl_ca": self._tls.client_ca, "ssl_client_verify": True}
-        return EmbeddedHttp(self._bridge, self._endpoint, _BACKLOG, **settings)
-
-
-def _bound(family: int, address: Any) -> socket.socket:
-    found = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        found.bind(address)
-    except OSError:
-        found.close()
-        raise
-    return found
+        return EmbeddedHttp(self._bridge, endpoint, BACKLOG, **settings)

@@ -24,9 +24,10 @@ from bookserve.serving.server.transport.grpc_call import GrpcApplication, Handle
 from bookserve.serving.server.transport.http_exchange import Handler as RestHandler
 from bookserve.serving.server.transport.http_exchange import RestApplication
 from bookserve.serving.server.transport.limits import Limits, UnfinishedBytes, grpc_limits, rest_limits
-from bookserve.serving.server.transport.listeners import BACKLOG, Api, connections, successor
+from bookserve.serving.server.transport.listeners import Api, connections
 from bookserve.serving.wire.connections import affordable
 from bookserve.serving.wire.embedded_http import EmbeddedHttp
+from bookserve.serving.wire.listening import BACKLOG, successor
 
 log = logging.getLogger(__name__)
 

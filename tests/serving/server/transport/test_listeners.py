@@ -5,7 +5,6 @@ import http.client
 import json
 import socket
 import ssl
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
-from bookserve.serving.server.transport import listeners
 from certificates import Authority
 from model_servers import Server, StartServer, server_starter, wait_until, write_scale_model
 from raw_http2 import END_HEADERS, HEADERS, RawClient, frame, request_headers
@@ -350,19 +348,3 @@ def _has_ipv6() -> bool:
     with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
         return True
     return False
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="packet filters are Linux's")
-def test_at_a_stop_only_what_asks_for_a_connection_is_dropped() -> None:
-    """The filter reads TCP's flags, the 14th byte of a packet; a datagram has 8 bytes of header before its content."""
-    syn, ack, push, fin, reset = 0x02, 0x10, 0x08, 0x01, 0x04
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as filtered,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
-    ):
-        filtered.bind(("127.0.0.1", 0))
-        filtered.settimeout(20)
-        listeners._drop_new_handshakes(filtered)
-        for flags in (syn, ack, syn, push | ack, fin | ack, reset):
-            sender.sendto(bytes(5) + bytes([flags]) + bytes(6), filtered.getsockname())
-        assert [filtered.recv(64)[5] for _ in range(4)] == [ack, push | ack, fin | ack, reset]

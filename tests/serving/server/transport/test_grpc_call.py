@@ -8,6 +8,8 @@ import socket
 import struct
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -523,6 +525,8 @@ def test_a_malformed_time_out_is_an_error_as_with_grpcs_own_servers(server: Tran
 def test_a_port_that_had_no_file_for_a_connection_is_served_again(caplog: pytest.LogCaptureFixture) -> None:
     """The library gives up there: the port was dead from then on, while readiness and REST were fine."""
     with serving({b"/t/Echo": echo}) as server:
+        with pytest.raises(urllib.error.HTTPError, match="404"):  # while it starts, the library of REST needs files
+            urllib.request.urlopen(server.url, timeout=20)
         clients = [socket.socket() for _ in range(5)]
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
         lowest = os.dup(0)  # every number below it is taken

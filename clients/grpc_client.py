@@ -83,6 +83,8 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5000),  # despite its name the time that one attempt to connect may take
+    # A server that was replaced has another address, which its name tells at once; gRPC's own pause is 30 s.
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
     # A model server is reached directly: a proxy of the environment would get requests meant for loopback.
     ("grpc.enable_http_proxy", 0),
 )

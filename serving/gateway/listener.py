@@ -80,7 +80,7 @@ def reserve(bind: str, port: int) -> socket.socket:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((bind, port))
             address = probe.getsockname()
-        return bound(family, socket.SOCK_STREAM, 0, address, shared=True)
+        return bound(family, socket.SOCK_STREAM, 0, address, shared=True, dual=True)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise click.ClickException(f"port {port} of {bind} is taken: choose another with --port") from error
@@ -94,7 +94,7 @@ class Listener:
         self._bridge = bridge
         self._tls = tls
         self._seen = () if tls is None else tls.stamp()
-        endpoint = bound(reserved.family, reserved.type, reserved.proto, reserved.getsockname(), shared=True)
+        endpoint = bound(reserved.family, reserved.type, 0, reserved.getsockname(), shared=True, dual=True)
         self._endpoints = [endpoint]  # the last one has the new connections
         self._servers: list[tuple[EmbeddedHttp, asyncio.Task[None]]] = []  # so has the last one here
 

@@ -13,8 +13,13 @@ _SO_ATTACH_FILTER = 26  # Linux's socket(7); Python has no name for it
 _SO_ATTACH_REUSEPORT_CBPF = 51  # nor for this one
 
 
-def bound(family: int, kind: int, protocol: int, address: Any, *, shared: bool = False) -> socket.socket:
-    """A socket that has its address, but does not listen yet. Raises OSError where it cannot have it."""
+def bound(
+    family: int, kind: int, protocol: int, address: Any, *, shared: bool = False, dual: bool = False
+) -> socket.socket:
+    """A socket that has its address, but does not listen yet. Raises OSError where it cannot have it.
+
+    A `dual` one of IPv6 takes connections of IPv4, too, where its address is that of all.
+    """
     endpoint = socket.socket(family, kind, protocol)
     try:
         endpoint.setblocking(False)
@@ -23,7 +28,7 @@ def bound(family: int, kind: int, protocol: int, address: Any, *, shared: bool =
         if shared:
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            endpoint.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            endpoint.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not dual))
         endpoint.bind(address)
     except OSError:
         endpoint.close()
@@ -41,7 +46,8 @@ def successor(endpoint: socket.socket) -> socket.socket | None:
         return None
     try:
         _attach(endpoint, _SO_ATTACH_REUSEPORT_CBPF, _CHOOSE_SECOND)
-        found = bound(endpoint.family, endpoint.type, endpoint.proto, endpoint.getsockname(), shared=True)
+        dual = endpoint.family == socket.AF_INET6 and not endpoint.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        found = bound(endpoint.family, endpoint.type, endpoint.proto, endpoint.getsockname(), shared=True, dual=dual)
         found.listen(BACKLOG)
     except OSError:
         return None

@@ -20,3 +20,23 @@ def test_at_a_stop_only_what_asks_for_a_connection_is_dropped() -> None:
         for flags in (syn, ack, syn, push | ack, fin | ack, reset):
             sender.sendto(bytes(5) + bytes([flags]) + bytes(6), filtered.getsockname())
         assert [filtered.recv(64)[5] for _ in range(4)] == [ack, push | ack, fin | ack, reset]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there one socket takes over from another")
+@pytest.mark.parametrize("dual", [True, False])
+def test_a_successor_of_ipv6_takes_ipv4_where_the_one_before_did(dual: bool) -> None:
+    try:
+        first = listening.bound(socket.AF_INET6, socket.SOCK_STREAM, 0, ("::", 0), shared=True, dual=dual)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with first:
+        first.listen()
+        second = listening.successor(first)
+        assert second is not None
+        with second:
+            for endpoint in (first, second):
+                assert endpoint.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == int(not dual)
+            if dual:
+                socket.create_connection(("127.0.0.1", second.getsockname()[1]), timeout=10).close()
+                second.settimeout(10)
+                second.accept()[0].close()

@@ -56,19 +56,22 @@ def parse(body: bytes) -> Any:
 def _may_repeat_a_key(request: dict[str, Any], body: bytes) -> bool:
     """Whether an object of the body may have a key twice, of which the value would show one."""
     colons = body.count(b":")
-    if colons <= len(request):
-        return False
-    keys = _keys(request)
+    keys = _keys(request, colons)
     return colons > keys and len(_KEY_END.findall(body)) > keys  # texts may hold colons, too
 
 
-def _keys(value: dict[str, Any]) -> int:
-    """How many keys a value has in all its objects, but those in lists that begin with a plain value."""
+def _keys(value: dict[str, Any], most: int) -> int:
+    """How many keys a value has in all its objects, but those in lists that begin with a plain value.
+
+    It stops looking at `most`, which is how rows are seldom looked into: every key has a colon.
+    """
     count = 0
     holders: list[dict[str, Any] | list[Any]] = [value]
     for one in holders:  # which grows meanwhile: nesting may be deep
         if isinstance(one, dict):
             count += len(one)
+            if count >= most:
+                break
             holders += [inner for inner in one.values() if type(inner) in _HOLDERS]
         elif one and type(one[0]) in _HOLDERS:
             holders += [inner for inner in one if type(inner) in _HOLDERS]

@@ -23,6 +23,7 @@ from bookserve.training.datasets import mnist, picture_folder
 from bookserve.training.datasets.files import DataRequest
 from bookserve.training.datasets.own_data import PictureFolder
 from bookserve.training.datasets.splits import ImageSplits, LabelledImages
+from bookserve.training.devices import precision
 from bookserve.training.loop.averages import AveragedAdamW, AveragedDescent, ValidateAverages, take_averages
 from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
@@ -48,6 +49,7 @@ CONTRACT = Contract(
 DATA_SET = mnist
 KEY_METRIC = KeyMetric(name="accuracy", book=0.993)  # chapter 6's script "should achieve a test error of 0.7%"
 EVALUATION_BATCH = 500
+FULL_PRECISION = frozenset({"scaled", "logits"})  # layers that are float32 always
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,12 @@ def on_own_data(config: Config, data: ImageSplits, name: str) -> tuple[Config, C
 
 
 def build_model(config: Config) -> keras.Model:
-    """LeNet-5, untrained: uint8 images [n, 28, 28] in, float32 logits [n, classes] out."""
+    """LeNet-5, untrained: uint8 images [n, 28, 28] in, float32 logits [n, classes] out; on GPUs in their fastest
+    precision.
+    """
     layers = keras.layers
     images = keras.Input((mnist.SIDE, mnist.SIDE), dtype="uint8", name="images")
-    x = layers.Rescaling(config.pixel_range / 255, offset=-config.pixel_range / 2)(images)
+    x = layers.Rescaling(config.pixel_range / 255, offset=-config.pixel_range / 2, name="scaled")(images)
     x = layers.Reshape((mnist.SIDE, mnist.SIDE, 1))(x)  # (n, 28, 28, 1)
     x = layers.Conv2D(config.filters_1, config.kernel, padding="same", activation="relu", **_start(config, bias=0.0))(x)
     x = layers.MaxPooling2D()(x)  # (n, 14, 14, 32)
@@ -149,7 +153,9 @@ def build_model(config: Config) -> keras.Model:
     x = layers.Dense(config.hidden, activation="relu", **_start(config), **_penalty(config))(x)
     x = layers.Dropout(config.dropout)(x)
     logits = layers.Dense(config.classes, name="logits", **_start(config), **_penalty(config))(x)
-    return keras.Model(images, logits, name="lenet5")
+    network = keras.Model(images, logits, name="lenet5")
+    policy = precision.fastest_on_gpus()
+    return network if policy == "float32" else precision.in_precision(network, policy, FULL_PRECISION)
 
 
 def train(
@@ -215,9 +221,10 @@ def measurement(data: ImageSplits) -> figures.Measurement:
 
 
 def serving_model(model: keras.Model) -> keras.Model:
-    """The trained network behind the contract: `images` in, `probabilities` and `classes` out."""
+    """The trained network behind the contract, in float32: `images` in, `probabilities` and `classes` out."""
     images = keras.Input((mnist.SIDE, mnist.SIDE), dtype="uint8", name="images")
-    probabilities = keras.layers.Softmax()(model(images, training=False))  # (n, classes)
+    network = precision.in_precision(model, "float32")
+    probabilities = keras.layers.Softmax()(network(images, training=False))  # (n, classes)
     best = keras.ops.top_k(probabilities, k=1)[1][:, 0]  # (n,); Keras's argmax has no ONNX form
     classes = keras.ops.cast(best, "int64")
     return keras.Model(images, {"probabilities": probabilities, "classes": classes}, name="mnist")

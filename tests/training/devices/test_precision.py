@@ -50,6 +50,7 @@ def test_bfloat16_only_where_the_processor_has_it(
     if content is not None:
         (tmp_path / "cpuinfo").write_text(content)
     assert precision.fastest() == policy
+    assert precision.fastest_on_gpus() == "float32"
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,4 @@ def test_bfloat16_only_where_every_gpu_has_it(
         lambda capability: {} if capability is None else {"compute_capability": capability},
     )
     assert precision.fastest() == policy
+    assert precision.fastest_on_gpus() == policy

@@ -11,6 +11,7 @@ from bookserve.training import run
 from bookserve.training.datasets import digit_sample
 from bookserve.training.datasets.files import DataRequest, Origin
 from bookserve.training.datasets.splits import ImageSplits, LabelledImages
+from bookserve.training.devices import precision
 from bookserve.training.models import mnist
 
 TINY = mnist.Config(epochs=6, batch=32, filters_1=8, filters_2=8, hidden=32, learning_rate=8e-3, dropout=0.2)
@@ -91,6 +92,22 @@ def test_the_serving_model_keeps_the_contract(digits: ImageSplits) -> None:
     np.testing.assert_allclose(probabilities, keras.ops.softmax(logits).numpy(), atol=1e-6)
     np.testing.assert_array_equal(classes, logits.argmax(axis=1))
     assert classes.dtype == np.int64
+
+
+def test_what_a_gpu_trained_in_bfloat16_is_served_in_float32(
+    digits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "fastest_on_gpus", lambda: "mixed_bfloat16")
+    run.make_repeatable(0)
+    model = mnist.build_model(TINY)
+    assert {layer.name for layer in model.layers if layer.compute_dtype == "float32"} >= {"scaled", "logits"}
+    assert "bfloat16" in {layer.compute_dtype for layer in model.layers}
+    mnist.train(model, digits, TINY, seed=0, callbacks=[])
+    served = mnist.serving_model(model)
+    (network,) = [layer for layer in served.layers if layer.name == model.name]
+    assert {layer.compute_dtype for layer in network.layers} == {"float32"}
+    outputs = served(digits.test.images)
+    assert (outputs["classes"].numpy() == digits.test.labels).mean() > 0.5
 
 
 def test_batches_are_shuffled_anew_each_epoch_and_the_same_for_a_seed(digits: ImageSplits) -> None:

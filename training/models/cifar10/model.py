@@ -191,14 +191,14 @@ def measurement(data: ImageSplits) -> figures.Measurement:
 def serving_model(model: keras.Model) -> keras.Model:
     """The trained network behind the contract, in float32: `images` in; `probabilities` and `classes` out.
 
-    "modern" sees each image and its mirror image and averages what it says of them, "book" sees the central crop.
+    "modern" averages what it says of each image and its mirror image (see `averaged`), "book" sees the central crop.
     """
     images = keras.Input((cifar10.SIDE, cifar10.SIDE, 3), dtype="uint8", name="images")
     network = precision.in_precision(model, "float32")
     if model.name == book.NAME:
         logits = network(_central(images, book.CROP), training=False)  # (n, classes)
     else:
-        logits = (network(images, training=False) + network(keras.ops.flip(images, axis=2), training=False)) / 2
+        logits = modern.averaged(network, images)  # (n, classes)
     probabilities = keras.layers.Softmax()(logits)
     best = keras.ops.top_k(probabilities, k=1)[1][:, 0]  # (n,); Keras's argmax has no ONNX form
     classes = keras.ops.cast(best, "int64")

@@ -2,8 +2,8 @@
 
 Source: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024), which goes back to Page's ResNet for DAWNBench
 (2018). The first layer whitens patches and is never trained; six 3 x 3 convolutions begin as the identity; the biases
-of the batch normalisation learn fast; labels are smoothed; an image is mirrored every other epoch. Left out: the
-weights that look ahead, and more than the image and its mirror image at the test.
+of the batch normalisation learn fast; labels are smoothed; an image is mirrored every other epoch; the weights look
+ahead; at the test, moved images and their mirror images can be asked about beside the image.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,11 @@ from bookserve.training.datasets import cifar10
 from bookserve.training.devices import precision
 from bookserve.training.loop.rates import warm_cosine
 
-NAME = "modern"
+NAME, MOVED_NAME = "modern", "modern_moved"  # of networks that are asked for the image and its mirror image, for more
 PATCH = 2  # pixels of the side of a whitened patch
 WHITENING_ROWS = 5_000  # training rows whose patches are looked at
 WHITENING_FLOOR = 5e-4  # added to the variances, so that faint directions are not blown up
+LOOKAHEAD_PAST = 0.95**5  # of the slow weights, the fraction that stays at the last of their steps
 LOGIT_SCALE = 1 / 9  # of the last layer's output
 FULL_PRECISION = frozenset({"scaled", "whitening", "scores", "logits"})  # layers that are float32 always
 
@@ -43,23 +44,56 @@ class Config:
     weight_decay: float = 0.0125  # pull of every weight towards 0, times the rate
     label_smoothing: float = 0.2  # fraction of the target that is spread over all classes
     shift: int = 2  # largest shift of a training image, pixels
+    lookahead: int = 0  # steps from one step of the slow weights to the next, 0 for none
+    moved: bool = False  # whether the served network also looks at the image moved by a pixel, up left and down right
 
 
 class Descent(keras.optimizers.SGD):  # type: ignore[misc]
-    """Nesterov's descent in which the biases of normalisation layers, named "beta", learn `bias_rate` times faster."""
+    """Nesterov's descent in which the biases of normalisation layers, named "beta", learn `bias_rate` times faster.
 
-    def __init__(self, learning_rate: Any, momentum: float, weight_decay: float, bias_rate: float) -> None:
+    With `lookahead`, slow weights follow: every so many of the `steps` of the training they take a step towards the
+    weights, which go on from there. They keep a fraction of their past that rises with the third power of the time.
+    Source: Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back" (2019), as Jordan uses it.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        momentum: float,
+        weight_decay: float,
+        bias_rate: float,
+        lookahead: int = 0,
+        steps: int = 1,
+    ) -> None:
         super().__init__(learning_rate, momentum=momentum, nesterov=True, weight_decay=weight_decay)
         self.bias_rate = bias_rate
+        self.lookahead = lookahead
+        self.steps = steps
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Note how fast each variable learns; in a step they come without the names that Keras gave them."""
-        super().build(variables)
+        """Note how fast each variable learns; in a step they come without the names that Keras gave them. Make the slow
+        weights, which begin as the weights.
+        """
+        if not self.built and self.lookahead:
+            super().build(variables)
+            self.slow = self.add_optimizer_variables(variables, "slow")
+            for slow, variable in zip(self.slow, variables, strict=True):
+                slow.assign(variable)
+        else:
+            super().build(variables)
         self.rate_factors = [self.bias_rate if variable.name == "beta" else 1.0 for variable in variables]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """One variable's step."""
-        super().update_step(gradient, variable, learning_rate * self.rate_factors[self._get_variable_index(variable)])
+        index = self._get_variable_index(variable)
+        super().update_step(gradient, variable, learning_rate * self.rate_factors[index])
+        if self.lookahead:
+            slow, done = self.slow[index], self.iterations + 1
+            past = LOOKAHEAD_PAST * (keras.ops.cast(done, "float32") / self.steps) ** 3
+            met = past * slow + (1.0 - past) * variable
+            due = keras.ops.equal(done % self.lookahead, 0)
+            self.assign(slow, keras.ops.where(due, met, slow))
+            self.assign(variable, keras.ops.where(due, met, variable))
 
 
 def build_model(config: Config) -> keras.Model:
@@ -80,7 +114,8 @@ def build_model(config: Config) -> keras.Model:
     x = layers.GlobalMaxPooling2D()(x)  # (n, 256)
     x = layers.Dense(config.classes, use_bias=False, kernel_initializer=_uniform(), name="scores")(x)
     logits = layers.Rescaling(LOGIT_SCALE, name="logits")(x)
-    model = precision.in_precision(keras.Model(images, logits, name=NAME), precision.fastest(), FULL_PRECISION)
+    network = keras.Model(images, logits, name=MOVED_NAME if config.moved else NAME)
+    model = precision.in_precision(network, precision.fastest(), FULL_PRECISION)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.name != "whitening":
             layer.kernel.assign(_identity(np.array(layer.kernel)))
@@ -110,7 +145,9 @@ def compile_model(model: keras.Model, config: Config, steps: int) -> None:
             targets, logits, from_logits=True, label_smoothing=config.label_smoothing
         )
 
-    optimizer = Descent(rate, config.momentum, config.weight_decay, config.bias_rate)
+    optimizer = Descent(
+        rate, config.momentum, config.weight_decay, config.bias_rate, config.lookahead, config.epochs * steps
+    )
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
 
 
@@ -125,6 +162,24 @@ def distort(images: Any, mirrored: Any, config: Config, seed: Any) -> Any:
     rows, columns = places[:, 0], tf.where(mirrored[:, None], tf.reverse(places[:, 1], [1]), places[:, 1])
     flat = tf.reshape(images, [-1, cifar10.SIDE * cifar10.SIDE, 3])
     return tf.gather(flat, rows[:, :, None] * cifar10.SIDE + columns[:, None, :], batch_dims=1)
+
+
+def averaged(network: keras.Model, images: Any) -> Any:
+    """Logits float32 [n, classes] of uint8 images [n, 32, 32, 3] and their mirror images, averaged. Where the network
+    is to be asked for moved images, too, those have half of the weight.
+    """
+    logits = _with_mirror_image(network, images)
+    if network.name != MOVED_NAME:
+        return logits
+    ops = keras.ops
+    wide = ops.concatenate([images[:, 1:2], images, images[:, -2:-1]], axis=1)  # what is moved in is a reflection
+    wide = ops.concatenate([wide[:, :, 1:2], wide, wide[:, :, -2:-1]], axis=2)  # (n, 34, 34, 3)
+    moved = _with_mirror_image(network, wide[:, :-2, :-2]) + _with_mirror_image(network, wide[:, 2:, 2:])
+    return logits / 2 + moved / 4
+
+
+def _with_mirror_image(network: keras.Model, images: Any) -> Any:
+    return (network(images, training=False) + network(keras.ops.flip(images, axis=2), training=False)) / 2
 
 
 def _convolution(width: int) -> keras.layers.Conv2D:

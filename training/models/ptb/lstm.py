@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from bookserve.training.devices import exactness
+
 State = tuple[Any, Any]  # output and memory, float32 [batch, units]
 
 
@@ -26,6 +28,17 @@ def run_lstm(
     weights = (tf.convert_to_tensor(each) for each in (cell.kernel, cell.recurrent_kernel, cell.bias))
     outputs, output, memory = _unroll(dtype)(x, *state, *weights, tf.convert_to_tensor(kept))
     return outputs, (output, memory)
+
+
+def run_keras_lstm(layer: keras.layers.LSTM, x: Any, state: State) -> tuple[Any, State]:
+    """The same as `run_lstm` in float32 without `kept`, by Keras: on a GPU that is cuDNN's LSTM, on a CPU a loop."""
+    _, outputs, (output, memory) = layer.inner_loop(tf.transpose(x, [1, 0, 2]), state, None)
+    return tf.transpose(outputs, [1, 0, 2]), (output, memory)
+
+
+def cudnn_pays() -> bool:
+    """Whether cuDNN's LSTM is to be taken: on GPUs, for trainings that need not repeat themselves to the last bit."""
+    return exactness.mode() == exactness.FAST and bool(tf.config.list_physical_devices("GPU"))
 
 
 def _unroll(dtype: tf.DType) -> Any:

@@ -37,7 +37,7 @@ from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint, pack, 
 from bookserve.training.loop.rates import warm_cosine
 from bookserve.training.models import STANDARD, KeyMetric
 from bookserve.training.models.ptb import cache
-from bookserve.training.models.ptb.lstm import State, run_lstm
+from bookserve.training.models.ptb.lstm import State, cudnn_pays, run_keras_lstm, run_lstm
 from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
@@ -382,6 +382,7 @@ def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..
     dtype = _dtype(config)
     vectors, bias, layers = _parts(model)
     variables = model.trainable_variables
+    by_cudnn = cudnn_pays() and not config.recurrent_dropout  # which cuDNN has not
 
     def apply(gradients: Any) -> None:
         model.optimizer.apply(gradients, variables)
@@ -402,7 +403,10 @@ def training_step(model: keras.Model, config: Config, steps: int) -> Callable[..
             after = []
             for layer, before, mask in zip(layers, state, kept[1:], strict=True):
                 own = _kept([batch, config.units], config.recurrent_dropout, next(seeds))
-                x, end = run_lstm(layer, x, before, dtype, own)
+                if by_cudnn:
+                    x, end = run_keras_lstm(layer, x, before)
+                else:
+                    x, end = run_lstm(layer, x, before, dtype, own)
                 x *= mask
                 after.append(end)
             x = tf.reshape(x, [-1, config.units])  # (words, units)

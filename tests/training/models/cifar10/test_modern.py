@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -59,6 +61,37 @@ def test_biases_of_the_normalisation_learn_faster() -> None:
     descent.apply([tf.constant([1.0]), tf.constant([1.0])], [beta, kernel])
     assert float(kernel[0]) == pytest.approx(-0.15)  # Nesterov: 1 + 0.5
     assert float(beta[0]) == pytest.approx(64 * -0.15)
+
+
+def test_slow_weights_take_a_step_every_so_often_and_the_weights_go_on_from_there() -> None:
+    """Against Jordan's LookaheadState: slow = decay slow + (1 - decay) fast, decay = 0.95**5 (step / steps)**3."""
+    weight = keras.Variable([1.0, -2.0], name="kernel")
+    descent = modern.Descent(0.1, momentum=0.0, weight_decay=0.0, bias_rate=64.0, lookahead=2, steps=6)
+    fast, slow = np.array([1.0, -2.0]), np.array([1.0, -2.0])
+    for step in range(1, 7):
+        gradient = np.array([0.5 * step, -1.0])
+        descent.apply([tf.constant(gradient, tf.float32)], [weight])
+        fast = fast - 0.1 * gradient
+        if step % 2 == 0:
+            past = 0.95**5 * (step / 6) ** 3
+            slow = past * slow + (1 - past) * fast
+            fast = slow
+        np.testing.assert_allclose(weight, fast, rtol=1e-5)
+    assert np.abs(fast - (np.array([1.0, -2.0]) - 0.1 * np.array([0.5 * 21, -6.0]))).max() > 0.05
+
+
+def test_moved_images_have_half_of_the_weight() -> None:
+    images = cifar10.draw(3, seed=0).images
+    model = modern.build_model(replace(TINY, moved=True))
+    moved = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    weighted = ((0.5, images), (0.25, moved[:, :32, :32]), (0.25, moved[:, 2:, 2:]))
+    expected = sum(
+        weight * (np.array(model(views)) + np.array(model(views[:, :, ::-1]))) / 2 for weight, views in weighted
+    )
+    np.testing.assert_allclose(modern.averaged(model, images), expected, atol=1e-5)
+    plain = modern.build_model(TINY)
+    plain.set_weights(model.get_weights())
+    assert np.abs(np.array(modern.averaged(plain, images)) - expected).max() > 1e-4
 
 
 def test_pictures_are_shifted_by_at_most_two_pixels_and_reflected() -> None:

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bookserve.training.models.ptb.lstm import run_lstm
+from bookserve.training.devices import exactness
+from bookserve.training.models.ptb import lstm
+from bookserve.training.models.ptb.lstm import run_keras_lstm, run_lstm
 
 STEPS, BATCH, FEATURES, UNITS = 5, 3, 4, 6
 
@@ -54,6 +56,25 @@ def test_outputs_state_and_gradients_are_those_of_keras(layer: keras.layers.LSTM
     for found, expected in zip(ours(layer, inputs), keras_s(layer, inputs), strict=True):
         for ours_, theirs in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours_, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_way_to_cudnn_gives_the_same(layer: keras.layers.LSTM, inputs: Tensors) -> None:
+    x, output, memory, counts = inputs
+    with tf.GradientTape() as tape:
+        tape.watch([x, output, memory])
+        outputs, state = run_keras_lstm(layer, x, (output, memory))
+        total = tf.reduce_sum(outputs * counts) + tf.reduce_sum(state[0]) - 2 * tf.reduce_sum(state[1])
+    gradients = tape.gradient(total, [x, output, memory, *(weight.value for weight in layer.weights)])
+    for found, expected in zip(([outputs, *state], gradients), ours(layer, inputs), strict=True):
+        for theirs, ours_ in zip(found, expected, strict=True):
+            np.testing.assert_allclose(theirs, ours_, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "gpus", "pays"), [("fast", 1, True), ("exact", 1, False), ("fast", 0, False)])
+def test_cudnn_is_for_fast_trainings_on_gpus(mode: str, gpus: int, pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exactness, "mode", lambda: mode)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu"] * gpus)
+    assert lstm.cudnn_pays() is pays
 
 
 def test_bfloat16_products_are_near(layer: keras.layers.LSTM, inputs: Tensors) -> None:

@@ -111,8 +111,10 @@ def test_a_training_that_was_killed_ends_as_if_it_had_run_through(
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_step_of_the_book_is_its_plain_descent() -> None:
+@pytest.mark.parametrize("by_cudnn", [False, True])  # where there is no GPU, the way to it ends in Keras's loop
+def test_a_step_of_the_book_is_its_plain_descent(by_cudnn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against Keras's layers: the loss summed over the steps, the gradient cut to a norm, the rate times that."""
+    monkeypatch.setattr(ptb, "cudnn_pays", lambda: by_cudnn)
     run.make_repeatable(0)
     config = replace(ptb.BOOK, batch=4, steps=3, units=5, clip=0.5, bfloat16=False)
     model = ptb.build_model(config)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bookserve.serving.wire import json_decimals, tensorflow_error_pb2, tensorflow_pb2
+from bookserve.serving.wire import json_decimals, json_numbers, tensorflow_error_pb2, tensorflow_pb2
 from bookserve.serving.wire.json_numbers import Numbers
 from bookserve.serving.wire.json_text import JsonError, is_base64, kind_of, quoted, shown, to_bytes, to_json
 from bookserve.serving.wire.tensorflow_error_pb2 import Code
@@ -63,14 +63,10 @@ def read_tensors(
     Raises JsonError that names the row; UnsupportedTypeError for types that JSON cannot carry.
     """
     types = _sent(body, types, optional) if optional else types
-    for key, value in body.items():
-        if isinstance(value, Numbers):
-            if len(types) == 1:
-                ((name, number),) = types.items()
-                tensor = value.array(numpy_type(number)) if number in _LIMITS else None  # where a boolean is not
-                if tensor is not None:
-                    return {name: tensor}
-            body = {**body, key: value.nested()}
+    tensors = _from_numbers(body, types)
+    if tensors is not None:
+        return tensors
+    body = {key: json_numbers.built(value) for key, value in body.items()}
     if "instances" in body:
         if "inputs" in body:
             raise JsonError(
@@ -85,6 +81,39 @@ def read_tensors(
     if "inputs" in body:
         return _read_columns(body["inputs"], types, booleans)
     raise JsonError("Missing 'inputs' or 'instances' key")
+
+
+def _from_numbers(body: Mapping[str, Any], types: Mapping[str, DataType]) -> dict[str, Array] | None:
+    """The tensors of a request that `json_numbers` has read; None where the ordinary way is to be taken."""
+    key = "instances" if "instances" in body else "inputs"
+    value: Any = body.get(key)
+    if isinstance(value, Numbers):
+        columns = dict.fromkeys(types, value) if len(types) == 1 else {}
+    elif not json_numbers.named(value):
+        return None
+    elif isinstance(value, dict):
+        columns = {name: value[name] for name in types if name in value}
+    else:
+        return _from_rows(value, types)
+    tensors = {name: _from_one(numbers, types[name]) for name, numbers in columns.items()}
+    found = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    return found if found.keys() == types.keys() else None
+
+
+def _from_rows(rows: list[dict[str, Numbers]], types: Mapping[str, DataType]) -> dict[str, Array] | None:
+    if rows[0].keys() != types.keys() or any(len(numbers.shape) == MAX_RANK for numbers in rows[0].values()):
+        return None
+    columns = {}
+    for name, number in types.items():
+        tensors = [_from_one(row[name], number) for row in rows]
+        if any(tensor is None for tensor in tensors):
+            return None
+        columns[name] = np.stack(tensors)  # type: ignore[arg-type]
+    return columns
+
+
+def _from_one(numbers: Numbers, number: DataType) -> Array | None:
+    return numbers.array(numpy_type(number)) if number in _LIMITS else None  # where a boolean is not
 
 
 def _sent(body: Mapping[str, Any], types: Mapping[str, DataType], optional: Collection[str]) -> Mapping[str, DataType]:

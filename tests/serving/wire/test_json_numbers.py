@@ -3,7 +3,9 @@
 import gc
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -63,6 +65,125 @@ def test_whatever_is_changed_is_read_alike_or_left_to_the_ordinary_way(shape: tu
         expected = ordinary(body)
         assert type(read) is type(expected)
         np.testing.assert_array_equal(read, expected)
+
+
+@st.composite
+def named_requests(draw: st.DrawFn) -> tuple[str, dict[str, list[Array]]]:
+    """`inputs` with one array a name, or `instances` with one for each row."""
+    key = draw(st.sampled_from(["inputs", "instances"]))
+    rows = 1 if key == "inputs" else draw(st.integers(1, 3))
+    names = draw(st.lists(st.sampled_from(["a", "b64", "images", "dense_1/x:0"]), min_size=1, unique=True))
+    numbers = {"allow_nan": False, "allow_infinity": False}
+    shapes = {name: draw(SHAPES) for name in names}
+    return key, {
+        name: [draw(arrays.arrays(np.float32, shape, elements=numbers)) for _ in range(rows)]
+        for name, shape in shapes.items()
+    }
+
+
+def body_of(key: str, values: dict[str, list[Array]], separators: tuple[str, str] = (", ", ": ")) -> bytes:
+    rows = [
+        dict(zip(values, [array.tolist() for array in row], strict=True)) for row in zip(*values.values(), strict=True)
+    ]
+    return json.dumps({key: rows[0] if key == "inputs" else rows}, separators=separators).encode()
+
+
+def named_ways(body: bytes, names: Iterable[str]) -> tuple[Any, Any]:
+    """What the short and the ordinary way make of it: tensors by name, or the error; None where no way is short."""
+    types = dict.fromkeys(names, FLOAT)
+    made = []
+    for read in (json_numbers.read, parse_object):
+        try:
+            request = read(body)
+            made.append(None if request is None else read_tensors(request, types))
+        except JsonError as error:
+            made.append(str(error))
+    return made[0], made[1]
+
+
+@given(named_requests(), st.booleans())
+def test_lists_with_names_are_read_at_once(request_: tuple[str, dict[str, list[Array]]], dense: bool) -> None:
+    key, values = request_
+    with mock.patch.object(json_numbers, "_LONG", 0):
+        short_, ordinary_ = named_ways(body_of(key, values, (",", ":") if dense else (", ", ": ")), values)
+    assert short_.keys() == ordinary_.keys() == values.keys()
+    for name, rows in values.items():
+        expected = rows[0] if key == "inputs" else np.stack(rows)
+        for read in (short_[name], ordinary_[name]):
+            assert (read.dtype, read.shape) == (expected.dtype, expected.shape)
+            np.testing.assert_array_equal(read, expected)
+
+
+PIECES = (
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b",",
+    b" ",
+    b"1",
+    b"-",
+    b".",
+    b"e",
+    b'"',
+    b'"a":',
+    b'"b":[1]',
+    b"[1]",
+    b"], [",
+    b"}, {",
+)
+
+
+@given(st.data(), st.sampled_from(["inputs", "instances"]), st.integers(1, 3), st.integers(1, 3))
+def test_whatever_is_changed_in_lists_with_names_is_read_alike(data: Any, key: str, rows: int, columns: int) -> None:
+    names = ["a", "b", "c"][:columns]
+    body = body_of(key, {name: [np.arange(4.0).reshape(2, 2) + number] * rows for number, name in enumerate(names)})
+    for _ in range(data.draw(st.integers(1, 3))):
+        place, cut = data.draw(st.integers(0, len(body))), data.draw(st.integers(0, 6))
+        body = body[:place] + b"".join(data.draw(st.lists(st.sampled_from(PIECES), max_size=3))) + body[place + cut :]
+    with mock.patch.object(json_numbers, "_LONG", 0):
+        for asked in (names, names[:1]):
+            short_, ordinary_ = named_ways(body, asked)
+            if isinstance(short_, dict):
+                assert short_.keys() == ordinary_.keys()
+                for name in short_:
+                    np.testing.assert_array_equal(short_[name], ordinary_[name])
+            elif short_ is not None:
+                assert short_ == ordinary_
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"instances": [{"a": [1, 2], "a": [3, 4]}]}',
+        '{"inputs": {"a": [1, 2], "a": [3, 4]}}',
+        '{"instances": [{"a": [1, 2]}, {"a": [3, 4, 5]}]}',
+        '{"instances": [{"a": [1, 2]}, {"b": [3, 4]}]}',
+        '{"instances": [{"a": [1, 2]}, {"a": [3, 4]}, {}]}',
+        '{"instances": [{"a": [1, 2]}, [3, 4]]}',
+        '{"inputs": {"a": [1, 2], "b": 3}}',
+        '{"inputs": {"a": [1, 2], "b": "c"}}',
+        '{"inputs": {"a": {"b": [1, 2]}}}',
+        '{"inputs": {"a": [1, 2], "b": [3, NaN]}}',
+        '{"inputs": {"\\u0061": [1, 2]}}',
+        '{"inputs": {"a": [1, 2]}, "instances": [{"a": [1, 2]}]}',
+        '{"inputs": [{"a": [1, 2]}]}',
+        '{"instances": {"a": [1, 2]}}',
+        '{"inputs": {}}',
+        '{"instances": [{}]}',
+    ],
+)
+def test_other_objects_are_left_to_the_ordinary_way(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_numbers, "_LONG", 0)
+    assert json_numbers.read(b'{"instances": [{"a": [1, 2], "b": [3]}, {"a": [3, 4], "b": [5]}]}') is not None
+    assert json_numbers.read(b'{"inputs": {"a": [1, 2], "b": [[3]]}}') is not None
+    assert json_numbers.read(body.encode()) is None
+
+
+def test_many_short_lists_are_left_to_the_ordinary_way() -> None:
+    rows = [{"a": [number, 0.5]} for number in range(1_000)]
+    assert json_numbers.read(json.dumps({"instances": rows}).encode()) is None
+    assert json_numbers.read(json.dumps({"instances": [{"a": [0.5] * 1_000}] * 20}).encode()) is not None
 
 
 @pytest.mark.parametrize(

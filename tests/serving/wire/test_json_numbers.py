@@ -161,6 +161,7 @@ def test_whatever_is_changed_in_lists_with_names_is_read_alike(data: Any, key: s
         '{"instances": [{"a": [1, 2]}, {"b": [3, 4]}]}',
         '{"instances": [{"a": [1, 2]}, {"a": [3, 4]}, {}]}',
         '{"instances": [{"a": [1, 2]}, [3, 4]]}',
+        '{"instances": [1, {"a": [1, 2]}]}',
         '{"inputs": {"a": [1, 2], "b": 3}}',
         '{"inputs": {"a": [1, 2], "b": "c"}}',
         '{"inputs": {"a": {"b": [1, 2]}}}',

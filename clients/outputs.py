@@ -4,7 +4,7 @@ Every answer is {"model", "version", "predictions": [...]}, with one prediction 
 mean stands in the contract: units, labels, which outputs are class numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from bookserve.clients.inputs import boards
 from bookserve.clients.inputs.words import Tokens, Vocabulary
 from bookserve.export import example_inputs
 from bookserve.export.contracts import Contract, Tensor
+
+_MANY = 64  # numbers that are rounded at once: fewer are faster one by one
 
 
 def rows(contract: Contract, prediction: Prediction) -> dict[str, Any]:
@@ -109,8 +111,8 @@ def tensors(contract: Contract, prediction: Prediction) -> dict[str, Any]:
     if len(sizes) > 1 or any(array.ndim == 0 for array in arrays.values()):
         predictions = [{name: example_inputs.to_rest(array) for name, array in arrays.items()}]
     else:
-        values = {name: _values(array, contract.labels) for name, array in arrays.items()}
-        predictions = [{name: value[row] for name, value in values.items()} for row in range(sizes.pop())]
+        values = tensor_columns(contract, arrays)
+        predictions = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
     return _answer(contract, prediction.version, predictions)
 
 
@@ -123,25 +125,33 @@ def _squares(contract: Contract, prediction: Prediction) -> list[dict[str, Any]]
     return [{"probabilities": [_probability(one) for one in row], "value": _number(value)} for row, value in rows]
 
 
-def _labelled(contract: Contract, outputs: Mapping[str, Array]) -> list[dict[str, Any]]:
-    """One object a row: the class, then all other outputs. Outputs that are not given are left out."""
+def columns(contract: Contract, outputs: Mapping[str, Array]) -> dict[str, list[Any]]:
+    """The answers of `rows` by their keys, each with a value for every row. Outputs that are not given are left out."""
     given = [tensor for tensor in contract.outputs if tensor.name in outputs]
     classes, scores = forms.classes(contract), forms.scores(contract)
     if scores is not None and scores in given:
         outputs = {**outputs, scores.name: outputs[scores.name].reshape(len(outputs[scores.name]), -1)}
-    found: list[dict[str, Any]] = []
-    for place in range(len(outputs[given[0].name])):
-        row: dict[str, Any] = {}
-        if classes is not None and classes in given:
-            row["class"] = _label(contract.labels, classes, outputs[classes.name][place])
-        elif contract.task == forms.PICTURES and scores is not None:
-            best = int(outputs[scores.name][place].argmax())
-            row["class"] = contract.labels[best] if contract.labels else str(best)
-        for tensor in given:
-            if tensor is not classes:
-                row[tensor.name] = _readable(tensor, outputs[tensor.name][place], contract.labels)
-        found.append(row)
+    found: dict[str, list[Any]] = {}
+    if classes is not None and classes in given:
+        found["class"] = [_label(contract.labels, classes, value) for value in outputs[classes.name]]
+    elif contract.task == forms.PICTURES and scores is not None:
+        best = outputs[scores.name].argmax(axis=1).tolist()
+        found["class"] = [contract.labels[place] if contract.labels else str(place) for place in best]
+    for tensor in given:
+        if tensor is not classes:
+            found[tensor.name] = _readable(tensor, outputs[tensor.name], contract.labels)
     return found
+
+
+def tensor_columns(contract: Contract, outputs: Mapping[str, Array]) -> dict[str, list[Any]]:
+    """The answers of `tensors` by their keys, of outputs that all have as many rows."""
+    return {tensor.name: _values(outputs[tensor.name], contract.labels) for tensor in contract.outputs}
+
+
+def _labelled(contract: Contract, outputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+    """One object a row: the class, then all other outputs."""
+    found = columns(contract, outputs)
+    return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
 
 
 def _label(labels: Sequence[str], tensor: Tensor, value: Any) -> str:
@@ -154,17 +164,18 @@ def _label(labels: Sequence[str], tensor: Tensor, value: Any) -> str:
     return labels[number]
 
 
-def _readable(tensor: Tensor, value: Any, labels: Sequence[str]) -> Any:
-    array = np.asarray(value)
-    digits = _probability if tensor.unit == "probability" else _number
-    if array.dtype.kind != "f" or array.ndim > 1:
-        return example_inputs.to_rest(array)
-    if array.ndim == 0:
-        return digits(value)
-    numbers = [digits(number) for number in array]
-    if labels and len(numbers) == len(labels):
-        return dict(zip(labels, numbers, strict=True))
-    return numbers[0] if len(numbers) == 1 else numbers
+def _readable(tensor: Tensor, array: Array, labels: Sequence[str]) -> list[Any]:
+    """The values of an output [rows, …], one a row."""
+    array = np.asarray(array)
+    if array.dtype.kind != "f" or array.ndim > 2:
+        found: list[Any] = example_inputs.to_rest(array)
+        return found
+    numbers = _probabilities(array.ravel()) if tensor.unit == "probability" else _numbers(array.ravel())
+    if array.ndim == 1 or (array.shape[1] == 1 and len(labels) != 1):
+        return numbers
+    size = array.shape[1]
+    lists = [numbers[place * size : (place + 1) * size] for place in range(len(array))]
+    return [dict(zip(labels, row, strict=True)) for row in lists] if labels and size == len(labels) else lists
 
 
 def _values(array: Array, labels: tuple[str, ...]) -> list[Any]:
@@ -186,3 +197,37 @@ def _probability(value: Any) -> float:
 def _number(value: Any) -> float:
     """A float32 with the digits it has."""
     return float(f"{float(value):.7g}")
+
+
+def _probabilities(array: Array) -> list[float]:
+    """`_probability` of each of the floats [n]."""
+    if len(array) < _MANY:
+        return [_probability(value) for value in array.tolist()]
+    return _rounded(array, np.full(len(array), 6), _probability)
+
+
+def _numbers(array: Array) -> list[float]:
+    """`_number` of each of the floats [n]."""
+    if len(array) < _MANY:
+        return [_number(value) for value in array.tolist()]
+    with np.errstate(all="ignore"):
+        places = 6 - np.floor(np.log10(np.abs(array.astype(np.float64))))
+    return _rounded(array, np.where(np.isfinite(places), places, 0), _number)
+
+
+def _rounded(array: Array, places: Array, one: Callable[[Any], float]) -> list[float]:
+    """Floats, each rounded to so many decimal places, at once: as `one` rounds them by their texts.
+
+    A whole number below 2**53 divided by a power of ten up to 10**22 is the float64 that its decimal text stands for.
+    What is not sure to be that, such as a value half way between two, is left to `one`.
+    """
+    with np.errstate(all="ignore"):
+        values = array.astype(np.float64)
+        powers = 10.0 ** np.clip(places, 0, 22)
+        scaled = values * powers
+        found = np.rint(scaled) / powers
+        sure = (places >= 0) & (places <= 22) & (np.abs(scaled) < 2**40) & (np.abs(scaled % 1 - 0.5) > 1e-3)
+    for place in np.flatnonzero(~sure):
+        found[place] = one(values[place])
+    rounded: list[float] = found.tolist()
+    return rounded

@@ -1,13 +1,18 @@
 """The rows of a Parquet file as records, a few at a time. pyarrow is imported here and in `results.py` alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from bookserve.clients.answers import Array
 from bookserve.serving.batch import text_lines
-from bookserve.serving.batch.records import BadRow, InputError, Place, Record
+from bookserve.serving.batch.records import BadRow, Block, InputError, Numbers, Place, Record
 
 _ROWS = 256  # that are turned into Python's values at a time
+_LARGEST_EXACT = 2**53  # of the whole numbers that a float64 tells apart
 NEEDED = "a Parquet file needs the package 'pyarrow', which is not installed: pip install 'bookserve[batch]'"
 
 
@@ -30,11 +35,35 @@ class ParquetTable:
                 self.total = file.metadata.num_rows
                 self.columns = tuple(file.schema_arrow.names)
                 self._groups = [file.metadata.row_group(place).num_rows for place in range(file.num_row_groups)]
+                self._bytes = sum(file.metadata.row_group(place).total_byte_size for place in range(len(self._groups)))
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{path} cannot be read as a Parquet file: {error}") from error
 
     def read(self, start: Place) -> Iterator[tuple[Record | BadRow, Place]]:
         """See Source.read."""
+        for batch, number in self._batches(start, _ROWS):
+            for found in self.records(batch, number):
+                yield found, Place(found.line, found.line)
+
+    def blocks(self, start: Place, rows: int, size: int) -> Iterator[Block]:
+        """See Source.blocks."""
+        fitting = max(1, size * self.total // max(1, self._bytes))
+        for batch, number in self._batches(start, min(rows, fitting)):
+            yield ParquetBlock(batch, number, self, self._most)
+
+    def records(self, batch: Any, number: int) -> Iterator[Record | BadRow]:
+        """The rows of a batch behind the row of that number."""
+        for begin in range(0, batch.num_rows, _ROWS):
+            for value in batch.slice(begin, _ROWS).to_pylist():
+                number += 1
+                yield self._record(number, value)
+
+    def digest(self) -> str:
+        """See Source.digest."""
+        return text_lines.digest(self._path)
+
+    def _batches(self, start: Place, size: int) -> Iterator[tuple[Any, int]]:
+        """Batches of up to `size` rows behind a place, each with the number of rows before it."""
         import pyarrow.parquet
 
         before = 0  # rows of the groups that are passed over
@@ -47,20 +76,96 @@ class ParquetTable:
         number = before
         try:
             with pyarrow.parquet.ParquetFile(self._path) as file:
-                for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups):
+                for batch in file.iter_batches(batch_size=size, row_groups=groups):
                     skipped = min(batch.num_rows, max(0, start.offset - number))
-                    number += skipped
-                    for value in batch.slice(skipped).to_pylist():
-                        number += 1
-                        yield self._record(number, value), Place(number, number)
+                    if skipped < batch.num_rows:
+                        yield batch.slice(skipped), number + skipped
+                    number += batch.num_rows
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{self._path} cannot be read behind row {number}: {error}") from error
-
-    def digest(self) -> str:
-        """See Source.digest."""
-        return text_lines.digest(self._path)
 
     def _record(self, number: int, value: dict[str, Any]) -> Record | BadRow:
         if sum(len(cell) for cell in value.values() if isinstance(cell, str | bytes)) > self._most:
             return BadRow(number, None, f"the row has more than {self._most:,} bytes (--max-row-bytes)")
         return Record(number, None, value)
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetBlock:
+    """Some rows of a Parquet file behind the row of a number."""
+
+    batch: Any  # pyarrow.RecordBatch
+    number: int
+    source: ParquetTable
+    most: int  # bytes of a row
+
+    @property
+    def behind(self) -> Place:
+        """See Block.behind."""
+        return Place(self.number + self.batch.num_rows, self.number + self.batch.num_rows)
+
+    def records(self) -> list[Record | BadRow]:
+        """See Block.records."""
+        return list(self.source.records(self.batch, self.number))
+
+    def numbers(self, width: int, wanted: Sequence[int], name: int | None) -> Numbers | None:
+        """See Table.numbers. A single column may hold lists of numbers, all of one length."""
+        from pyarrow import types
+
+        columns = self.batch.columns
+        texts = [column.nbytes for column in columns if not (types.is_primitive(column.type) or _is_list(column))]
+        if sum(texts) > self.most or len(set(self.source.columns)) < len(columns):
+            return None
+        found = [columns[place] for place in wanted]
+        if len(found) == 1 and _is_list(found[0]):
+            cells = _lists(found[0])
+        else:
+            cells = _stacked([_numbers(column) for column in found])
+        if cells is None:
+            return None
+        names = None
+        if name is not None:
+            names = [None if value is None else str(value) for value in columns[name].to_pylist()]
+        return Numbers(range(self.number + 1, self.number + 1 + self.batch.num_rows), cells, names)
+
+
+def _numbers(column: Any) -> Array | None:
+    """A column of numbers without nulls as int64 or float64; None of any other."""
+    from pyarrow import types
+
+    if column.null_count or not (types.is_integer(column.type) or types.is_floating(column.type)):
+        return None
+    values: Array = np.from_dlpack(column)
+    if values.dtype == np.uint64:
+        return None
+    return values.astype(np.int64 if values.dtype.kind in "iu" else np.float64)
+
+
+def _stacked(columns: Sequence[Array | None]) -> Array | None:
+    """Columns as [rows, columns] of what a list of a row's values becomes: float64 where one is a float."""
+    found = [column for column in columns if column is not None]
+    if not found or len(found) != len(columns):
+        return None
+    cells = np.stack(found, axis=1)
+    if cells.dtype.kind == "f":
+        whole = [column for column in found if column.dtype.kind == "i"]
+        if not np.isfinite(cells).all() or any((np.abs(column) >= _LARGEST_EXACT).any() for column in whole):
+            return None
+    return cells
+
+
+def _is_list(column: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type))
+
+
+def _lists(column: Any) -> Array | None:
+    """A column of lists of numbers as [rows, values]."""
+    import pyarrow.compute
+
+    values = _stacked([_numbers(column.flatten())])
+    lengths = set(pyarrow.compute.list_value_length(column).to_pylist())  # of no list: None
+    if values is None or lengths != {len(values) // len(column)}:
+        return None
+    return values.reshape(len(column), -1)

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from bookserve.serving.batch import text_lines
-from bookserve.serving.batch.records import BadRow, InputError, Place, Record
+from bookserve.serving.batch import records, text_lines
+from bookserve.serving.batch.records import BadRow, Block, InputError, Place, Record
 
 _READ_ERRORS = (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -43,6 +43,10 @@ class PictureFolder:
         for number, name in enumerate(self._names[start.offset :], start.offset + 1):
             path = self._folder / name
             yield _record(number, name, self._most, partial(_open, path)), Place(number, number)
+
+    def blocks(self, start: Place, rows: int, size: int) -> Iterator[Block]:
+        """See Source.blocks."""
+        return records.gathered(self.read(start), rows, size)
 
     def digest(self) -> str:
         """See Source.digest: of the names, sizes and times of change."""
@@ -78,6 +82,10 @@ class PictureArchive:
         with zipfile.ZipFile(self._path) as archive:
             for number, name in enumerate(self._names[start.offset :], start.offset + 1):
                 yield _record(number, name, self._most, partial(archive.open, name)), Place(number, number)
+
+    def blocks(self, start: Place, rows: int, size: int) -> Iterator[Block]:
+        """See Source.blocks."""
+        return records.gathered(self.read(start), rows, size)
 
     def digest(self) -> str:
         """See Source.digest."""

@@ -19,7 +19,8 @@ from bookserve.clients.inputs.words import Vocabulary
 from bookserve.export import contracts, example_inputs
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
-from bookserve.serving.batch.records import BadRow, InputError, Record, Source
+from bookserve.serving.batch.records import BadRow, Block, InputError, Record, Records, Source, Table
+from bookserve.serving.batch.text_lines import JsonLines
 
 # What a column, or a field of an NDJSON object, is called that holds what a person has.
 FIELDS = {forms.MOLECULES: "smiles", forms.TEXT: "text", forms.BOARD: "board", forms.PICTURES: "image"}
@@ -42,6 +43,21 @@ class Row:
     name: str | None
     tensors: Mapping[str, Array]
     told: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a block as tensors: input -> array [rows, …]. `names` is None where the INPUT has none."""
+
+    lines: Sequence[int]
+    names: Sequence[str | None] | None
+    tensors: Mapping[str, Array]
+
+    def part(self, begin: int, end: int) -> "Rows":
+        """Some of them."""
+        names = None if self.names is None else self.names[begin:end]
+        tensors = {name: array[begin:end] for name, array in self.tensors.items()}
+        return Rows(self.lines[begin:end], names, tensors)
 
 
 @dataclass(frozen=True)
@@ -94,8 +110,43 @@ class Questions:
     def rows(self, records: Sequence[Record]) -> list[Row | BadRow]:
         """The records as tensors, in their order; where a record is of no use, why."""
         with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, which is looked for
-            found = self._at_once(records)
-            return found if found is not None else [self._row(record) for record in records]
+            return [self._row(record) for record in records]
+
+    def at_once(self, block: Block) -> Rows | None:
+        """All rows of a block in one array, where they are tensors of one input and nothing is wrong with any of them.
+
+        None otherwise. `rows` has the same tensors for the same rows.
+        """
+        tensor = self.contract.inputs[0]
+        if len(self.contract.inputs) != 1 or not self.one_row:
+            return None
+        try:
+            with np.errstate(over="ignore"):
+                if self._kind == "ndjson":
+                    found = self._of_json(block, tensor) if isinstance(block, JsonLines) else None
+                elif self._kind not in ("csv", "parquet") or "" in self._places:
+                    found = None
+                elif isinstance(block, Records):
+                    found = self._of_records(block, tensor)
+                else:
+                    found = self._of_table(block, tensor)
+        except _ROW_ERRORS:
+            return None
+        if found is None or not len(found.lines):
+            return None
+        array = found.tensors[tensor.name]
+        return found if _fits(array.shape, tensor.shape) and self._is_finite(array) else None
+
+    def columns(self, found: Mapping[str, Array]) -> dict[str, list[Any]]:
+        """The answers for `at_once` as columns, from the outputs for all of its rows; `answers` has the same by rows.
+
+        Raises ExportError.
+        """
+        if self._form in (forms.PICTURES, forms.MOLECULES, *forms.NUMBERS):
+            return outputs.columns(self.contract, found)
+        labels = self.contract.labels
+        readable = {name: array if labels else _shortest(array) for name, array in found.items()}
+        return outputs.tensor_columns(self.contract, readable)
 
     def answers(self, rows: Sequence[Row], found: Mapping[str, Array]) -> list[dict[str, Any]]:
         """The answer of each row, from the outputs for all of them."""
@@ -180,34 +231,42 @@ class Questions:
         is_text = len(inputs) == 1 and inputs[0].dtype == "object" and set(inputs[0].shape[1:]) <= {None, 1}
         return inputs[0] if is_text else None
 
-    def _at_once(self, records: Sequence[Record]) -> list[Row | BadRow] | None:
-        """All records in one array, where they are tensors of one input and nothing is wrong with any of them."""
-        if len(self.contract.inputs) != 1 or not self.one_row:
+    def _of_table(self, block: Block, tensor: Tensor) -> Rows | None:
+        """The numbers of a table. Raises one of _ROW_ERRORS."""
+        width = len(self._columns) or math.prod(size or 0 for size in tensor.shape[1:])
+        if not width or tensor.dtype == "object":
             return None
-        tensor = self.contract.inputs[0]
-        names: list[str | None]
-        try:
-            if self._kind == "csv" and "" not in self._places:
-                cells = [self._cells(record.value, tensor.name) for record in records]
-                names = [self._name_of(record.value) for record in records]
-                array = self._numbers(cells, tensor)
-            elif self._kind == "ndjson" and (not self._is_persons or self._form == forms.PICTURES):
-                names, arrays = [], []
-                for record in records:  # one by one: thousands of lists that live on keep Python's collector busy
-                    value = orjson.loads(record.value)
-                    names.append(self._name_of(value))
-                    arrays.append(example_inputs.as_array(self._named(value)[tensor.name], tensor.dtype))
-                array = np.stack(arrays)
-            else:
-                return None
-        except _ROW_ERRORS:
+        table: Table = block  # type: ignore[assignment]
+        places = self._numbers_of_places[tensor.name] or list(range(width))
+        found = table.numbers(width, places, self._place_of_name)
+        if found is None:
             return None
-        if not _fits(array.shape, tensor.shape) or not self._is_finite(array):
+        if self._kind == "csv":
+            array = _typed(found.cells, tensor)
+        else:
+            array = _shaped_rows(example_inputs.as_array(found.cells, tensor.dtype), tensor)
+        return Rows(found.lines, found.names, {tensor.name: array})
+
+    def _of_records(self, block: Records, tensor: Tensor) -> Rows:
+        """Rows of CSV that were read one by one. Raises one of _ROW_ERRORS."""
+        found = [record for record in block.found if isinstance(record, Record)]
+        if len(found) != len(block.found):
+            raise ValueError
+        cells = [self._cells(record.value, tensor.name) for record in found]
+        names = [self._name_of(record.value) for record in found]
+        return Rows([record.line for record in found], names, {tensor.name: self._numbers(cells, tensor)})
+
+    def _of_json(self, block: JsonLines, tensor: Tensor) -> Rows | None:
+        """Lines of NDJSON. Raises one of _ROW_ERRORS."""
+        lines = block.lines()
+        if lines is None or (self._is_persons and self._form != forms.PICTURES):
             return None
-        rows: list[Row | BadRow] = []
-        for place, (record, name) in enumerate(zip(records, names, strict=True)):
-            rows.append(Row(record.line, name, {tensor.name: array[place : place + 1]}))
-        return rows
+        names, arrays = [], []
+        for line in lines:  # one by one: thousands of lists that live on keep Python's collector busy
+            value = orjson.loads(line)
+            names.append(self._name_of(value))
+            arrays.append(example_inputs.as_array(self._named(value)[tensor.name], tensor.dtype))
+        return Rows(block.piece.lines, names, {tensor.name: np.stack(arrays)})
 
     def _row(self, record: Record) -> Row | BadRow:
         name = record.name
@@ -336,26 +395,7 @@ class Questions:
             found = texts.astype(np.int64) if kind.kind in "iu" else texts.astype(np.float64)
         except ValueError:
             found = _floats(rows)
-        if kind.kind in "iub" and found.dtype.kind == "f":
-            if not np.all((found == np.floor(found)) & (np.abs(found) < _LARGEST_EXACT)):
-                raise ValueError(f"a number of it is no whole one, and the model takes {tensor.dtype}")
-            found = found.astype(np.int64)
-        if kind.kind == "b":
-            found = found.astype(bool)
-        if kind.kind == "f":
-            return _shaped_rows(found.astype(kind), tensor)
-        return _shaped_rows(example_inputs.as_array(found, tensor.dtype), tensor)
-
-
-def flat(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer as the columns of a table: an object of single values as a column each, called NAME.KEY."""
-    found: dict[str, Any] = {}
-    for name, value in answer.items():
-        if isinstance(value, dict) and not any(isinstance(item, dict | list) for item in value.values()):
-            found |= {f"{name}.{key}": item for key, item in value.items()}
-        else:
-            found[name] = value
-    return found
+        return _typed(found, tensor)
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
@@ -374,6 +414,31 @@ def _floats(rows: Sequence[Sequence[str]]) -> Array:
     if len(lengths) != 1:
         raise ValueError("its rows are of different lengths")
     return np.array([[float(cell) for cell in row] for row in rows], np.float64)
+
+
+def _typed(found: Array, tensor: Tensor) -> Array:
+    """Numbers [rows, cells] of texts, int64 or float64, as an array of the input: [rows, …]. Raises ValueError."""
+    kind = np.dtype(tensor.dtype)
+    if kind.kind in "iub" and found.dtype.kind == "f":
+        if not np.all((found == np.floor(found)) & (np.abs(found) < _LARGEST_EXACT)):
+            raise ValueError(f"a number of it is no whole one, and the model takes {tensor.dtype}")
+        found = found.astype(np.int64)
+    if kind.kind == "b":
+        found = found.astype(bool)
+    if kind.kind == "f":
+        return _shaped_rows(found.astype(kind), tensor)
+    return _shaped_rows(example_inputs.as_array(found, tensor.dtype), tensor)
+
+
+def _shortest(array: Array) -> Array:
+    """A float32 as the float64 with the fewest digits that tell it; `example_inputs.to_rest` does it by NumPy's texts.
+
+    Other arrays, and what is not finite, stay as they are.
+    """
+    if array.dtype != np.float32 or not np.isfinite(array).all():
+        return array
+    text = orjson.dumps(np.ascontiguousarray(array).ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
+    return np.array(orjson.loads(text), np.float64).reshape(array.shape)
 
 
 def _shaped_rows(array: Array, tensor: Tensor) -> Array:

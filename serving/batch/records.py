@@ -1,8 +1,10 @@
 """The records of an INPUT, one a row of OUTPUT, and the interface of what reads them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from bookserve.clients.answers import Array
 
 MAX_ROW_BYTES = 16 << 20
 
@@ -40,6 +42,51 @@ class BadRow:
     reason: str
 
 
+class Block(Protocol):
+    """Rows that lie together in an INPUT. What reads them one by one may be called from several threads."""
+
+    @property
+    def behind(self) -> Place:
+        """The place behind the last row."""
+        ...
+
+    def records(self) -> list[Record | BadRow]:
+        """Each row by itself, as `Source.read` gives it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A block of rows that were read one by one."""
+
+    found: list[Record | BadRow]
+    behind: Place
+
+    def records(self) -> list[Record | BadRow]:
+        """See Block.records."""
+        return self.found
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The rows of a block of a table: their numbers [rows, columns], int64 or finite float64, and their names."""
+
+    lines: Sequence[int]
+    cells: Array
+    names: Sequence[str | None] | None
+
+
+class Table(Block, Protocol):
+    """A block of a table, whose rows may be read at once."""
+
+    def numbers(self, width: int, wanted: Sequence[int], name: int | None) -> Numbers | None:
+        """The columns of the numbers `wanted`, of `width` that there are, and the texts in column `name`.
+
+        None where this is not sure to be what the rows say one by one: each has to be looked at by itself.
+        """
+        ...
+
+
 class Source(Protocol):
     """An INPUT. What `Record.value` is depends on `kind`.
 
@@ -60,6 +107,36 @@ class Source(Protocol):
         """
         ...
 
+    def blocks(self, start: Place, rows: int, size: int) -> Iterator[Block]:
+        """The same rows in blocks, each of up to `rows` rows and about `size` bytes. Raises as `read`."""
+        ...
+
     def digest(self) -> str:
         """What tells this INPUT from another: a text that changes with its content."""
         ...
+
+
+def gathered(found: Iterator[tuple[Record | BadRow, Place]], rows: int, size: int) -> Iterator[Records]:
+    """Rows that are read one by one, as blocks."""
+    some: list[Record | BadRow] = []
+    held, place = 0, Place()
+    for one, place in found:
+        some.append(one)
+        held += _bytes(one)
+        if len(some) >= rows or held >= size:
+            yield Records(some, place)
+            some, held = [], 0
+    if some:
+        yield Records(some, place)
+
+
+def _bytes(found: Record | BadRow) -> int:
+    """About how much memory a record holds."""
+    if isinstance(found, BadRow):
+        return 0
+    value = found.value
+    if isinstance(value, bytes | str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(map(len, value))
+    return sum(len(cell) if isinstance(cell, bytes | str | list) else 8 for cell in value.values())

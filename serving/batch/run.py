@@ -17,13 +17,14 @@ from bookserve.export.errors import ExportError
 from bookserve.serving.batch import results
 from bookserve.serving.batch.model import Model, RowsRefused
 from bookserve.serving.batch.parts import Done, Parts
-from bookserve.serving.batch.questions import Questions, Row
-from bookserve.serving.batch.records import BadRow, Place, Record, Source
+from bookserve.serving.batch.questions import Questions, Row, Rows
+from bookserve.serving.batch.records import BadRow, Block, Place, Record, Source
 from bookserve.serving.batch.results import Answered, ColumnsDiffer, Form
 
-_ALONE = 16  # records that a thread takes at once where each is a run of its own
-_CHUNK_BYTES = 8 << 20  # of records that a thread takes at once, the last one aside
+_ALONE = 16  # rows that a thread takes at once where each is a run of its own
+_BLOCK_BYTES = 8 << 20  # of rows that a thread takes at once, the last one aside
 _RUN_BYTES = 32 << 20  # of the inputs of one run, the last row aside
+_NOT_A_ROW_EACH = "its outputs do not have one row for each of the inputs: say no --rows-independent"
 _PART_ROWS, _PART_BYTES, _PART_SECONDS = 8192, 16 << 20, 5.0  # after which a part is written
 
 Outcome = Answered | BadRow
@@ -57,8 +58,8 @@ class Run:
         pool = ThreadPoolExecutor(runs, thread_name_prefix="batch")
         under_way: deque[tuple[Future[list[Outcome]], Place]] = deque()
         try:
-            for chunk, place in self._chunks(done.place):
-                under_way.append((pool.submit(self._answer, chunk), place))
+            for block in self.source.blocks(done.place, self._most, _BLOCK_BYTES):
+                under_way.append((pool.submit(self._answer, block), block.behind))
                 if len(under_way) > 2 * runs:
                     writer.take(*under_way.popleft())
             while under_way:
@@ -69,25 +70,41 @@ class Run:
             writer.write()
         return writer.done
 
-    def _chunks(self, start: Place) -> Iterator[tuple[list[Record | BadRow], Place]]:
-        """What one thread takes at once, and the place behind it."""
-        most = self.model.pace.rows if self.model.pace.rows > 1 else _ALONE
-        chunk: list[Record | BadRow] = []
-        size, place = 0, start
-        for found, behind in self.source.read(start):
-            chunk.append(found)
-            size += _bytes(found)
-            place = behind
-            if len(chunk) >= most or size >= _CHUNK_BYTES:
-                yield chunk, place
-                chunk, size = [], 0
-        if chunk:
-            yield chunk, place
+    @property
+    def _most(self) -> int:
+        """How many rows a thread takes at once."""
+        return self.model.pace.rows if self.model.pace.rows > 1 else _ALONE
 
-    def _answer(self, chunk: Sequence[Record | BadRow]) -> list[Outcome]:
+    def _answer(self, block: Block) -> list[Outcome]:
+        """The outcomes of a block, in the order of its rows."""
+        return self._answer_at_once(block) or self._answer_rows(block.records())
+
+    def _answer_at_once(self, block: Block) -> list[Outcome] | None:
+        """The outcomes of a block whose rows are right and share runs; None where one has to be looked at by itself."""
+        rows = self.questions.at_once(block) if self.model.pace.rows > 1 else None
+        if rows is None:
+            return None
+        size = sum(array[:1].nbytes for array in rows.tensors.values())
+        most = max(1, min(self.model.pace.rows, _RUN_BYTES // max(1, size)))
+        outcomes: list[Outcome] = []
+        try:
+            for begin in range(0, len(rows.lines), most):
+                outcomes.append(self._ask_at_once(rows.part(begin, begin + most)))
+        except (RowsRefused, ExportError):
+            return None
+        return outcomes
+
+    def _ask_at_once(self, rows: Rows) -> Answered:
+        """One run. Raises RowsRefused, ExportError."""
+        found = self.model.run(rows.tensors)
+        if any(array.shape[:1] != (len(rows.lines),) for array in found.values()):
+            raise RowsRefused(_NOT_A_ROW_EACH)
+        return Answered(rows.lines, rows.names, self.questions.columns(found))
+
+    def _answer_rows(self, found: Sequence[Record | BadRow]) -> list[Outcome]:
         """The outcome of each record, in their order."""
-        prepared = iter(self.questions.rows([found for found in chunk if isinstance(found, Record)]))
-        rows = [next(prepared) if isinstance(found, Record) else found for found in chunk]
+        prepared = iter(self.questions.rows([one for one in found if isinstance(one, Record)]))
+        rows = [next(prepared) if isinstance(one, Record) else one for one in found]
         outcomes: dict[int, Outcome] = {place: row for place, row in enumerate(rows) if isinstance(row, BadRow)}
         for places in self._runs(rows):
             some = [row for row in (rows[place] for place in places) if isinstance(row, Row)]
@@ -117,13 +134,16 @@ class Run:
         try:
             found = self.model.run(inputs)
             if len(rows) > 1 and any(array.shape[:1] != (len(rows),) for array in found.values()):
-                raise RowsRefused("its outputs do not have one row for each of the inputs: say no --rows-independent")
+                raise RowsRefused(_NOT_A_ROW_EACH)
             answers = self.questions.answers(rows, found)
         except (RowsRefused, ExportError) as error:
             if len(rows) > 1:
                 return [outcome for row in rows for outcome in self._ask([row])]
             return [BadRow(rows[0].line, rows[0].name, str(error))]
-        return [(row.line, row.name, answer) for row, answer in zip(rows, answers, strict=True)]
+        return [
+            Answered([row.line], [row.name], {key: [value] for key, value in answer.items()})
+            for row, answer in zip(rows, answers, strict=True)
+        ]
 
 
 class _Writer:
@@ -141,26 +161,29 @@ class _Writer:
     def take(self, future: "Future[list[Outcome]]", place: Place) -> None:
         """The outcomes of the next records. Raises what their run raised, or TooManyBadRows."""
         outcomes = future.result()
-        done, answers, errors = self.done, [], []
+        done, answers, errors, answered = self.done, [], [], 0
         columns, form, most = done.columns, self._run.form, self._run.most_bad
         for outcome in outcomes:
             if isinstance(outcome, BadRow):
-                bad = outcome
+                bad = [outcome]
             else:
                 columns = columns or form.columns(outcome)
                 try:
-                    answers.append(form.row(outcome, columns))
+                    answers.append(form.rows(outcome, columns))
+                    answered += len(outcome.lines)
                     continue
                 except ColumnsDiffer as error:
-                    bad = BadRow(outcome[0], outcome[1], str(error))
-            errors.append(results.error(bad))
-            if most is not None and done.bad + len(errors) > most:
-                reason = f"the last, line {bad.line}: {bad.reason}"
-                raise TooManyBadRows(f"more than {most:,} rows are bad (--max-errors); {reason}")
+                    names = outcome.names or [None] * len(outcome.lines)
+                    bad = [BadRow(line, name, str(error)) for line, name in zip(outcome.lines, names, strict=True)]
+            for row in bad:
+                errors.append(results.error(row))
+                if most is not None and done.bad + len(errors) > most:
+                    reason = f"the last, line {row.line}: {row.reason}"
+                    raise TooManyBadRows(f"more than {most:,} rows are bad (--max-errors); {reason}")
         self._answers += answers
         self._errors += errors
         self._bytes += sum(map(len, answers)) + sum(map(len, errors))
-        answered, bad_rows = done.answered + len(answers), done.bad + len(errors)
+        answered, bad_rows = done.answered + answered, done.bad + len(errors)
         self.done = replace(done, place=place, answered=answered, bad=bad_rows, columns=columns)
         rows = self.done.answered + self.done.bad - self._written.answered - self._written.bad
         if rows >= _PART_ROWS or self._bytes >= _PART_BYTES or time.monotonic() - self._begun >= _PART_SECONDS:
@@ -175,15 +198,3 @@ class _Writer:
         self._run.parts.add(done, b"".join(self._answers), b"".join(self._errors))
         self.done = self._written = done
         self._answers, self._errors, self._bytes, self._begun = [], [], 0, time.monotonic()
-
-
-def _bytes(found: Record | BadRow) -> int:
-    """About how much memory a record holds."""
-    if isinstance(found, BadRow):
-        return 0
-    value = found.value
-    if isinstance(value, bytes | str):
-        return len(value)
-    if isinstance(value, list):
-        return sum(map(len, value))
-    return sum(len(cell) if isinstance(cell, bytes | str | list) else 8 for cell in value.values())

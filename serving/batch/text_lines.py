@@ -3,14 +3,18 @@
 A line may have so many bytes; what is longer is passed over and never held in memory.
 """
 
+import codecs
 import hashlib
+import io
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from bookserve.serving.batch.records import BadRow, Place, Record
-
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+from bookserve.serving.batch import records
+from bookserve.serving.batch.pieces import Piece, Pieces
+from bookserve.serving.batch.records import BadRow, Block, Place, Record
 
 
 class LineTooLong(ValueError):
@@ -33,7 +37,7 @@ def next_line(stream: IO[bytes], most: int) -> bytes:
 
 def without_mark(line: bytes) -> bytes:
     """The first line of a file without its byte order mark."""
-    return line.removeprefix(_BYTE_ORDER_MARK)
+    return line.removeprefix(codecs.BOM_UTF8)
 
 
 def digest(path: Path) -> str:
@@ -61,20 +65,40 @@ class TextLines:
         """See Source.read."""
         with self._path.open("rb") as stream:
             stream.seek(start.offset)
-            number = start.line
-            while True:
-                number += 1
-                try:
-                    line = next_line(stream, self._most)
-                except LineTooLong as error:
-                    yield BadRow(number, None, str(error)), Place(number, stream.tell())
-                    continue
-                if not line:
+            for found in self.records(stream, start.line):
+                yield found, Place(found.line, stream.tell())
+
+    def blocks(self, start: Place, rows: int, size: int) -> Iterator[Block]:
+        """See Source.blocks."""
+        if self.kind != "ndjson":
+            yield from records.gathered(self.read(start), rows, size)
+            return
+        with self._path.open("rb") as stream:
+            pieces = Pieces(stream, rows, size)
+            while (piece := pieces.at(start)) is not None:
+                block: Block | None = JsonLines(piece, self, self._most)
+                if not len(piece.ends):
+                    block = next(records.gathered(islice(self.read(start), 1), 1, size), None)
+                if block is None:
                     return
-                if number == 1:
-                    line = without_mark(line)
-                if line.strip():
-                    yield self._record(number, line.strip(b"\r\n")), Place(number, stream.tell())
+                yield block
+                start = block.behind
+
+    def records(self, stream: IO[bytes], number: int) -> Iterator[Record | BadRow]:
+        """The rows of a stream that is behind the line of that number."""
+        while True:
+            number += 1
+            try:
+                line = next_line(stream, self._most)
+            except LineTooLong as error:
+                yield BadRow(number, None, str(error))
+                continue
+            if not line:
+                return
+            if number == 1:
+                line = without_mark(line)
+            if line.strip():
+                yield self._record(number, line.strip(b"\r\n"))
 
     def digest(self) -> str:
         """See Source.digest."""
@@ -91,3 +115,27 @@ class TextLines:
             return Record(number, None, text)
         value, _, name = text.partition(" ") if "\t" not in text else text.partition("\t")
         return Record(number, name.strip() or None, value)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLines:
+    """A block of lines of JSON."""
+
+    piece: Piece
+    source: TextLines
+    most: int  # bytes of a row
+
+    @property
+    def behind(self) -> Place:
+        """See Block.behind."""
+        return self.piece.behind
+
+    def records(self) -> list[Record | BadRow]:
+        """See Block.records."""
+        return list(self.source.records(io.BytesIO(self.piece.content), self.piece.start.line))
+
+    def lines(self) -> list[bytes] | None:
+        """The lines; None where one is too long. Blank ones are among them."""
+        if self.piece.longest > self.most:
+            return None
+        return self.piece.unmarked.removesuffix(b"\n").split(b"\n")

@@ -6,6 +6,7 @@ buildah, podman and docker-compose with DOCKER_HOST naming podman's socket.
 
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -57,6 +58,12 @@ STAND_INS = {
 SEVEN = ROOT / "clients" / "examples" / "seven.png"
 BOARD = ["X", "", "O", "", "X", "", "", "", ""]
 TAG = "check"
+# In a container: what it could be made to run, apart from the packages' own commands.
+LIST_PROGRAMS = """
+import os
+folders = [folder for folder in ("/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin") if os.path.isdir(folder)]
+print(*(name for folder in folders for name in os.listdir(folder) if name != "model-server"))
+"""
 
 
 @dataclass(frozen=True)
@@ -350,10 +357,28 @@ def test_a_second_up_trains_nothing_and_a_named_model_becomes_its_next_version(t
 
 
 @pytest.mark.parametrize("service", SERVERS)
+def test_a_server_holds_no_program_but_python(trained: Engine, service: str) -> None:
+    found = trained.execute(service, "python", "-c", LIST_PROGRAMS).stdout.split()
+    assert found
+    assert all(re.fullmatch(r"python[\d.]*", name) for name in found), found
+
+
+def test_both_servers_with_their_base_have_less_than_400_mb(trained: Engine) -> None:
+    """Unpacked; what both hold is in the archive once."""
+    command = [trained.cli, "save", *(["--multi-image-archive"] if trained.cli == "podman" else [])]
+    images = [f"bookserve-{service}:{TAG}" for service in SERVERS]
+    with subprocess.Popen([*command, *images], stdout=subprocess.PIPE) as saving:
+        assert saving.stdout is not None
+        size = sum(len(some) for some in iter(lambda: saving.stdout.read(1 << 20), b""))
+    assert saving.returncode == 0
+    assert 100e6 < size < 400e6
+
+
+@pytest.mark.parametrize("service", SERVERS)
 def test_a_server_runs_without_root_without_tensorflow_and_cannot_write(trained: Engine, service: str) -> None:
-    assert trained.execute(service, "id", "-u").stdout.strip() == "10001"
-    assert "Read-only" in trained.execute(service, "touch", "/usr/local/lib/probe").stderr
-    assert "Read-only" in trained.execute(service, "touch", "/models/mine").stderr
+    assert trained.execute(service, "python", "-c", "import os; print(os.getuid())").stdout.strip() == "10001"
+    for path in ("/usr/local/lib/probe", "/models/mine"):
+        assert "Read-only" in trained.execute(service, "python", "-c", f"open('{path}', 'w')").stderr
     missing = trained.execute(service, "python", "-c", "import tensorflow")
     assert "No module named 'tensorflow'" in missing.stderr
     bindings = trained.inspect(service)["HostConfig"]["PortBindings"]

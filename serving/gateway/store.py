@@ -24,7 +24,7 @@ _FIELDS = (  # of a manifest, what is shown
 )
 _CARD = "card.md"
 _EVALUATION = "evaluation.json"
-_TOLD = ("figure", "value", "rows", "interval", "classes", "doubt")
+_TOLD = ("figure", "value", "rows", "interval", "classes", "doubt", "unlike")
 _MAX_EVALUATION_BYTES = 4 << 20
 _MAX_CARD_BYTES = 1 << 20
 _MAX_EXAMPLE_CHARACTERS = 50_000
@@ -72,8 +72,8 @@ class Store:
 
     def evaluation(self, model: str, version: int) -> dict[str, Any] | None:
         """How the graph of a version did on its test rows: `figure`, `value`, `rows`, and where the report has them the
-        95 % `interval`, each of `classes`, the `doubt`, and the `calibration` without its bins; None where it has no
-        evaluation.
+        95 % `interval`, each of `classes`, `doubt`, `unlike`, and the `calibration` without its bins; None where it has
+        no evaluation.
         """
         path = self._assets(model, version) / "report" / _EVALUATION
         try:

@@ -114,6 +114,12 @@ def document(models: Iterable[dict[str, dict[str, Any]]], keys: bool = False) ->
             "/api/v1/models/{name}/versions/{version}/report/{picture}": {
                 "get": _file("showPicture", "A picture of a version's report.", "image/png", _NAME, _VERSION, _PICTURE)
             },
+            "/api/v1/models/{name}/versions/{version}/report/{picture}/small": {
+                "get": _file(
+                    *("showSmallPicture", "The same picture, scaled down for a list.", "image/png"),
+                    *(_NAME, _VERSION, _PICTURE),
+                )
+            },
             "/healthz": _get("healthz", "Whether the gateway runs."),
             "/metrics": {"get": _METRICS},
             "/readyz": _get("readyz", "Whether the models can answer."),

@@ -116,7 +116,7 @@ def routes(catalog: Catalog, dependencies: Dependencies) -> Blueprint:
         contract = catalog.contract(model, Choice())
         _need(contract, forms.PICTURES, "takes no pictures")
         g.model = model
-        return image_classification.preview(request, contract, dependencies.limits)
+        return image_classification.preview(request, contract, dependencies)
 
     @blueprint.get("/<model:model>/drawing")
     def draw(model: str) -> Response:

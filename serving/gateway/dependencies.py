@@ -6,6 +6,7 @@ from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.model_backend import ModelBackend
 from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.prepared_pictures import PreparedPictures
+from bookserve.serving.gateway.rate_limit import RateLimit
 from bookserve.serving.gateway.store import Store
 
 
@@ -18,3 +19,4 @@ class Dependencies:
     store: Store | None
     molecule_pool: MoleculePool
     prepared: PreparedPictures = field(default_factory=PreparedPictures)
+    rate_limit: RateLimit | None = None

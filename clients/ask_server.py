@@ -57,11 +57,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Asked:
-    """The version that a choice comes to. `doubt` says why its contract is not a manifest's; it is empty otherwise."""
+    """The version that a choice comes to. `doubt` says why its contract is not a manifest's; it is empty otherwise.
+
+    `unlike` is the similarity below which an input is unlike the training rows, where that is known.
+    """
 
     contract: Contract
     version: int
     doubt: str
+    unlike: float | None = None
 
 
 def find(server: Server, model: str, choice: Choice) -> Asked:
@@ -79,14 +83,15 @@ def find(server: Server, model: str, choice: Choice) -> Asked:
             f"; 'bookserve models label {model} {choice.label} VERSION' gives it to a version" if choice.label else ""
         )
         raise InvalidArgument(f"{error}{mend}") from error
-    told, doubt = None, "the model store is not named"
+    told, unlike, doubt = None, None, "the model store is not named"
     if choice.models_dir is not None:
-        told = StoreContracts(choice.models_dir).of_model(model, metadata.version)
+        store = StoreContracts(choice.models_dir)
+        told, unlike = store.of_model(model, metadata.version), store.unlike(model, metadata.version)
         doubt = f"{choice.models_dir} has no manifest of it with a contract"
     if told is not None:
         doubt = forms.mismatch(told, metadata)
     if told is not None and not doubt:
-        return Asked(told, metadata.version, "")
+        return Asked(told, metadata.version, "", unlike)
     name, signature = _signature(metadata)
     return Asked(forms.from_signature(model, name, signature), metadata.version, doubt)
 
@@ -113,7 +118,7 @@ def ask(server: Server, asked: Asked, values: Sequence[Value], models_dir: Path 
             smiles = [compounds.smiles_of(_text(value)) for value in values]
             made = [molecule(text, contract) for text in smiles]
             inputs = {one.name: np.concatenate([features[one.name] for features in made]) for one in contract.inputs}
-            return outputs.molecules(contract, _predict(server, asked, inputs), smiles)
+            return outputs.molecules(contract, _predict(server, asked, inputs), smiles, asked.unlike)
         case forms.BOARD:
             positions = [boards.parse(_text(value)) for value in values]
             planes = np.stack([boards.planes(position) for position in positions]).astype(tensor.dtype)

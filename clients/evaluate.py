@@ -78,6 +78,22 @@ def main(
     Shown are the figure with its 95 % interval, and for classes also precision, recall and specificity of each class,
     which class is taken for which, and how honest the probabilities are. Where the version keeps how its training rows
     were spread, it is also shown how far these rows are from them.
+
+    --json has these, where they apply:
+
+    \b
+    figure, value, rows   what was measured, and on how many rows
+    interval              of 95 %
+    cutoff                the probability from which a label counts as yes
+    classes               each class or label against the others
+    confusion, labels     rows by their class and the one that was seen
+    calibration           ece, brier, and the bins of a reliability diagram
+    doubt                 below this probability half or more of the classes
+                          were wrong
+    unlike                below this similarity to the nearest training row a
+                          row is unlike those; one of ten of these rows is
+    baseline              a simpler model on the same rows
+    drift                 how far the rows are from those of the training
     """
     if server is not None and engine is not None:
         raise click.UsageError("--server and --engine exclude each other: a server has its own engine")

@@ -14,7 +14,9 @@ from bookserve.clients.answers import Array, Prediction
 from bookserve.clients.inputs import boards
 from bookserve.clients.inputs.words import Tokens, Vocabulary
 from bookserve.export import example_inputs
-from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.contracts import SIMILARITY, Contract, Tensor
+
+UNLIKE_TRAINING = "unlike_training"
 
 _MANY = 64  # numbers that are rounded at once: fewer are faster one by one
 
@@ -28,10 +30,21 @@ def rows(contract: Contract, prediction: Prediction) -> dict[str, Any]:
     return _answer(contract, prediction.version, _labelled(contract, prediction.outputs))
 
 
-def molecules(contract: Contract, prediction: Prediction, smiles: Sequence[str]) -> dict[str, Any]:
-    """The answer for molecules: {"smiles"} and the outputs as in `rows`."""
+def molecules(
+    contract: Contract, prediction: Prediction, smiles: Sequence[str], unlike: float | None = None
+) -> dict[str, Any]:
+    """The answer for molecules: {"smiles"} and the outputs as in `rows`.
+
+    Where the model tells how like a molecule is to the nearest training molecule, and `unlike` is known, below which
+    that is too little to trust the answer as much as others, `UNLIKE_TRAINING` says whether it is.
+    """
+    near = next((tensor.name for tensor in contract.outputs if tensor.unit == SIMILARITY), None)
     found = zip(smiles, _labelled(contract, prediction.outputs), strict=True)
-    return _answer(contract, prediction.version, [{"smiles": text, **row} for text, row in found])
+    predictions = [{"smiles": text, **row} for text, row in found]
+    if near is not None and unlike is not None:
+        for row, similarity in zip(predictions, prediction.outputs[near], strict=True):
+            row[UNLIKE_TRAINING] = bool(similarity < unlike)
+    return _answer(contract, prediction.version, predictions)
 
 
 def board(contract: Contract, prediction: Prediction, positions: Sequence[Sequence[str]]) -> dict[str, Any]:

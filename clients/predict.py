@@ -20,10 +20,11 @@ from bookserve.clients.errors import InvalidArgument, PredictError, ResourceExha
 from bookserve.clients.gateway_client import GatewayClient
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.inputs import boards, molecules, pictures, points, words
+from bookserve.clients.outputs import UNLIKE_TRAINING
 from bookserve.clients.predict_inputs import Item, Tensors, Value
 from bookserve.clients.predict_output import PRINTERS, Prediction
 from bookserve.clients.rest_client import RestClient
-from bookserve.export.contracts import Contract
+from bookserve.export.contracts import SIMILARITY, Contract
 from bookserve.export.errors import ExportError
 
 _OPTION = re.compile("--?[A-Za-z]")
@@ -133,7 +134,7 @@ def main(
         found, many = predict_inputs.first_of(predict_inputs.items(sources, way.contract))
         if not many and output in (None, "json"):
             answer = way.ask([item.value for item in found])
-            click.echo(json.dumps(answer) if as_json or output else _chart(answer))
+            click.echo(json.dumps(answer) if as_json or output else _chart(answer, way.contract))
             return
         printed = PRINTERS["json" if as_json else output or "table"](name)
         failed = 0
@@ -248,11 +249,17 @@ def _tell_of_another_rdkit(contract: Contract) -> None:
             click.echo(f"note: {told}", err=True)
 
 
-def _chart(answer: dict[str, Any]) -> str:
+def _chart(answer: dict[str, Any], contract: Contract) -> str:
     """The answer for a terminal: single values a line each, probabilities as bars."""
     lines = [f"{answer['model']} version {answer['version']}"]
+    similarities = {tensor.name for tensor in contract.outputs if tensor.unit == SIMILARITY}
     for prediction in answer["predictions"]:
         for name, value in prediction.items():
+            if name in similarities:
+                lines.append(_nearness(value, prediction.get(UNLIKE_TRAINING)))
+                continue
+            if name == UNLIKE_TRAINING:
+                continue
             match value:
                 case dict():  # of labels
                     lines += _bars(list(value.items()))
@@ -267,6 +274,11 @@ def _chart(answer: dict[str, Any]) -> str:
                 case _:
                     lines.append(f"{name} {value}")
     return "\n".join(lines)
+
+
+def _nearness(similarity: float, unlike: bool | None) -> str:
+    told = f"nearest training molecule: similarity {similarity:.2f} of 1"
+    return f"{told}, unlike the training molecules: these answers are less certain" if unlike else told
 
 
 def _short(value: Any) -> str:

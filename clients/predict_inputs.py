@@ -20,7 +20,6 @@ from bookserve.export.example_inputs import Rows
 
 STANDARD_INPUT = "-"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
-_TENSOR_PICTURES = PICTURES[:5]  # which fill an input of pixels as they are
 _TENSOR_FILES = (".json", ".npz", ".npy", ".csv")  # whatever the task
 _COLUMN = {forms.MOLECULES: "smiles", forms.TEXT: "text", forms.BOARD: "board"}  # of a table with other columns, too
 _MAX_BYTES = 64 << 20  # of a picture or JSON on standard input
@@ -93,9 +92,7 @@ def tensors(source: str, contract: Contract) -> Rows:
 
 def _folder(folder: Path, form: str, contract: Contract) -> Iterator[Item]:
     """The files in a folder that a model of the form can be asked with, by name; folders within are left alone."""
-    suffixes = {forms.PICTURES: PICTURES, forms.TENSORS: (*_TENSOR_FILES, *_TENSOR_PICTURES)}.get(
-        form, (".csv", ".txt")
-    )
+    suffixes = {forms.PICTURES: PICTURES, forms.TENSORS: (*_TENSOR_FILES, *PICTURES)}.get(form, (".csv", ".txt"))
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
     if not files:
         raise ExportError(f"{folder} holds no file that ends in {', '.join(suffixes)}")

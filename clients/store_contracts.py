@@ -31,6 +31,7 @@ class StoreContracts:
         self.root = root
         self.name = name or str(root)
         self._read: dict[tuple[str, int], Contract] = {}
+        self._unlike: dict[tuple[str, int], float | None] = {}
         self._lock = threading.Lock()
 
     def models(self) -> list[str]:
@@ -68,6 +69,21 @@ class StoreContracts:
         found = [self.of_version(model, version) for version in self.versions(model)]
         return any(contract != found[0] for contract in found)
 
+    def unlike(self, model: str, version: int) -> float | None:
+        """The similarity to the nearest training row below which a row is unlike those, as the version's figures on its
+        test rows have it; None where they do not tell.
+        """
+        key = (model, version)
+        with self._lock:
+            if key in self._unlike:
+                return self._unlike[key]
+        manifest = self.manifest(model, version)
+        found = _unlike(manifest)
+        if manifest is not None:
+            with self._lock:
+                self._unlike[key] = found
+        return found
+
     def manifest(self, model: str, version: int) -> dict[str, Any] | None:
         """What the manifest of a version says, or None where there is none that can be read."""
         path = self.root / model / str(version) / MANIFEST
@@ -87,6 +103,13 @@ def _names(folder: Path) -> list[str]:
             return [entry.name for entry in entries]
     except OSError:
         return []
+
+
+def _unlike(manifest: dict[str, Any] | None) -> float | None:
+    metrics = (manifest or {}).get("metrics")
+    served = metrics.get("served") if isinstance(metrics, dict) else None
+    found = served.get("unlike") if isinstance(served, dict) else None
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _contract(manifest: dict[str, Any] | None) -> Contract | None:

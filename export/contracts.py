@@ -12,6 +12,7 @@ from typing import Any
 SIGNATURE = "serving_default"
 TASKS = ("tensors", "image-classification", "text", "tabular", "molecules", "board", "regression")
 BATCH = "batch"
+SIMILARITY = "similarity"  # the unit of an output that tells how like a row is to a training row: 0 to 1, the same
 
 
 class ContractError(ValueError):
@@ -25,8 +26,9 @@ class Tensor:
     `dtype` is numpy's name of the type ("uint8", "float32", "int64"; "object" for strings). `shape` is the full shape
     with None for the free dimensions, and `free` says what each of these means, in their order: "batch" for the first
     dimension and "any" for others, unless said otherwise. `unit` is what the numbers count ("probability", "USD"),
-    where that is known. `ranks` is set on an output of class numbers: it names the float output whose last axis the
-    numbers point into, so that two engines may differ on them where that output is tied.
+    where that is known; "similarity" is that of a row to the training row which is most like it. `ranks` is
+    set on an output of class numbers: it names the float output whose last axis the numbers point into, so that two
+    engines may differ on them where that output is tied.
     """
 
     name: str

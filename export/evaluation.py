@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bookserve.export import figures, table
-from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.contracts import SIMILARITY, Contract, Tensor
 from bookserve.export.errors import ExportError
 from bookserve.export.figures import Figure, Measurement, Rows
 
 CUTOFF = 0.5  # from which a probability of its own counts as yes
 _MAX_CLASSES = 10_000  # of a table where nothing says how many there are
+UNLIKE = 0.1  # of the rows are less like a training row than what is told to be unlike
 BINS = 15  # of the calibration, as in Guo et al.
 _SEED = 0
 _Z = 1.959964  # standard errors that hold 95 %
@@ -98,6 +99,8 @@ class Evaluation:
 
     `interval` is None where chance has no part in the figure. `cutoff` is None where the likeliest class counts. Of the
     rows whose likeliest class had a probability below `doubt`, half or more are of another class; None without any.
+    A row is unlike the training rows whose similarity to the nearest one is below `unlike`, as that of one row in ten
+    is here; None where the graph tells no similarity.
     `confusion[true][predicted]` are counts of rows; empty where labels do not exclude each other.
     """
 
@@ -112,6 +115,7 @@ class Evaluation:
     labels: Sequence[str] = field(default=())
     baseline: Against | None = None
     doubt: float | None = None
+    unlike: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What a report keeps: plain numbers, lists and texts; what does not apply is left out."""
@@ -149,7 +153,13 @@ def evaluate(figure: Figure, outputs: Rows, contract: Contract) -> Evaluation:
         ExportError: a right answer is no class of the model.
     """
     everything = np.arange(figure.count)
-    found = Evaluation(figure.name, figure.score(outputs, everything), figure.count, interval(figure, outputs))
+    found = Evaluation(
+        figure.name,
+        figure.score(outputs, everything),
+        figure.count,
+        interval(figure, outputs),
+        unlike=unlike(contract, outputs),
+    )
     truth = figure.truth
     if truth is None:
         return found
@@ -225,17 +235,32 @@ def doubt(probabilities: Floats, right: Bools) -> float | None:
     return float(sorted_[place : place + 2].mean())
 
 
+def unlike(contract: Contract, outputs: Rows) -> float | None:
+    """The similarity below which a row is unlike the training rows: one in ten of these rows, drawn as they were, is.
+
+    Source: a k-nearest-neighbour applicability domain, whose threshold is a quantile of the molecules at hand (Sahigara
+    et al., "Defining a novel k-nearest neighbours approach to assess the applicability domain of a QSAR model", 2013).
+    """
+    for tensor in contract.outputs:
+        if tensor.unit == SIMILARITY and tensor.name in outputs:
+            return float(np.quantile(np.asarray(outputs[tensor.name], np.float64), UNLIKE))
+    return None
+
+
 def figures_of(found: Evaluation) -> dict[str, float]:
     """The numbers that a manifest keeps: the figure, its interval as `_low` and `_high`, `ece`, `brier`, `rows`.
 
-    `cutoff` is the probability from which a label of its own counts as yes, `baseline` the baseline's figure, and
-    `less_baseline` the difference with its interval.
+    `cutoff` is the probability from which a label of its own counts as yes, `baseline` the baseline's figure,
+    `less_baseline` the difference with its interval, and `unlike` the similarity below which a row is unlike the
+    training rows.
     """
     numbers = {found.figure: found.value}
     if found.interval is not None:
         numbers[f"{found.figure}_low"], numbers[f"{found.figure}_high"] = found.interval
     if found.cutoff is not None:
         numbers["cutoff"] = found.cutoff
+    if found.unlike is not None:
+        numbers["unlike"] = found.unlike
     if found.calibration is not None:
         numbers |= {"ece": found.calibration.ece, "brier": found.calibration.brier}
     if found.baseline is not None:
@@ -257,6 +282,8 @@ def text(found: Evaluation, width: int | None = None) -> list[str]:
         lines[0] += f" Probabilities: calibration error (ECE) {honest.ece:.3f}, Brier score {honest.brier:.3f}."
     if found.doubt is not None:
         lines[0] += f" Of those below {found.doubt:.2f}, half or more are of another class."
+    if found.unlike is not None:
+        lines[0] += f" For one row in ten the nearest training row has a similarity below {found.unlike:.2f}."
     if found.baseline is not None:
         lines += ["", _beside(found.baseline)]
     if not found.classes:

@@ -12,22 +12,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bookserve.export import column_values
+from bookserve.export import column_values, contracts
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
+from bookserve.serving.wire import pictures
+from bookserve.serving.wire.pictures import PictureRule
 
 Rows = dict[str, npt.NDArray[Any]]
 ROWS = 8
 SIZES = (8, 32, 1, 64, 224, 512, 1600)  # tried in turn for free dimensions beside the batch
 BATCHES = ("n", "b", "bs", "batch", "batch_size", "batchsize", "bsz")  # names of the rows' dimension
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _WORDS = (b"the", b"stock", b"market", b"rose", b"", b"Zoe said", b"na\xc3\xafve", b"42")
 
 
 def read(path: Path, contract: Contract) -> Rows:
     """The rows in a file as the contract's inputs: `.npz`, `.json` in the REST form, `.csv`, or a picture.
 
-    A picture fills an input (rows, height, width) or (rows, height, width, channels): it is scaled to that size.
+    A picture, in one of the formats that the model server takes, becomes numbers as the contract says. Where it says
+    nothing, the picture fills an input (rows, height, width) or one with 1 or 3 channels before or behind these, scaled
+    to that size.
 
     Raises:
         ExportError: the file cannot be read, or does not fit the contract; the message names the input.
@@ -43,8 +46,8 @@ def read(path: Path, contract: Contract) -> Rows:
                 return read_json(path.read_text(encoding="utf-8"), contract, path)
             case ".csv":
                 return read_csv(path.read_text(encoding="utf-8-sig"), contract, path)
-            case suffix if suffix in _PICTURES:
-                given = {_only(contract, path).name: _picture(path, _only(contract, path))}
+            case suffix if suffix in pictures.SUFFIXES:
+                given = {_only(contract, path).name: _picture(path, contract)}
             case _:
                 raise ExportError(f"{path} is no example: give .npz, .npy, .json, .csv or a picture")
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
@@ -243,18 +246,32 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _picture(path: Path, tensor: Tensor) -> npt.NDArray[Any]:
-    from PIL import Image
+def _picture(path: Path, contract: Contract) -> npt.NDArray[Any]:
+    tensor, means = _only(contract, path), contract.preprocessing
+    if means is not None and means.size is not None:
+        rule = PictureRule(
+            *(means.input, means.size, means.colour, means.resize),
+            *(means.layout, means.scale, means.mean, means.deviation),
+        )
+    else:
+        rule = _rule_of(tensor, path)
+    return pictures.tensor(pictures.levels(path, rule)[None], rule, np.dtype(tensor.dtype), len(tensor.shape))
 
-    sizes = tensor.shape[1:]
-    if len(sizes) not in (2, 3) or None in sizes[:2] or (len(sizes) == 3 and sizes[2] not in (1, 3)):
-        raise ExportError(f"{path} is a picture; '{tensor.name}' is none (rows, height, width, channels): give .npz")
-    height, width = sizes[0] or 1, sizes[1] or 1
-    mode = "RGB" if len(sizes) == 3 and sizes[2] == 3 else "L"
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
-        pixels = np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BOX))
-    pixels = pixels.reshape(1, *(size or 1 for size in sizes))
-    return pixels / np.float32(255) if np.dtype(tensor.dtype).kind == "f" else pixels
+
+def _rule_of(tensor: Tensor, path: Path) -> PictureRule:
+    sizes: tuple[int | None, ...] = tensor.shape[1:]
+    layout = "channels-first" if len(sizes) == 3 and sizes[2] not in (1, 3) else ""
+    if layout:
+        sizes = (*sizes[1:], sizes[0])
+    height, width, channels = (*sizes, 1)[:3] if len(sizes) in (2, 3) else (None, None, None)
+    if not (height and width and channels in (1, 3)):
+        shape = contracts.shape_text(tensor)
+        raise ExportError(
+            f"{path} is a picture; '{tensor.name}' is {shape}, and not (rows, height, width), with or without 1 or 3 "
+            "channels: give .npz, or the size of its pictures with --preprocessor FILE"
+        )
+    scale = 1 / 255 if np.dtype(tensor.dtype).kind == "f" else 1.0
+    return PictureRule(tensor.name, (height, width), "rgb" if channels == 3 else "grey", "stretch", layout, scale)
 
 
 def _sizes(tensor: Tensor, size: int) -> list[int]:

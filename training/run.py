@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import keras
 import numpy as np
@@ -117,6 +117,14 @@ class AdaptableModel(BookModel, Protocol):
 
     def on_own_data(self, config: Any, data: Any, name: str) -> tuple[Any, Contract]:
         """The numbers for that data, and the contract of a model of it that is called `name`."""
+
+
+@runtime_checkable
+class ConfiguredModel(Protocol):
+    """A module in `training/models/` whose outputs depend on the numbers."""
+
+    def contract_of(self, config: Any, contract: Contract) -> Contract:
+        """The contract that a network of these numbers keeps."""
 
 
 class Tracker(Protocol):
@@ -335,6 +343,8 @@ def adapted(
     if request.own is not None:
         config, contract = cast(AdaptableModel, model_module).on_own_data(config, data, name)
         config = replace(config, **settings)
+    if isinstance(model_module, ConfiguredModel):
+        contract = model_module.contract_of(config, contract)
     return data, config, contract
 
 

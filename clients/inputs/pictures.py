@@ -45,6 +45,7 @@ __all__ = [
     "levels",
     "photo",
     "preview",
+    "preview_and_levels",
     "tensor",
 ]
 
@@ -58,6 +59,11 @@ def levels(picture: Picture, means: Preprocessing) -> Pixels:
     `picture`, what is done to it and what is raised are as with `serving.wire.pictures.levels`.
     """
     return rules.levels(picture, _rule(means))
+
+
+def preview_and_levels(picture: Picture, side: int, means: Preprocessing) -> tuple[bytes, Pixels | None]:
+    """A PNG of at most `side` pixels and the levels, decoded once; see `levels`."""
+    return rules.preview_and_levels(picture, side, _rule(means))
 
 
 def tensor(many: Pixels, means: Preprocessing, wanted: Tensor) -> npt.NDArray[Any]:

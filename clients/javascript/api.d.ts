@@ -106,6 +106,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/models/{name}/versions/{version}/report/{picture}/small": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The same picture, scaled down for a list. */
+        get: operations["showSmallPicture"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/healthz": {
         parameters: {
             query?: never;
@@ -163,10 +180,10 @@ export interface components {
     schemas: {
         Problem: {
             /**
-             * @description bad-value: A value of the request is wrong; field, expected and given say which. bad-request: The request cannot be read. unauthorized: An API key is missing, or not known. host-not-expected: The Host of the request is none that this gateway is asked by. not-found: No such address, model, version or label. method-not-allowed: The address has no such method. body-late: The body took too long to arrive. too-large: More than a limit allows. media-type: A media type that is not taken. fault: A fault of the gateway. model-failed: The model server failed, or its model keeps another contract. unavailable: The gateway cannot answer now: full, stopping, or without what it needs. model-server-away: The model server does not answer. model-server-full: The model server has too many requests. model-late: The model server gave no answer in time.
+             * @description bad-value: A value of the request is wrong; field, expected and given say which. bad-request: The request cannot be read. unauthorized: An API key is missing, or not known. host-not-expected: The Host of the request is none that this gateway is asked by. not-found: No such address, model, version or label. method-not-allowed: The address has no such method. body-late: The body took too long to arrive. too-large: More than a limit allows. media-type: A media type that is not taken. too-many-requests: More requests of one caller than the gateway's limit of a minute. fault: A fault of the gateway. model-failed: The model server failed, or its model keeps another contract. unavailable: The gateway cannot answer now: full, stopping, or without what it needs. model-server-away: The model server does not answer. model-server-full: The model server has too many requests. model-late: The model server gave no answer in time.
              * @enum {unknown}
              */
-            type: "urn:bookserve:problem:bad-value" | "urn:bookserve:problem:bad-request" | "urn:bookserve:problem:unauthorized" | "urn:bookserve:problem:host-not-expected" | "urn:bookserve:problem:not-found" | "urn:bookserve:problem:method-not-allowed" | "urn:bookserve:problem:body-late" | "urn:bookserve:problem:too-large" | "urn:bookserve:problem:media-type" | "urn:bookserve:problem:fault" | "urn:bookserve:problem:model-failed" | "urn:bookserve:problem:unavailable" | "urn:bookserve:problem:model-server-away" | "urn:bookserve:problem:model-server-full" | "urn:bookserve:problem:model-late";
+            type: "urn:bookserve:problem:bad-value" | "urn:bookserve:problem:bad-request" | "urn:bookserve:problem:unauthorized" | "urn:bookserve:problem:host-not-expected" | "urn:bookserve:problem:not-found" | "urn:bookserve:problem:method-not-allowed" | "urn:bookserve:problem:body-late" | "urn:bookserve:problem:too-large" | "urn:bookserve:problem:media-type" | "urn:bookserve:problem:too-many-requests" | "urn:bookserve:problem:fault" | "urn:bookserve:problem:model-failed" | "urn:bookserve:problem:unavailable" | "urn:bookserve:problem:model-server-away" | "urn:bookserve:problem:model-server-full" | "urn:bookserve:problem:model-late";
             title: string;
             status: number;
             detail: string;
@@ -518,6 +535,78 @@ export interface operations {
         requestBody?: never;
         responses: {
             /** @description A picture of a version's report. */
+            200: {
+                headers: {
+                    /** @description Of this content, for If-None-Match. */
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "image/png": unknown;
+                };
+            };
+            /** @description It is what If-None-Match names. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The gateway has API keys, and the request has none, or another. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The Host of the request is none that the gateway is asked by. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No such model, version or label. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The model server is away, or one of both servers is full. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    showSmallPicture: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The name of a model. */
+                name: string;
+                /** @description A version of the store. */
+                version: number;
+                /** @description Its file name, as `report` of a version lists it. */
+                picture: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The same picture, scaled down for a list. */
             200: {
                 headers: {
                     /** @description Of this content, for If-None-Match. */

@@ -19,6 +19,7 @@ from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.export.converters import choose, hugging_face_folder
 from bookserve.export.converters.source import Converted, Rows, Run, Wishes
 from bookserve.export.errors import ExportError
+from bookserve.serving.wire import pictures
 
 EXAMPLE = "assets.extra/example.json"  # inside the version folder: the body of a REST request
 
@@ -42,6 +43,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         raise ExportError(
             f"a {converter.FORMAT} model needs the package '{error.name}': pip install 'bookserve[{converter.EXTRA}]'"
         ) from error
+    if example is not None and example.suffix.lower() in pictures.SUFFIXES:
+        means = _means(converted.contract, job["task"], job.get("preprocessor"))
+        converted = replace(converted, contract=replace(converted.contract, preprocessing=means))
     rows, expected = _ask_source(converted, example)
     contract = _observed(converted.contract, expected)
     contract = _meaning(contract, job["task"], job["labels"], job.get("preprocessor"))
@@ -121,6 +125,17 @@ def _meaning(contract: Contract, task: str | None, labels: list[str] | None, pre
             sizes = ", ".join(contracts.shape_text(tensor) for tensor in contract.outputs)
             raise ExportError(f"--labels has {len(labels)} labels, which no output fits: {sizes}")
         contract = replace(contract, labels=tuple(labels))
+    means = _means(contract, task, preprocessor)
+    known = task or ("image-classification" if preprocessor is not None else contract.task)
+    return replace(contract, task=known, preprocessing=means)
+
+
+def _means(contract: Contract, task: str | None, preprocessor: str | None) -> Preprocessing | None:
+    """How pictures become numbers: as the user's file says, as the source says, or, where the task is theirs, plainly.
+
+    Raises:
+        ExportError: the file has no size, or the model takes no pictures.
+    """
     if preprocessor is not None:
         means = hugging_face_folder.pixels(Path(preprocessor), contract) if len(contract.inputs) == 1 else None
         if means is None:
@@ -129,13 +144,10 @@ def _meaning(contract: Contract, task: str | None, labels: list[str] | None, pre
                 f'{preprocessor} has no size ({{"size": {{"height": 224, "width": 224}}}}), or the model takes no '
                 f"pictures: {shapes}"
             )
-        contract = replace(contract, task="image-classification", preprocessing=means)
-    if task is None:
-        return contract
-    contract = replace(contract, task=task)
+        return means
     if task == "image-classification" and contract.preprocessing is None:
-        contract = replace(contract, preprocessing=_pixels(contract.inputs))
-    return contract
+        return _pixels(contract.inputs)
+    return contract.preprocessing
 
 
 def _last(tensor: Tensor) -> int | None:

@@ -163,7 +163,9 @@ def publish(
         # A dynamic graph takes its scales from all rows of a run, whatever was said of the float graph.
         rows_independent = made.rows_independent if quantization.method == "static" else None
         metrics = {"test": {quantization.figure: quantization.int8, "rows": float(quantization.rows)}}
-        return replace(made, metrics=metrics, rows_independent=rows_independent, quantization=quantization)
+        return replace(
+            made, metrics=made.metrics | metrics, rows_independent=rows_independent, quantization=quantization
+        )
 
     published = store.publish(contract.model, staged, describe)
     for line in description.quantization(quantization):

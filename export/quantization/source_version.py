@@ -8,7 +8,7 @@ from pathlib import Path
 from bookserve.export import manifest
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
-from bookserve.export.manifest import Manifest
+from bookserve.export.manifest import Manifest, Metrics
 from bookserve.export.store import ModelStore
 
 FLOAT32 = "float32"
@@ -79,7 +79,10 @@ def derived(
     files: dict[str, str],
     made_with: dict[str, str],
 ) -> Manifest:
-    """The manifest of version `number`, made of the source: origin as there, figures not measured anew."""
+    """The manifest of version `number`, made of the source: origin as there, figures not measured anew.
+
+    Of the figures it keeps what says which rows are unlike the training rows, as that does not depend on precision.
+    """
     before = source.described
     now = datetime.now(UTC).isoformat(timespec="seconds")
     if before is None:
@@ -94,6 +97,7 @@ def derived(
         parity=parity,
         files=files,
         made_with=before.made_with | made_with,
+        metrics=_unlike(before),
         data=before.data,
         data_card=before.data_card,
         config=before.config,
@@ -104,3 +108,8 @@ def derived(
         precision=precision,
         source=before.source,
     )
+
+
+def _unlike(before: Manifest) -> Metrics:
+    found = before.metrics.get("served", {}).get("unlike")
+    return {} if found is None else {"served": {"unlike": found}}

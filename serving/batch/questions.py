@@ -14,7 +14,7 @@ import orjson
 
 from bookserve.clients import ask_server, forms, outputs
 from bookserve.clients.answers import Array, Prediction
-from bookserve.clients.inputs import boards, pictures, points, words
+from bookserve.clients.inputs import boards, compounds, pictures, points, words
 from bookserve.clients.inputs.words import Vocabulary
 from bookserve.export import contracts, example_inputs
 from bookserve.export.contracts import Contract, Tensor
@@ -332,7 +332,8 @@ class Questions:
         if not isinstance(given, str):
             raise ValueError(f"'{self._field}' is no text: {given!r:.80}")
         if self._form == forms.MOLECULES:
-            return ask_server.molecule(given, contract), given
+            smiles = compounds.smiles_of(given)
+            return ask_server.molecule(smiles, contract), smiles
         assert self._vocabulary is not None
         tokens = words.tokens(given, self._vocabulary)
         return {tensor.name: np.array([tokens.ids], tensor.dtype)}, (given, tokens)

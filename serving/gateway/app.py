@@ -14,7 +14,7 @@ import structlog
 from flask import Flask, Response, g, has_request_context, render_template, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from bookserve.serving.gateway import caching, cors, openapi, pages, predictions
+from bookserve.serving.gateway import caching, cors, lines, openapi, pages, predictions
 from bookserve.serving.gateway.api_keys import ApiKeys
 from bookserve.serving.gateway.catalog import Catalog, ModelName
 from bookserve.serving.gateway.config import GatewayConfig
@@ -24,6 +24,7 @@ from bookserve.serving.gateway.model_backend import ModelBackend, PredictClient
 from bookserve.serving.gateway.models_api import ModelsApi
 from bookserve.serving.gateway.molecule_pool import MoleculePool
 from bookserve.serving.gateway.problems import Problem, too_large
+from bookserve.serving.gateway.rate_limit import RateLimit
 from bookserve.serving.gateway.responses import json_response
 from bookserve.serving.gateway.server_metrics import ServerMetrics
 from bookserve.serving.gateway.store import Store
@@ -74,7 +75,8 @@ def create_app(
     contracts = store.contracts if store else None
     models = ModelBackend(backend, config.model_server, config.model_seconds, contracts)
     catalog = Catalog(models, contracts)
-    dependencies = Dependencies(models, config.limits, store, molecule_pool)
+    rate_limit = RateLimit(config.requests_per_minute) if config.requests_per_minute else None
+    dependencies = Dependencies(models, config.limits, store, molecule_pool, rate_limit=rate_limit)
     app.register_blueprint(predictions.routes(catalog, dependencies))
     app.register_blueprint(ModelsApi(models, catalog, store, server_metrics, config.model_server_rest).routes())
     app.register_blueprint(pages.routes())
@@ -96,6 +98,8 @@ def create_app(
         cors.add(app, config.cors_origins)
     if config.api_keys is not None:
         _add_key_check(app, ApiKeys(config.api_keys))
+    if rate_limit is not None:
+        _add_rate_limit(app, rate_limit)
     _add_error_handlers(app, config)
     return app
 
@@ -177,6 +181,13 @@ def _add_key_check(app: Flask, keys: ApiKeys) -> None:
     @app.before_request
     def check_key() -> None:
         g.caller = keys.check(request)
+
+
+def _add_rate_limit(app: Flask, limit: RateLimit) -> None:
+    @app.before_request
+    def count() -> None:
+        if request.method == "POST" and request.mimetype != lines.MEDIA_TYPE:  # whose lines count when they are asked
+            limit.check(request)
 
 
 def request_id_metadata() -> Sequence[tuple[str, str]]:

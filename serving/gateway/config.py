@@ -38,3 +38,4 @@ class GatewayConfig:
     api_keys: Path | None = None  # the file of keys, one of which a request to /api/ must have
     cors_origins: tuple[str, ...] = ()  # whose pages may ask from a browser; "*" for any
     limits: Limits = Limits()
+    requests_per_minute: int = 0  # predictions of one caller; 0 for any number

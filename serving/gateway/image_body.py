@@ -25,13 +25,15 @@ class ImageBody:
 
     `height` and `width` are in pixels, `channels` the numbers a pixel: 0 for a bare grey level. `decode` turns a
     file's bytes into the model's form and raises PictureError; `what` names a good picture in messages, and `curl` is
-    a command that sends one.
+    a command that sends one. `show` gives a PNG of at most so many pixels of a file, for a page; it may keep what
+    `decode` would give, as a page asks both.
     """
 
     height: int
     width: int
     channels: int
     decode: Callable[[bytes], npt.NDArray[np.uint8]]
+    show: Callable[[bytes, int], bytes]
     what: str
     curl: str
 
@@ -64,7 +66,7 @@ class ImageBody:
         if media_type != request_parsing.FORM:
             raise request_parsing.unsupported(media_type, (request_parsing.FORM,), self.curl)
         (upload,) = request_parsing.read_files(request, "file", replace(limits, items=1), self.curl)
-        return self._made(upload, "file", lambda content: pictures.preview(content, side))
+        return self._made(upload, "file", lambda content: self.show(content, side))
 
     def openapi(self, limits: Limits) -> dict[str, Any]:
         """The request body's schema for each media type."""

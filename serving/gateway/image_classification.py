@@ -15,6 +15,7 @@ from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.config import Limits
 from bookserve.serving.gateway.dependencies import Dependencies
 from bookserve.serving.gateway.image_body import ImageBody
+from bookserve.serving.gateway.prepared_pictures import PreparedPictures
 from bookserve.serving.gateway.request_parsing import Choice
 
 _PREVIEW = 512  # pixels
@@ -25,14 +26,15 @@ def predict(request: Request, contract: Contract, choice: Choice, dependencies: 
     """The answer to one request."""
     means, tensor = contract.preprocessing, contract.inputs[0]
     assert means is not None
-    levels = _body(contract, request.path).images(request, dependencies.limits)
+    levels = _body(contract, request.path, dependencies.prepared).images(request, dependencies.limits)
     inputs = {tensor.name: pictures.tensor(levels, means, tensor)}
     return outputs.rows(contract, dependencies.models.predict(contract, inputs, choice))
 
 
-def preview(request: Request, contract: Contract, limits: Limits) -> Response:
+def preview(request: Request, contract: Contract, dependencies: Dependencies) -> Response:
     """One picture of a form as a small PNG."""
-    png = _body(contract, request.path.removesuffix("/preview")).preview(request, limits, _PREVIEW)
+    body = _body(contract, request.path.removesuffix("/preview"), dependencies.prepared)
+    png = body.preview(request, dependencies.limits, _PREVIEW)
     return Response(png, content_type="image/png", headers={"Cache-Control": "no-store"})
 
 
@@ -51,7 +53,7 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
         "crop": f"Pictures of any size: the central square is cut out and scaled to {size}.",
         "stretch": f"Pictures of any size, scaled to {size}.",
     }[means.resize]
-    body = _body(contract, path).openapi(limits)
+    body = _body(contract, path, PreparedPictures()).openapi(limits)
     one = {"type": "array", "minItems": 1, "maxItems": 1, "items": {"type": "string", "format": "binary"}}
     shown = {
         "operationId": "previewPicture",
@@ -69,7 +71,7 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
     }
 
 
-def _body(contract: Contract, path: str) -> ImageBody:
+def _body(contract: Contract, path: str, prepared: PreparedPictures) -> ImageBody:
     means = contract.preprocessing
     assert means is not None
     assert means.size is not None
@@ -78,7 +80,8 @@ def _body(contract: Contract, path: str) -> ImageBody:
         height=means.size[0],
         width=means.size[1],
         channels=3 if means.colour == "rgb" else 0,
-        decode=lambda content: pictures.levels(content, means),
+        decode=lambda content: prepared.levels(content, means),
+        show=lambda content, side: prepared.preview(content, side, means),
         what=f"a picture of one {_sign(contract)}" if centred else "a picture",
         curl=_CURL.format(file="seven.png" if centred else "ship.png", path=path),
     )

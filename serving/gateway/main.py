@@ -235,6 +235,13 @@ def _origins(context: click.Context, parameter: click.Parameter, value: str) -> 
     "changes.",
 )
 @click.option(
+    "--requests-per-minute",
+    default=0,
+    type=click.IntRange(0),
+    help="Predictions that one caller, a key or an address, may ask for in a minute; more get 429.  "
+    "[default: any number]",
+)
+@click.option(
     "--cors-origins",
     default="",
     callback=_origins,
@@ -289,6 +296,7 @@ def main(
     waiting: int,
     max_streams: int,
     api_keys: Path | None,
+    requests_per_minute: int,
     cors_origins: tuple[str, ...],
     otlp_endpoint: str,
     drain_seconds: float,
@@ -327,6 +335,7 @@ def main(
         api_keys,
         cors_origins,
         limits,
+        requests_per_minute,
     )
     server_metrics = ServerMetrics(model_server_rest, context=tls.context()) if model_server_rest else None
     tracing = _tracing(otlp_endpoint)

@@ -58,6 +58,14 @@ class ModelsApi:
                 raise Problem(404, f"{name} version {version} has no report picture of that name")
             return Response(content, content_type="image/png", headers=FRESH)
 
+        @blueprint.get("/<model:name>/versions/<int:version>/report/<picture>/small")
+        def show_small_report_image(name: str, version: int, picture: str) -> Response:
+            contract = self._known(name)
+            content = self._store.small_report_image(contract.model, version, picture) if self._store else None
+            if content is None:
+                raise Problem(404, f"{name} version {version} has no report picture of that name")
+            return Response(content, content_type="image/png", headers=FRESH)
+
         @blueprint.get("/<model:name>/versions/<int:version>/card")
         def show_card(name: str, version: int) -> Response:
             contract = self._known(name)

@@ -15,7 +15,7 @@ from flask import Request, Response
 
 from bookserve.clients import outputs
 from bookserve.clients.inputs import compounds, molecule_atoms, molecules
-from bookserve.export.contracts import Contract, Preprocessing
+from bookserve.export.contracts import SIMILARITY, Contract, Preprocessing
 from bookserve.serving.gateway import openapi as schemas
 from bookserve.serving.gateway import request_parsing
 from bookserve.serving.gateway.caching import FRESH
@@ -26,6 +26,8 @@ from bookserve.serving.gateway.problems import Problem, bad_value, shown
 from bookserve.serving.gateway.request_parsing import Choice
 
 EXAMPLE = {"smiles": "CCO"}
+
+_OF_WHOLE = ("smiles", outputs.UNLIKE_TRAINING)  # what is told of a whole molecule only
 
 _log = structlog.get_logger()
 
@@ -43,7 +45,8 @@ def predict(request: Request, contract: Contract, choice: Choice, dependencies: 
     items = request_parsing.one_or_many(value, "smiles", isinstance(value, list), dependencies.limits.items, EXAMPLE)
     texts = [_text(item, name) for name, item in items]
     made = _features(dependencies.molecule_pool, _means(contract), [name for name, _ in items], texts)
-    return outputs.molecules(contract, dependencies.models.predict(contract, _stacked(contract, made), choice), texts)
+    prediction = dependencies.models.predict(contract, _stacked(contract, made), choice)
+    return outputs.molecules(contract, prediction, texts, _unlike(contract, prediction.version, dependencies))
 
 
 def explain(request: Request, contract: Contract, choice: Choice, dependencies: Dependencies) -> dict[str, Any]:
@@ -59,10 +62,11 @@ def explain(request: Request, contract: Contract, choice: Choice, dependencies: 
     except molecules.MoleculeError as error:
         raise _problem(error, "smiles", smiles, EXAMPLE) from error
     prediction = dependencies.models.predict(contract, _stacked(contract, [made for _, made in found]), choice)
-    answer = outputs.molecules(contract, prediction, [smiles] * len(found))
+    unlike = _unlike(contract, prediction.version, dependencies)
+    answer = outputs.molecules(contract, prediction, [smiles] * len(found), unlike)
     whole, *rows = answer["predictions"]
     without = [
-        {"atom": atom, "symbol": symbol, **{name: value for name, value in row.items() if name != "smiles"}}
+        {"atom": atom, "symbol": symbol, **{name: value for name, value in row.items() if name not in _OF_WHOLE}}
         for atom, ((symbol, _), row) in enumerate(zip(found[1:], rows, strict=True))
     ]
     kept = [] if means.descriptors is None else [means.descriptors.values]
@@ -93,12 +97,24 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
     more = "" if means.descriptors is None else f", counts and {len(means.descriptors.names)} descriptors"
     row = schemas.row(contract)
     item = schemas.struct({"smiles": {"type": "string"}, **row["properties"]})
+    tells_similarity = any(tensor.unit == SIMILARITY for tensor in contract.outputs)
+    if tells_similarity:
+        item["properties"][outputs.UNLIKE_TRAINING] = {
+            "type": "boolean",
+            "description": "Whether the nearest training molecule is so far that the answer is less certain.",
+        }
     molecule = schemas.one_or_many(_SMILES, limits.items, f"a molecule of at most {molecules.MAX_ATOMS} atoms, or more")
     text = (
         f"Molecules are given as SMILES, or by the name of a common compound, such as aspirin. Their Morgan "
         f"fingerprints (radius {kind.radius}, {kind.bits} bits){more} go "
         "to the model."
     )
+    if tells_similarity:
+        text += (
+            " `nearest` is the similarity to the training molecule that is most like it (Tanimoto's, from 0 to 1 for "
+            "the same fingerprint). Where that is less than for nine of ten test molecules, `unlike_training` is true: "
+            "the answer is less certain."
+        )
     body = schemas.json_body({"smiles": molecule}, EXAMPLE)
     drawing = {
         "operationId": "drawMolecule",
@@ -144,6 +160,10 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
             )
         },
     }
+
+
+def _unlike(contract: Contract, version: int, dependencies: Dependencies) -> float | None:
+    return dependencies.store.contracts.unlike(contract.model, version) if dependencies.store else None
 
 
 def _means(contract: Contract) -> Preprocessing:

@@ -19,6 +19,7 @@ _PROBLEMS = {
     "408": "The body took too long to arrive.",
     "413": "More than a limit allows.",
     "415": "A media type that is not taken.",
+    "429": "More requests of one caller than the gateway's limit of a minute.",
     "502": "The model server failed, or its model keeps another contract.",
     "503": "The model server is away, or one of both servers is full.",
     "504": "The model server gave no answer in time.",
@@ -113,6 +114,12 @@ def document(models: Iterable[dict[str, dict[str, Any]]], keys: bool = False) ->
             },
             "/api/v1/models/{name}/versions/{version}/report/{picture}": {
                 "get": _file("showPicture", "A picture of a version's report.", "image/png", _NAME, _VERSION, _PICTURE)
+            },
+            "/api/v1/models/{name}/versions/{version}/report/{picture}/small": {
+                "get": _file(
+                    *("showSmallPicture", "The same picture, scaled down for a list.", "image/png"),
+                    *(_NAME, _VERSION, _PICTURE),
+                )
             },
             "/healthz": _get("healthz", "Whether the gateway runs."),
             "/metrics": {"get": _METRICS},

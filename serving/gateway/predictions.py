@@ -86,6 +86,8 @@ def routes(catalog: Catalog, dependencies: Dependencies) -> Blueprint:
         catalog.contract(model, choice)  # a model that is not there is a 404, not a problem a line
 
         def ask_line(body: bytes) -> dict[str, Any]:
+            if dependencies.rate_limit is not None:
+                dependencies.rate_limit.check(request)
             alone = Request(
                 EnvironBuilder(path, method="POST", data=body, content_type=request_parsing.JSON).get_environ()
             )
@@ -116,7 +118,7 @@ def routes(catalog: Catalog, dependencies: Dependencies) -> Blueprint:
         contract = catalog.contract(model, Choice())
         _need(contract, forms.PICTURES, "takes no pictures")
         g.model = model
-        return image_classification.preview(request, contract, dependencies.limits)
+        return image_classification.preview(request, contract, dependencies)
 
     @blueprint.get("/<model:model>/drawing")
     def draw(model: str) -> Response:

@@ -3,28 +3,34 @@
 A name from a request reaches the file system only after it matched a strict pattern, and no link is followed.
 """
 
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
+from PIL import Image
 
 from bookserve.clients.inputs import words
 from bookserve.clients.store_contracts import StoreContracts
 from bookserve.serving.gateway import graph_outline
+from bookserve.serving.wire import pictures
 from bookserve.serving.wire.tensorflow_serving_pb2 import ModelServerConfig
 
 _VOCABULARIES = 8  # kept at once; versions are never rewritten
 _MANIFESTS = 64  # the same
 _GRAPHS = 16  # the same
+_SMALL_IMAGES = 64  # the same
+_SMALL_SIDE = 480  # pixels
+_SMALL_COLOURS = 32
 _FIELDS = (  # of a manifest, what is shown
     *("created", "contract", "configuration", "data", "metrics", "parity", "precision", "profile", "quantization"),
     "source",
 )
 _CARD = "card.md"
 _EVALUATION = "evaluation.json"
-_TOLD = ("figure", "value", "rows", "interval", "classes", "doubt")
+_TOLD = ("figure", "value", "rows", "interval", "classes", "doubt", "unlike")
 _MAX_EVALUATION_BYTES = 4 << 20
 _MAX_CARD_BYTES = 1 << 20
 _MAX_EXAMPLE_CHARACTERS = 50_000
@@ -42,6 +48,7 @@ class Store:
         self._vocabularies: dict[tuple[str, int, str], words.Vocabulary] = {}
         self._manifests: dict[tuple[str, int], dict[str, Any]] = {}
         self._graphs: dict[tuple[str, int], dict[str, Any]] = {}
+        self._small: dict[tuple[str, int, str], bytes] = {}
 
     def manifest(self, model: str, version: int) -> dict[str, Any] | None:
         """What the manifest of a version says, but for its example, or None when there is none that can be read."""
@@ -72,8 +79,8 @@ class Store:
 
     def evaluation(self, model: str, version: int) -> dict[str, Any] | None:
         """How the graph of a version did on its test rows: `figure`, `value`, `rows`, and where the report has them the
-        95 % `interval`, each of `classes`, the `doubt`, and the `calibration` without its bins; None where it has no
-        evaluation.
+        95 % `interval`, each of `classes`, `doubt`, `unlike`, and the `calibration` without its bins; None where it has
+        no evaluation.
         """
         path = self._assets(model, version) / "report" / _EVALUATION
         try:
@@ -149,6 +156,23 @@ class Store:
             return None
         return (self._assets(model, version) / "report" / name).read_bytes()
 
+    def small_report_image(self, model: str, version: int, name: str) -> bytes | None:
+        """The same as a PNG of few colours, at most 480 pixels wide, for a list; None also where it is no picture."""
+        key = (model, version, name)
+        kept = self._small.get(key)
+        if kept is None:
+            content = self.report_image(model, version, name)
+            try:
+                kept = None if content is None else _small(content)
+            except pictures.PictureError:
+                return None
+            if kept is None:
+                return None
+            if len(self._small) >= _SMALL_IMAGES:
+                self._small.clear()
+            self._small[key] = kept
+        return kept
+
     def vocabulary(self, model: str, version: int, asset: str) -> words.Vocabulary:
         """The words in an asset of a version. VocabularyError when it has none that can be read."""
         key = (model, version, asset)
@@ -164,3 +188,13 @@ class Store:
 
     def _assets(self, model: str, version: int) -> Path:
         return self._root / model / str(version) / "assets.extra"
+
+
+def _small(content: bytes) -> bytes:
+    """A PNG scaled down; few colours do for plots, and are a third of the bytes."""
+    with Image.open(io.BytesIO(pictures.preview(content, _SMALL_SIDE))) as image:
+        png = io.BytesIO()
+        image.quantize(_SMALL_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+            png, "PNG", optimize=True
+        )
+    return png.getvalue()

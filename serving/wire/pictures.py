@@ -51,6 +51,7 @@ __all__ = [
     "file_of",
     "levels",
     "preview",
+    "preview_and_levels",
     "tensor",
 ]
 
@@ -98,16 +99,20 @@ def levels(picture: Picture, rule: PictureRule) -> Pixels:
 
     Raises PictureFormatError, PictureTooLarge, PictureDamaged or PictureEmpty; OSError when a file cannot be read.
     """
-    height, width = rule.size
     with _image(picture) as image:
-        if rule.resize == "centred":
-            return _centred(image, height, width)
-        plain = _eight_bit(_over(image, 255)).convert("RGB" if rule.colour == "rgb" else "L")
-        if rule.resize == "stretch":
-            plain = plain.resize((width, height), Image.Resampling.LANCZOS)
-        else:
-            plain = ImageOps.fit(plain, (width, height), Image.Resampling.LANCZOS)
-        return np.asarray(plain, np.uint8).copy()
+        return _levels(image, rule)
+
+
+def _levels(image: Image.Image, rule: PictureRule) -> Pixels:
+    height, width = rule.size
+    if rule.resize == "centred":
+        return _centred(image, height, width)
+    plain = _eight_bit(_over(image, 255)).convert("RGB" if rule.colour == "rgb" else "L")
+    if rule.resize == "stretch":
+        plain = plain.resize((width, height), Image.Resampling.LANCZOS)
+    else:
+        plain = ImageOps.fit(plain, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(plain, np.uint8).copy()
 
 
 def tensor(many: Pixels, rule: PictureRule, dtype: np.dtype[Any], rank: int) -> npt.NDArray[Any]:
@@ -129,10 +134,30 @@ def tensor(many: Pixels, rule: PictureRule, dtype: np.dtype[Any], rank: int) -> 
 def preview(picture: Picture, side: int) -> bytes:
     """A picture as a PNG of at most `side` pixels in width and height, over white. Raises as `levels`."""
     with _image(picture) as image:
-        small = _eight_bit(_over(image, 255)).convert("RGB")
-        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        small = _small(image, side)
+    return _png(small)
+
+
+def preview_and_levels(picture: Picture, side: int, rule: PictureRule) -> tuple[bytes, Pixels | None]:
+    """What `preview` and `levels` give, of a picture that is decoded once; no levels of an empty one."""
+    with _image(picture) as image:
+        small = _small(image, side)
+        try:
+            found = _levels(image, rule)
+        except PictureEmpty:
+            found = None
+    return _png(small), found
+
+
+def _small(image: Image.Image, side: int) -> Image.Image:
+    small = _eight_bit(_over(image, 255)).convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return small
+
+
+def _png(image: Image.Image) -> bytes:
     png = io.BytesIO()
-    small.save(png, "PNG")
+    image.save(png, "PNG")
     return png.getvalue()
 
 

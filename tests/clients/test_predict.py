@@ -1,13 +1,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from book_contracts import CONTRACTS, write_manifests
+from book_contracts import CONTRACTS, write_manifest, write_manifests
 from bookserve.clients import ask_server, predict
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.predict_inputs import Tensors, tensors
@@ -204,6 +205,20 @@ def test_every_model_is_asked_over_grpc(seven, store, tmp_path, name, source, li
     result = _run(name, source, "--grpc", seven.target, "--models-dir", store)
     assert result.exit_code == 0, result.output
     assert result.output.splitlines()[: len(lines) + 1] == [f"{name} version 3", *lines]
+
+
+def test_a_molecule_unlike_the_training_ones_is_told(seven, store, http_fake) -> None:
+    near = "nearest training molecule: similarity 0.19 of 1"
+    result = _run("tox21", "CCO", "--grpc", seven.target, "--models-dir", store)
+    assert result.output.splitlines()[-1] == near  # the version's figures do not say what is unlike
+    write_manifest(Path(store), CONTRACTS["tox21"], 3, {"served": {"unlike": 0.3}})
+    result = _run("tox21", "CCO", "--grpc", seven.target, "--models-dir", store)
+    assert result.output.splitlines()[-1] == f"{near}, unlike the training molecules: these answers are less certain"
+    answer = json.loads(_run("tox21", "CCO", "--grpc", seven.target, "--models-dir", store, "--json").output)
+    assert answer["predictions"][0]["unlike_training"] is True
+    tell(http_fake, "tox21")
+    http_fake.answer("POST", "/api/v1/tox21", answer)
+    assert _run("tox21", "CCO", "--gateway", http_fake.url).output == result.output
 
 
 @pytest.mark.parametrize(

@@ -248,5 +248,12 @@ def test_a_file_says_how_pictures_become_numbers(tmp_path: Path) -> None:
     assert white.shape == (1, 3, 4, 6)
     assert white.mean((0, 2, 3)) == pytest.approx([1.0, 1.5, 0.5])
     assert forms.form(contract) == "image-classification"
+    photo = Path(__file__).parents[1] / "support" / "turned.heic"
+    added = invoke("models", "add", "colours", source, *store, "--preprocessor", file, "--example", photo)
+    assert added.exit_code == 0, added.output
+    assert "on the example's rows" in added.output
+    example = json.loads((tmp_path / "store/colours/2" / LOCATION).read_text())["contract"]["example"]["inputs"]
+    expected = pictures.tensor(pictures.levels(photo, means)[None], means, contract.inputs[0])
+    np.testing.assert_allclose(np.array(next(iter(example.values()))), expected, atol=1e-6)
     file.write_text("{}")
     assert "colours.onnx: " in invoke("models", "add", "colours", source, *store, "--preprocessor", file).output

@@ -1,6 +1,7 @@
 """Figures of labelled rows: classes, yes-or-no labels with gaps, calibration, intervals, and their text."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.metrics import brier_score_loss, confusion_matrix, precision_recall_fscore_support
 
+from book_contracts import CONTRACTS, without_nearest
 from bookserve.export import evaluation, figures
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
@@ -185,3 +187,14 @@ def test_a_model_stands_beside_its_baseline(tmp_path: Path, wrong: int, verdict:
     (tmp_path / "evaluation.json").write_text(json.dumps(found.to_json()))
     assert evaluation.text(evaluation.read(tmp_path / "evaluation.json")) == evaluation.text(found)
     assert evaluation.text(found)[2].startswith("The baseline, a coin, has 0.98 on the same rows: difference ")
+
+
+def test_one_row_in_ten_is_unlike_the_training_rows() -> None:
+    contract = replace(CONTRACTS["tox21"], labels=("active",))
+    outputs = {"probabilities": np.full((11, 1), 0.25, np.float32), "nearest": np.linspace(0, 1, 11, dtype=np.float32)}
+    figure = figures.Figure("auc", outputs, lambda *_: 0.5, truth=np.zeros((11, 1)))
+    found = evaluation.evaluate(figure, outputs, contract)
+    assert found.unlike == pytest.approx(0.1)
+    assert evaluation.figures_of(found)["unlike"] == found.unlike == found.to_json()["unlike"]
+    assert "For one row in ten the nearest training row has a similarity below 0.10" in evaluation.text(found)[0]
+    assert evaluation.unlike(without_nearest(), outputs) is None

@@ -1,9 +1,11 @@
 """Values of the REST form: what is written is read again, bit by bit, in few digits."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bookserve.export import example_inputs
 from bookserve.export.contracts import Contract, Tensor
@@ -42,3 +44,25 @@ def test_a_table_that_has_only_some_of_the_columns_is_refused() -> None:
     """By their places they would be taken for others."""
     with pytest.raises(ExportError, match=r"rows\.csv .*: it has no column 'b'; its columns are a, c, d"):
         example_inputs.read_csv("a,c,d\n1,3,4\n", TABLE, "rows.csv")
+
+
+@pytest.mark.parametrize("shape", [(None, 8, 4), (1, 8, 4, 3), (None, 3, 8, 4), (None, 1, 8, 4)])
+def test_a_picture_fills_an_input_of_pixels(shape: tuple[int | None, ...], tmp_path: Path) -> None:
+    Image.new("RGB", (20, 40), (255, 0, 0)).save(tmp_path / "red.gif")
+    contract = Contract("reds", 1, (Tensor("x", "float32", shape),), (Tensor("y", "float32", (None, 1)),))
+    (rows,) = example_inputs.read(tmp_path / "red.gif", contract).values()
+    assert rows.shape == (1, *shape[1:])
+    grey = round(0.299 * 255) / 255
+    colour_axis = {(8, 4, 3): -1, (3, 8, 4): 1}.get(rows.shape[1:])
+    expected = [grey] if colour_axis is None else [1.0, 0.0, 0.0]
+    found = rows.reshape(-1, 1) if colour_axis is None else np.moveaxis(rows, colour_axis, -1).reshape(-1, 3)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-6)
+
+
+def test_a_picture_of_no_known_size_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    contract = Contract(
+        "free", 1, (Tensor("x", "float32", (None, 3, None, None)),), (Tensor("y", "float32", (None, 1)),)
+    )
+    with pytest.raises(ExportError, match=r"'x' is float32 .*: give .npz, or the size of its pictures with --prepro"):
+        example_inputs.read(tmp_path / "a.png", contract)

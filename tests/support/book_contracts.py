@@ -5,10 +5,11 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from bookserve.export.contracts import Contract, from_json
-from bookserve.export.manifest import LOCATION, DataOrigin, Manifest
+from bookserve.export.manifest import LOCATION, DataOrigin, Manifest, Metrics
 
 CONTRACTS = {
     name: from_json(content)
@@ -23,7 +24,12 @@ def write_manifests(root: Path, models: Iterable[str] = tuple(CONTRACTS)) -> Pat
     return root
 
 
-def write_manifest(root: Path, contract: Contract, version: int) -> None:
+def without_nearest() -> Contract:
+    """The second contract of tox21, as versions of bookserve 0.1.0 have it."""
+    return replace(CONTRACTS["tox21"], version=2, outputs=CONTRACTS["tox21"].outputs[:1])
+
+
+def write_manifest(root: Path, contract: Contract, version: int, metrics: Metrics | None = None) -> None:
     """Adds a version that has a manifest and no graph to the store."""
     path = root / contract.model / str(version) / LOCATION
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +41,7 @@ def write_manifest(root: Path, contract: Contract, version: int) -> None:
         data=DataOrigin("sample", "drawn rows", "0" * 64),
         profile="smoke",
         seed=0,
+        metrics=metrics or {},
         parity={},
         files={},
         made_with={"bookserve": "0.1.0"},

@@ -51,7 +51,8 @@ def answer_of(model: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray
             return {"probability": probability, "class": (probability >= 0.5).astype(np.int64)}
         case "tox21":
             bits = value.sum(axis=1, dtype=np.float32)[:, None]
-            return {"probabilities": (bits / 1024 + np.arange(12, dtype=np.float32) / 24).astype(np.float32)}
+            probabilities = (bits / 1024 + np.arange(12, dtype=np.float32) / 24).astype(np.float32)
+            return {"probabilities": probabilities, "nearest": np.minimum(bits[:, 0] / 32, 1)}  # ethanol: 0.1875
         case "ptb":
             # The word after the last one, and a little of all others.
             nexts = (value[:, -1] + 1) % len(WORDS)

@@ -30,7 +30,8 @@ function fill(card, model) {
   card.querySelector(".state").textContent = stateText(model);
   const look = card.querySelector(".look");
   if (picture) {
-    if (look.firstChild?.getAttribute?.("src") !== picture) look.replaceChildren(make("img", { src: picture, alt: "", loading: "lazy" }));
+    const src = `${picture}/small`;
+    if (look.firstChild?.getAttribute?.("src") !== src) look.replaceChildren(make("img", { src, alt: "", loading: "lazy" }));
   } else {
     look.replaceChildren(...(history.length > 1 ? [sparkline(history)] : []));
   }

@@ -10,9 +10,10 @@ const LEAST = 0.0005; // a change that means something
 
 export const cost = () => `Asks the model once more for each atom, at most ${MOST} times.`;
 
-export async function explain({ body }, { name }, signal) {
+export async function explain({ body }, { name, outputs }, signal) {
   const { predictions, without, kept } = await ask((client) => client.explain(name, body, { signal }));
-  const numbers = (prediction) => scoresOf(prediction) ?? Object.fromEntries(Object.entries(prediction).filter(([key, value]) => key !== "atom" && typeof value === "number"));
+  const aside = ["atom", ...outputs.filter(({ unit }) => unit === "similarity").map((output) => output.name)];
+  const numbers = (prediction) => scoresOf(prediction) ?? Object.fromEntries(Object.entries(prediction).filter(([key, value]) => !aside.includes(key) && typeof value === "number"));
   const whole = numbers(predictions[0]);
   const rows = without.map((row) => ({ atom: `${row.symbol} ${row.atom + 1}`, numbers: numbers(row) }));
   const labels = Object.keys(whole).sort((a, b) => whole[b] - whole[a]);

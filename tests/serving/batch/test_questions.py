@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from batch_models import DIGITS, FLATS, PAIR
+from book_contracts import CONTRACTS
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.serving.batch import input_file
 from bookserve.serving.batch.model import rows_of_a_run
@@ -87,6 +88,15 @@ def test_texts_are_cells_and_lines(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("na\u00efve\n")
     for name in ("in.csv", "in.txt"):
         assert values(rows(TEXTS, tmp_path / name), "text") == [[["na\u00efve".encode()]]]
+
+
+def test_a_molecule_may_be_given_by_the_name_of_a_common_compound(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("smiles\nEthanol\nCCO\n")
+    named, plain = rows(CONTRACTS["tox21"], tmp_path / "in.csv")
+    assert isinstance(named, Row)
+    assert isinstance(plain, Row)
+    assert named.told == plain.told == "CCO"
+    assert all((named.tensors[name] == plain.tensors[name]).all() for name in plain.tensors)
 
 
 def test_whole_numbers_stay_whole(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from PIL import Image
 
 import photos
 from bookserve.clients.inputs import pictures
+from bookserve.serving.wire import picture_file
 from http_calls import problem_of
 
 PATH = "/api/v1/cifar10"
@@ -58,6 +59,26 @@ def test_every_format_of_a_phone_is_taken_and_upright(client, backend, name) -> 
     shown = Image.open(io.BytesIO(response.data))
     assert shown.size == photos.SIZE
     assert np.abs(np.asarray(shown).astype(float) - photos.levels()).mean() < 6
+
+
+def test_a_picture_that_was_previewed_is_decoded_once(client, backend, monkeypatch) -> None:
+    decoded, decode = [], picture_file.decode
+    monkeypatch.setattr(picture_file, "decode", lambda content: decoded.append(content) or decode(content))
+    first, others = photos.file_of("HEIC"), [_png((40, 30 + number)) for number in range(8)]
+
+    def ask(what: str, content: bytes) -> None:
+        assert client.post(what, data={"file": (io.BytesIO(content), "a")}).status_code == 200
+
+    for what in (f"{PATH}/preview", PATH, PATH):
+        ask(what, first)
+    assert decoded == [first]
+    np.testing.assert_array_equal(backend.asked[0][1][0], pictures.photo(first))
+    np.testing.assert_array_equal(backend.asked[1][1], backend.asked[0][1])
+    decoded.clear()
+    for other in others:
+        ask(f"{PATH}/preview", other)
+    ask(PATH, first)
+    assert decoded == [*others, first]  # eight pictures are kept
 
 
 def test_a_preview_is_small_and_refused_as_the_picture_is(client, backend) -> None:

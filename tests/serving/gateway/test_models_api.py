@@ -1,6 +1,9 @@
+import io
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from book_contracts import CONTRACTS
 from bookserve.clients import errors
@@ -8,6 +11,7 @@ from bookserve.export.contracts import to_json
 from bookserve.serving.gateway.app import create_app
 from bookserve.serving.gateway.config import GatewayConfig
 from bookserve.serving.gateway.problems import MEDIA_TYPE
+from http_calls import problem_of
 
 MANIFEST = {
     "model": "mnist",
@@ -58,6 +62,19 @@ def test_one_model_has_its_contract_versions_and_figures(client, assets) -> None
     assert (oldest["manifest"], oldest["report"]) == (None, [])
     picture = client.get(newest["report"][0])
     assert (picture.data, picture.content_type) == (PNG, "image/png")
+
+
+def test_a_list_shows_small_pictures(client, assets) -> None:
+    path = "/api/v1/models/mnist/versions/3/report/curves.png"
+    problem_of(client.get(f"{path}/small"), 404)  # PNG is no picture
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 900, 3), np.uint8)
+    Image.fromarray(pixels).save(assets / "report" / "curves.png")
+    small = client.get(f"{path}/small")
+    assert (small.status_code, small.content_type) == (200, "image/png")
+    assert Image.open(io.BytesIO(small.data)).size == (480, 160)
+    assert len(small.data) < 60_000
+    assert client.get(f"{path}/small", headers={"If-None-Match": small.headers["ETag"]}).status_code == 304
+    problem_of(client.get("/api/v1/models/mnist/versions/3/report/none.png/small"), 404)
 
 
 def test_without_a_store_there_are_no_figures(backend, molecule_pool) -> None:

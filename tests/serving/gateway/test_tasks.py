@@ -320,6 +320,33 @@ def test_without_a_store_every_model_takes_tensors(serve) -> None:
     problem_of(client.get("/api/v1/models/nope"), 404)
 
 
+def test_a_signature_is_asked_for_once_a_version(serve) -> None:
+    client, backend = serve(TWO, stored=False, outputs=SUM)
+    body = {"inputs": {"a": [[1, 2], [3, 4]], "b": [["x"], ["y"]]}}
+    for _ in range(3):
+        assert list(client.post("/api/v1/pair", json=body).get_json()["predictions"][0]) == ["sum", "text"]
+    assert (backend.metadata_calls, len(backend.asked)) == (2, 3)  # for the tensors, and for whether they are kept
+    # The next version tells more, the one after it takes other tensors; version 3 can be asked all the while.
+    more = replace(TWO, outputs=(*TWO.outputs, Tensor("count", "float32", (None,))))
+    backend.contracts["pair", 4], backend.version = more, 4
+    backend.outputs = {**SUM, "count": np.zeros(2, np.float32)}
+    for _ in range(2):
+        answer = client.post("/api/v1/pair", json=body).get_json()
+        assert (answer["version"], list(answer["predictions"][0])) == (4, ["sum", "text", "count"])
+    other = replace(more, inputs=(Tensor("a", "int64", (None, 3)),))
+    backend.contracts["pair", 5], backend.version = other, 5
+    for _ in range(2):
+        assert client.post("/api/v1/pair", json={"inputs": [[1, 2, 3]] * 2}).get_json()["version"] == 5
+        assert client.post("/api/v1/pair?version=3", json=body).get_json()["version"] == 3
+    assert problem_of(client.post("/api/v1/pair", json=body), 400)["given"]
+    calls = backend.metadata_calls
+    for _ in range(3):
+        client.post("/api/v1/pair", json={"inputs": [[1, 2, 3]] * 2})
+    assert backend.metadata_calls == calls
+    del backend.contracts["pair", 5]
+    assert "no version of pair" in problem_of(client.post("/api/v1/pair", json={"inputs": [[1, 2, 3]]}), 404)["detail"]
+
+
 def unavailable(model, *, timeout=0.0) -> list[VersionStatus]:
     raise errors.Unavailable("x")
 

@@ -6,7 +6,7 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem.Draw import SimilarityMaps
 
-from book_contracts import CONTRACTS
+from book_contracts import CONTRACTS, without_nearest, write_manifest
 from bookserve.clients.inputs import molecules
 from http_calls import problem_of
 
@@ -37,6 +37,29 @@ def test_a_common_compound_may_be_given_by_its_name(client, backend) -> None:
     assert [prediction["smiles"] for prediction in answer["predictions"]] == [smiles, "CCO"]
     np.testing.assert_array_equal(backend.asked[0][1][0], molecules.fingerprint(smiles))
     assert client.get(f"{PATH}/drawing", query_string={"smiles": "aspirin"}).status_code == 200
+
+
+@pytest.mark.parametrize(("unlike", "told"), [(0.2, [True, False]), (0.1, [False, False]), (None, [None, None])])
+def test_a_molecule_unlike_the_training_ones_is_told(client, models_dir, unlike, told) -> None:
+    write_manifest(
+        models_dir, CONTRACTS["tox21"], 3, {"served": {"auc": 0.8, **({"unlike": unlike} if unlike else {})}}
+    )
+    found = client.post(PATH, json={"smiles": ["CCO", "aspirin"]}).get_json()["predictions"]
+    assert [one["nearest"] for one in found] == [0.1875, 0.75]
+    assert [one.get("unlike_training") for one in found] == told
+    whole = client.post(f"{PATH}/explain", json={"smiles": "CCO"}).get_json()
+    assert [one.get("unlike_training") for one in whole["predictions"]] == told[:1]
+    assert not any("unlike_training" in row for row in whole["without"])
+
+
+def test_a_version_from_before_the_similarity_is_served_beside_one_with_it(client, backend, models_dir) -> None:
+    write_manifest(models_dir, CONTRACTS["tox21"], 3, {"served": {"unlike": 0.2}})
+    write_manifest(models_dir, without_nearest(), 2)
+    assert client.post(PATH, json={"smiles": "CCO"}).get_json()["predictions"][0]["unlike_training"] is True
+    backend.outputs = {"probabilities": np.zeros((1, 12), np.float32)}
+    answer = client.post(f"{PATH}?version=2", json={"smiles": "CCO"}).get_json()
+    assert (answer["version"], list(answer["predictions"][0])) == (2, ["smiles", "probabilities"])
+    assert problem_of(client.post(PATH, json={"smiles": "CCO"}), 502)["detail"].endswith("answered no output 'nearest'")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from sklearn.metrics import (
 )
 
 from bookserve.export import evaluation, figures
-from bookserve.export.contracts import Contract, Descriptors, Fingerprint, Preprocessing, Tensor
+from bookserve.export.contracts import SIMILARITY, Contract, Descriptors, Fingerprint, Preprocessing, Tensor
 from bookserve.training import plots
 from bookserve.training.datasets import molecule_features, molecule_table, tox21
 from bookserve.training.datasets.files import DataRequest
@@ -49,15 +49,16 @@ from bookserve.training.tuning.search_space import Search, choice
 
 CONTRACT = Contract(
     model="tox21",
-    version=2,  # 1 had the fingerprint alone
+    version=3,  # 1 had the fingerprint alone, 2 has no `nearest`
     task="molecules",
     inputs=(
         Tensor("fingerprint", "uint8", (None, 1024)),  # as deepchem's CircularFingerprint
         Tensor("counts", "uint8", (None, 2 * 1024 + 167)),
         Tensor("descriptors", "float32", (None, len(molecule_features.NAMES))),
     ),
-    outputs=(  # of activity in each assay, each on its own
+    outputs=(  # the first of activity in each assay, each on its own
         Tensor("probabilities", "float32", (None, 12), unit="probability"),
+        Tensor("nearest", "float32", (None,), unit=SIMILARITY),  # Tanimoto's, to the training molecule most like it
     ),
     labels=(
         *("NR-AR", "NR-AR-LBD", "NR-AhR", "NR-Aromatase", "NR-ER", "NR-ER-LBD", "NR-PPAR-gamma"),
@@ -73,7 +74,8 @@ CONTRACT = Contract(
 )
 KEY_METRIC = KeyMetric(name="auc", book=None)  # the book gives weighted accuracies of the first assay only
 ASSAYS = CONTRACT.labels
-NETWORKS, MEMORY, CALIBRATION = "networks", "memory", "calibration"  # the parts of the model
+NETWORKS, MEMORY, CALIBRATION = "networks", "memory", "calibration"  # the layers that part the model
+WITHOUT_MEMORY = 2  # the contract of a model that does not know how near a molecule is
 STANDARDISED = "standardised"  # the layer of the networks that knows mean and variance of what they see
 FARTHEST = 6.0  # standard deviations from the mean; what is farther counts as so far
 LEAST_VARIANCE = 1e-6  # of what is standardised
@@ -193,16 +195,24 @@ def on_own_data(config: Config, data: tox21.Molecules, name: str) -> tuple[Confi
     rows = len(data.train.results)
     memory = rows if config.memory and rows <= MEMORY_PLACES else 0
     config = replace(for_rows(config, rows), labels=data.labels, assays=data.labels, memory=memory)
-    outputs = (replace(CONTRACT.outputs[0], shape=(None, len(data.labels))),)
+    outputs = (replace(CONTRACT.outputs[0], shape=(None, len(data.labels))), *CONTRACT.outputs[1:])
     return config, replace(CONTRACT, model=name, version=1, outputs=outputs, labels=data.labels)
+
+
+def contract_of(config: Config, contract: Contract) -> Contract:
+    """The contract that a model of these numbers keeps: without a memory it cannot tell what is near."""
+    if config.memory:
+        return contract
+    outputs = tuple(tensor for tensor in contract.outputs if tensor.unit != SIMILARITY)
+    return replace(contract, version=min(contract.version, WITHOUT_MEMORY), outputs=outputs)
 
 
 def build_model(config: Config) -> keras.Model:
     """Networks, memory and calibration, untrained: the contract's inputs in, float32 logits [n, 12] out.
 
     The layer "calibration" scales and shifts the logits of each assay (see `platt`), before training by 1 and 0. The
-    layers "memory", from fingerprints to logits [n, 12], and "networks", which sees the memory's logits beside the
-    inputs and has logits [n, members, 12], are models of their own.
+    layer "memory" takes the squared similarities to the training molecules [n, molecules] and has logits [n, 12]. The
+    layer "networks", which sees these beside the inputs and has logits [n, members, 12], is a model of its own.
     """
     given = {tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in INPUTS}
     inputs = dict(given)
@@ -215,7 +225,7 @@ def build_model(config: Config) -> keras.Model:
     if not config.memory:
         return keras.Model(given, _calibrated(keras.ops.mean(networks(given), axis=1)), name="toxicity")
     bits = keras.ops.cast(given["fingerprint"], "float32")
-    remembered = keras.Model(given["fingerprint"], _memory(bits, config), name=MEMORY)(given["fingerprint"])
+    remembered = _memory(bits, config)
     learnt = keras.ops.mean(networks(given | {"remembered": remembered}), axis=1)
     logits = (1 - config.memory_share) * learnt + config.memory_share * remembered
     return keras.Model(given, _calibrated(logits), name="toxicity")
@@ -246,8 +256,8 @@ def train(
     if config.described:
         _standardise(model, data.train.inputs)
     if config.memory:
-        memory = model.get_layer(MEMORY)
-        train_inputs["remembered"] = _remember(memory, data.train, weights, config)
+        train_inputs["remembered"] = _remember(model, data.train, weights, config)
+        memory = keras.Model(model.input["fingerprint"], model.get_layer(MEMORY).output)
         valid_inputs["remembered"] = Traced(memory).answers(data.valid.fingerprints)
     train_packed, valid_packed = (pack(split.results, weights * learnt) for split in (data.train, data.valid))
     history = fit(
@@ -342,10 +352,19 @@ def measurement(data: tox21.Molecules) -> figures.Measurement:
 
 
 def serving_model(model: keras.Model) -> keras.Model:
-    """The trained model behind the contract: its inputs in, `probabilities` out."""
+    """The trained model behind the contract: its inputs in, `probabilities` and, where it has a memory, `nearest` out.
+
+    What the memory computes for its logits is also what tells the nearest molecule, so that costs next to nothing.
+    """
     given = {tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in INPUTS}
-    probabilities = keras.ops.sigmoid(model(given, training=False))  # (n, 12)
-    return keras.Model(given, {"probabilities": probabilities}, name="tox21")
+    told = {"logits": model.output}
+    if any(layer.name == MEMORY for layer in model.layers):
+        told["alike"] = model.get_layer(MEMORY).input
+    found = keras.Model(model.input, told)(given, training=False)
+    outputs = {"probabilities": keras.ops.sigmoid(found["logits"])}  # (n, 12)
+    if "alike" in found:
+        outputs["nearest"] = keras.ops.sqrt(keras.ops.max(found["alike"], axis=1))  # (n,)
+    return keras.Model(given, outputs, name="tox21")
 
 
 class FiguresOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
@@ -646,11 +665,11 @@ def _memory(bits: Any, config: Config) -> Any:
     size = keras.ops.sum(bits, axis=1, keepdims=True)  # (n, 1)
     sizes = layers.Dense(molecules, kernel_initializer="ones", name="sizes")(size)  # of the two together
     alike = keras.ops.square(shared / keras.ops.maximum(sizes - shared, 1.0))  # (n, molecules)
-    return layers.Dense(len(config.labels), kernel_initializer="zeros", name="coefficients")(alike)
+    return layers.Dense(len(config.labels), kernel_initializer="zeros", name=MEMORY)(alike)
 
 
 def _remember(
-    memory: keras.Model, split: tox21.Split, weights: npt.NDArray[np.float32], config: Config
+    model: keras.Model, split: tox21.Split, weights: npt.NDArray[np.float32], config: Config
 ) -> npt.NDArray[np.float32]:
     """Fit the memory to the training rows, and return what it says of each without knowing it: float32 [n, 12].
 
@@ -665,10 +684,10 @@ def _remember(
     fingerprints, packed = split.fingerprints, pack(split.results, weights)
     coefficients, bias = similarity.fit(fingerprints, packed[:, 0], packed[:, 1], config.memory_penalty)
     empty = config.memory - rows
-    memory.get_layer("shared").set_weights([np.pad(fingerprints, ((0, empty), (0, 0))).T])
+    model.get_layer("shared").set_weights([np.pad(fingerprints, ((0, empty), (0, 0))).T])
     sizes = np.pad(fingerprints.sum(axis=1, dtype=np.float32), (0, empty))
-    memory.get_layer("sizes").set_weights([np.ones((1, config.memory), np.float32), sizes])
-    memory.get_layer("coefficients").set_weights([np.pad(coefficients, ((0, empty), (0, 0))), bias])
+    model.get_layer("sizes").set_weights([np.ones((1, config.memory), np.float32), sizes])
+    model.get_layer(MEMORY).set_weights([np.pad(coefficients, ((0, empty), (0, 0))), bias])
     return similarity.left_out(fingerprints, packed[:, 0], packed[:, 1], config.memory_penalty, config.memory_parts)
 
 

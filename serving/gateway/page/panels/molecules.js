@@ -2,12 +2,22 @@
 
 import { ASSAYS } from "./assays.js";
 import { Bars, scoresOf } from "../bars.js";
-import { element } from "../dom.js";
+import { element, make } from "../dom.js";
 import { Panel } from "../panel.js";
 
 const PAUSE = 300; // milliseconds without a key before a molecule is asked for
 
-export function startMolecules({ name, labels }, initial) {
+// How like the molecule is to the nearest one of the training, and whether that is too little to be sure: text and doubt.
+function nearness(prediction, nearest) {
+  const similarity = prediction?.[nearest];
+  if (typeof similarity !== "number") return [];
+  const told = `Nearest training molecule: similarity ${similarity.toFixed(2)} of 1.`;
+  if (!prediction.unlike_training) return [told];
+  return [make("strong", {}, "Unlike the training molecules: these answers are less certain."), ` ${told}`];
+}
+
+export function startMolecules({ name, labels, outputs }, initial) {
+  const nearest = outputs.find(({ unit }) => unit === "similarity")?.name;
   const bars = new Bars(element(`${name}-bars`), labels, ASSAYS);
   const field = element(`${name}-smiles`);
   const panel = new Panel(name, field);
@@ -18,6 +28,7 @@ export function startMolecules({ name, labels }, initial) {
     const scores = scoresOf(predictions?.[0]);
     const found = predictions?.[0].smiles;
     element(`${name}-known`).textContent = found && found !== field.value.trim() ? `Its SMILES is ${found}` : "";
+    element(`${name}-nearest`).replaceChildren(...nearness(predictions?.[0], nearest));
     bars.show(scores, ...labels.filter((label) => scores?.[label] >= 0.5));
   };
 

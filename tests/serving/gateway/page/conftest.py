@@ -98,6 +98,7 @@ def url(stand_in: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
         report.mkdir()
         (report / "card.md").write_text(CARD)
         (report / "evaluation.json").write_text(json.dumps(EVALUATION))
+    write_manifest(store, CONTRACTS["tox21"], 3, {"served": {"unlike": 0.3}})
     change_manifest(store, "double", 3, data=None, source={"format": "ONNX", "name": "double.onnx", "sha256": "0" * 64})
     report = (store / "letters" / "3" / LOCATION).parent / "report"
     report.mkdir()

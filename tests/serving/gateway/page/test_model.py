@@ -93,6 +93,13 @@ def test_what_is_wrong_is_said_in_words_at_the_field_and_no_old_answer_stays(pag
     expect(page.locator("#tox21-version")).to_contain_text("version 3")
     expect(smiles).not_to_have_attribute("aria-invalid", "true")
     expect(message).to_have_text("")
+    nearest = page.locator("#tox21-nearest")
+    expect(nearest).to_contain_text("Unlike the training molecules: these answers are less certain.")
+    expect(nearest).to_contain_text("Nearest training molecule: similarity 0.19 of 1.")
+    smiles.fill("aspirin")
+    expect(nearest).to_have_text("Nearest training molecule: similarity 0.75 of 1.")
+    smiles.fill("C(C")
+    expect(nearest).to_be_empty()
 
 
 def test_a_number_is_asked_as_it_is_typed_or_refused(page) -> None:

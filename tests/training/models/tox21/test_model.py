@@ -10,7 +10,7 @@ import tensorflow as tf
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from book_contracts import CONTRACTS
+from book_contracts import CONTRACTS, without_nearest
 from bookserve.export import onnx_graph, parity, savedmodel
 from bookserve.training import run
 from bookserve.training.datasets import tox21 as tox21_data
@@ -90,17 +90,41 @@ def test_networks_of_one_assay_share_nothing() -> None:
 def test_the_memory_in_the_graph_is_the_kernel(molecules: Molecules) -> None:
     model = tox21.build_model(TINY)
     weights = tox21.assay_weights(molecules.train.results, 0.5)
-    unseen = tox21._remember(model.get_layer("memory"), molecules.train, weights, TINY)
+    unseen = tox21._remember(model, molecules.train, weights, TINY)
     packed = tox21.pack(molecules.train.results, weights)
     known = molecules.train.fingerprints
     coefficients, bias = similarity.fit(known, packed[:, 0], packed[:, 1], TINY.memory_penalty)
     asked = np.concatenate([molecules.test.fingerprints[:8], np.zeros((1, 1024), np.uint8)])
     expected = similarity.kernel(asked, known) @ coefficients + bias
-    np.testing.assert_allclose(model.get_layer("memory")(asked), expected, atol=1e-4)
+    memory = keras.Model(model.input["fingerprint"], model.get_layer("memory").output)
+    np.testing.assert_allclose(memory(asked), expected, atol=1e-4)
     left_out = similarity.left_out(known, packed[:, 0], packed[:, 1], TINY.memory_penalty, TINY.memory_parts)
     np.testing.assert_array_equal(unseen, left_out)  # what the networks learn from
     with pytest.raises(TrainingError, match="600 training molecules do not go into a memory of 500"):
-        tox21._remember(model.get_layer("memory"), molecules.train, weights, replace(TINY, memory=500))
+        tox21._remember(model, molecules.train, weights, replace(TINY, memory=500))
+
+
+def test_the_served_model_tells_the_similarity_to_the_nearest_training_molecule(molecules: Molecules) -> None:
+    model = tox21.build_model(TINY)
+    tox21._remember(model, molecules.train, tox21.assay_weights(molecules.train.results, 0.5), TINY)
+    asked = {name: np.concatenate([rows[:6], np.zeros_like(rows[:1])]) for name, rows in molecules.test.inputs.items()}
+    for name, rows in molecules.train.inputs.items():
+        asked[name][0] = rows[3]
+    nearest = tox21.serving_model(model)(asked)["nearest"].numpy()
+    known = molecules.train.fingerprints
+    expected = np.sqrt(similarity.kernel(asked["fingerprint"], known).max(axis=1))
+    np.testing.assert_allclose(nearest, expected, atol=1e-6)
+    assert (nearest[0], nearest[-1]) == (1, 0)
+    assert len(set(nearest.tolist())) > 3
+
+
+def test_only_a_model_with_a_memory_tells_a_similarity() -> None:
+    alone = replace(TINY, memory=0)
+    contract = tox21.contract_of(alone, CONTRACTS["tox21"])
+    assert contract == without_nearest()
+    assert tox21.contract_of(alone, replace(CONTRACTS["tox21"], model="mine", version=1)).version == 1
+    assert tox21.contract_of(TINY, CONTRACTS["tox21"]) == CONTRACTS["tox21"]
+    assert set(tox21.serving_model(tox21.build_model(alone)).output) == {"probabilities"}
 
 
 def test_training_learns_and_keeps_its_best_epoch(
@@ -278,6 +302,10 @@ def test_the_run_is_served_alike_by_both_engines(
     onnx_graph.convert(servable, CONTRACTS["tox21"], tmp_path / "1" / onnx_graph.LOCATION)
     differences = parity.check(tmp_path / "1", CONTRACTS["tox21"], molecules.test.inputs)
     assert differences["probabilities"] < 1e-5
+    assert differences["nearest"] < 1e-5
+    assert result.metrics["served"]["unlike"] == pytest.approx(
+        np.quantile(network(molecules.test.inputs)["nearest"], 0.1)
+    )
 
 
 def test_every_configuration_has_its_numbers() -> None:

@@ -10,6 +10,7 @@ from bookserve.export import onnx_graph
 from bookserve.export.savedmodel import ServingModule
 from bookserve.serving.server.engines.onnx_rows import graph, walk
 from bookserve.training.models import MODELS
+from bookserve.training.run import ConfiguredModel
 
 _QUICK = ("linear", "logistic", "mnist", "ptb")
 
@@ -21,7 +22,9 @@ _QUICK = ("linear", "logistic", "mnist", "ptb")
 def test_the_graphs_of_the_book_are_proved(tmp_path: Path, model: str) -> None:
     module = importlib.import_module(MODELS[model])
     for configuration, profiles in module.CONFIGS.items():
-        network = module.serving_model(module.build_model(profiles["smoke"]))
+        network, contract = module.serving_model(module.build_model(profiles["smoke"])), CONTRACTS[model]
+        if isinstance(module, ConfiguredModel):
+            contract = module.contract_of(profiles["smoke"], contract)
         path = tmp_path / f"{configuration}.onnx"
-        onnx_graph.convert(ServingModule(network, CONTRACTS[model], ()), CONTRACTS[model], path)
+        onnx_graph.convert(ServingModule(network, contract, ()), contract, path)
         assert walk.read(graph.read(path)).doubt == "", configuration

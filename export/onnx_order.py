@@ -44,7 +44,7 @@ class _Rewriting:
         for node in nodes:
             node.name = f"{node.op_type}_{self._counts[node.op_type]}"
             self._counts[node.op_type] += 1
-            for place, name in enumerate(_taken(node)):
+            for place, name in enumerate(taken(node)):
                 if name in constants:
                     names.setdefault(name, f"{node.name}/{place}")
                     used.append(constants.pop(name))
@@ -89,16 +89,16 @@ def _needed(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             yield node
         else:
             waiting.append((name, True))
-            waiting.extend((taken, False) for taken in reversed(list(_taken(node))))
+            waiting.extend((taken, False) for taken in reversed(list(taken(node))))
 
 
-def _taken(node: onnx.NodeProto) -> Iterator[str]:
+def taken(node: onnx.NodeProto) -> Iterator[str]:
     """The values that a node takes, and what the graphs inside it take from around."""
     yield from node.input
     for inner in _inside(node):
         own = {value.name for value in inner.input} | {tensor.name for tensor in inner.initializer}
         own.update(name for one in inner.node for name in one.output)
-        wanted = [name for one in inner.node for name in _taken(one)] + [value.name for value in inner.output]
+        wanted = [name for one in inner.node for name in taken(one)] + [value.name for value in inner.output]
         yield from (name for name in wanted if name not in own)
 
 

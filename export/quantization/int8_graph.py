@@ -11,7 +11,7 @@ without VNNI: the graph would answer otherwise there than where it was measured.
 import copy
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader, create_cal
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from bookserve.export import onnx_gelu, onnx_order
 from bookserve.export.errors import ExportError
 from bookserve.export.figures import Rows
 
@@ -77,7 +78,9 @@ class Quantizer:
         self._ranges: dict[str, Any] = {}
         self._prepared = scratch / "prepared.onnx"
         whole = scratch / "whole.onnx"
-        onnx.save(load(source), whole)  # with its external data inside
+        graph = load(source)
+        onnx_gelu.fuse(graph)  # its parts would stay apart, as each gets nodes of quantisation of its own
+        onnx.save(graph, whole)  # with its external data inside
         try:
             # Batch normalisation goes into the weights, constants are computed, every tensor gets its shape.
             with _quiet():
@@ -100,6 +103,24 @@ class Quantizer:
             if node.op_type in PRODUCTS and any(name in constants for name in node.input[1:2])
         ]
 
+    def first_products(self) -> tuple[str, ...]:
+        """The names of those products that no other product comes before: of pictures mostly a convolution of few
+        channels, which takes longer in int8 than in float.
+        """
+        products = self.products()
+        later = self._after(products)
+        return tuple(name for name in products if name not in later)
+
+    def _after(self, names: Iterable[str]) -> set[str]:
+        """The names of the nodes that take, at once or by others, what the nodes `names` make."""
+        wanted, made, after = set(names), set[str](), set[str]()
+        for node in self._graph.graph.node:  # each stands after those that it needs
+            if not made.isdisjoint(onnx_order.taken(node)):
+                after.add(node.name)
+            if node.name in wanted or node.name in after:
+                made.update(filter(None, node.output))
+        return after
+
     def has_dynamic_operations(self) -> bool:
         """Whether there is something for the dynamic method."""
         return any(node.op_type in DYNAMIC for node in self._graph.graph.node)
@@ -121,6 +142,10 @@ class Quantizer:
         onnx.save(made, target)
 
     def _static(self, recipe: Recipe, target: Path) -> None:
+        quantised = [name for name in self.products() if name not in recipe.float_nodes]
+        inside = {*quantised, *self._after(quantised)}
+        # What is done to the inputs before the first product is cheap, and int8 would cost them precision.
+        before = [node.name for node in self._graph.graph.node if node.name not in inside]
         quantizer = QDQQuantizer(
             copy.deepcopy(self._graph),
             per_channel=True,
@@ -129,7 +154,7 @@ class Quantizer:
             activation_qType=QuantType.QUInt8,
             tensors_range=self._measured(recipe.calibration),
             nodes_to_quantize=[],
-            nodes_to_exclude=list(recipe.float_nodes),
+            nodes_to_exclude=[*recipe.float_nodes, *before],
             op_types_to_quantize=list(recipe.operations),
             extra_options={"MatMulConstBOnly": True},
         )

@@ -112,8 +112,8 @@ class Search:
             yield Recipe("", DYNAMIC)
 
     def _ranked(self) -> tuple[list[Recipe], Recipe]:
-        """Of each choice of operations the calibration that diverges least, the faster choice first; and of these the
-        one that diverges least.
+        """Of each choice of operations the calibration that diverges least, with the first products in int8 and in
+        float, the fastest first; and of these the one that diverges least.
         """
         best: dict[tuple[str, ...], tuple[float, Recipe, Path]] = {}
         for recipe in static_recipes():
@@ -122,7 +122,11 @@ class Search:
             self._say(f"{recipe}: outputs of calibration rows differ by {divergence:.2%}")
             if divergence < best.get(recipe.operations, (np.inf,))[0]:
                 best[recipe.operations] = (divergence, recipe, path)
-        speeds = {recipe: rates.speed_up(self._measured(recipe, path)) for _, recipe, path in best.values()}
+        made = {recipe: path for _, recipe, path in best.values()}
+        first = self._quantizer.first_products()
+        if len(first) < len(self._quantizer.products()):
+            made |= {recipe: self._make(recipe) for recipe in [in_float(one, first) for one in made]}
+        speeds = {recipe: rates.speed_up(self._measured(recipe, path)) for recipe, path in made.items()}
         _, nearest, _ = min(best.values(), key=lambda entry: entry[0])
         return sorted(speeds, key=lambda recipe: -speeds[recipe]), nearest
 

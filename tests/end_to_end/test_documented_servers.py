@@ -1,4 +1,4 @@
-"""The code blocks of README.md ("Serve my model"), serving/README.md and docs/open-inference.md, run as printed.
+"""The code blocks of README.md ("Serve your own model"), serving/README.md and docs/open-inference.md, run as printed.
 
 A document's blocks run in their order in one folder, as a reader would paste them: a block that starts a server leaves
 it running for those that follow, until the next one. Only addresses and folders are others.

@@ -60,17 +60,31 @@ def write_convolutional(path: Path) -> Path:
     return _write(path, nodes, weights, ("images", TensorProto.UINT8, [SIDE, SIDE]), images, np.eye(CLASSES)[labels])
 
 
-def write_dense(path: Path) -> Path:
-    """`x` float32 [n, 48] to `y` float32 [n, 1]: R² 0.8."""
+def write_dense(path: Path, activation: str = "relu") -> Path:
+    """`x` float32 [n, 48] to `y` float32 [n, 1]: R² 0.8; the activation is "relu" or "gelu", as PyTorch writes that."""
     chance = np.random.default_rng(0)
     weights = {"w1": _normal(chance, FEATURES, 320), "w2": _normal(chance, 320, 320), "b1": _normal(chance, 320)}
     node = helper.make_node
+    if activation == "gelu":
+        weights |= {"root": np.float32(np.sqrt(2)), "one": np.float32(1), "half": np.float32(0.5)}
+
+    def active(x: str, y: str) -> list[onnx.NodeProto]:
+        if activation == "relu":
+            return [node("Relu", [x], [y])]
+        return [
+            node("Div", [x, "root"], [f"{x}_d"]),
+            node("Erf", [f"{x}_d"], [f"{x}_e"]),
+            node("Add", [f"{x}_e", "one"], [f"{x}_g"]),
+            node("Mul", [x, f"{x}_g"], [f"{x}_p"]),
+            node("Mul", [f"{x}_p", "half"], [y]),
+        ]
+
     nodes = [
         node("MatMul", ["x", "w1"], ["m1"], name="first"),
         node("Add", ["m1", "b1"], ["a1"]),
-        node("Relu", ["a1"], ["r1"]),
+        *active("a1", "r1"),
         node("MatMul", ["r1", "w2"], ["m2"], name="second"),
-        node("Relu", ["m2"], ["features"]),
+        *active("m2", "features"),
     ]
     x, y = points(2_000, 1)
     return _write(path, nodes, weights, ("x", TensorProto.FLOAT, [FEATURES]), x, y)

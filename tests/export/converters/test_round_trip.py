@@ -1,5 +1,9 @@
-"""Every format from its own library to a served answer: `models add`, the model server, and the library beside it."""
+"""Every format from its own library to a served answer: the line of README.md that adds it, the model server, and the
+library beside it.
+"""
 
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,20 @@ from click.testing import CliRunner
 from bookserve.clients.command_line import main
 from bookserve.clients.errors import PredictError
 from bookserve.clients.grpc_client import GrpcClient
+from documents import ROOT
 from model_servers import Server, server_starter, wait_until
 
 pytestmark = pytest.mark.slow
 Array = npt.NDArray[Any]
+
+
+_ROW = re.compile(r"^\| ([^|,]+)[^|]*\| `bookserve (models add score \S+[^`]*)` \|$", re.MULTILINE)
+
+
+def commands() -> dict[str, list[str]]:
+    """Format -> the words after `bookserve` that add a model of it, as README.md has them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Serve your own model")[2]
+    return {name.strip(): shlex.split(command) for name, command in _ROW.findall(text.partition("\n## ")[0])}
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +121,17 @@ def test_what_is_served_is_what_the_library_answers(
 ) -> None:
     (name, path), (store, server) = made, serving
     model = name.lower().replace(" ", "_")
-    options = ["--models-dir", str(store), *(["--trust"] if name.endswith(("scikit-learn", "torch.export")) else [])]
-    result = CliRunner().invoke(main, ["models", "add", model, str(path), *options])
+    kind, _, flavor = name.partition(" of ")
+    command, add, _, given, *options = commands()[kind]
+    if not flavor:
+        assert given.endswith("/") == path.is_dir()
+        assert Path(given).suffix == path.suffix
+    options += ["--trust"] * (flavor == "scikit-learn")
+    result = CliRunner().invoke(main, [command, add, model, str(path), "--models-dir", str(store), *options])
     assert result.exit_code == 0, result.output
     assert f"{model}: published as {store / model / '1'}" in result.output
 
-    file, library = LIBRARIES[name.partition(" of ")[2] or name]
+    file, library = LIBRARIES[flavor or name]
     x = table[0][:50]
     wanted = library(path if path.name == file else path / file, x)
     assert wanted.shape == (50, 3)
@@ -133,7 +152,8 @@ def test_what_is_served_is_what_the_library_answers(
     assert len({row.argmax() for row in answer}) > 1  # it tells the classes apart
 
 
-def test_every_converter_is_in_the_round_trip() -> None:
+def test_every_converter_is_in_the_readme_and_in_the_round_trip() -> None:
     from bookserve.export.converters import choose
 
+    assert set(commands()) == set(LIBRARIES)
     assert {converter.FORMAT for converter in choose.CONVERTERS} == {name.removesuffix(" h5") for name in LIBRARIES}

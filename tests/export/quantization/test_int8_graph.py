@@ -71,6 +71,30 @@ def test_a_static_graph_has_seven_bit_weights_with_a_scale_a_channel_and_proved_
     assert proof(tmp_path / "int8.onnx") == ""
 
 
+def test_what_comes_before_the_first_product_in_int8_stays_in_float(convolutional: Path, tmp_path: Path) -> None:
+    quantizer = Quantizer(convolutional, {"images": small_networks.pictures(128, 3)[0]}, tmp_path)
+    assert quantizer.first_products() == ("first",)
+    for recipe, taken in ((STATIC, "x0"), (int8_graph.in_float(STATIC, quantizer.first_products()), "x1")):
+        quantizer.make(recipe, tmp_path / "int8.onnx")
+        made = onnx.load(tmp_path / "int8.onnx").graph
+        known = {value.name for value in made.input} | {tensor.name for tensor in made.initializer}
+        quantised = next(node for node in made.node if node.op_type == "QuantizeLinear" and node.input[0] not in known)
+        assert quantised.input[0] == taken
+
+
+def test_gelu_stays_one_node_in_float_between_int8_products(tmp_path: Path) -> None:
+    float32 = small_networks.write_dense(tmp_path / "model.onnx", activation="gelu")
+    Quantizer(float32, rows(), tmp_path).make(STATIC, tmp_path / "int8.onnx")
+    made = onnx.load(tmp_path / "int8.onnx").graph
+    kinds = [node.op_type for node in made.node]
+    assert kinds.count("Gelu") == 2
+    assert not {"Erf", "Tanh", "Pow"} & set(kinds)
+    makers = {name: node for node in made.node for name in node.output}
+    gelu = next(node for node in made.node if node.op_type == "Gelu")
+    assert makers[gelu.input[0]].op_type == "DequantizeLinear"
+    assert "QuantizeLinear" in [node.op_type for node in made.node if gelu.output[0] in node.input]
+
+
 def test_a_dynamic_graph_mixes_rows_so_that_clients_do_not_share_a_run(dense: Path, tmp_path: Path) -> None:
     Quantizer(dense, rows(), tmp_path).make(Recipe("", DYNAMIC), tmp_path / "int8.onnx")
     operations = {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
@@ -114,7 +138,7 @@ def found(graph: Path, folder: Path, demands: Demands, dark: float = 1.0) -> tup
 def test_the_static_graph_within_the_loss_is_taken_with_its_figures(dense: Path, tmp_path: Path) -> None:
     taken, said = found(dense, tmp_path, Demands(max_loss=0.01, min_speed_up=0.0))
     assert taken.recipe.method == "static"
-    assert taken.recipe.float_nodes == ()
+    assert taken.recipe.float_nodes in ((), ("first",))  # whichever is faster here
     comparison = taken.comparison
     assert (comparison.figure, comparison.rows) == ("r2", 744)
     assert comparison.int8 == pytest.approx(comparison.float32, rel=0.01)

@@ -221,16 +221,16 @@ def show(name: str, version: int | None, as_json: bool, models_dir: Path) -> Non
             raise SystemExit(1)
         return
     known = "no manifest" if found is None else f"contract {found.contract.id}"
-    click.echo(f"{name} version {folder.name}, {known}, in {folder}")
+    click.echo(table.folded(f"{name} version {folder.name}, {known}, in {folder}"))
     click.echo(f"served as {', '.join(served) or 'nothing: ask for it by its number, where it is loaded'}")
     for line in description.lines(contract) if contract is not None else ():
-        click.echo(line)
+        click.echo(table.folded(line))
     if unread:
         click.echo(f"warning: its tensors are not known: {unread}", err=True)
     if found is None:
         return
     for line in description.origin(found):
-        click.echo(line)
+        click.echo(table.folded(line))
     if changed:
         raise click.ClickException(f"{len(changed)} files are missing or changed: {', '.join(changed)}")
     click.echo(f"files     {len(found.files)}, all as published")

@@ -126,7 +126,10 @@ def add_model(
     servers = store_servers.servers(store.root)
     for address in servers:
         click.echo(f"a server that runs loads it: {address}; the page of its gateway has it at /models/{name}")
-    click.echo("Ask it:" if servers else "Serve it and ask it:")
+    if not servers:
+        click.echo(f"Serve it, with a page at http://127.0.0.1:8080/models/{name}:")
+        click.echo(f"  bookserve serve --models-dir {store.root}")
+    click.echo("Ask it:" if servers else "Or serve it alone, and ask it:")
     for line in adding.how_to_use(store, published)[1 if servers else 0 :]:
         click.echo(f"  {line}")
 

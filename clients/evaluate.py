@@ -127,8 +127,8 @@ def main(
     asked = server if server is not None else folder
     click.echo(f"{name} version {folder.name}, {asked}:\n")
     width = table.terminal_width()
-    told = [*evaluation.text(found, width), "", *drift.text(strayed, width)]
-    click.echo("\n".join(table.folded(line, 0) for line in told).rstrip())
+    lines = [*evaluation.text(found, width), "", *drift.text(strayed, width)]
+    click.echo("\n".join(table.folded(line, 0) for line in lines).rstrip())
 
 
 def _contract(folder: Path, described: Manifest | None, limits: Limits) -> Contract:

@@ -24,6 +24,7 @@ from typing import Literal
 import click
 from packaging.requirements import Requirement
 
+from bookserve.export import table
 from bookserve.export.options import json_option, local_folder
 from bookserve.training.datasets import DOWNLOADED
 from bookserve.training.models import MODELS
@@ -81,7 +82,7 @@ def main(
             found.append(finding)
             if not as_json:
                 advice = f": {finding.advice}" if finding.advice else ""
-                click.echo(f"{finding.status:<5} {finding.about:<10} {finding.text}{advice}")
+                click.echo(table.folded(f"{finding.status:<5} {finding.about:<10} {finding.text}{advice}", 17))
     if as_json:
         click.echo(json.dumps({"findings": [asdict(finding) for finding in found]}))
     bad = sum(finding.status == "bad" for finding in found)

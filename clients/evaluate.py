@@ -127,7 +127,8 @@ def main(
     asked = server if server is not None else folder
     click.echo(f"{name} version {folder.name}, {asked}:\n")
     width = table.terminal_width()
-    click.echo("\n".join([*evaluation.text(found, width), "", *drift.text(strayed, width)]).rstrip())
+    lines = [*evaluation.text(found, width), "", *drift.text(strayed, width)]
+    click.echo("\n".join(table.folded(line, 0) for line in lines).rstrip())
 
 
 def _contract(folder: Path, described: Manifest | None, limits: Limits) -> Contract:

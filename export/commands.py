@@ -126,7 +126,10 @@ def add_model(
     servers = store_servers.servers(store.root)
     for address in servers:
         click.echo(f"a server that runs loads it: {address}; the page of its gateway has it at /models/{name}")
-    click.echo("Ask it:" if servers else "Serve it and ask it:")
+    if not servers:
+        click.echo(f"Serve it, with a page at http://127.0.0.1:8080/models/{name}:")
+        click.echo(f"  bookserve serve --models-dir {store.root}")
+    click.echo("Ask it:" if servers else "Or serve it alone, and ask it:")
     for line in adding.how_to_use(store, published)[1 if servers else 0 :]:
         click.echo(f"  {line}")
 
@@ -221,16 +224,16 @@ def show(name: str, version: int | None, as_json: bool, models_dir: Path) -> Non
             raise SystemExit(1)
         return
     known = "no manifest" if found is None else f"contract {found.contract.id}"
-    click.echo(f"{name} version {folder.name}, {known}, in {folder}")
+    click.echo(table.folded(f"{name} version {folder.name}, {known}, in {folder}"))
     click.echo(f"served as {', '.join(served) or 'nothing: ask for it by its number, where it is loaded'}")
     for line in description.lines(contract) if contract is not None else ():
-        click.echo(line)
+        click.echo(table.folded(line))
     if unread:
         click.echo(f"warning: its tensors are not known: {unread}", err=True)
     if found is None:
         return
     for line in description.origin(found):
-        click.echo(line)
+        click.echo(table.folded(line))
     if changed:
         raise click.ClickException(f"{len(changed)} files are missing or changed: {', '.join(changed)}")
     click.echo(f"files     {len(found.files)}, all as published")

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 
 _BETWEEN = "  "
@@ -30,6 +31,14 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in lined
     ]
+
+
+def folded(line: str, indent: int = 10) -> str:
+    """A line of a name and what is told of it, over as many lines as a terminal needs; as it is for a program."""
+    width = terminal_width()
+    if width is None or len(line) <= width:
+        return line
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 def terminal_width() -> int | None:

@@ -69,24 +69,26 @@ def show(run: str, as_json: bool, runs_dir: Path) -> None:
     if as_json:
         click.echo(json.dumps(_told(found)))
         return
-    click.echo(f"{found.contract.model}: {found.folder}")
+    click.echo(table.folded(f"{found.contract.model}: {found.folder}"))
     for line in description.lines(found.contract):
-        click.echo(line)
-    click.echo(f"data      {found.data.source}: {found.data.name}, SHA-256 {found.data.sha256}")
+        click.echo(table.folded(line))
+    click.echo(table.folded(f"data      {found.data.source}: {found.data.name}, SHA-256 {found.data.sha256}"))
     for line in description.data_card(found.data_card) if found.data_card is not None else ():
-        click.echo(f"rows      {line}")
+        click.echo(table.folded(f"rows      {line}"))
     if found.own_data is not None:
-        click.echo(f"read from {json.dumps(found.own_data)}")
+        click.echo(table.folded(f"read from {json.dumps(found.own_data)}"))
     network = f"the network of {found.network_of}, " if found.network_of != found.contract.model else ""
-    click.echo(f"trained   {network}configuration {found.configuration}, profile {found.profile}, seed {found.seed}")
+    chosen = f"{network}configuration {found.configuration}, profile {found.profile}, seed {found.seed}"
+    click.echo(table.folded(f"trained   {chosen}"))
     changed = {name: found.config.get(name) for name in found.settings}
     if changed:
-        click.echo(f"--set     {_pairs(changed)}")
-    click.echo(f"numbers   {_pairs(found.config)}")
+        click.echo(table.folded(f"--set     {_pairs(changed)}"))
+    click.echo(table.folded(f"numbers   {_pairs(found.config)}"))
     for split, figures in found.metrics.items():
-        click.echo(f"{split:<9} " + "  ".join(f"{name} {value:.6g}" for name, value in figures.items()))
-    click.echo("made with " + "  ".join(f"{library} {number}" for library, number in found.made_with.items()))
-    click.echo(f"curves    tensorboard --logdir {found.folder / run_format.TENSORBOARD}")
+        click.echo(table.folded(f"{split:<9} " + "  ".join(f"{name} {value:.6g}" for name, value in figures.items())))
+    made_with = "  ".join(f"{library} {number}" for library, number in found.made_with.items())
+    click.echo(table.folded(f"made with {made_with}"))
+    click.echo(table.folded(f"curves    tensorboard --logdir {found.folder / run_format.TENSORBOARD}"))
 
 
 @runs.command()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from bookserve.export import table
 from bookserve.export.confined import Limits
 from bookserve.export.errors import StoreError
 from bookserve.export.life import archive, collect, compare, signing
@@ -65,7 +66,7 @@ def verify(
         for finding in verifying.verify(store.path(model, number), Limits(max_seconds, max_memory << 20), key):
             findings.append(finding)
             if not as_json:
-                click.echo(f"  {'' if finding.good else 'WRONG  '}{finding.what}: {finding.told}")
+                click.echo(table.folded(f"  {'' if finding.good else 'WRONG  '}{finding.what}: {finding.told}", 4))
         good = all(finding.good for finding in findings)
         told.append({"model": model, "version": number, "good": good, "findings": verifying.to_json(findings)})
         if not good:
@@ -115,7 +116,7 @@ def diff(name: str, first: int, second: int, as_json: bool, models_dir: Path) ->
         return
     click.echo(f"{name} version {first} -> version {second}")
     for line in compare.lines(told):
-        click.echo(line)
+        click.echo(table.folded(line, 12))
 
 
 @click.command()

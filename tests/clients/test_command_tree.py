@@ -161,6 +161,14 @@ def test_the_widest_columns_are_cut_first() -> None:
     assert list(table.lines(rows)) == ["NAME        TEXT", f"{'a' * 10}  {'b' * 40}"]
 
 
+def test_what_is_told_of_a_name_stands_below_it_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "labels    one-two, three  four"
+    assert table.folded(line) == line  # for a program
+    monkeypatch.setattr(table, "terminal_width", lambda: 20)
+    assert table.folded(line).split("\n") == ["labels    one-two,", "          three", "          four"]
+    assert table.folded("x" * 30) == "x" * 30  # such as a path, to be copied
+
+
 def test_the_doctor_tells_json() -> None:
     from bookserve.clients import doctor
 

@@ -22,9 +22,9 @@ export function percent(share) {
 // A figure with the digits that mean something.
 export const figure = (value) => (Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4))));
 
-// A table with a head line; the first cell of each row names it.
+// A table with a head line, in which an empty cell names nothing; the first cell of each row names it.
 export function table(caption, head, rows) {
-  const columns = make("tr", {}, ...head.map((text) => make("th", { scope: "col" }, text)));
+  const columns = make("tr", {}, ...head.map((text) => (text === "" ? make("td") : make("th", { scope: "col" }, text))));
   const lines = rows.map(([first, ...others]) => make("tr", {}, make("th", { scope: "row" }, first), ...others.map((cell) => make("td", {}, cell))));
   const made = make("table", { class: "grid" }, make("caption", {}, caption), make("thead", {}, columns), make("tbody", {}, ...lines));
   return make("div", { class: "scrolls", tabindex: "0", role: "group", "aria-label": caption }, made);

@@ -22,6 +22,7 @@ export function startMolecules({ name, labels, outputs }, initial) {
   const field = element(`${name}-smiles`);
   const panel = new Panel(name, field);
   const drawing = element(`${name}-drawing`);
+  element(`${name}-nearest`).hidden = !nearest;
   let timer = 0;
 
   const show = (predictions) => {

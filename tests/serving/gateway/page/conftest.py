@@ -34,6 +34,10 @@ It tastes <b>each</b> wine.
 |---|---|
 | test | 0.5 |
 
+| | train | test |
+|---|---|---|
+| rows | 80 | 20 |
+
 **Not for planes.** Ask with `bookserve predict wine`:
 
 - one row

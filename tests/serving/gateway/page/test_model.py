@@ -195,7 +195,8 @@ def test_figures_versions_and_the_card_are_those_of_the_store(page) -> None:
     assert rows["accuracy (test)"] == ["0.875", "0.75", "0.5", "+0.125"]
     card = page.locator("#card-content")
     expect(card.locator("p").first).to_have_text("It tastes <b>each</b> wine.")
-    expect(card.locator("td")).to_have_text(["0.5"])
+    expect(card.locator("td")).to_have_text(["0.5", "", "80", "20"])
+    expect(card.locator("th[scope=col]")).to_have_text(["split", "error", "train", "test"])
     expect(card.locator("strong")).to_have_text("Not for planes.")
     expect(card.locator("li")).to_have_text(["one row", "or more"])
     expect(card.locator("pre")).to_have_text('{"inputs": [[1, 2, 3]]}')

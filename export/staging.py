@@ -61,7 +61,11 @@ def _take_new_lock(parent: Path) -> tuple[Path, int]:
     """A lock file of our own, locked for as long as the descriptor is open."""
     while True:
         path = parent / f"{_STAGING}{uuid.uuid4().hex}{LOCK}"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileNotFoundError:
+            parent.mkdir(exist_ok=True)  # another writer had nothing to publish, and took the empty folder away
+            continue
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.exists():
             return path, lock

@@ -19,7 +19,7 @@ import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,7 +84,8 @@ class ModelStore:
 
     @contextmanager
     def staging(self, model: str) -> Iterator[Path]:
-        """A folder to write the next version of `model` into; gone at the end unless `publish` took it.
+        """A folder to write the next version of `model` into; gone at the end unless `publish` took it, and with it the
+        model's folder where there is no version.
 
         Also removes what killed publishers have left behind. Raises StoreError for a name that no folder or URL could
         carry.
@@ -96,8 +97,12 @@ class ModelStore:
         parent = self.root / model
         parent.mkdir(parents=True, exist_ok=True)
         fsync(self.root)
-        with folders.staging(parent) as folder:
-            yield folder
+        try:
+            with folders.staging(parent) as folder:
+                yield folder
+        finally:
+            with suppress(OSError):  # there are versions, or another publisher is at work
+                parent.rmdir()
 
     def publish(
         self, model: str, staged: Path, describe: Callable[[int], Manifest], number: int | None = None

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from bookserve.export import column_values, engines, parity
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.converters.source import ONNX, Converted, Rows
 
+if TYPE_CHECKING:
+    import onnx
+
 INPUT = "x"
 
 
 def converted(
-    graph: onnx.ModelProto,
+    graph: "onnx.ModelProto",
     folder: Path,
     model: str,
     columns: tuple[str, ...],

@@ -52,8 +52,12 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         estimator = joblib.load(path)
     except ModuleNotFoundError as error:
         raise ExportError(f"{path} was made with the package '{error.name}', which is not installed") from error
+    except MemoryError:
+        raise
     except Exception as error:  # unpickling runs anything
-        raise ExportError(f"{path} does not load: {type(error).__name__}: {str(error).splitlines()[:1]}") from error
+        raise ExportError(
+            f"{path} does not load: {type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
+        ) from error
     return from_estimator(estimator, folder, wishes)
 
 

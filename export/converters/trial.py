@@ -41,7 +41,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         converted = converter.convert(path, folder, Wishes(job["model"], job["trust"], example))
     except ModuleNotFoundError as error:
         raise ExportError(
-            f"a {converter.FORMAT} model needs the package '{error.name}': pip install 'bookserve[{converter.EXTRA}]'"
+            f"models of {converter.FORMAT} need the package '{error.name}': pip install 'bookserve[{converter.EXTRA}]'"
         ) from error
     if example is not None and example.suffix.lower() in pictures.SUFFIXES:
         means = _means(converted.contract, job["task"], job.get("preprocessor"))

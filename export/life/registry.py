@@ -158,9 +158,9 @@ class Registry:
             )
             _check(answer, self._reference)
 
-    def tag(self, manifest: bytes) -> None:
-        """Has the tag name this manifest, whose blobs are there. Raises StoreError."""
-        url = f"{self._base}/manifests/{self._reference.tag}"
+    def tag(self, manifest: bytes, name: str | None = None) -> None:
+        """Has the tag, or the repository's tag `name`, name this manifest, whose blobs are there. Raises StoreError."""
+        url = f"{self._base}/manifests/{name or self._reference.tag}"
         with self._told():
             headers = {"Content-Type": MANIFEST_TYPE}
             _check(self._ask(url, "PUT", data=manifest, headers=headers), self._reference)

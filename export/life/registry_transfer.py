@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,17 @@ _CHUNK = 1 << 20
 Tell = Callable[[str], None]  # shows a line
 
 
-def push(store: ModelStore, model: str, version: int | None, reference: Reference, tell: Tell) -> bool:
+def push(
+    store: ModelStore,
+    model: str,
+    version: int | None,
+    reference: Reference,
+    tell: Tell,
+    labels: Sequence[str] = (),
+) -> bool:
     """Copy a version, by default the newest, to a registry; False where the same is there already.
+
+    Each of `labels` becomes a tag of the same artifact, and leaves the one that it named before.
 
     Raises:
         StoreError: no such version, or it is not as published; the tag names another artifact; or the registry does
@@ -57,16 +66,17 @@ def push(store: ModelStore, model: str, version: int | None, reference: Referenc
         text = json.dumps(manifest, sort_keys=True).encode()
         with Registry(reference, push=True) as registry:
             there = registry.manifest()
-            if there == text:
-                return False
-            if there is not None:
+            if there not in (None, text):
                 raise StoreError(f"{reference} is another artifact: nothing is replaced. Push with another tag")
-            tell(f"1 of 2: the version, {layer['size']} bytes")
-            registry.upload(packed, layer["digest"])
-            tell("2 of 2: the manifest")
-            registry.upload(config, described["digest"])
-            registry.tag(text)
-    return True
+            if there is None:
+                tell(f"1 of 2: the version, {layer['size']} bytes")
+                registry.upload(packed, layer["digest"])
+                tell("2 of 2: the manifest")
+                registry.upload(config, described["digest"])
+                registry.tag(text)
+            for label in labels:
+                registry.tag(text, label)
+    return there is None
 
 
 def pull(

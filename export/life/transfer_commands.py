@@ -1,5 +1,6 @@
 """`bookserve models push` and `pull`: they only parse, call and print."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -26,8 +27,15 @@ def _place(context: click.Context, parameter: click.Parameter, value: str) -> Bu
 @click.command()
 @click.argument("version", metavar="NAME[/VERSION]")
 @click.argument("destination", callback=_place, metavar="DEST")
+@click.option(
+    "--labels",
+    "with_labels",
+    is_flag=True,
+    help="In a registry, each label of the version becomes a tag of the same artifact (score:stable), and leaves "
+    "the version that it named there before.",
+)
 @models_dir_option
-def push(version: str, destination: BucketAddress | Reference, models_dir: Path) -> None:
+def push(version: str, destination: BucketAddress | Reference, with_labels: bool, models_dir: Path) -> None:
     """Copy a version, by default the newest of NAME, to a bucket or a registry. Nothing there is replaced.
 
     \b
@@ -43,11 +51,17 @@ def push(version: str, destination: BucketAddress | Reference, models_dir: Path)
     name, slash, number = version.partition("/")
     if slash and not (number.isascii() and number.isdigit() and int(number) > 0):
         raise click.UsageError(f"'{version}' is not NAME or NAME/VERSION")
+    if with_labels and not isinstance(destination, Reference):
+        raise click.UsageError("--labels is for registries: in a bucket, labels are the servers' own")
     store = ModelStore(models_dir)
+    labels: list[str] = []
     try:
         folder = store.path(name, int(number) if slash else None)
         if isinstance(destination, Reference):
-            copied = registry_transfer.push(store, name, int(folder.name), destination, click.echo)
+            if with_labels:
+                told = store.release(name).labels
+                labels = sorted(label for label, labelled in told.items() if labelled == int(folder.name))
+            copied = registry_transfer.push(store, name, int(folder.name), destination, click.echo, labels)
         else:
             copied = bucket_transfer.push(store, name, int(folder.name), destination, click.echo)
     except StoreError as error:
@@ -55,6 +69,8 @@ def push(version: str, destination: BucketAddress | Reference, models_dir: Path)
     what = f"{name} version {folder.name}"
     click.echo(f"{what} is in {destination}" + ("" if copied else " already"))
     if isinstance(destination, Reference):
+        for label in labels:
+            click.echo(f"{label} is {replace(destination, tag=label)}")
         click.echo(f"  bookserve models pull {destination}")
         return
     click.echo(f"  bookserve model-server --model_root={destination} --port=8500 --rest_api_port=8501")

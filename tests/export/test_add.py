@@ -192,7 +192,7 @@ def test_a_file_that_is_no_model_is_one_line_and_nothing_is_published(
     errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1
     assert message in errors[0]
-    assert list((tmp_path / "store/score").iterdir()) == []
+    assert not (tmp_path / "store/score").exists()
     assert not Path("INFECTED").exists()
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_a_failed_publisher_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="conversion failed"):
         fail()
     assert store.models() == []
-    assert list((tmp_path / "mnist").iterdir()) == []
+    assert not (tmp_path / "mnist").exists()
 
 
 def test_the_config_is_what_tensorflow_serving_reads(tmp_path: Path, manifest: Manifest) -> None:
@@ -402,6 +403,8 @@ def test_publishers_at_once_never_overwrite_one_another(tmp_path: Path, manifest
 
     def work(number: int) -> None:
         for turn in range(4):
+            with suppress(RuntimeError), ModelStore(tmp_path).staging(f"m{number % 2}"):
+                raise RuntimeError("nothing to publish")
             text = f"{number}.{turn}"
             published.append((publish(ModelStore(tmp_path), manifest, f"m{number % 2}", text).version, text))
 

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,28 @@ def test_every_format_becomes_a_version_that_answers_as_its_source(made, tmp_pat
         assert max(told.values()) < 1e-5
     if name in ("scikit-learn", "Hugging Face"):
         assert set(contract.labels) == {"low", "middle", "high"}
+
+
+def test_without_its_library_a_format_names_the_line_that_installs_it(tmp_path: Path) -> None:
+    libraries = {"model.onnx": "onnx", "model.json": "xgboost", "model.txt": "lightgbm", "model.joblib": "joblib"}
+    contents = {"model.json": b'{"learner": {}}', "model.txt": b"tree\nversion=v4\n"}
+    for name in libraries:
+        (tmp_path / name).write_bytes(contents.get(name, b""))
+    program = (
+        "import sys\n"
+        "for library in sys.argv[3:]: sys.modules[library] = None\n"
+        "from bookserve.export.converters import trial\n"
+        "from bookserve.export.errors import ExportError\n"
+        "wishes = {'model': 'score', 'trust': True, 'example': None, 'task': None, 'labels': None}\n"
+        "for name in sys.argv[2].split():\n"
+        "    try: trial.run({'path': f'{sys.argv[1]}/{name}', 'folder': sys.argv[1], **wishes})\n"
+        "    except ExportError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path), " ".join(libraries), *libraries.values()]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout.splitlines()
+    assert [line.partition(" need ")[2] for line in told] == [
+        f"the package '{library}': pip install 'bookserve[convert]'" for library in libraries.values()
+    ]
 
 
 def logarithm(folder: Path, constant: float) -> Path:

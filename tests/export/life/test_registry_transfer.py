@@ -58,6 +58,28 @@ def test_a_version_moves_through_a_registry_as_it_is(
     assert f"oci://{host}/team/score:2 is not there" in missing.output
 
 
+def test_labels_are_tags_of_the_same_artifact(
+    store: ModelStore, other: ModelStore, publish: Callable[..., Manifest], invoke: Invoke, host: str
+) -> None:
+    repository = f"oci://{host}/team/labelled"
+    for version in (1, 2):
+        store.label("score", "stable", version)
+        address = f"{repository}:{version}"
+        if version == 2:  # the version is there before its label is
+            assert invoke("models", "push", "score/2", address, "--models-dir", store.root).exit_code == 0
+        pushed = invoke("models", "push", f"score/{version}", address, "--labels", "--models-dir", store.root)
+        assert pushed.exit_code == 0, pushed.output
+        assert f"stable is {repository}:stable\n" in pushed.output
+        with registry.Registry(registry.parse(f"{repository}:stable")) as labelled:
+            stable = labelled.manifest()
+        with registry.Registry(registry.parse(address)) as numbered:
+            assert stable == numbered.manifest()
+    assert invoke("models", "pull", f"{repository}:stable", "--models-dir", other.root).exit_code == 0
+    assert other.versions("score") == [2]
+    bucket = invoke("models", "push", "score/1", "s3://models", "--labels", "--models-dir", store.root)
+    assert "--labels is for registries" in bucket.output
+
+
 def artifact(blob: bytes, **changes: Any) -> bytes:
     layer = {"mediaType": LAYER, "digest": f"sha256:{hashlib.sha256(blob).hexdigest()}", "size": len(blob)}
     return json.dumps({"schemaVersion": 2, "layers": [layer | changes]}).encode()

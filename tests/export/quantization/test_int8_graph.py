@@ -138,7 +138,7 @@ def found(graph: Path, folder: Path, demands: Demands, dark: float = 1.0) -> tup
 def test_the_static_graph_within_the_loss_is_taken_with_its_figures(dense: Path, tmp_path: Path) -> None:
     taken, said = found(dense, tmp_path, Demands(max_loss=0.01, min_speed_up=0.0))
     assert taken.recipe.method == "static"
-    assert taken.recipe.float_nodes in ((), ("first",))  # whichever is faster here
+    assert [name.partition("/")[0] for name in taken.recipe.float_nodes] in ([], ["first"])  # whichever is faster here
     comparison = taken.comparison
     assert (comparison.figure, comparison.rows) == ("r2", 744)
     assert comparison.int8 == pytest.approx(comparison.float32, rel=0.01)

@@ -25,7 +25,7 @@ _ALONE = 16  # rows that a thread takes at once where each is a run of its own
 _BLOCK_BYTES = 8 << 20  # of rows that a thread takes at once, the last one aside
 _RUN_BYTES = 32 << 20  # of the inputs of one run, the last row aside
 _NOT_A_ROW_EACH = "its outputs do not have one row for each of the inputs: say no --rows-independent"
-_PART_ROWS, _PART_BYTES, _PART_SECONDS = 8192, 16 << 20, 5.0  # after which a part is written
+_PART_ROWS, _PART_BYTES, _PART_SECONDS = 65_536, 16 << 20, 5.0  # after which a part is written
 
 Outcome = Answered | BadRow
 Report = Callable[[Done], None]  # told after some rows

@@ -77,11 +77,18 @@ class Run:
 
     def _answer(self, block: Block) -> list[Outcome]:
         """The outcomes of a block, in the order of its rows."""
-        return self._answer_at_once(block) or self._answer_rows(block.records())
+        if self.model.pace.rows == 1 or not self.questions.reads_at_once:
+            return self._answer_rows(block.records())
+        outcomes = self._answer_at_once(block)
+        if outcomes is not None:
+            return outcomes
+        if halves := block.halves():  # a bad row costs those around it alone
+            return [outcome for half in halves for outcome in self._answer(half)]
+        return self._answer_rows(block.records())
 
     def _answer_at_once(self, block: Block) -> list[Outcome] | None:
-        """The outcomes of a block whose rows are right and share runs; None where one has to be looked at by itself."""
-        rows = self.questions.at_once(block) if self.model.pace.rows > 1 else None
+        """The outcomes of a block whose rows are all right; None where one has to be looked at by itself."""
+        rows = self.questions.at_once(block)
         if rows is None:
             return None
         size = sum(array[:1].nbytes for array in rows.tensors.values())

@@ -2,8 +2,8 @@
 
 The images of the servers begin with ROOT instead of the whole base image: the interpreter and its standard library, the
 shared libraries that they and the extension modules in the folders PACKAGES ask for, certificates, time zones and the
-names of two users. So there is no shell, no package manager, and nothing else that a scanner would have to list. It
-needs `ldd` and `ldconfig`, and ends with 1 when a library is missing.
+names of two users. So there is no shell, and no package manager; what Debian's packages the libraries are of stands in
+/var/lib/dpkg/status.d, where scanners look. It needs `ldd` and `ldconfig`, and ends with 1 when a library is missing.
 """
 
 import compileall
@@ -21,10 +21,14 @@ UNUSED = shutil.ignore_patterns(
     *("site-packages", "dist-packages", "__pycache__", "sitecustomize.py"),
 )
 # Which the C library opens by their names while it runs
-OPENED = ("libgcc_s.so.1", "libnss_dns.so.2", "libnss_files.so.2", "libresolv.so.2", "libpthread.so.0", "libdl.so.2")
-OPENED += ("librt.so.1", "libutil.so.1", "libanl.so.1")
-FILES = ("etc/ssl/certs/ca-certificates.crt", "etc/os-release", "etc/ld.so.conf", "etc/ld.so.conf.d", "etc/localtime")
-FILES += ("usr/lib/ssl/cert.pem", "usr/lib/ssl/openssl.cnf", "etc/ssl/openssl.cnf", "usr/lib/os-release")
+OPENED = (
+    *("libanl.so.1", "libdl.so.2", "libgcc_s.so.1", "libnss_dns.so.2", "libnss_files.so.2", "libpthread.so.0"),
+    *("libresolv.so.2", "librt.so.1", "libutil.so.1"),
+)
+FILES = (
+    *("etc/debian_version", "etc/ld.so.conf", "etc/ld.so.conf.d", "etc/localtime", "etc/os-release"),
+    *("etc/ssl/certs/ca-certificates.crt", "etc/ssl/openssl.cnf", "usr/lib/ssl/cert.pem", "usr/lib/ssl/openssl.cnf"),
+)
 LINKED = ("bin", "lib", "lib64", "sbin")  # to their namesakes in /usr
 USERS = "root:x:0:0:root:/:/usr/sbin/nologin\nbookserve:x:10001:10001::/tmp:/usr/sbin/nologin\n"
 GROUPS = "root:x:0:\nbookserve:x:10001:\n"
@@ -42,13 +46,19 @@ def main() -> None:
             (root / name).symlink_to(f"usr/{name}")
     interpreter = Path(sys.executable).resolve()
     library = Path(sysconfig.get_path("stdlib"))
-    _copy(interpreter, root)
-    for name in {"python", "python3", Path(sys.executable).name} - {interpreter.name}:
-        (root / interpreter.relative_to("/")).with_name(name).symlink_to(interpreter.name)
+    status = root / "var/lib/dpkg/status.d"
+    status.mkdir(parents=True)
     shutil.copytree(library, root / library.relative_to("/"), ignore=UNUSED)
     compileall.compile_dir(root / library.relative_to("/"), quiet=2, stripdir=str(root))
-    for path in _libraries([interpreter, *_modules(root / library.relative_to("/"))], packages):
+    for path in {interpreter} | _libraries([interpreter, *_modules(root / library.relative_to("/"))], packages):
         _copy(path, root)
+        if package := _package(path):
+            told = subprocess.run(
+                ["dpkg-query", "--status", package], capture_output=True, text=True, check=True
+            ).stdout
+            (status / package.partition(":")[0]).write_text(told)
+    for name in {"python", "python3", Path(sys.executable).name} - {interpreter.name}:
+        (root / interpreter.relative_to("/")).with_name(name).symlink_to(interpreter.name)
     for name in FILES:
         if Path("/", name).exists():
             _copy(Path("/", name), root)
@@ -78,6 +88,15 @@ def _libraries(programs: Iterable[Path], packages: Iterable[Path]) -> set[Path]:
         found |= {Path(name) for name in re.findall(r"(/\S+) \(0x", told) if Path(name).name not in own}
     beside = next(path for path in found if path.name == "libc.so.6").parent
     return found | {beside / name for name in OPENED if (beside / name).exists()}
+
+
+def _package(path: Path) -> str | None:
+    """Debian's package of a file, if it is of any; what is in /usr/lib may be listed as in /lib."""
+    for name in (str(path.resolve()), str(path.resolve()).removeprefix("/usr")):
+        found = subprocess.run(["dpkg-query", "--search", name], capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            return found.stdout.rpartition(": ")[0]
+    return None
 
 
 def _copy(path: Path, root: Path) -> None:

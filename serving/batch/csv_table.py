@@ -14,7 +14,7 @@ import numpy as np
 
 from bookserve.serving.batch import records, text_lines
 from bookserve.serving.batch.pieces import Piece, Pieces
-from bookserve.serving.batch.records import BadRow, Block, InputError, Numbers, Place, Record
+from bookserve.serving.batch.records import FEW, BadRow, Block, InputError, Numbers, Place, Record
 
 
 class CsvTable:
@@ -51,12 +51,16 @@ class CsvTable:
         """See Source.blocks."""
         start = self._behind_head(start)
         with self._path.open("rb") as stream:
-            pieces = Pieces(stream, rows, size)
+            pieces, one_by_one = Pieces(stream, rows, size), FEW
             while (piece := pieces.at(start)) is not None:
-                if _is_plain(piece, self._most):
+                while not (is_plain := _is_plain(piece, self._most)) and (halves := piece.halves()):
+                    piece = halves[0]
+                if is_plain:
                     block: Block | None = CsvBlock(piece, self)
+                    one_by_one = FEW
                 else:
-                    block = next(records.gathered(self.read(start), rows, size), None)
+                    block = next(records.gathered(self.read(start), min(rows, one_by_one), size), None)
+                    one_by_one *= 2  # where one row is not plain the next ones seldom are
                 if block is None:
                     return
                 yield block
@@ -107,6 +111,10 @@ class CsvBlock:
         """See Block.records."""
         stream = io.BytesIO(self.piece.content)
         return [found for found, _ in self.source.records(stream, self.piece.start)]
+
+    def halves(self) -> tuple[Block, ...]:
+        """See Block.halves."""
+        return tuple(CsvBlock(piece, self.source) for piece in self.piece.halves())
 
     def numbers(self, width: int, wanted: Sequence[int], name: int | None) -> Numbers | None:
         """See Table.numbers.

@@ -9,7 +9,7 @@ import numpy as np
 
 from bookserve.clients.answers import Array
 from bookserve.serving.batch import text_lines
-from bookserve.serving.batch.records import BadRow, Block, InputError, Numbers, Place, Record
+from bookserve.serving.batch.records import FEW, BadRow, Block, InputError, Numbers, Place, Record
 
 _ROWS = 256  # that are turned into Python's values at a time
 _LARGEST_EXACT = 2**53  # of the whole numbers that a float64 tells apart
@@ -107,6 +107,15 @@ class ParquetBlock:
     def records(self) -> list[Record | BadRow]:
         """See Block.records."""
         return list(self.source.records(self.batch, self.number))
+
+    def halves(self) -> tuple[Block, ...]:
+        """See Block.halves."""
+        rows = self.batch.num_rows
+        parts = ((0, rows // 2), (rows // 2, rows - rows // 2)) if rows > FEW else ()
+        return tuple(
+            ParquetBlock(self.batch.slice(begin, length), self.number + begin, self.source, self.most)
+            for begin, length in parts
+        )
 
     def numbers(self, width: int, wanted: Sequence[int], name: int | None) -> Numbers | None:
         """See Table.numbers. A single column may hold lists of numbers, all of one length."""

@@ -7,7 +7,7 @@ from typing import IO
 import numpy as np
 
 from bookserve.clients.answers import Array
-from bookserve.serving.batch.records import Place
+from bookserve.serving.batch.records import FEW, Place
 
 _FIRST_WINDOW = 64 << 10  # bytes
 
@@ -29,6 +29,15 @@ class Piece:
     def behind(self) -> Place:
         """The place behind the last line."""
         return Place(self.start.line + len(self.ends), self.start.offset + len(self.content))
+
+    def halves(self) -> tuple["Piece", ...]:
+        """Two pieces with its lines; none where it has FEW."""
+        if len(self.ends) <= FEW:
+            return ()
+        middle = len(self.ends) // 2
+        cut = int(self.ends[middle - 1])
+        first = Piece(self.content[:cut], self.ends[:middle], self.start)
+        return first, Piece(self.content[cut:], self.ends[middle:] - cut, first.behind)
 
     @property
     def longest(self) -> int:

@@ -107,6 +107,15 @@ class Questions:
         """Whether rows of OUTPUT say what the user calls them."""
         return self._source_names or self._kind == "ndjson" or self._name_field in self._columns
 
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether blocks may be read at once: rows that are tensors of one input."""
+        if len(self.contract.inputs) != 1 or not self.one_row:
+            return False
+        if self._kind == "ndjson":
+            return not self._is_persons or self._form == forms.PICTURES
+        return self._kind in ("csv", "parquet") and "" not in self._places
+
     def rows(self, records: Sequence[Record]) -> list[Row | BadRow]:
         """The records as tensors, in their order; where a record is of no use, why."""
         with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, which is looked for
@@ -117,15 +126,13 @@ class Questions:
 
         None otherwise. `rows` has the same tensors for the same rows.
         """
-        tensor = self.contract.inputs[0]
-        if len(self.contract.inputs) != 1 or not self.one_row:
+        if not self.reads_at_once:
             return None
+        tensor = self.contract.inputs[0]
         try:
             with np.errstate(over="ignore"):
                 if self._kind == "ndjson":
                     found = self._of_json(block, tensor) if isinstance(block, JsonLines) else None
-                elif self._kind not in ("csv", "parquet") or "" in self._places:
-                    found = None
                 elif isinstance(block, Records):
                     found = self._of_records(block, tensor)
                 else:
@@ -259,7 +266,7 @@ class Questions:
     def _of_json(self, block: JsonLines, tensor: Tensor) -> Rows | None:
         """Lines of NDJSON. Raises one of _ROW_ERRORS."""
         lines = block.lines()
-        if lines is None or (self._is_persons and self._form != forms.PICTURES):
+        if lines is None:
             return None
         names, arrays = [], []
         for line in lines:  # one by one: thousands of lists that live on keep Python's collector busy

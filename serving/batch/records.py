@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from bookserve.clients.answers import Array
 
 MAX_ROW_BYTES = 16 << 20
+FEW = 64  # rows of a block that is not halved any more
 
 
 class InputError(Exception):
@@ -54,6 +55,10 @@ class Block(Protocol):
         """Each row by itself, as `Source.read` gives it."""
         ...
 
+    def halves(self) -> "tuple[Block, ...]":
+        """Two blocks with its rows; none where it has FEW."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Records:
@@ -65,6 +70,12 @@ class Records:
     def records(self) -> list[Record | BadRow]:
         """See Block.records."""
         return self.found
+
+    def halves(self) -> tuple[Block, ...]:
+        """See Block.halves."""
+        middle = len(self.found) // 2
+        parts = (self.found[:middle], self.found[middle:]) if len(self.found) > FEW else ()
+        return tuple(Records(part, self.behind) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ _ALONE = 16  # rows that a thread takes at once where each is a run of its own
 _BLOCK_BYTES = 8 << 20  # of rows that a thread takes at once, the last one aside
 _RUN_BYTES = 32 << 20  # of the inputs of one run, the last row aside
 _NOT_A_ROW_EACH = "its outputs do not have one row for each of the inputs: say no --rows-independent"
-_PART_ROWS, _PART_BYTES, _PART_SECONDS = 8192, 16 << 20, 5.0  # after which a part is written
+_PART_ROWS, _PART_BYTES, _PART_SECONDS = 65_536, 16 << 20, 5.0  # after which a part is written
 
 Outcome = Answered | BadRow
 Report = Callable[[Done], None]  # told after some rows
@@ -77,11 +77,18 @@ class Run:
 
     def _answer(self, block: Block) -> list[Outcome]:
         """The outcomes of a block, in the order of its rows."""
-        return self._answer_at_once(block) or self._answer_rows(block.records())
+        if self.model.pace.rows == 1 or not self.questions.reads_at_once:
+            return self._answer_rows(block.records())
+        outcomes = self._answer_at_once(block)
+        if outcomes is not None:
+            return outcomes
+        if halves := block.halves():  # a bad row costs those around it alone
+            return [outcome for half in halves for outcome in self._answer(half)]
+        return self._answer_rows(block.records())
 
     def _answer_at_once(self, block: Block) -> list[Outcome] | None:
-        """The outcomes of a block whose rows are right and share runs; None where one has to be looked at by itself."""
-        rows = self.questions.at_once(block) if self.model.pace.rows > 1 else None
+        """The outcomes of a block whose rows are all right; None where one has to be looked at by itself."""
+        rows = self.questions.at_once(block)
         if rows is None:
             return None
         size = sum(array[:1].nbytes for array in rows.tensors.values())

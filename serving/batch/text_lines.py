@@ -134,6 +134,10 @@ class JsonLines:
         """See Block.records."""
         return list(self.source.records(io.BytesIO(self.piece.content), self.piece.start.line))
 
+    def halves(self) -> tuple[Block, ...]:
+        """See Block.halves."""
+        return tuple(JsonLines(piece, self.source, self.most) for piece in self.piece.halves())
+
     def lines(self) -> list[bytes] | None:
         """The lines; None where one is too long. Blank ones are among them."""
         if self.piece.longest > self.most:

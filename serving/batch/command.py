@@ -21,7 +21,7 @@ from bookserve.export.errors import ExportError, StoreError
 from bookserve.serving.batch import chosen_version, input_file, results
 from bookserve.serving.batch.local_model import LocalModel
 from bookserve.serving.batch.model import Model, ModelLost, Pace, rows_of_a_run
-from bookserve.serving.batch.parts import Done, Parts, PartsError, Plan
+from bookserve.serving.batch.parts import FORM, Done, Parts, PartsError, Plan
 from bookserve.serving.batch.progress import ProgressBar
 from bookserve.serving.batch.questions import Columns, Questions
 from bookserve.serving.batch.ray_model import RayModel
@@ -329,6 +329,7 @@ def _plan(wish: _Wish, source: Source, model: Model) -> Plan:
         "--max-row-bytes": wish.max_row_bytes,
         "--rows-independent": wish.rows_independent,
         "the suffix of OUTPUT": wish.output.suffix.lower(),
+        "the form of its parts": FORM,
     }
 
 

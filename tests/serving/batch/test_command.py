@@ -345,6 +345,13 @@ def test_a_resume_refuses_what_differs_and_says_what(batch: Batch, stopped: Path
         return done.output
 
     assert "--max-row-bytes was 16777216 and is 1000" in told("--max-row-bytes", 1000)
+    plan = stopped / "out.csv.parts/plan.json"  # as the release before left it
+    now = plan.read_text()
+    plan.write_text(
+        json.dumps({key: value for key, value in json.loads(now).items() if "form of its parts" not in key})
+    )
+    assert "the form of its parts was nothing and is 2" in told()
+    plan.write_text(now)
     (stopped / "in.csv").write_text((stopped / "in.csv").read_text().replace("\n7,2\n", "\n8,2\n"))
     assert "the content of INPUT was" in told()
     (stopped / "in.csv").write_text((stopped / "in.csv").read_text().replace("\n8,2\n", "\n7,2\n", 1))

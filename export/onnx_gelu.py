@@ -4,7 +4,7 @@ tf2onnx and PyTorch's exporters write it as five to eight nodes, each of which g
 joins some of these forms, but not that with transposed rows of tf2onnx, and none with quantisation in between.
 
 Forms: x/2 (1 + erf(x/sqrt(2))), and by tanh x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), both of Hendrycks and
-Gimpel 2016 (arXiv:1606.08415).
+Gimpel (2016, arXiv 1606.08415).
 """
 
 import math

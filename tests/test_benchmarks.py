@@ -225,7 +225,13 @@ def test_the_batch_command_is_measured_beside_a_loop_that_answers_the_same() -> 
         batch.main, ["--rounds", "1", "--pictures", "70", "--lines", "1500"], catch_exceptions=False
     )
     assert done.exit_code == 0, done.output
-    for model in ("lenet5", "table"):
+    for form, loops in (
+        ("pictures", ["loop"]),
+        ("csv", ["loop", "arrow"]),
+        ("ndjson", ["loop"]),
+        ("parquet", ["loop"]),
+    ):
         for figure in ("rows/s", "rows/s of runs"):
-            (line,) = (line for line in done.output.splitlines() if line.startswith(f"  {model:12s} {figure:18s} "))
-            assert "ratio" in line
+            lines = [line for line in done.output.splitlines() if line.startswith(f"  {form:12s} {figure:18s} ")]
+            assert [line[34:].split()[0] for line in lines] == loops
+            assert all("ratio" in line for line in lines)

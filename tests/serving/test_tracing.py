@@ -112,8 +112,7 @@ def test_one_trace_goes_from_the_gateways_caller_to_the_engines_run(
     began = time.time_ns()
     status, answer = post(f"{url}/api/v1/scale", SAMPLED)
     assert (status, answer["predictions"]) == (200, [{"y": [2, 4, 6]}])
-    # The gateway asks for the signatures, too, which are two spans more.
-    wait_until(lambda: len(collector.of_trace(TRACE)) == 7, "the spans come", seconds=20)
+    wait_until(lambda: len(collector.of_trace(TRACE)) == 5, "the spans come", seconds=20)
     spans = collector.of_trace(TRACE)
     parent = CALLER
     for name in (

@@ -48,6 +48,7 @@ def slim() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process has open stands in /proc")
 def test_the_servers_use_nothing_that_their_images_leave_out(slim: ModuleType) -> None:
     done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, timeout=120)

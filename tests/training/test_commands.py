@@ -55,6 +55,7 @@ def test_a_float16_graph_that_would_not_be_smaller_is_no_failure(tmp_path: Path)
     assert [path.name for path in (tmp_path / "models/linear").iterdir() if path.name.isdigit()] == ["1"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_mnist")
 def test_train_then_export_publishes_the_newest_run(tmp_path: Path) -> None:
     runs, models = ["--runs-dir", tmp_path / "runs"], ["--models-dir", tmp_path / "models"]

@@ -83,6 +83,7 @@ def test_a_run_leaves_everything_that_export_needs(tmp_path: Path, console: Cons
         assert examples["images"].shape == (60, 28, 28)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_mnist")
 def test_tensorboard_has_the_graph_the_loss_of_every_step_and_histograms_on_request(
     tmp_path: Path, console: Console
@@ -115,6 +116,7 @@ def test_the_seed_decides_the_figures(tmp_path: Path, console: Console) -> None:
     assert first != other
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_mnist")
 def test_two_exact_trainings_of_one_seed_have_the_same_bits(tmp_path: Path, console: Console) -> None:
     first, again = (run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke").folder for _ in range(2))

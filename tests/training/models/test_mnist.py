@@ -52,6 +52,7 @@ def test_the_book_s_numbers(digits: ImageSplits) -> None:
     assert rates == pytest.approx([0.01, 0.01, 0.0095, 0.01 * 0.95**2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [None, 0.95])
 def test_the_book_s_network_learns_and_keeps_its_last_weights_or_their_average(
     digits: ImageSplits, tmp_path: Path, average: float | None
@@ -102,12 +103,11 @@ def test_what_a_gpu_trained_in_bfloat16_is_served_in_float32(
     model = mnist.build_model(TINY)
     assert {layer.name for layer in model.layers if layer.compute_dtype == "float32"} >= {"scaled", "logits"}
     assert "bfloat16" in {layer.compute_dtype for layer in model.layers}
-    mnist.train(model, digits, TINY, seed=0, callbacks=[])
     served = mnist.serving_model(model)
     (network,) = [layer for layer in served.layers if layer.name == model.name]
     assert {layer.compute_dtype for layer in network.layers} == {"float32"}
-    outputs = served(digits.test.images)
-    assert (outputs["classes"].numpy() == digits.test.labels).mean() > 0.5
+    expected = keras.ops.softmax(model(digits.test.images[:20], training=False))
+    np.testing.assert_allclose(served(digits.test.images[:20])["probabilities"], expected, atol=0.02)
 
 
 def test_batches_are_shuffled_anew_each_epoch_and_the_same_for_a_seed(digits: ImageSplits) -> None:

@@ -217,7 +217,7 @@ def test_a_rest_request_that_takes_too_long_is_answered_and_its_like_in_the_queu
     answered: list[tuple[int, bytes]] = []
 
     def ask() -> None:
-        status, _, body = fetch(server, slow, {"inputs": [3_000_000]})
+        status, _, body = fetch(server, slow, {"inputs": [1_500_000]})
         answered.append((status, body))
 
     cores = os.cpu_count() or 1

@@ -173,6 +173,7 @@ def test_a_text_is_read_as_one_stream_as_the_network_itself_reads_it(trained: Tr
     np.testing.assert_allclose(reading.outputs, np.asarray(last(words[None, :-1]))[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_cache_is_chosen_on_the_validation_text_and_judged_on_the_test_text(
     trained: Trained, text: ptb_data.Text, tmp_path: Path
 ) -> None:

@@ -265,6 +265,7 @@ def test_assays_without_both_classes_have_no_auc() -> None:
     assert tox21.mean_precision({}) == 0.0
 
 
+@pytest.mark.slow
 def test_a_forest_always_says_the_same() -> None:
     random = np.random.default_rng(0)
     bits = np.zeros((1_500, 1024), np.uint8)

@@ -110,7 +110,7 @@ def test_a_classifier_without_probabilities_gives_its_decisions_and_says_so(
     [
         (cluster.KMeans(4, random_state=0), ["label", "scores"]),
         (mixture.GaussianMixture(3, random_state=0), ["label", "probabilities"]),
-        (ensemble.IsolationForest(20, random_state=0), ["label", "scores"]),
+        (ensemble.IsolationForest(n_estimators=20, random_state=0), ["label", "scores"]),
         (neighbors.LocalOutlierFactor(novelty=True), ["label", "scores"]),
         (svm.OneClassSVM(), ["label", "scores"]),
         (linear_model.SGDOneClassSVM(random_state=0), ["label", "scores"]),

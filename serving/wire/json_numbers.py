@@ -18,7 +18,7 @@ import simdjson
 from bookserve.serving.wire.tensors import MAX_RANK, Array
 
 _HEAD = re.compile(rb'\{\s*(?:"signature_name"\s*:\s*"(\w*)"\s*,\s*)?"(instances|inputs)"\s*:\s*(?=[\[{])')
-_NAME = re.compile(rb'"([\w./:-]+)"\s*:')  # of an input; other names are left to the ordinary way
+_NAME = re.compile(rb'"([\w./:-]{1,250})"\s*:')  # of an input; other names are left to the ordinary way
 _SPACE = b" \t\r\n"
 _LONG = 500  # bytes of a list that has a name: to look at many short ones one by one takes longer than the ordinary way
 _BESIDE_THE_SKELETON = b"+-.0123456789Ee \t\r\n"
@@ -66,14 +66,16 @@ def read(body: bytes) -> dict[str, Any] | None:
     if head is None or not body.endswith(b"}"):
         return None
     key, rest = head[2].decode(), body[head.end() : -1]
-    named = b'"' in rest
-    layout: Any = _named_shapes(rest, key == "instances") if named else _shape_of(rest)
+    has_names = b'"' in rest
+    layout: Any = (
+        _named_shapes(rest, key == "instances") if has_names else _shape_of(rest.translate(None, _BESIDE_THE_SKELETON))
+    )
     if layout is None:
         return None
     try:
         parsed: Any = simdjson.Parser().parse(body)
         value = parsed[key]
-        if not named:
+        if not has_names:
             numbers: Any = Numbers(value, layout)
         elif key == "inputs":
             numbers = _by_name(value, layout)
@@ -109,11 +111,14 @@ def _named_shapes(text: bytes, rows: bool) -> dict[str, tuple[int, ...]] | None:
     """The shapes of the lists of an object; or, for `rows`, of a list of objects that have the same names in the same
     order and lists of the same shapes.
     """
+    quotes = text.count(b'"')
+    if len(text) < _LONG * quotes // 2:
+        return None
     before, *parts = _NAME.split(text)
     names = parts[0::2]
     width = len(set(names))
-    if not names or before.translate(None, _SPACE) != (b"[{" if rows else b"{") or len(text) < _LONG * len(names):
-        return None
+    if not names or quotes != 2 * len(names) or before.translate(None, _SPACE) != (b"[{" if rows else b"{"):
+        return None  # there are texts, or other names
     if names != names[:width] * (len(names) // width) or not (rows or len(names) == width):
         return None
     shapes: dict[str, tuple[int, ...]] = {}
@@ -127,9 +132,8 @@ def _named_shapes(text: bytes, rows: bool) -> dict[str, tuple[int, ...]] | None:
     return shapes
 
 
-def _shape_of(text: bytes) -> tuple[int, ...] | None:
-    """The shape of a regular list of numbers; None for another text."""
-    skeleton = text.translate(None, _BESIDE_THE_SKELETON)
+def _shape_of(skeleton: bytes) -> tuple[int, ...] | None:
+    """The same as `_shape`, remembered where the skeleton is short."""
     return _remembered_shape(skeleton) if len(skeleton) <= _MAX_REMEMBERED else _shape(skeleton)
 
 

@@ -181,6 +181,16 @@ def test_other_objects_are_left_to_the_ordinary_way(body: str, monkeypatch: pyte
     assert json_numbers.read(body.encode()) is None
 
 
+def test_texts_and_many_short_lists_are_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = mock.Mock(side_effect=json_numbers._NAME.split)
+    monkeypatch.setattr(json_numbers, "_NAME", mock.Mock(split=split))
+    assert json_numbers.read(json.dumps({"instances": [{"a": [0.5]}] * 10_000}).encode()) is None
+    assert not split.called
+    assert json_numbers.read(b'{"instances":[{"image":{"b64":"%b"}}]}' % (b"A" * 100_000)) is None
+    (call,) = split.call_args_list
+    assert len(json_numbers._NAME.split(*call.args)) < 10
+
+
 def test_many_short_lists_are_left_to_the_ordinary_way() -> None:
     rows = [{"a": [number, 0.5]} for number in range(1_000)]
     assert json_numbers.read(json.dumps({"instances": rows}).encode()) is None

@@ -7,9 +7,10 @@ lives: what a killed writer left is removed by the next.
 import fcntl
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _STAGING = ".publishing-"
@@ -19,7 +20,11 @@ LOCK = ".lock"
 
 @contextmanager
 def staging(parent: Path) -> Iterator[Path]:
-    """A new folder below `parent`; gone at the end, unless it was renamed. What killed writers left goes first."""
+    """A new folder below `parent`, which is made where it is missing; gone at the end, unless it was renamed.
+
+    What killed writers left goes first.
+    """
+    _make(parent)
     remove_leftovers(parent)
     lock_path, lock = _take_new_lock(parent)
     folder = lock_path.with_suffix("")
@@ -39,9 +44,9 @@ def take_away(folder: Path) -> Path:
 
 def remove_leftovers(parent: Path) -> None:
     """Delete what was taken away, and what writers that do not live any more were writing."""
-    for folder in parent.glob(f"{_REMOVED}*"):
+    for folder in _found(parent, f"{_REMOVED}*"):
         shutil.rmtree(folder, ignore_errors=True)  # another process may be at it, too
-    for lock_path in parent.glob(f"{_STAGING}*{LOCK}"):
+    for lock_path in _found(parent, f"{_STAGING}*{LOCK}"):
         try:
             lock = os.open(lock_path, os.O_RDWR)
         except FileNotFoundError:
@@ -57,6 +62,24 @@ def remove_leftovers(parent: Path) -> None:
             os.close(lock)
 
 
+def _found(parent: Path, pattern: str) -> list[Path]:
+    try:
+        return list(parent.glob(pattern))
+    except FileNotFoundError:  # gone while we looked
+        return []
+
+
+def _make(parent: Path) -> None:
+    """Make a model's folder; another writer, who had nothing to publish, may take it away at any moment."""
+    while True:
+        try:
+            return parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(parent.lstat().st_mode):
+                    raise
+
+
 def _take_new_lock(parent: Path) -> tuple[Path, int]:
     """A lock file of our own, locked for as long as the descriptor is open."""
     while True:
@@ -64,7 +87,7 @@ def _take_new_lock(parent: Path) -> tuple[Path, int]:
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         except FileNotFoundError:
-            parent.mkdir(exist_ok=True)  # another writer had nothing to publish, and took the empty folder away
+            _make(parent)
             continue
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.exists():

@@ -95,10 +95,9 @@ class ModelStore:
         if model == _RESERVED:
             raise StoreError(f"a model cannot be called '{model}': the gateway lists all models at that address")
         parent = self.root / model
-        parent.mkdir(parents=True, exist_ok=True)
-        fsync(self.root)
         try:
             with folders.staging(parent) as folder:
+                fsync(self.root)
                 yield folder
         finally:
             with suppress(OSError):  # there are versions, or another publisher is at work

@@ -397,6 +397,39 @@ def test_base_paths_are_absolute(tmp_path: Path, manifest: Manifest, monkeypatch
     assert f'base_path: "{tmp_path}/models/mnist"' in (tmp_path / "models" / "models.config").read_text()
 
 
+def test_writers_with_nothing_to_publish_do_not_take_the_folder_from_others(tmp_path: Path) -> None:
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        for _ in range(200):
+            try:
+                with suppress(RuntimeError), ModelStore(tmp_path).staging("mnist") as folder:
+                    (folder / "saved_model.pb").write_text("half")
+                    raise RuntimeError("nothing to publish")
+            except Exception as error:
+                failed.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads change often, and so meet at every line
+    try:
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failed == []
+    assert not (tmp_path / "mnist").exists()
+
+
+def test_a_file_in_place_of_a_models_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "mnist").write_text("no folder")
+    with pytest.raises(FileExistsError), ModelStore(tmp_path).staging("mnist"):
+        pass
+    assert (tmp_path / "mnist").read_text() == "no folder"
+
+
 def test_publishers_at_once_never_overwrite_one_another(tmp_path: Path, manifest: Manifest) -> None:
     store = ModelStore(tmp_path)
     published: list[tuple[int, str]] = []

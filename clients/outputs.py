@@ -17,6 +17,7 @@ from bookserve.export import example_inputs
 from bookserve.export.contracts import SIMILARITY, Contract, Tensor
 
 UNLIKE_TRAINING = "unlike_training"
+Column = Sequence[Any] | Array  # a value for each row; an array is float64 [rows]
 
 _MANY = 64  # numbers that are rounded at once: fewer are faster one by one
 
@@ -138,13 +139,13 @@ def _squares(contract: Contract, prediction: Prediction) -> list[dict[str, Any]]
     return [{"probabilities": [_probability(one) for one in row], "value": _number(value)} for row, value in rows]
 
 
-def columns(contract: Contract, outputs: Mapping[str, Array]) -> dict[str, list[Any]]:
+def columns(contract: Contract, outputs: Mapping[str, Array]) -> dict[str, Column]:
     """The answers of `rows` by their keys, each with a value for every row. Outputs that are not given are left out."""
     given = [tensor for tensor in contract.outputs if tensor.name in outputs]
     classes, scores = forms.classes(contract), forms.scores(contract)
     if scores is not None and scores in given:
         outputs = {**outputs, scores.name: outputs[scores.name].reshape(len(outputs[scores.name]), -1)}
-    found: dict[str, list[Any]] = {}
+    found: dict[str, Column] = {}
     if classes is not None and classes in given:
         found["class"] = [_label(contract.labels, classes, value) for value in outputs[classes.name]]
     elif contract.task == forms.PICTURES and scores is not None:
@@ -164,7 +165,8 @@ def tensor_columns(contract: Contract, outputs: Mapping[str, Array]) -> dict[str
 def _labelled(contract: Contract, outputs: Mapping[str, Array]) -> list[dict[str, Any]]:
     """One object a row: the class, then all other outputs."""
     found = columns(contract, outputs)
-    return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+    values = [column.tolist() if isinstance(column, np.ndarray) else column for column in found.values()]
+    return [dict(zip(found, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _label(labels: Sequence[str], tensor: Tensor, value: Any) -> str:
@@ -177,7 +179,7 @@ def _label(labels: Sequence[str], tensor: Tensor, value: Any) -> str:
     return labels[number]
 
 
-def _readable(tensor: Tensor, array: Array, labels: Sequence[str]) -> list[Any]:
+def _readable(tensor: Tensor, array: Array, labels: Sequence[str]) -> Column:
     """The values of an output [rows, …], one a row."""
     array = np.asarray(array)
     if array.dtype.kind != "f" or array.ndim > 2:
@@ -187,7 +189,7 @@ def _readable(tensor: Tensor, array: Array, labels: Sequence[str]) -> list[Any]:
     if array.ndim == 1 or (array.shape[1] == 1 and len(labels) != 1):
         return numbers
     size = array.shape[1]
-    lists = [numbers[place * size : (place + 1) * size] for place in range(len(array))]
+    lists: list[Any] = numbers.reshape(array.shape).tolist()
     return [dict(zip(labels, row, strict=True)) for row in lists] if labels and size == len(labels) else lists
 
 
@@ -212,23 +214,23 @@ def _number(value: Any) -> float:
     return float(f"{float(value):.7g}")
 
 
-def _probabilities(array: Array) -> list[float]:
+def _probabilities(array: Array) -> Array:
     """`_probability` of each of the floats [n]."""
     if len(array) < _MANY:
-        return [_probability(value) for value in array.tolist()]
+        return np.array([_probability(value) for value in array.tolist()], np.float64)
     return _rounded(array, np.full(len(array), 6), _probability)
 
 
-def _numbers(array: Array) -> list[float]:
+def _numbers(array: Array) -> Array:
     """`_number` of each of the floats [n]."""
     if len(array) < _MANY:
-        return [_number(value) for value in array.tolist()]
+        return np.array([_number(value) for value in array.tolist()], np.float64)
     with np.errstate(all="ignore"):
         places = 6 - np.floor(np.log10(np.abs(array.astype(np.float64))))
     return _rounded(array, np.where(np.isfinite(places), places, 0), _number)
 
 
-def _rounded(array: Array, places: Array, one: Callable[[Any], float]) -> list[float]:
+def _rounded(array: Array, places: Array, one: Callable[[Any], float]) -> Array:
     """Floats, each rounded to so many decimal places, at once: as `one` rounds them by their texts.
 
     A whole number below 2**53 divided by a power of ten up to 10**22 is the float64 that its decimal text stands for.
@@ -242,5 +244,4 @@ def _rounded(array: Array, places: Array, one: Callable[[Any], float]) -> list[f
         sure = (places >= 0) & (places <= 22) & (np.abs(scaled) < 2**40) & (np.abs(scaled % 1 - 0.5) > 1e-3)
     for place in np.flatnonzero(~sure):
         found[place] = one(values[place])
-    rounded: list[float] = found.tolist()
-    return rounded
+    return found

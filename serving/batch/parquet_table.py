@@ -147,7 +147,7 @@ def _numbers(column: Any) -> Array | None:
     values: Array = np.from_dlpack(column)
     if values.dtype == np.uint64:
         return None
-    return values.astype(np.int64 if values.dtype.kind in "iu" else np.float64)
+    return values.astype(np.int64 if values.dtype.kind in "iu" else np.float64, copy=False)
 
 
 def _stacked(columns: Sequence[Array | None]) -> Array | None:

@@ -21,7 +21,7 @@ from bookserve.export.durable import fsync, new_file
 from bookserve.serving.batch.records import Place
 
 Plan = Mapping[str, Any]
-FORM = 2  # of what is in a part; 1 had the rows of Parquet as lists
+FORM = 3  # of what is in a part; 1 and 2 had the rows of Parquet as JSON
 _PLAN, _LOCK = "plan.json", ".lock"
 
 

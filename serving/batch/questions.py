@@ -16,6 +16,7 @@ from bookserve.clients import ask_server, forms, outputs
 from bookserve.clients.answers import Array, Prediction
 from bookserve.clients.inputs import boards, compounds, pictures, points, words
 from bookserve.clients.inputs.words import Vocabulary
+from bookserve.clients.outputs import Column
 from bookserve.export import contracts, example_inputs
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
@@ -144,7 +145,7 @@ class Questions:
         array = found.tensors[tensor.name]
         return found if _fits(array.shape, tensor.shape) and self._is_finite(array) else None
 
-    def columns(self, found: Mapping[str, Array]) -> dict[str, list[Any]]:
+    def columns(self, found: Mapping[str, Array]) -> Mapping[str, Column]:
         """The answers for `at_once` as columns, from the outputs for all of its rows; `answers` has the same by rows.
 
         Raises ExportError.

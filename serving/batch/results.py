@@ -1,19 +1,25 @@
 """The forms of OUTPUT: NDJSON, CSV and Parquet. Every row has `line`, and `id` where the INPUT has names."""
 
-import csv
-import io
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import IO, Any, Protocol
 
 import numpy as np
 import orjson
 
+from bookserve.clients.outputs import Column
 from bookserve.export.contracts import Contract
 from bookserve.serving.batch import parquet_table
 from bookserve.serving.batch.records import BadRow, InputError
 
 LINE, NAME = "line", "id"
+_SPECIAL = re.compile(rb'[",\r\n]')
+
+
+Table = dict[str, Column]  # the columns of some rows, by their names
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,7 @@ class Answered:
 
     lines: Sequence[int]
     names: Sequence[str | None] | None
-    answers: Mapping[str, Sequence[Any]]
+    answers: Mapping[str, Column]
 
 
 class ColumnsDiffer(ValueError):
@@ -32,12 +38,16 @@ class ColumnsDiffer(ValueError):
 class Form(Protocol):
     """One form of OUTPUT."""
 
-    def columns(self, answered: Answered) -> tuple[str, ...]:
+    def table(self, answered: Answered) -> Table:
+        """The rows as columns of the file."""
+        ...
+
+    def columns(self, table: Table) -> tuple[str, ...]:
         """The columns of the file, by the first rows that are answered; none where rows name their own."""
         ...
 
-    def rows(self, answered: Answered, columns: Sequence[str]) -> bytes:
-        """The rows as they stand in a part. Raises ColumnsDiffer."""
+    def rows(self, table: Table) -> bytes:
+        """The rows as they stand in a part."""
         ...
 
     def write(self, stream: IO[bytes], pieces: Iterator[bytes], columns: Sequence[str]) -> None:
@@ -51,13 +61,19 @@ class Ndjson:
     def __init__(self, names: bool) -> None:
         self._names = names
 
-    def columns(self, answered: Answered) -> tuple[str, ...]:
+    def table(self, answered: Answered) -> Table:
+        """See Form.table."""
+        return _named(answered, self._names)
+
+    def columns(self, table: Table) -> tuple[str, ...]:
         """See Form.columns."""
         return ()
 
-    def rows(self, answered: Answered, columns: Sequence[str]) -> bytes:
+    def rows(self, table: Table) -> bytes:
         """See Form.rows."""
-        return _json_lines(_named(answered, self._names))
+        keys = [orjson.dumps(name).replace(b"%", b"%%") for name in table]
+        line = b"{" + b",".join(key + b":%b" for key in keys) + b"}\n"
+        return b"".join([line % row for row in zip(*map(_json_texts, table.values()), strict=True)])
 
     def write(self, stream: IO[bytes], pieces: Iterator[bytes], columns: Sequence[str]) -> None:
         """See Form.write."""
@@ -66,31 +82,33 @@ class Ndjson:
 
 
 class Csv:
-    """A line of names, then a line a row. A list is written as JSON."""
+    """A line of names, then a line a row. A list is written as JSON, a number as JSON has it."""
 
     def __init__(self, names: bool) -> None:
         self._names = names
 
-    def columns(self, answered: Answered) -> tuple[str, ...]:
-        """See Form.columns."""
-        return tuple(_flat(_named(answered, self._names)))
+    def table(self, answered: Answered) -> Table:
+        """See Form.table."""
+        return _flat(_named(answered, self._names))
 
-    def rows(self, answered: Answered, columns: Sequence[str]) -> bytes:
+    def columns(self, table: Table) -> tuple[str, ...]:
+        """See Form.columns."""
+        return tuple(table)
+
+    def rows(self, table: Table) -> bytes:
         """See Form.rows."""
-        return _lines(list(map(_cells, _same(answered, self._names, columns).values())))
+        return _lines(list(map(_cells, table.values())))
 
     def write(self, stream: IO[bytes], pieces: Iterator[bytes], columns: Sequence[str]) -> None:
         """See Form.write."""
         head = list(columns) or ([LINE, NAME] if self._names else [LINE])
-        stream.write(_lines([[name] for name in head]))
+        stream.write(_lines([_cells([name]) for name in head]))
         for piece in pieces:
             stream.write(piece)
 
 
 class Parquet:
-    """Columns as those of CSV, but lists stay lists. pyarrow writes the file in the end; a line of a part is an object
-    with some rows' values of every column.
-    """
+    """Columns as those of CSV, but lists stay lists. Parts hold streams of Arrow's IPC format, one behind the other."""
 
     def __init__(self, names: bool, contract: Contract) -> None:
         """Raises InputError without pyarrow."""
@@ -102,36 +120,51 @@ class Parquet:
         self._names = names
         self._leaves = {tensor.name: tensor.dtype for tensor in contract.outputs}
 
-    def columns(self, answered: Answered) -> tuple[str, ...]:
-        """See Form.columns."""
-        return tuple(_flat(_named(answered, self._names)))
+    def table(self, answered: Answered) -> Table:
+        """See Form.table."""
+        return _flat(_named(answered, self._names))
 
-    def rows(self, answered: Answered, columns: Sequence[str]) -> bytes:
+    def columns(self, table: Table) -> tuple[str, ...]:
+        """See Form.columns."""
+        return tuple(table)
+
+    def rows(self, table: Table) -> bytes:
         """See Form.rows."""
-        return orjson.dumps(_same(answered, self._names, columns), option=orjson.OPT_APPEND_NEWLINE)
+        arrow = self._arrow
+        table = {
+            name: list(map(_texts, some)) if self._dtype(name) == "object" else some for name, some in table.items()
+        }
+        arrays = [arrow.array(values, self._type(name, values[0])) for name, values in table.items()]
+        rows = arrow.record_batch(arrays, names=list(table))
+        sink = arrow.BufferOutputStream()
+        with arrow.ipc.new_stream(sink, rows.schema) as writer:
+            writer.write_batch(rows)
+        stream: bytes = sink.getvalue().to_pybytes()
+        return stream
 
     def write(self, stream: IO[bytes], pieces: Iterator[bytes], columns: Sequence[str]) -> None:
         """See Form.write."""
-        schema: Any = None
+        arrow = self._arrow
         writer: Any = None
         for piece in pieces:
-            columns_of_part: dict[str, list[Any]] = {}
-            for line in piece.splitlines():
-                for name, values in orjson.loads(line).items():
-                    columns_of_part.setdefault(name, []).extend(values)
-            if columns_of_part and schema is None:
-                first = [(name, self._type(name, values[0])) for name, values in columns_of_part.items()]
-                schema = self._arrow.schema(first)
-                writer = self._writer(stream, schema)
-            if columns_of_part:
-                writer.write_table(self._arrow.Table.from_pydict(columns_of_part, schema=schema))
+            tables = list(self._tables(piece))
+            if tables:
+                writer = writer or self._writer(stream, tables[0].schema)
+                writer.write_table(arrow.concat_tables([table.cast(writer.schema) for table in tables]))
         if writer is None:
-            fields = [(LINE, self._arrow.int64()), *([(NAME, self._arrow.string())] if self._names else [])]
-            writer = self._writer(stream, self._arrow.schema(fields))
+            fields = [(LINE, arrow.int64()), *([(NAME, arrow.string())] if self._names else [])]
+            writer = self._writer(stream, arrow.schema(fields))
         writer.close()
 
+    def _tables(self, piece: bytes) -> Iterator[Any]:
+        source = self._arrow.BufferReader(piece)
+        while source.tell() < len(piece):
+            yield self._arrow.ipc.open_stream(source).read_all()
+
     def _writer(self, stream: IO[bytes], schema: Any) -> Any:
-        return self._arrow.parquet.ParquetWriter(stream, schema)
+        """Numbers are written without a dictionary: they seldom repeat."""
+        texts = [field.name for field in schema if self._arrow.types.is_string(field.type) and field.name != NAME]
+        return self._arrow.parquet.ParquetWriter(stream, schema, use_dictionary=texts)
 
     def _type(self, name: str, value: Any) -> Any:
         """The type of a column, by its value in the first row, or the output that it has."""
@@ -144,17 +177,41 @@ class Parquet:
             return arrow.list_(self._type(name, value[0] if value else None))
         if value is None:
             return self._of_output(name)
-        for kind, found in ((bool, arrow.bool_()), (int, arrow.int64()), (float, arrow.float64())):
+        kinds = ((bool, arrow.bool_()), (int | np.integer, arrow.int64()), (float, arrow.float64()))
+        for kind, found in kinds:
             if isinstance(value, kind):
                 return found
         return arrow.string()
 
     def _of_output(self, name: str) -> Any:
-        dtype = self._leaves.get(name.partition(".")[0], "object")
-        kind = "O" if dtype == "object" else np.dtype(dtype).kind
+        dtype = self._dtype(name)
+        kind = "O" if dtype in (None, "object") else np.dtype(dtype).kind
         return {"f": self._arrow.float64(), "i": self._arrow.int64(), "u": self._arrow.int64()}.get(
             kind, self._arrow.string()
         )
+
+    def _dtype(self, name: str) -> str | None:
+        """That of the output that a column is of; None of other columns."""
+        return self._leaves.get(name) or self._leaves.get(name.partition(".")[0])
+
+
+def fitting(table: Table, columns: Sequence[str]) -> Table:
+    """Some rows, which have the columns of the file. Raises ColumnsDiffer."""
+    if columns and tuple(table) != tuple(columns):
+        other = sorted(set(table) ^ set(columns))
+        raise ColumnsDiffer(f"its answer differs from the first row's in {', '.join(other[:5])}: write NDJSON")
+    return table
+
+
+def joined(tables: Sequence[Table]) -> list[Table]:
+    """The same rows, with neighbours that have the same columns in one table."""
+    found: list[Table] = []
+    for names, some in groupby(tables, key=tuple):
+        alike = list(some)
+        if len(alike) > 1:
+            alike = [{name: _concatenated([table[name] for table in alike]) for name in names}]
+        found += alike
+    return found
 
 
 def error(row: BadRow) -> bytes:
@@ -162,55 +219,82 @@ def error(row: BadRow) -> bytes:
     return orjson.dumps({LINE: row.line, NAME: row.name, "reason": row.reason}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _named(answered: Answered, names: bool) -> dict[str, Sequence[Any]]:
+def _concatenated(columns: Sequence[Column]) -> Column:
+    arrays = [column for column in columns if isinstance(column, np.ndarray)]
+    if len(arrays) == len(columns):
+        return np.concatenate(arrays)
+    return [value for column in columns for value in _listed(column)]
+
+
+def _listed(column: Column) -> Sequence[Any]:
+    return column.tolist() if isinstance(column, np.ndarray) else column
+
+
+def _named(answered: Answered, names: bool) -> Table:
     """The columns of rows. An output with the name of one of the first two has `output.` before it."""
-    found: dict[str, Sequence[Any]] = {LINE: list(answered.lines)}
+    lines = answered.lines
+    found: Table = {LINE: np.arange(lines.start, lines.stop) if isinstance(lines, range) else lines}
     if names:
         found[NAME] = answered.names or [None] * len(answered.lines)
     return found | {f"output.{key}" if key in (LINE, NAME) else key: some for key, some in answered.answers.items()}
 
 
-def _flat(columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Columns of a table: objects of single values as a column for each of their keys, called NAME.KEY."""
-    found: dict[str, Sequence[Any]] = {}
+def _flat(columns: Table) -> Table:
+    """Columns of a table: objects of single values as a column for each of their keys, called NAME.KEY.
+
+    Bytes that are no text are one value: {"b64": …}.
+    """
+    found: Table = {}
     for name, values in columns.items():
         first = values[0]
-        if isinstance(first, dict) and not any(isinstance(item, dict | list) for item in first.values()):
+        if _is_object(first) and not any(isinstance(item, dict | list) for item in first.values()):
             found |= {f"{name}.{key}": [value[key] for value in values] for key in first}
         else:
             found[name] = values
     return found
 
 
-def _same(answered: Answered, names: bool, columns: Sequence[str]) -> dict[str, Sequence[Any]]:
-    """Rows as the columns of the file. Raises ColumnsDiffer."""
-    found = _flat(_named(answered, names))
-    if tuple(found) != tuple(columns):
-        other = sorted(set(found) ^ set(columns))
-        raise ColumnsDiffer(f"its answer differs from the first row's in {', '.join(other[:5])}: write NDJSON")
-    return found
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and "b64" not in value
 
 
-def _json_lines(columns: Mapping[str, Sequence[Any]]) -> bytes:
-    """An object a row, each as orjson writes it."""
-    keys = [orjson.dumps(name).replace(b"%", b"%%") for name in columns]
-    line = b"{" + b",".join(key + b":%b" for key in keys) + b"}\n"
-    return b"".join([line % row for row in zip(*map(_json_texts, columns.values()), strict=True)])
+def _texts(value: Any) -> Any:
+    """A value of texts for Parquet, with bytes that are none as JSON."""
+    if isinstance(value, list):
+        return [_texts(item) for item in value]
+    return orjson.dumps(value).decode() if isinstance(value, dict) and not _is_object(value) else value
 
 
-def _json_texts(values: Sequence[Any]) -> list[bytes]:
+def _json_texts(values: Column) -> list[bytes]:
+    if isinstance(values, np.ndarray):
+        return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
     if set(map(type, values)) <= {int, float, bool, type(None)}:
         return orjson.dumps(values)[1:-1].split(b",")
     return [orjson.dumps(value) for value in values]
 
 
-def _cells(values: Sequence[Any]) -> Sequence[Any]:
-    if set(map(type, values)) & {list, dict}:
-        return [orjson.dumps(value).decode() if isinstance(value, list | dict) else value for value in values]
-    return values
+def _cells(values: Column) -> list[bytes]:
+    """The values of a column as they stand in a line of CSV, quoted where they have to be."""
+    kinds = {values.dtype.type} if isinstance(values, np.ndarray) else set(map(type, values))
+    if kinds <= {int, np.int64}:
+        return _json_texts(values)
+    if kinds <= {float, np.float64} and np.isfinite(values).all():
+        return _json_texts(values)
+    return [_quoted(_text(value)) for value in _listed(values)]
 
 
-def _lines(columns: Sequence[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
-    return text.getvalue().encode()
+def _text(value: Any) -> bytes:
+    if value is None:
+        return b""
+    if isinstance(value, list | dict) or (isinstance(value, float) and math.isfinite(value)):
+        return orjson.dumps(value)
+    return str(value).encode()
+
+
+def _quoted(text: bytes) -> bytes:
+    """A cell as RFC 4180 has it."""
+    return b'"' + text.replace(b'"', b'""') + b'"' if _SPECIAL.search(text) else text
+
+
+def _lines(columns: Sequence[Sequence[bytes]]) -> bytes:
+    return b"".join([b",".join(row) + b"\n" for row in zip(*columns, strict=True)])

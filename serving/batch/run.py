@@ -168,15 +168,16 @@ class _Writer:
     def take(self, future: "Future[list[Outcome]]", place: Place) -> None:
         """The outcomes of the next records. Raises what their run raised, or TooManyBadRows."""
         outcomes = future.result()
-        done, answers, errors, answered = self.done, [], [], 0
+        done, tables, errors, answered = self.done, [], [], 0
         columns, form, most = done.columns, self._run.form, self._run.most_bad
         for outcome in outcomes:
             if isinstance(outcome, BadRow):
                 bad = [outcome]
             else:
-                columns = columns or form.columns(outcome)
+                table = form.table(outcome)
+                columns = columns or form.columns(table)
                 try:
-                    answers.append(form.rows(outcome, columns))
+                    tables.append(results.fitting(table, columns))
                     answered += len(outcome.lines)
                     continue
                 except ColumnsDiffer as error:
@@ -187,6 +188,7 @@ class _Writer:
                 if most is not None and done.bad + len(errors) > most:
                     reason = f"the last, line {row.line}: {row.reason}"
                     raise TooManyBadRows(f"more than {most:,} rows are bad (--max-errors); {reason}")
+        answers = [form.rows(table) for table in results.joined(tables)]
         self._answers += answers
         self._errors += errors
         self._bytes += sum(map(len, answers)) + sum(map(len, errors))

@@ -27,7 +27,7 @@ TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help install moved train-all serve test test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-batch bench-training screenshots up down certificates sbom audit wheel lock protos operations reference javascript site clean
+.PHONY: help install moved train-all serve test collect test-slow test-containers lint typecheck check-kubernetes test-growth bench bench-batch bench-training screenshots up down certificates sbom audit wheel lock protos operations reference javascript site clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -54,8 +54,13 @@ train-all: install ## train and export every model into MODELS_DIR; PRECISION=in
 serve: install ## model server and gateway on loopback; trains first when MODELS_DIR is empty; ARGS=--verbose for their logs
 	$(BIN)/bookserve serve $(TRAIN_OPTIONS) --grpc-port=$(GRPC_PORT) --rest-port=$(REST_PORT) --gateway-port=$(GATEWAY_PORT) $(ARGS)
 
-test: install lint typecheck ## lint, types and the fast tests
+test: install lint ## lint, types and the fast tests
+	@$(MAKE) --no-print-directory --jobs=2 typecheck collect
 	$(BIN)/python -m pytest -m "not slow" -n 4 --dist loadfile --no-loadscope-reorder
+
+# Once, while mypy runs: each of the workers would compile all tests and what they import by itself, which takes minutes.
+collect: install
+	-@$(BIN)/python -m pytest --collect-only -qqq >/dev/null 2>&1
 
 test-slow: install ## accuracy and endurance checks
 	$(BIN)/python -m pytest -m slow

@@ -4,24 +4,26 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner, Result
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from bookserve.training import commands
 from bookserve.training.errors import TrainingError
-from bookserve.training.tracking import Tracking, parameters
+
+if TYPE_CHECKING:  # MLflow takes seconds to import, and each worker of pytest-xdist imports every file of tests
+    from mlflow.tracking import MlflowClient
 
 Train = Callable[..., Result]
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "MlflowClient":
     """A store of files, as MLflow's own client reads it."""
+    from mlflow.tracking import MlflowClient
+
     uri = (tmp_path / "mlruns").as_uri()
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -38,7 +40,7 @@ def train(tmp_path: Path) -> Train:
     return call
 
 
-def only_run(store: MlflowClient, experiment: str = "linear") -> Any:
+def only_run(store: "MlflowClient", experiment: str = "linear") -> Any:
     found = store.get_experiment_by_name(experiment)
     assert found is not None
     (run,) = store.search_runs([found.experiment_id])
@@ -46,8 +48,10 @@ def only_run(store: MlflowClient, experiment: str = "linear") -> Any:
 
 
 def test_mlflow_has_parameters_every_epoch_final_metrics_and_paths(
-    store: MlflowClient, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: "MlflowClient", train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from bookserve.training.tracking import parameters
+
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     done = train("--set", "learning_rate=0.25", "--seed", "3")
     assert done.exit_code == 0, done.output
@@ -75,7 +79,7 @@ def test_mlflow_has_parameters_every_epoch_final_metrics_and_paths(
     assert all(path.exists() for path in paths.values())
 
 
-def test_a_training_that_diverges_is_a_failed_run_of_mlflow(store: MlflowClient, train: Train) -> None:
+def test_a_training_that_diverges_is_a_failed_run_of_mlflow(store: "MlflowClient", train: Train) -> None:
     done = train("--set", "learning_rate=1e30")
     assert done.exit_code == 1
     assert "the training diverged" in done.output
@@ -83,8 +87,10 @@ def test_a_training_that_diverges_is_a_failed_run_of_mlflow(store: MlflowClient,
 
 
 def test_a_training_that_goes_on_is_the_same_run_of_mlflow(
-    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: "MlflowClient", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from bookserve.training.tracking import Tracking
+
     head = dict.fromkeys(("model", "network", "configuration", "profile", "mode", "devices"), "x") | {
         "seed": 0,
         "data": {"source": "own", "name": "a", "sha256": "b"},
@@ -103,21 +109,24 @@ def test_a_training_that_goes_on_is_the_same_run_of_mlflow(
     assert run.data.params["config.hidden"] == "[4, 2]"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "other").as_uri())
     Tracking(Console(quiet=True)).begin(head, tmp_path)
-    assert only_run(MlflowClient(tracking_uri=(tmp_path / "other").as_uri()), "x").info.run_id != run.info.run_id
+    assert only_run(type(store)(tracking_uri=(tmp_path / "other").as_uri()), "x").info.run_id != run.info.run_id
 
 
 def test_a_store_that_fails_meanwhile_costs_the_record_and_not_the_training(
-    store: MlflowClient, train: Train, monkeypatch: pytest.MonkeyPatch
+    store: "MlflowClient", train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tell, calls = MlflowClient.log_batch, []
+    from mlflow.exceptions import MlflowException
 
-    def failing(self: MlflowClient, run_id: str, **what: Any) -> Any:
+    client, calls = type(store), []
+    tell = client.log_batch
+
+    def failing(self: "MlflowClient", run_id: str, **what: Any) -> Any:
         calls.append(what)
         if len(calls) > 3:
             raise MlflowException("the disk is full\nand more")
         return tell(self, run_id, **what)
 
-    monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    monkeypatch.setattr(client, "log_batch", failing)
     done = train()
     assert done.exit_code == 0, done.output
     assert done.output.count("is told nothing more, as it fails: the disk is full") == 1
@@ -135,6 +144,8 @@ def test_a_store_that_fails_meanwhile_costs_the_record_and_not_the_training(
 def test_a_store_that_cannot_be_used_is_one_line_before_any_training(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: str
 ) -> None:
+    from bookserve.training.tracking import Tracking
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrainingError, match=expected):

@@ -96,7 +96,7 @@ def test_the_lines_at_the_end_work(added: tuple[Path, Result]) -> None:
             time.sleep(0.05)
         np.testing.assert_allclose(json.loads(answer.stdout)["outputs"], [[2.35, 3.8]], atol=1e-5)
         for way in (f"--rest=http://127.0.0.1:{rest}", f"--grpc=127.0.0.1:{port}"):
-            words = lines[1].split()[1:-1]
+            words = lines[1].split()[1:-2]
             predicted = invoke(*words, way, "--models-dir", store, "--json")
             assert predicted.exit_code == 0, predicted.output
             scores = json.loads(predicted.output)["predictions"][0]["scores"]

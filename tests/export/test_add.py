@@ -255,5 +255,8 @@ def test_a_file_says_how_pictures_become_numbers(tmp_path: Path) -> None:
     example = json.loads((tmp_path / "store/colours/2" / LOCATION).read_text())["contract"]["example"]["inputs"]
     expected = pictures.tensor(pictures.levels(photo, means)[None], means, contract.inputs[0])
     np.testing.assert_allclose(np.array(next(iter(example.values()))), expected, atol=1e-6)
+    file.write_text(json.dumps({"size": [4, 6], "do_flip_channel_order": True}))
+    refused = invoke("models", "add", "colours", source, *store, "--preprocessor", file)
+    assert (refused.exit_code, "pictures are given as red, green, blue here" in refused.output) == (1, True)
     file.write_text("{}")
     assert "colours.onnx: " in invoke("models", "add", "colours", source, *store, "--preprocessor", file).output

@@ -4,6 +4,7 @@ PROFILE    ?= default
 DATA       ?= auto
 DATA_DIR   ?=
 MODELS_DIR ?= models
+RUNS_DIR   ?= runs
 MODELS     ?=
 PRECISION  ?= float32
 GRPC_PORT  ?= 8500
@@ -21,7 +22,7 @@ BIN  := .venv/bin
 DONE := .venv/.installed
 # What .venv/bin holds names the folder where it was made, so a clone that was moved or copied makes it again.
 MOVED := $(shell grep -qs '^command = ' .venv/pyvenv.cfg && ! grep -qsF -- '-m venv $(CURDIR)/.venv' .venv/pyvenv.cfg && echo moved)
-TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
+TRAIN_OPTIONS := --profile=$(PROFILE) --data=$(DATA) --models-dir=$(MODELS_DIR) --runs-dir=$(RUNS_DIR) $(if $(DATA_DIR),--data-dir=$(DATA_DIR))
 
 # Without bytecode in .venv every process that imports TensorFlow compiles it first, which takes 20 seconds.
 unexport PYTHONDONTWRITEBYTECODE
@@ -48,7 +49,7 @@ $(DONE): pyproject.toml requirements.lock $(MOVED)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-train-all: install ## train and export every model into MODELS_DIR; PRECISION=int8 adds int8 versions
+train-all: install ## train every model, runs in RUNS_DIR, versions in MODELS_DIR; PRECISION=int8 adds int8 versions
 	$(BIN)/bookserve train-all $(TRAIN_OPTIONS) --precision=$(PRECISION) $(MODELS)
 
 serve: install ## model server and gateway on loopback; trains first when MODELS_DIR is empty; ARGS=--verbose for their logs

@@ -18,7 +18,9 @@ from bookserve.export.manifest import Manifest, Metrics, Source
 from bookserve.export.run_format import EVALUATION
 from bookserve.export.store import ModelStore
 from bookserve.serving.wire import version_folder
+from bookserve.serving.wire.store_servers import RunningServer
 
+SERVED_ALONE = RunningServer("127.0.0.1:8500", "http://127.0.0.1:8501")
 _TRIAL = "bookserve.export.converters.trial:run"
 
 
@@ -123,17 +125,22 @@ def _evaluate(
     return {"test": evaluation.figures_of(found)}
 
 
-def how_to_use(store: ModelStore, published: Manifest) -> list[str]:
-    """The lines that serve the version and ask it."""
-    folder = store.path(published.model, published.version)
-    flags = "--bind_address=127.0.0.1"
-    if (folder / "model.tflite").is_file():
+def how_to_serve(store: ModelStore, published: Manifest) -> str:
+    """The line that serves the store as SERVED_ALONE."""
+    flags = "--port=8500 --rest_api_port=8501 --bind_address=127.0.0.1"
+    if (store.path(published.model, published.version) / "model.tflite").is_file():
         flags += " --prefer_tflite_model"
-    example = folder / "assets.extra" / "example.json"
+    return f"bookserve model-server --model_root={store.root} {flags}"
+
+
+def how_to_ask(store: ModelStore, published: Manifest, server: RunningServer) -> list[str]:
+    """The lines that ask a server for the version's example."""
+    example = store.path(published.model, published.version) / "assets.extra" / "example.json"
+    if not server.rest:
+        return [f"bookserve predict {published.model} {example} --grpc {server.grpc}"]
     return [
-        f"bookserve model-server --model_root={store.root} --port=8500 --rest_api_port=8501 {flags}",
-        f"bookserve predict {published.model} {example} --rest",
-        f"curl -d @{example} http://127.0.0.1:8501/v1/models/{published.model}:predict",
+        f"bookserve predict {published.model} {example} --rest {server.rest}",
+        f"curl -d @{example} {server.rest}/v1/models/{published.model}:predict",
     ]
 
 

@@ -124,13 +124,17 @@ def add_model(
     for line in adding.missing(published.contract):
         click.echo(f"{name}: {line}")
     servers = store_servers.servers(store.root)
-    for address in servers:
-        click.echo(f"a server that runs loads it: {address}; the page of its gateway has it at /models/{name}")
+    for server in servers:
+        click.echo(f"a server that runs loads it: {server.grpc}; the page of its gateway has it at /models/{name}")
     if not servers:
         click.echo(f"Serve it, with a page at http://127.0.0.1:8080/models/{name}:")
         click.echo(f"  bookserve serve --models-dir {store.root}")
-    click.echo("Ask it:" if servers else "Or serve it alone, and ask it:")
-    for line in adding.how_to_use(store, published)[1 if servers else 0 :]:
+        click.echo("Or serve it alone, and ask it:")
+        click.echo(f"  {adding.how_to_serve(store, published)}")
+        servers = [adding.SERVED_ALONE]
+    else:
+        click.echo("Ask it:")
+    for line in adding.how_to_ask(store, published, servers[0]):
         click.echo(f"  {line}")
 
 

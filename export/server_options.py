@@ -49,7 +49,7 @@ class Asked:
         credentials = self._credentials()
         if self.addresses:
             return Servers(self.addresses, self.seconds, credentials)
-        named = Servers(store_servers.servers(store.root), self.seconds, credentials)
+        named = Servers([each.grpc for each in store_servers.servers(store.root)], self.seconds, credentials)
         found = named.answering()
         if str(found) != str(named):
             click.echo(f"warning: not all servers of this store answer: {named}{_remedy(str(named))}", err=True)

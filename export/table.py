@@ -1,8 +1,8 @@
 """A table for a terminal: columns beside each other, as wide as their cells, and cut where the terminal is narrower."""
 
+import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 
 _BETWEEN = "  "
@@ -34,11 +34,28 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def folded(line: str, indent: int = 10) -> str:
-    """A line of a name and what is told of it, over as many lines as a terminal needs; as it is for a program."""
+    """A line of a name and what is told of it, over as many lines as a terminal needs; as it is for a program.
+
+    It is broken between words. A list without blanks that is longer than a line is broken after its commas, too; any
+    other word stays whole, so that a path can be copied.
+    """
     width = terminal_width()
     if width is None or len(line) <= width:
         return line
-    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    lines, current = [], ""
+    for part in _parts(line, width - indent):
+        if len(current) + len(part) > width and current.strip():
+            lines.append(current.rstrip())
+            current = " " * indent + part.lstrip()
+        else:
+            current += part
+    return "\n".join([*lines, current])
+
+
+def _parts(line: str, longest: int) -> Iterator[str]:
+    """The words of a line, each with the blanks before it; one of more than `longest` letters in parts."""
+    for word in re.findall(r"\s*\S+", line):
+        yield from [word] if len(word.lstrip()) <= longest else re.findall(r"\s*[^\s,]+,*|,+", word)
 
 
 def terminal_width() -> int | None:

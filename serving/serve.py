@@ -84,6 +84,13 @@ def _place(context: click.Context, parameter: click.Parameter, value: str) -> Pa
     help="A folder with the training's data files, looked into first.  [env: DATA_DIR]",
 )
 @click.option(
+    "--runs-dir",
+    default=Path("runs"),
+    type=click.Path(file_okay=False, path_type=Path),
+    show_default=True,
+    help="For the training, when the store is empty.",
+)
+@click.option(
     "--grpc-port", default=8500, show_default=True, type=click.IntRange(1, 65535), help="Of the model server's gRPC."
 )
 @click.option(
@@ -122,6 +129,7 @@ def main(
     profile: str,
     data: str,
     data_dir: Path | None,
+    runs_dir: Path,
     grpc_port: int,
     rest_port: int,
     gateway_port: int,
@@ -148,7 +156,7 @@ def main(
     try:
         if isinstance(models_dir, Path):
             if not _trained(models_dir):
-                _train(models_dir, profile, data, data_dir, asked)
+                _train(models_dir, profile, data, data_dir, runs_dir, asked)
                 steps.done("models trained and exported")
             _tell_missing(models_dir)
         server_flags = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", f"--bind_address={_HOST}"]
@@ -243,9 +251,9 @@ def _tell_missing(models_dir: Path) -> None:
         click.echo(f"not trained yet: {names} ('bookserve train-all{elsewhere} {names}' trains them)")
 
 
-def _train(models_dir: Path, profile: str, data: str, data_dir: Path | None, asked: _Asked) -> None:
+def _train(models_dir: Path, profile: str, data: str, data_dir: Path | None, runs_dir: Path, asked: _Asked) -> None:
     click.echo(f"{models_dir} holds no models yet: training them first (profile {profile}, data {data})")
-    options = [f"--profile={profile}", f"--data={data}", f"--models-dir={models_dir}"]
+    options = [f"--profile={profile}", f"--data={data}", f"--models-dir={models_dir}", f"--runs-dir={runs_dir}"]
     if data_dir is not None:
         options.append(f"--data-dir={data_dir}")
     training = _run("train-all", *options)

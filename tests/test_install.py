@@ -49,6 +49,15 @@ def test_an_environment_that_make_did_not_make_is_left_alone(tmp_path: Path) -> 
     assert "Nothing to be done" in make(clone, "-n", "install")
 
 
+@pytest.mark.parametrize("target", ["train-all", "serve"])
+def test_runs_and_models_go_where_make_is_told(tmp_path: Path, target: str) -> None:
+    clone = installed(tmp_path / "clone", f"{tmp_path}/clone")
+    planned = make(clone, "-n", target, "RUNS_DIR=/my/runs", "MODELS_DIR=/my/models")
+    assert "--runs-dir=/my/runs" in planned
+    assert "--models-dir=/my/models" in planned
+    assert "--runs-dir=runs" in make(clone, "-n", target)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_clone_is_installed_moved_and_installed_again(tmp_path: Path) -> None:

@@ -65,9 +65,14 @@ def pixels(path: Path, contract: Contract) -> Preprocessing | None:
     None where neither the file nor the input says a size.
 
     Raises:
-        ExportError: the file cannot be read, or is no JSON object.
+        ExportError: the file cannot be read, is not a JSON object, or asks for blue before red.
     """
     config = _json(path)
+    if config.get("do_flip_channel_order"):
+        raise ExportError(
+            f"{path.name} has do_flip_channel_order: pictures are given as red, green, blue here. Reverse the "
+            "channels at the beginning of the graph, and leave it out"
+        )
     shape = contract.inputs[0].shape
     last = len(shape) == 4 and shape[-1] in (1, 3)
     size = config.get("size", list(shape[1:3] if last else shape[2:4]))

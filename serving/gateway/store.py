@@ -22,8 +22,8 @@ _VOCABULARIES = 8  # kept at once; versions are never rewritten
 _MANIFESTS = 64  # the same
 _GRAPHS = 16  # the same
 _SMALL_IMAGES = 64  # the same
-_SMALL_SIDE = 480  # pixels
-_SMALL_COLOURS = 32
+_SMALL_WIDTH, _SMALL_HEIGHT, _SMALL_SIDE = 480, 256, 2560  # pixels: what it covers, and its longest side
+_SMALL_COLOURS = 64
 _FIELDS = (  # of a manifest, what is shown
     *("created", "contract", "configuration", "data", "metrics", "parity", "precision", "profile", "quantization"),
     "source",
@@ -191,10 +191,16 @@ class Store:
 
 
 def _small(content: bytes) -> bytes:
-    """A PNG scaled down; few colours do for plots, and are a third of the bytes."""
-    with Image.open(io.BytesIO(pictures.preview(content, _SMALL_SIDE))) as image:
-        png = io.BytesIO()
-        image.quantize(_SMALL_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-            png, "PNG", optimize=True
-        )
+    """A PNG scaled down; few colours do for plots, and are a third of the bytes.
+
+    The list shows the middle of a wide one, so that is as high as the others.
+    """
+    image = Image.open(io.BytesIO(pictures.preview(content, _SMALL_WIDTH)))
+    if image.height < _SMALL_HEIGHT:
+        side = min(_SMALL_SIDE, _SMALL_WIDTH * _SMALL_HEIGHT // image.height)
+        image = Image.open(io.BytesIO(pictures.preview(content, side)))
+    png = io.BytesIO()
+    image.convert("RGB").quantize(_SMALL_COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
+        png, "PNG", optimize=True
+    )
     return png.getvalue()

@@ -131,7 +131,9 @@ class ModelServer:
         follows = flags.model_config_file_poll_wait_seconds > 0 if flags.model_config_file else flags.model_root
         if follows and flags.port and isinstance(root, Path):
             try:
-                self._registration = Registration(root, flags.bind_address, flags.port, tls=flags.grpc_tls)
+                self._registration = Registration(
+                    root, flags.bind_address, flags.port, flags.grpc_tls, flags.rest_api_port, flags.rest_tls
+                )
             except OSError as error:
                 log.info("commands do not find this server by its store %s: %s", root, error.strerror or error)
 

@@ -167,6 +167,12 @@ def test_what_is_told_of_a_name_stands_below_it_on_a_narrow_terminal(monkeypatch
     monkeypatch.setattr(table, "terminal_width", lambda: 20)
     assert table.folded(line).split("\n") == ["labels    one-two,", "          three", "          four"]
     assert table.folded("x" * 30) == "x" * 30  # such as a path, to be copied
+    assert table.folded("numbers   a=1  labels=one,two,three,four  b=2").split("\n") == [
+        "numbers   a=1",
+        "          labels=one,",
+        "          two,three,",
+        "          four  b=2",
+    ]
 
 
 def test_the_doctor_tells_json() -> None:

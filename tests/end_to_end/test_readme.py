@@ -17,10 +17,13 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from playwright.sync_api import expect
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from bookserve.training.models import MODELS
+from gateway_pages import CHROMIUM, open_browser, open_page
 from model_servers import free_port, wait_until
+from page_checks import check_axe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -182,6 +185,22 @@ def test_every_model_answers_the_command_line_and_curl(project: Project, served:
             output = project.run(command)
             answer = json.loads(output[output.index("{") : output.rindex("}") + 1])
             assert answer.get("version") == 1 or answer["model_version_status"][0]["state"] == "AVAILABLE", command
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
+@pytest.mark.timeout(600)
+def test_axe_finds_nothing_on_the_pages_with_the_cards_of_real_trainings(
+    project: Project, served: subprocess.Popen[str]
+) -> None:
+    with open_browser() as browser, open_page(browser, f"http://127.0.0.1:{project.ports['8080']}") as page:
+        for model in MODELS:
+            page.goto(f"/models/{model}")
+            expect(page.locator("#card-content table").first).to_be_visible()
+            expect(page.locator(f"#{model}-try")).to_be_visible()
+            page.set_viewport_size({"width": 360, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360
+            check_axe(page)
 
 
 @pytest.mark.slow

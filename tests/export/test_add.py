@@ -96,7 +96,7 @@ def test_the_lines_at_the_end_work(added: tuple[Path, Result]) -> None:
             time.sleep(0.05)
         np.testing.assert_allclose(json.loads(answer.stdout)["outputs"], [[2.35, 3.8]], atol=1e-5)
         for way in (f"--rest=http://127.0.0.1:{rest}", f"--grpc=127.0.0.1:{port}"):
-            words = lines[1].split()[1:-1]
+            words = lines[1].split()[1:-2]
             predicted = invoke(*words, way, "--models-dir", store, "--json")
             assert predicted.exit_code == 0, predicted.output
             scores = json.loads(predicted.output)["predictions"][0]["scores"]
@@ -255,5 +255,8 @@ def test_a_file_says_how_pictures_become_numbers(tmp_path: Path) -> None:
     example = json.loads((tmp_path / "store/colours/2" / LOCATION).read_text())["contract"]["example"]["inputs"]
     expected = pictures.tensor(pictures.levels(photo, means)[None], means, contract.inputs[0])
     np.testing.assert_allclose(np.array(next(iter(example.values()))), expected, atol=1e-6)
+    file.write_text(json.dumps({"size": [4, 6], "do_flip_channel_order": True}))
+    refused = invoke("models", "add", "colours", source, *store, "--preprocessor", file)
+    assert (refused.exit_code, "pictures are given as red, green, blue here" in refused.output) == (1, True)
     file.write_text("{}")
     assert "colours.onnx: " in invoke("models", "add", "colours", source, *store, "--preprocessor", file).output

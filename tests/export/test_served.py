@@ -1,5 +1,6 @@
 """Labels and rollbacks of a store take effect on the servers that serve it, under load."""
 
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,7 +91,7 @@ def version_for(channel: grpc.Channel, label: str) -> int:
 )
 def test_rollbacks_and_label_moves_under_load(start: StartServer, store: ModelStore, way: str, workers: int) -> None:
     server = start(*flags_of(store, way), f"--workers={workers}")
-    assert store_servers.servers(store.root) == [server.target]
+    assert [each.grpc for each in store_servers.servers(store.root)] == [server.target]
     asker = Asker(server)
     with ThreadPoolExecutor() as pool:
         asking = [pool.submit(asker.ask, label) for label in ("stable", "stable", "", "")]
@@ -124,6 +125,31 @@ def test_rollbacks_and_label_moves_under_load(start: StartServer, store: ModelSt
     assert not list(store.root.glob(".server-*"))
 
 
+def test_a_model_that_is_added_is_asked_at_the_ports_of_the_server(start: StartServer, store: ModelStore) -> None:
+    def added() -> list[str]:
+        result = models(store, "add", "score", str(store.root / "scale" / "1" / "model.onnx"))
+        assert result.exit_code == 0, result.output
+        return result.output.splitlines()
+
+    def check(line: str) -> None:
+        """The line works as soon as the server has loaded the version."""
+        command = [*line.split()[1:], f"--models-dir={store.root}"]
+        wait_until(lambda: CliRunner().invoke(main, command).exit_code == 0, line)
+
+    server = start(*flags_of(store, "root"))
+    *_, named, _, predict, curl = added()
+    assert named.startswith(f"a server that runs loads it: {server.target}; ")
+    check(predict)
+    answer = subprocess.run([*curl.split(), "-s", "--fail"], capture_output=True, text=True)
+    assert "outputs" in answer.stdout, answer.stderr
+    assert server.stop() == 0
+    server = start(*flags_of(store, "root"), "--rest_api_port=0", wait=False)
+    wait_until(lambda: bool(store_servers.servers(store.root)), "the server without REST has begun")
+    predict = added()[-1]
+    assert predict.endswith(f"--grpc {server.target}")
+    check(predict)
+
+
 def test_a_version_that_no_server_loads_changes_nothing(start: StartServer, store: ModelStore) -> None:
     server = start(*flags_of(store, "root"), "--max_num_load_retries=0")
     (store.root / "scale" / "1" / "model.onnx").write_bytes(b"no graph")
@@ -155,7 +181,7 @@ def test_servers_with_tls_are_found_and_asked(start: StartServer, store: ModelSt
     files = [f"--{name}={tmp_path / name}.pem" for name in ("ca", "cert", "key")]
     server = start(*flags_of(store, "root"), f"--ssl_config_file={config}")
     address = f"grpcs://{server.target}"
-    assert store_servers.servers(store.root) == [address]
+    assert [each.grpc for each in store_servers.servers(store.root)] == [address]
 
     result = models(store, "label", "scale", "stable", "1", *files)
     assert result.output.endswith(f"served by {address}\n"), result.output

@@ -71,8 +71,12 @@ def test_a_list_shows_small_pictures(client, assets) -> None:
     Image.fromarray(pixels).save(assets / "report" / "curves.png")
     small = client.get(f"{path}/small")
     assert (small.status_code, small.content_type) == (200, "image/png")
-    assert Image.open(io.BytesIO(small.data)).size == (480, 160)
-    assert len(small.data) < 60_000
+    assert Image.open(io.BytesIO(small.data)).size == (768, 256)
+    assert len(small.data) < 160_000
+    Image.new("RGB", (300, 200), (200, 30, 40)).save(assets / "report" / "plain.png")
+    plain = Image.open(io.BytesIO(client.get(path.replace("curves", "plain") + "/small").data))
+    assert plain.size == (300, 200)  # as it is: nothing is scaled up
+    assert np.abs(np.array(plain.convert("RGB"))[0, 0].astype(int) - (200, 30, 40)).max() < 4
     assert client.get(f"{path}/small", headers={"If-None-Match": small.headers["ETag"]}).status_code == 304
     problem_of(client.get("/api/v1/models/mnist/versions/3/report/none.png/small"), 404)
 

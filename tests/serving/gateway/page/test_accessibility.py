@@ -83,6 +83,15 @@ def test_axe_finds_nothing_in_the_small_forms_of_the_list(page) -> None:
     check_axe(page)
 
 
+def test_axe_finds_nothing_on_a_board_of_a_model_that_is_sure(page) -> None:
+    prediction = {"move": 8, "probabilities": [place / 8 for place in range(9)], "value": 0.5}
+    answer = {"model": "tictactoe", "version": 3, "predictions": [prediction]}
+    page.route("**/api/v1/models/tictactoe:predict", lambda route: route.fulfill(json=answer))
+    load(page, "/models/tictactoe")
+    expect(page.locator("#tictactoe-board small").last).to_have_text("> 99.9 %")
+    check_axe(page)
+
+
 def test_the_first_tab_skips_to_the_content_and_arrows_choose_a_program(page) -> None:
     load(page, "/models/wine")
     page.keyboard.press("Tab")

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bookserve.serving.wire import missing_package
 from bookserve.serving.wire.version_folder import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE
 
 if TYPE_CHECKING:
@@ -79,4 +80,4 @@ def _check_subject(manifest: Path, version: int, models: Collection[str]) -> Non
 
 
 def _not_installed(error: ModuleNotFoundError) -> SignatureError:
-    return SignatureError(f"signatures need the package '{error.name}': pip install 'bookserve[signing]'")
+    return SignatureError(f"signatures need {missing_package.told(error, 'signing')}")

@@ -10,6 +10,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from bookserve.serving.wire import missing_package
+
 # command -> (module and attribute of the click command, the extra that brings what it imports, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("bookserve.training.commands:train", "training", "Train one model into a run folder."),
@@ -100,7 +102,7 @@ def _explain(command: str | None, error: ModuleNotFoundError) -> None:
     """Raises ClickException for a package that an extra brings; a module that is not there is another's fault."""
     if command in COMMANDS and error.name and not error.name.startswith("bookserve"):
         raise click.ClickException(
-            f"'bookserve {command}' needs the package '{error.name}': pip install 'bookserve[{COMMANDS[command][1]}]'"
+            f"'bookserve {command}' needs {missing_package.told(error, COMMANDS[command][1])}"
         ) from error
 
 

@@ -10,6 +10,7 @@ from bookserve.export import contracts
 from bookserve.export.engines import Rows
 from bookserve.export.errors import ExportError
 from bookserve.export.life.engine_trial import load
+from bookserve.serving.wire import missing_package
 
 ROWS = 64  # at a time, where the graph leaves it free
 
@@ -26,7 +27,7 @@ def run(job: dict[str, Any]) -> None:
     try:
         answer = load(Path(job["folder"]), job["file"], contract.signature)
     except ModuleNotFoundError as error:
-        raise ExportError(f"{job['file']} needs the package '{error.name}', which is not installed") from error
+        raise ExportError(f"{job['file']} needs {missing_package.told(error, 'clients')}") from error
     with np.load(job["rows"], allow_pickle=False) as content:
         rows = {name: _texts_as_objects(content[name]) for name in content.files}
     step = contract.inputs[0].shape[0] or ROWS

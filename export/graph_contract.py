@@ -10,6 +10,7 @@ from typing import Any
 from bookserve.export import confined, contracts, saved_model_contract
 from bookserve.export.errors import ExportError
 from bookserve.export.manifest import Manifest
+from bookserve.serving.wire import missing_package
 
 _LIMITS = confined.Limits(seconds=60.0, memory_bytes=2 << 30)
 _TFLITE = ("model.tflite", "assets.extra/model.tflite")
@@ -53,7 +54,7 @@ def _of_onnx(path: Path, model: str) -> contracts.Contract:
 
         from bookserve.export import onnx_contract
     except ModuleNotFoundError as error:
-        raise ExportError(f"an ONNX graph is read with '{error.name}': pip install 'bookserve[convert]'") from error
+        raise ExportError(f"an ONNX graph is read with {missing_package.told(error, 'convert')}") from error
     try:
         return onnx_contract.read(onnx.load(path, load_external_data=False), model)
     except Exception as error:  # protobuf's errors and onnx's own share no base class
@@ -66,6 +67,6 @@ def _of_tflite(path: Path, model: str) -> contracts.Contract:
     try:
         return tflite_file.read(path, model)
     except ModuleNotFoundError as error:
-        raise ExportError(f"a LiteRT file is read with '{error.name}': pip install 'bookserve[tflite]'") from error
+        raise ExportError(f"a LiteRT file is read with {missing_package.told(error, 'tflite')}") from error
     except (ValueError, RuntimeError) as error:
         raise ExportError(f"{path} cannot be read: {error}") from error

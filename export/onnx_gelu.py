@@ -42,17 +42,10 @@ def fuse(model: onnx.ModelProto) -> int:
             node.CopyFrom(helper.make_node("Gelu", [match[0]], node.output, node.name, approximate=match[1]))
     if found:
         onnx_order.sort(model.graph)
-        _drop_unused_constants(model.graph)
+        onnx_order.drop_unused_constants(model.graph)
         opset.version = max(opset.version, OPSET)
         model.ir_version = max(model.ir_version, helper.find_min_ir_version_for([opset]))
     return len(found)
-
-
-def _drop_unused_constants(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in onnx_order.taken(node)} | {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
 
 
 class _Search:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import onnx
 import tf2onnx
 
-from bookserve.export import onnx_gelu, onnx_metadata, onnx_order, parity
+from bookserve.export import onnx_fold, onnx_gelu, onnx_metadata, onnx_order, parity
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
 
@@ -37,6 +37,7 @@ def convert(servable: Servable, contract: Contract, path: Path, quiet: bool = Tr
         raise ExportError(f"{contract.model} cannot be converted to ONNX: {error}") from error
     _order_outputs(graph, contract)
     onnx_gelu.fuse(graph)
+    onnx_fold.fold(graph)
     onnx_order.rewrite(graph)
     onnx_metadata.write(graph, contract)
     _name_free_dimensions(graph, contract)

@@ -27,6 +27,13 @@ def sort(graph: onnx.GraphProto) -> None:
     _replace(graph, "node", list(_needed(graph)))
 
 
+def drop_unused_constants(graph: onnx.GraphProto) -> None:
+    """Drop the constants that no node and no output of the graph takes, but those that a client may give."""
+    used = {name for node in graph.node for name in taken(node)}
+    used.update(value.name for value in (*graph.input, *graph.output))
+    _replace(graph, "initializer", [tensor for tensor in graph.initializer if tensor.name in used])
+
+
 class _Rewriting:
     """The numbers given so far; the graphs inside nodes go on counting."""
 

@@ -122,6 +122,11 @@ def _place(context: click.Context, parameter: click.Parameter, value: str) -> Pa
     help="A file with a key a line, or NAME:KEY: a request to the gateway's /api/ must have one.",
 )
 @click.option(
+    "--require-signature",
+    type=_PEM,
+    help="PEM file of a public key: only versions that 'bookserve models sign' signed with its private key are served.",
+)
+@click.option(
     "--verbose", is_flag=True, help="Show the servers' whole logs, with a line for each request of the gateway."
 )
 def main(
@@ -138,6 +143,7 @@ def main(
     tls_key: Path | None,
     allowed_hosts: str,
     api_keys: Path | None,
+    require_signature: Path | None,
     verbose: bool,
 ) -> None:
     """Model server and gateway together, on loopback; trains first when there are no models.
@@ -162,6 +168,7 @@ def main(
         server_flags = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", f"--bind_address={_HOST}"]
         root = models_dir.absolute() if isinstance(models_dir, Path) else models_dir
         server_flags += [f"--model_root={root}", f"--log_level={level}", "--enable_metrics"]
+        server_flags += [f"--require_signature={require_signature}"] if require_signature is not None else []
         servers.append(("model server", _run("model-server", *server_flags)))
         _wait_for(f"http://{_HOST}:{rest_port}/readyz", servers, asked)
         steps.done(f"model server ready, with the models of {models_dir}")

@@ -19,7 +19,7 @@ from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.export.converters import choose, hugging_face_folder
 from bookserve.export.converters.source import Converted, Rows, Run, Wishes
 from bookserve.export.errors import ExportError
-from bookserve.serving.wire import pictures
+from bookserve.serving.wire import missing_package, pictures
 
 EXAMPLE = "assets.extra/example.json"  # inside the version folder: the body of a REST request
 
@@ -41,7 +41,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         converted = converter.convert(path, folder, Wishes(job["model"], job["trust"], example))
     except ModuleNotFoundError as error:
         raise ExportError(
-            f"models of {converter.FORMAT} need the package '{error.name}': pip install 'bookserve[{converter.EXTRA}]'"
+            f"models of {converter.FORMAT} need {missing_package.told(error, converter.EXTRA)}"
         ) from error
     if example is not None and example.suffix.lower() in pictures.SUFFIXES:
         means = _means(converted.contract, job["task"], job.get("preprocessor"))

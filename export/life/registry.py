@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from bookserve.export.errors import StoreError
 from bookserve.export.life import registry_credentials
+from bookserve.serving.wire import missing_package
 
 if TYPE_CHECKING:
     from oras.container import Container
@@ -73,7 +74,7 @@ class Registry:
 
             from bookserve.export.life.registry_login import RegistryLogin
         except ModuleNotFoundError as error:
-            raise StoreError(f"{reference} needs the package '{error.name}': pip install 'bookserve[oci]'") from error
+            raise StoreError(f"{reference} needs {missing_package.told(error, 'oci')}") from error
         self._reference = reference
         self._credentials = registry_credentials.find(reference.host)
         self._client: Client = Client(insecure=_LOOPBACK.fullmatch(reference.host) is not None)

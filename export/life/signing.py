@@ -6,7 +6,7 @@ from bookserve.export import manifest
 from bookserve.export.durable import fsync
 from bookserve.export.errors import StoreError
 from bookserve.export.store import ModelStore
-from bookserve.serving.wire import version_folder, version_signature
+from bookserve.serving.wire import missing_package, version_folder, version_signature
 
 
 def is_encrypted(key: Path) -> bool:
@@ -30,7 +30,7 @@ def sign(store: ModelStore, model: str, version: int | None, key: Path, password
     try:
         from model_signing import signing
     except ModuleNotFoundError as error:
-        raise StoreError(f"signing needs the package '{error.name}': pip install 'bookserve[signing]'") from error
+        raise StoreError(f"signing needs {missing_package.told(error, 'signing')}") from error
     with store.staging(model) as scratch:
         written = scratch / Path(version_folder.SIGNATURE).name
         try:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bookserve.export.errors import StoreError
+from bookserve.serving.wire import missing_package
 
 
 def read(path: Path) -> Iterator[str]:
@@ -16,7 +17,7 @@ def read(path: Path) -> Iterator[str]:
     try:
         from ai_edge_litert import schema_py_generated as schema
     except ModuleNotFoundError as error:
-        raise StoreError(f"{path} is read with '{error.name}': pip install 'bookserve[tflite]'") from error
+        raise StoreError(f"{path} is read with {missing_package.told(error, 'tflite')}") from error
     names = {number: name for name, number in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
     content = path.read_bytes()
     if content[4:8] != b"TFL3":

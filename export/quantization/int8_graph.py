@@ -24,7 +24,7 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader, create_cal
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from bookserve.export import onnx_gelu, onnx_order
+from bookserve.export import onnx_fold, onnx_gelu, onnx_order
 from bookserve.export.errors import ExportError
 from bookserve.export.figures import Rows
 
@@ -79,9 +79,11 @@ class Quantizer:
         self._prepared = scratch / "prepared.onnx"
         whole = scratch / "whole.onnx"
         graph = load(source)
-        onnx_gelu.fuse(graph)  # its parts would stay apart, as each gets nodes of quantisation of its own
-        onnx.save(graph, whole)  # with its external data inside
         try:
+            # What ONNX Runtime would join stays apart once there are nodes of quantisation between.
+            onnx_gelu.fuse(graph)
+            onnx_fold.fold(graph)
+            onnx.save(graph, whole)  # with its external data inside
             # Batch normalisation goes into the weights, constants are computed, every tensor gets its shape.
             with _quiet():
                 quant_pre_process(whole, self._prepared, skip_symbolic_shape=True)

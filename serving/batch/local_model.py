@@ -18,6 +18,7 @@ from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.models import integrity, manifest
 from bookserve.serving.server.models.trial import Trials
 from bookserve.serving.server.types.errors import ServingError
+from bookserve.serving.wire import missing_package
 from bookserve.serving.wire.version_folder import MANIFEST
 
 _GRAPHS = ("assets.extra/model.onnx", "model.onnx", "saved_model.pb")  # before a LiteRT file
@@ -58,7 +59,7 @@ class LocalModel:
         except ServingError as error:
             raise ModelLost(error.message) from error
         except ModuleNotFoundError as error:
-            raise ModelLost(f"{folder} needs the package '{error.name}', which is not installed") from error
+            raise ModelLost(f"{folder} needs {missing_package.told(error, 'serving,batch')}") from error
         if contract.signature not in self._engine.signatures:
             raise ModelLost(f"{folder} has no signature '{contract.signature}'")
         self._signature = self._engine.signatures[contract.signature]

@@ -19,6 +19,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bookserve.serving.wire import missing_package
+
 if TYPE_CHECKING:
     from obstore.store import AzureConfig, ClientConfig, GCSConfig, ObjectStore, RetryConfig, S3Config
 
@@ -248,7 +250,7 @@ def _open(address: BucketAddress, *, retries: int, seconds: float | None) -> "Ob
     try:
         from obstore import store
     except ModuleNotFoundError as error:
-        raise BucketRefused(f"{address} needs the package '{error.name}': pip install 'bookserve[buckets]'") from error
+        raise BucketRefused(f"{address} needs {missing_package.told(error, 'buckets')}") from error
     url = endpoint(address.scheme)
     client: ClientConfig = {
         "allow_http": url.startswith("http://"),  # only where the environment asks for it

@@ -5,17 +5,22 @@ network. It covers every other file of the folder, so also the manifest, which t
 library is the extra `signing`, and imported when it is needed.
 """
 
+import ast
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bookserve.serving.wire import missing_package
 from bookserve.serving.wire.version_folder import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE
 
 if TYPE_CHECKING:
     from model_signing import hashing
 
 _MAX_SIGNATURE_BYTES = 16 << 20
+_MISMATCH = "Signature mismatch: "  # before a list of strings in Python's form
+_CHANGED = re.compile(r"Hash mismatch for '(.+?)': Expected .*", re.DOTALL)
 
 
 class SignatureError(Exception):
@@ -53,8 +58,7 @@ def verify(folder: Path, public_key: Path, version: int, models: Collection[str]
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
         config.set_hashing_config(what_is_signed()).verify(folder, signature)
     except Exception as error:  # the library names no errors of its own
-        reason = str(error).strip() or "it was not made with this key"
-        raise SignatureError(f"its signature does not hold: {reason[:600]}") from error
+        raise SignatureError(f"its signature does not hold: {_reason(error)}") from error
     _check_subject(folder / MANIFEST, version, models)
 
 
@@ -64,6 +68,17 @@ def what_is_signed() -> "hashing.Config":
 
     config = hashing.Config().use_file_serialization(hashing_algorithm="sha256", allow_symlinks=False)
     return config.set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+
+
+def _reason(error: Exception) -> str:
+    """What the library says, without the digests of changed files."""
+    text = str(error).strip() or "it was not made with this key"
+    try:
+        differences = ast.literal_eval(text.removeprefix(_MISMATCH)) if text.startswith(_MISMATCH) else [text]
+        text = "; ".join(_CHANGED.sub(r"\1 changed", difference) for difference in differences)
+    except (ValueError, SyntaxError, TypeError):  # the library's next version may write it otherwise
+        pass
+    return text[:600]
 
 
 def _check_subject(manifest: Path, version: int, models: Collection[str]) -> None:
@@ -79,4 +94,4 @@ def _check_subject(manifest: Path, version: int, models: Collection[str]) -> Non
 
 
 def _not_installed(error: ModuleNotFoundError) -> SignatureError:
-    return SignatureError(f"signatures need the package '{error.name}': pip install 'bookserve[signing]'")
+    return SignatureError(f"signatures need {missing_package.told(error, 'signing')}")

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from model_signing import signing
 
 import batch_models
 from bookserve.serving import serve
+from bookserve.serving.wire import version_folder, version_signature
 from bucket_servers import s3_server
 from http_calls import get, post
 from model_servers import answers, free_port, wait_until, write_scale_model
@@ -67,6 +69,25 @@ def listens(port: int) -> bool:
 def started(process: subprocess.Popen[str], log: Path) -> bool:
     assert process.poll() is None, log.read_text()
     return "gRPC      127.0.0.1" in log.read_text()
+
+
+def test_only_what_is_signed_is_served(store: Path) -> None:
+    private, public = store.parent / "private.pem", store.parent / "public.pem"
+    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
+    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    shutil.copytree(store / "scale", store / "unsigned")
+    signed = store / "scale" / "1"
+    (signed / version_folder.MANIFEST).write_text('{"model": "scale", "version": 1}')
+    config = signing.Config().use_elliptic_key_signer(private_key=private)
+    config.set_hashing_config(version_signature.what_is_signed()).sign(signed, signed / version_folder.SIGNATURE)
+    ports = [free_port() for _ in range(3)]
+    with serving(store, ports, f"--require-signature={public}") as (process, log):
+        wait_until(lambda: started(process, log), "both servers are up", seconds=90)
+        assert "unsigned/1 is refused: it has no signature (assets.extra/model.sig)" in log.read_text()
+        answer = post(ports[1], "/v1/models/scale:predict", b'{"instances": [[3.0, 1.0, 2.0]]}')
+        assert json.loads(answer.body)["predictions"] == [[6.0, 2.0, 4.0]], answer
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 def test_the_gateways_port_speaks_tls_with_a_certificate(store: Path) -> None:

@@ -27,6 +27,7 @@ def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_mnist")
 def test_train_all_ends_with_a_table_and_fills_the_store(tmp_path: Path) -> None:
     folders = ["--models-dir", tmp_path / "models", "--runs-dir", tmp_path / "runs"]
@@ -183,6 +184,7 @@ def test_trainings_and_exports_print_no_line_of_tensorflows(tmp_path: Path) -> N
     assert theirs.findall(done.stdout) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_mnist")
 def test_unfinished_runs_are_counted_and_removed(tmp_path: Path) -> None:
     for model in ("mnist", "mnist", "ptb"):
@@ -306,6 +308,7 @@ def test_help_does_not_import_tensorflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
+@pytest.mark.slow
 def test_what_tune_finds_is_trained_by_its_name(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -182,8 +182,9 @@ def fill(disk: Path) -> None:
             stream.write(bytes(4096))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_mnist")
-@pytest.mark.parametrize(("moment", "complete"), [("checkpoint", 1), pytest.param("end", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("moment", "complete"), [("checkpoint", 1), ("end", 2)])
 def test_after_a_full_disk_the_training_goes_on(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, moment: str, complete: int
 ) -> None:
@@ -267,6 +268,7 @@ def test_a_training_killed_in_mid_epoch_ends_with_the_same_figures(tmp_path: Pat
     assert rows == (next((tmp_path / "through" / "mnist").iterdir()) / "history.csv").read_text().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_mnist")
 def test_a_training_that_goes_on_elsewhere_says_what_differs(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
@@ -290,6 +292,7 @@ def test_a_training_that_goes_on_elsewhere_says_what_differs(
     assert f"mnist: {now}: the figures may differ from those of one training\n" in text.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_mnist")
 def test_a_training_that_diverged_is_not_gone_on_with(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch

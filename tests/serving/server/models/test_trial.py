@@ -126,8 +126,12 @@ def test_the_old_version_serves_on_beside_one_that_would_crash(
     )
     scratch = tmp_path / "scratch"
     write_crashing_model(scratch, 2).rename(root / "scale" / "2")
-    wait_until(lambda: state(server.url, "scale")["state"] == "END", "version 2 is refused", seconds=60)
-    assert "died of SIG" in state(server.url, "scale")["status"]["error_message"]
+
+    def is_refused() -> bool:
+        found = state(server.url, "scale")
+        return found["state"] == "END" and "died of SIG" in found["status"]["error_message"]
+
+    wait_until(is_refused, "version 2 is refused", seconds=60)  # the other worker learns it a moment later
     request = urllib.request.Request(f"{server.url}/v1/models/scale:predict", b'{"instances": [[1.0, 2.0, 3.0]]}')
     with urllib.request.urlopen(request, timeout=10) as response:
         assert json.load(response) == {"predictions": [[2.0, 4.0, 6.0]]}

@@ -134,7 +134,7 @@ def test_a_model_that_is_added_is_asked_at_the_ports_of_the_server(start: StartS
     def check(line: str) -> None:
         """The line works as soon as the server has loaded the version."""
         command = [*line.split()[1:], f"--models-dir={store.root}"]
-        wait_until(lambda: CliRunner().invoke(main, command).exit_code == 0, line)
+        wait_until(lambda: CliRunner().invoke(main, command).exit_code == 0, line, 60)
 
     server = start(*flags_of(store, "root"))
     *_, named, _, predict, curl = added()
@@ -144,7 +144,7 @@ def test_a_model_that_is_added_is_asked_at_the_ports_of_the_server(start: StartS
     assert "outputs" in answer.stdout, answer.stderr
     assert server.stop() == 0
     server = start(*flags_of(store, "root"), "--rest_api_port=0", wait=False)
-    wait_until(lambda: bool(store_servers.servers(store.root)), "the server without REST has begun")
+    wait_until(lambda: bool(store_servers.servers(store.root)), "the server without REST has begun", 60)
     predict = added()[-1]
     assert predict.endswith(f"--grpc {server.target}")
     check(predict)

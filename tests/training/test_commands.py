@@ -143,6 +143,7 @@ def test_a_stopped_train_all_names_what_is_left(tmp_path: Path, monkeypatch: pyt
     assert result.output.splitlines()[-1] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_mnist", "interruptible")
 def test_a_train_all_that_is_stopped_between_training_and_publishing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -103,6 +103,7 @@ def test_a_loss_that_never_falls_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         rate_finder.find("logistic", DataRequest("sample"), logistic.Config(epochs=1), {})
 
 
+@pytest.mark.slow
 def test_a_model_with_an_optimizer_of_its_own_is_refused(tmp_path: Path) -> None:
     refused = invoke("train", "tictactoe", "--find-rate", "--profile=smoke", f"--runs-dir={tmp_path}")
     assert refused.exit_code == 1

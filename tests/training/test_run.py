@@ -126,6 +126,7 @@ def test_two_exact_trainings_of_one_seed_have_the_same_bits(tmp_path: Path, cons
     assert [each.tobytes() for each in weights[0]] == [each.tobytes() for each in weights[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_mnist")
 def test_a_fast_training_is_told_as_such_and_is_not_gone_on_with_as_exact(tmp_path: Path, console: Console) -> None:
     try:

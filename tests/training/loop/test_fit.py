@@ -96,6 +96,7 @@ def test_the_first_best_weights_are_kept(tmp_path: Path, figures: list[float], h
     np.testing.assert_array_equal(model.get_weights()[0], unpack("state", saved.arrays)[0])
 
 
+@pytest.mark.slow
 def test_patience_ends_the_training_also_after_a_stop(tmp_path: Path) -> None:
     figures = [1.0, 2.0, 2.0, 0.5]
     history = train(NO_CHECKPOINT, figures=figures, best="figure", patience=2)[1]

@@ -132,6 +132,7 @@ def test_bars_and_dots_stay_in_forced_colours_and_nothing_moves_where_that_is_as
         assert page.locator("html").evaluate("element => getComputedStyle(element).scrollBehavior") == "auto"
 
 
+@pytest.mark.slow
 def test_nothing_below_moves_when_an_answer_arrives(page) -> None:
     load(page, "/models/tox21")
     before = page.locator("#code").evaluate("element => element.offsetTop")

@@ -87,6 +87,7 @@ def test_what_the_manifest_and_the_contract_say_is_shown(page) -> None:
     expect(page.locator("#figures")).to_contain_text("The version has no figures.")
 
 
+@pytest.mark.slow
 def test_each_program_runs_as_it_is_printed(page, tmp_path: Path) -> None:
     check_programs(page, tmp_path, "curl", "python", "grpc", "rest", *(["javascript"] if shutil.which("node") else []))
 

@@ -41,6 +41,7 @@ def test_the_rows_of_a_table_are_asked_shown_sorted_and_saved(page) -> None:
     expect(page.locator("#batch-table th").last).to_have_attribute("aria-sort", "descending")
 
 
+@pytest.mark.slow
 def test_what_is_refused_stands_in_its_row_and_the_others_are_answered(page) -> None:
     choose(page, "tox21", "molecules.txt", "CCO\nC(C\n\nc1ccccc1\n")
     expect(page.locator("#batch-count")).to_have_text("3 of 3, 1 of them refused")
@@ -121,6 +122,7 @@ def test_hidden_files_are_passed_over_and_a_broken_or_long_archive_is_refused_wh
     expect(page.locator("#batch-results")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_batch_is_stopped_and_keeps_what_was_answered(page) -> None:
     page.goto("/models/wine")
     expect(page.locator("#wine-version")).to_contain_text("version 3")

@@ -102,6 +102,7 @@ def test_what_is_wrong_is_said_in_words_at_the_field_and_no_old_answer_stays(pag
     expect(nearest).to_be_empty()
 
 
+@pytest.mark.slow
 def test_a_number_is_asked_as_it_is_typed_or_refused(page) -> None:
     visit(page, "linear")
     number = page.locator("#linear-x")
@@ -142,6 +143,7 @@ def test_a_pasted_row_of_a_table_fills_the_fields(page) -> None:
     expect(page.locator("#wine-class")).to_have_text("bad")
 
 
+@pytest.mark.slow
 def test_one_message_says_that_a_model_went_and_its_question_is_asked_when_it_is_back(
     page, stand_in: FakeServer
 ) -> None:

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from playwright.sync_api import expect
 
 from book_contracts import CONTRACTS
@@ -47,6 +48,7 @@ def test_a_card_shows_the_figure_and_the_picture_and_trained_models_come_first(p
     page.wait_for_function("document.querySelector('#model-letters img').naturalWidth > 0")
 
 
+@pytest.mark.slow
 def test_the_list_learns_what_is_served(page, stand_in: FakeServer) -> None:
     page.goto("/")
     state = page.locator("#model-double .state")
@@ -58,6 +60,7 @@ def test_the_list_learns_what_is_served(page, stand_in: FakeServer) -> None:
     expect(state).to_have_text("Version 3 answers")
 
 
+@pytest.mark.slow
 def test_without_the_gateway_the_list_is_marked_as_old(page) -> None:
     page.goto("/")
     expect(page.locator("#model-wine .state")).to_have_text("Version 3 answers")

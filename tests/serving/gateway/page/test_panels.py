@@ -68,6 +68,7 @@ def digit_answer(digit: int) -> dict[str, object]:
     return {"model": "mnist", "version": digit, "predictions": [{"class": str(digit), "probabilities": probabilities}]}
 
 
+@pytest.mark.slow
 def test_a_point_is_dragged_along_the_line(page) -> None:
     visit(page, "linear")
     expect(page.locator("#linear-y")).to_have_text("4.500")  # 5 * 0.5 + 2
@@ -145,6 +146,7 @@ def test_a_digit_is_drawn(page) -> None:
     expect(page.locator("#mnist-class")).to_have_text("–")
 
 
+@pytest.mark.slow
 def test_an_answer_to_an_older_stroke_is_never_shown_for_a_newer_one(held) -> None:
     visit(held, "mnist", answered=False)
     shown = held.locator("#mnist-class")
@@ -274,6 +276,7 @@ def test_a_picture_is_pasted(page) -> None:
     expect(page.locator("#code-curl")).to_contain_text("file=@seven.png")
 
 
+@pytest.mark.slow
 def test_a_photograph_of_any_size_is_sent(page) -> None:
     chance = np.random.default_rng(0)
     photographs = []
@@ -328,6 +331,7 @@ def test_a_fast_click_overtakes_the_hints_and_the_game_goes_on(held) -> None:
     assert held.locator("#tictactoe-message").text_content() == "This model or version is not served now."
 
 
+@pytest.mark.slow
 def test_what_was_typed_meanwhile_is_not_answered_by_what_was_before(held) -> None:
     visit(held, "ptb")
     hold(held, "/api/v1/models/ptb:predict")
@@ -346,6 +350,7 @@ def test_what_was_typed_meanwhile_is_not_answered_by_what_was_before(held) -> No
     expect(held.locator("#tox21-drawing")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_game_is_played_on_either_side(page) -> None:
     visit(page, "tictactoe")
     squares = page.locator("#tictactoe-board button")
@@ -368,6 +373,7 @@ def test_a_game_is_played_on_either_side(page) -> None:
     expect(squares.nth(0).locator("small")).to_have_text("")
 
 
+@pytest.mark.slow
 def test_the_api_page_shows_every_operation_and_tries_one(page, url) -> None:
     page.goto("/docs")
     operations = page.request.get(f"{url}/openapi.json").json()["paths"]

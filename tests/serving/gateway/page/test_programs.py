@@ -19,6 +19,7 @@ def run(page: Page, program: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_picture_is_asked_where_it_lies(page) -> None:
     page.goto("/models/letters")
     page.locator("#letters-file").set_input_files(SEVEN)

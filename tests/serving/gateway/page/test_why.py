@@ -69,6 +69,7 @@ def test_where_there_is_nothing_to_leave_out_nothing_is_offered(page) -> None:
     expect(page.locator("#why")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_the_atoms_of_a_molecule_that_matter_are_marked(page) -> None:
     page.goto("/models/tox21")
     page.get_by_label("SMILES").fill("CCO")

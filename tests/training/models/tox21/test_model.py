@@ -155,6 +155,7 @@ def test_training_learns_and_keeps_its_best_epoch(
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_calibration_changes_no_order_and_brings_probabilities_to_what_is_true(molecules: Molecules) -> None:
     config = replace(TINY, balance=1.0)
     run.make_repeatable(0)

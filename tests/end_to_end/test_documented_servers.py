@@ -162,6 +162,7 @@ def test_the_open_inference_protocol(reader: Reader) -> None:
     assert printed[2].strip() in set("0123456789")
 
 
+@pytest.mark.slow
 def test_the_model_servers_page(reader: Reader) -> None:
     for block in blocks("serving/README.md"):
         if not needs_tensorflow(block) and "s3://" not in block.text and "8080" not in block.text:

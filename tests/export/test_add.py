@@ -138,6 +138,7 @@ def test_figures_on_the_user_s_rows_are_kept_with_the_version(tmp_path: Path) ->
     assert invoke("models", "verify", "score", "--models-dir", tmp_path / "store").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_model_that_is_worse_than_the_served_one_is_refused(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(0, 1, (400, 3)).astype(np.float32)
     weights = np.array([[0.5, -1.0], [2.0, 0.25], [-0.75, 1.5]], np.float32)

@@ -77,6 +77,7 @@ def test_a_wrong_tf_config_is_explained(monkeypatch: pytest.MonkeyPatch, text: s
         devices.strategy()
 
 
+@pytest.mark.slow
 def test_the_loop_over_hosts_does_what_keras_does() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(61, 5)).astype(np.float32), rng.integers(0, 2, (61, 1)).astype(np.float32)

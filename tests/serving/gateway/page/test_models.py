@@ -72,6 +72,7 @@ def test_without_the_gateway_the_list_is_marked_as_old(page) -> None:
     expect(page.locator("body.stale")).not_to_be_attached()
 
 
+@pytest.mark.slow
 def test_every_model_is_tried_on_its_card(page) -> None:
     page.goto("/")
     expect(page.locator(".card")).to_have_count(12)

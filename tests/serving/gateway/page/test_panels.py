@@ -86,6 +86,7 @@ def test_a_point_is_dragged_along_the_line(page) -> None:
     expect(page.locator("#linear-y")).to_have_text("-2.750")
 
 
+@pytest.mark.slow
 def test_a_point_is_dragged_over_the_plane(page) -> None:
     visit(page, "logistic")
     expect(page.locator("#logistic-class")).to_have_text("1")

@@ -111,6 +111,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_run_through(
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_cudnn", [False, True])  # where there is no GPU, the way to it ends in Keras's loop
 def test_a_step_of_the_book_is_its_plain_descent(by_cudnn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against Keras's layers: the loss summed over the steps, the gradient cut to a norm, the rate times that."""

@@ -145,6 +145,7 @@ def test_training_learns_and_keeps_the_best_epoch() -> None:
     assert after.figures["reward"] > before.figures["reward"] + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [1e10, 1e38], ids=["huge logits", "no numbers"])
 def test_a_policy_that_the_last_update_breaks_is_an_error_of_one_line(rate: float) -> None:
     moves = TINY.workers * TINY.games * TINY.algorithm.steps  # one update of each worker, of a loss that is finite

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from bookserve.export.errors import StoreError
+
 _STAGING = ".publishing-"
 _REMOVED = ".removed-"
 LOCK = ".lock"
@@ -70,14 +72,17 @@ def _found(parent: Path, pattern: str) -> list[Path]:
 
 
 def _make(parent: Path) -> None:
-    """Make a model's folder; another writer, who had nothing to publish, may take it away at any moment."""
+    """Make a model's folder; another writer, who had nothing to publish, may take it away at any moment.
+
+    Raises StoreError where a file has its name.
+    """
     while True:
         try:
             return parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             with suppress(FileNotFoundError):
                 if not stat.S_ISDIR(parent.lstat().st_mode):
-                    raise
+                    raise StoreError(f"{parent} is a file, and the model's folder has to be there: move it") from None
 
 
 def _take_new_lock(parent: Path) -> tuple[Path, int]:

@@ -292,7 +292,7 @@ def _text(value: Any) -> bytes:
 
 
 def _quoted(text: bytes) -> bytes:
-    """A cell as RFC 4180 has it."""
+    """A cell as RFC 4180 has it. The csv module leaves a carriage return as it is, and so ends the row there."""
     return b'"' + text.replace(b'"', b'""') + b'"' if _SPECIAL.search(text) else text
 
 

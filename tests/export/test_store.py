@@ -425,7 +425,7 @@ def test_writers_with_nothing_to_publish_do_not_take_the_folder_from_others(tmp_
 
 def test_a_file_in_place_of_a_models_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mnist").write_text("no folder")
-    with pytest.raises(FileExistsError), ModelStore(tmp_path).staging("mnist"):
+    with pytest.raises(StoreError, match=r"mnist is a file, .*: move it"), ModelStore(tmp_path).staging("mnist"):
         pass
     assert (tmp_path / "mnist").read_text() == "no folder"
 

@@ -179,7 +179,8 @@ def averaged(network: keras.Model, images: Any) -> Any:
 
 
 def _with_mirror_image(network: keras.Model, images: Any) -> Any:
-    mirrored = keras.ops.take(images, range(images.shape[2])[::-1], axis=2)  # `flip` takes three times as long in ONNX
+    columns = list(reversed(range(images.shape[2])))  # `take`: `flip` takes three times as long in ONNX
+    mirrored = keras.ops.take(images, columns, axis=2)
     return (network(images, training=False) + network(mirrored, training=False)) / 2
 
 

@@ -2,6 +2,10 @@
 
 Every answer is {"model", "version", "predictions": [...]}, with one prediction a row of the request. What the outputs
 mean stands in the contract: units, labels, which outputs are class numbers.
+
+A person reads rounded numbers: probabilities of six decimal places, others of seven digits. Who goes on calculating
+gives `exact`, which makes lists of an array of floats, each with the digits that tell it from its neighbours. Nothing
+is rounded then, and a column of single numbers stays the array that it was.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,22 +21,27 @@ from bookserve.export import example_inputs
 from bookserve.export.contracts import SIMILARITY, Contract, Tensor
 
 UNLIKE_TRAINING = "unlike_training"
-Column = Sequence[Any] | Array  # a value for each row; an array is float64 [rows]
+Column = Sequence[Any] | Array  # a value for each row; an array is of floats [rows]
+Exact = Callable[[Array], Any]
 
 _MANY = 64  # numbers that are rounded at once: fewer are faster one by one
 
 
-def rows(contract: Contract, prediction: Prediction) -> dict[str, Any]:
+def rows(contract: Contract, prediction: Prediction, exact: Exact | None = None) -> dict[str, Any]:
     """The answer for numbers and pictures: {"class": label} first, where an output has class numbers, then every other
     output under its name.
 
     Numbers for each label become {label: number}. The class of a picture is the likeliest, where no output names it.
     """
-    return _answer(contract, prediction.version, _labelled(contract, prediction.outputs))
+    return _answer(contract, prediction.version, _labelled(contract, prediction.outputs, exact))
 
 
 def molecules(
-    contract: Contract, prediction: Prediction, smiles: Sequence[str], unlike: float | None = None
+    contract: Contract,
+    prediction: Prediction,
+    smiles: Sequence[str],
+    unlike: float | None = None,
+    exact: Exact | None = None,
 ) -> dict[str, Any]:
     """The answer for molecules: {"smiles"} and the outputs as in `rows`.
 
@@ -40,7 +49,7 @@ def molecules(
     that is too little to trust the answer as much as others, `UNLIKE_TRAINING` says whether it is.
     """
     near = next((tensor.name for tensor in contract.outputs if tensor.unit == SIMILARITY), None)
-    found = zip(smiles, _labelled(contract, prediction.outputs), strict=True)
+    found = zip(smiles, _labelled(contract, prediction.outputs, exact), strict=True)
     predictions = [{"smiles": text, **row} for text, row in found]
     if near is not None and unlike is not None:
         for row, similarity in zip(predictions, prediction.outputs[near], strict=True):
@@ -48,7 +57,9 @@ def molecules(
     return _answer(contract, prediction.version, predictions)
 
 
-def board(contract: Contract, prediction: Prediction, positions: Sequence[Sequence[str]]) -> dict[str, Any]:
+def board(
+    contract: Contract, prediction: Prediction, positions: Sequence[Sequence[str]], exact: Exact | None = None
+) -> dict[str, Any]:
     """The answer for boards: {"player", "move", "row", "column", "probabilities", "value"}.
 
     `move` is the most probable square, 0 to 8 row by row, and `row` and `column` the same from 0; only free squares
@@ -57,7 +68,7 @@ def board(contract: Contract, prediction: Prediction, positions: Sequence[Sequen
     squares = forms.scores(contract)
     assert squares is not None
     predictions = []
-    rows = zip(positions, prediction.outputs[squares.name], _squares(contract, prediction), strict=True)
+    rows = zip(positions, prediction.outputs[squares.name], _squares(contract, prediction, exact), strict=True)
     for position, probabilities, found in rows:
         free = [number for number, square in enumerate(position) if not square]
         move = max(free, key=lambda number: float(probabilities[number]))
@@ -81,7 +92,12 @@ def board_without(
 
 
 def next_words(
-    contract: Contract, version: int, vocabulary: Vocabulary, texts: Sequence[tuple[str, Tokens, Array]], top_k: int
+    contract: Contract,
+    version: int,
+    vocabulary: Vocabulary,
+    texts: Sequence[tuple[str, Tokens, Array]],
+    top_k: int,
+    exact: Exact | None = None,
 ) -> dict[str, Any]:
     """The answer for texts: {"text", "unknown", "words": [{"word", "probability"}]}, the likeliest words first.
 
@@ -94,14 +110,17 @@ def next_words(
         shares[list(vocabulary.silent)] = -1.0
         order = np.argsort(-shares, kind="stable")
         best = order[: min(top_k, len(order) - len(vocabulary.silent))]
+        values = _rounded_list(probabilities[best]) if exact is None else exact(probabilities[best])
         words = [
-            {"word": vocabulary.words[number], "probability": _probability(probabilities[number])} for number in best
+            {"word": vocabulary.words[number], "probability": value} for number, value in zip(best, values, strict=True)
         ]
         predictions.append({"text": text, "unknown": list(tokens.unknown), "words": words})
     return _answer(contract, version, predictions)
 
 
-def text_classes(contract: Contract, version: int, texts: Sequence[tuple[str, Tokens, Array]]) -> dict[str, Any]:
+def text_classes(
+    contract: Contract, version: int, texts: Sequence[tuple[str, Tokens, Array]], exact: Exact | None = None
+) -> dict[str, Any]:
     """The answer of a model that labels texts: {"text", "unknown", "class"} and the scores, {label: number}.
 
     `texts` has each text with its tokens and its scores float32 [labels].
@@ -110,13 +129,13 @@ def text_classes(contract: Contract, version: int, texts: Sequence[tuple[str, To
     assert scores is not None
     predictions = []
     for text, tokens, values in texts:
-        (row,) = _labelled(contract, {scores.name: values[None]})
+        (row,) = _labelled(contract, {scores.name: values[None]}, exact)
         best = contract.labels[int(values.argmax())]
         predictions.append({"text": text, "unknown": list(tokens.unknown), "class": best, **row})
     return _answer(contract, version, predictions)
 
 
-def tensors(contract: Contract, prediction: Prediction) -> dict[str, Any]:
+def tensors(contract: Contract, prediction: Prediction, exact: Exact | None = None) -> dict[str, Any]:
     """The answer in tensors: output -> value in the REST form; an output with a number for each label as {label:
     number}. Outputs of different batches are one prediction.
     """
@@ -125,21 +144,25 @@ def tensors(contract: Contract, prediction: Prediction) -> dict[str, Any]:
     if len(sizes) > 1 or any(array.ndim == 0 for array in arrays.values()):
         predictions = [{name: example_inputs.to_rest(array) for name, array in arrays.items()}]
     else:
-        values = tensor_columns(contract, arrays)
+        values = tensor_columns(contract, arrays, exact)
         predictions = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
     return _answer(contract, prediction.version, predictions)
 
 
-def _squares(contract: Contract, prediction: Prediction) -> list[dict[str, Any]]:
+def _squares(contract: Contract, prediction: Prediction, exact: Exact | None = None) -> list[dict[str, Any]]:
     """The probability of each square and what to expect, one object a row."""
     squares, worth = forms.scores(contract), forms.values(contract)
     assert squares is not None
     assert worth is not None
-    rows = zip(prediction.outputs[squares.name], prediction.outputs[worth.name], strict=True)
-    return [{"probabilities": [_probability(one) for one in row], "value": _number(value)} for row, value in rows]
+    probabilities, values = prediction.outputs[squares.name], prediction.outputs[worth.name]
+    if exact is None:
+        rows = zip(map(_rounded_list, probabilities), map(_number, values), strict=True)
+    else:
+        rows = zip(exact(probabilities), exact(values), strict=True)
+    return [{"probabilities": row, "value": value} for row, value in rows]
 
 
-def columns(contract: Contract, outputs: Mapping[str, Array]) -> dict[str, Column]:
+def columns(contract: Contract, outputs: Mapping[str, Array], exact: Exact | None = None) -> dict[str, Column]:
     """The answers of `rows` by their keys, each with a value for every row. Outputs that are not given are left out."""
     given = [tensor for tensor in contract.outputs if tensor.name in outputs]
     classes, scores = forms.classes(contract), forms.scores(contract)
@@ -153,19 +176,22 @@ def columns(contract: Contract, outputs: Mapping[str, Array]) -> dict[str, Colum
         found["class"] = [contract.labels[place] if contract.labels else str(place) for place in best]
     for tensor in given:
         if tensor is not classes:
-            found[tensor.name] = _readable(tensor, outputs[tensor.name], contract.labels)
+            found[tensor.name] = _readable(tensor, outputs[tensor.name], contract.labels, exact)
     return found
 
 
-def tensor_columns(contract: Contract, outputs: Mapping[str, Array]) -> dict[str, list[Any]]:
+def tensor_columns(
+    contract: Contract, outputs: Mapping[str, Array], exact: Exact | None = None
+) -> dict[str, list[Any]]:
     """The answers of `tensors` by their keys, of outputs that all have as many rows."""
-    return {tensor.name: _values(outputs[tensor.name], contract.labels) for tensor in contract.outputs}
+    return {tensor.name: _values(outputs[tensor.name], contract.labels, exact) for tensor in contract.outputs}
 
 
-def _labelled(contract: Contract, outputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+def _labelled(contract: Contract, outputs: Mapping[str, Array], exact: Exact | None) -> list[dict[str, Any]]:
     """One object a row: the class, then all other outputs."""
-    found = columns(contract, outputs)
-    values = [column.tolist() if isinstance(column, np.ndarray) else column for column in found.values()]
+    found = columns(contract, outputs, exact)
+    listed = exact or np.ndarray.tolist
+    values = [listed(column) if isinstance(column, np.ndarray) else column for column in found.values()]
     return [dict(zip(found, row, strict=True)) for row in zip(*values, strict=True)]
 
 
@@ -179,25 +205,27 @@ def _label(labels: Sequence[str], tensor: Tensor, value: Any) -> str:
     return labels[number]
 
 
-def _readable(tensor: Tensor, array: Array, labels: Sequence[str]) -> Column:
+def _readable(tensor: Tensor, array: Array, labels: Sequence[str], exact: Exact | None) -> Column:
     """The values of an output [rows, …], one a row."""
     array = np.asarray(array)
     if array.dtype.kind != "f" or array.ndim > 2:
         found: list[Any] = example_inputs.to_rest(array)
         return found
-    numbers = _probabilities(array.ravel()) if tensor.unit == "probability" else _numbers(array.ravel())
+    if exact is None:
+        numbers = _probabilities(array.ravel()) if tensor.unit == "probability" else _numbers(array.ravel())
+        array = numbers.reshape(array.shape)
     if array.ndim == 1 or (array.shape[1] == 1 and len(labels) != 1):
-        return numbers
-    size = array.shape[1]
-    lists: list[Any] = numbers.reshape(array.shape).tolist()
-    return [dict(zip(labels, row, strict=True)) for row in lists] if labels and size == len(labels) else lists
+        return array.ravel()
+    lists: list[Any] = array.tolist() if exact is None else exact(array)
+    return [dict(zip(labels, row, strict=True)) for row in lists] if labels and array.shape[1] == len(labels) else lists
 
 
-def _values(array: Array, labels: tuple[str, ...]) -> list[Any]:
+def _values(array: Array, labels: tuple[str, ...], exact: Exact | None) -> list[Any]:
     """The value of each row of an output."""
     if labels and array.shape[1:] == (len(labels),) and array.dtype.kind == "f":
-        return [dict(zip(labels, (float(f"{number:.7g}") for number in row), strict=True)) for row in array.tolist()]
-    values: list[Any] = example_inputs.to_rest(array)
+        rows = array.tolist() if exact is None else exact(array)
+        return [dict(zip(labels, row if exact else map(_number, row), strict=True)) for row in rows]
+    values: list[Any] = (exact or example_inputs.to_rest)(array)
     return values
 
 
@@ -207,6 +235,10 @@ def _answer(contract: Contract, version: int, predictions: list[dict[str, Any]])
 
 def _probability(value: Any) -> float:
     return round(float(value), 6)
+
+
+def _rounded_list(array: Array) -> list[float]:
+    return [_probability(value) for value in array]
 
 
 def _number(value: Any) -> float:

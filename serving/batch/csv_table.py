@@ -116,7 +116,7 @@ class CsvBlock:
         """See Block.halves."""
         return tuple(CsvBlock(piece, self.source) for piece in self.piece.halves())
 
-    def numbers(self, width: int, wanted: Sequence[int], name: int | None) -> Numbers | None:
+    def numbers(self, width: int, wanted: Sequence[int], name: int | None, dtype: str) -> Numbers | None:
         """See Table.numbers.
 
         pyarrow takes fewer spellings of a number than Python, and gives the same float64 for those that are finite.
@@ -147,9 +147,9 @@ class CsvBlock:
             return None
         if table.num_rows != len(self.piece.ends):
             return None
-        cells = np.empty((table.num_rows, len(wanted)))
-        for place, number in enumerate(wanted):
-            cells[:, place] = _array(table.column(str(number)))
+        columns = [_array(table.column(str(number))) for number in wanted]
+        kind = np.dtype(dtype)
+        cells = np.stack(columns, axis=1, dtype=kind if kind.kind == "f" else np.float64, casting="same_kind")
         if not np.isfinite(cells).all():
             return None
         return Numbers(self.piece.lines, cells, None if name is None else table.column(str(name)).to_pylist())

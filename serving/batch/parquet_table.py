@@ -34,10 +34,14 @@ class ParquetTable:
             with pyarrow.parquet.ParquetFile(path) as file:
                 self.total = file.metadata.num_rows
                 self.columns = tuple(file.schema_arrow.names)
+                types = list(file.schema_arrow.types)
                 self._groups = [file.metadata.row_group(place).num_rows for place in range(file.num_row_groups)]
                 self._bytes = sum(file.metadata.row_group(place).total_byte_size for place in range(len(self._groups)))
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{path} cannot be read as a Parquet file: {error}") from error
+        self.numeric = [_is_number(kind) for kind in types]
+        self.lists = [_is_list(kind) for kind in types]
+        self.texts = [place for place, kind in enumerate(types) if not (_is_primitive(kind) or self.lists[place])]
 
     def read(self, start: Place) -> Iterator[tuple[Record | BadRow, Place]]:
         """See Source.read."""
@@ -117,19 +121,19 @@ class ParquetBlock:
             for begin, length in parts
         )
 
-    def numbers(self, width: int, wanted: Sequence[int], name: int | None) -> Numbers | None:
+    def numbers(self, width: int, wanted: Sequence[int], name: int | None, dtype: str) -> Numbers | None:
         """See Table.numbers. A single column may hold lists of numbers, all of one length."""
-        from pyarrow import types
-
-        columns = self.batch.columns
-        texts = [column.nbytes for column in columns if not (types.is_primitive(column.type) or _is_list(column))]
-        if sum(texts) > self.most or len(set(self.source.columns)) < len(columns):
+        source, columns = self.source, self.batch.columns
+        if sum(columns[place].nbytes for place in source.texts) > self.most:
             return None
-        found = [columns[place] for place in wanted]
-        if len(found) == 1 and _is_list(found[0]):
-            cells = _lists(found[0])
+        if len(set(source.columns)) < len(columns):
+            return None
+        if len(wanted) == 1 and source.lists[wanted[0]]:
+            cells = _lists(columns[wanted[0]], dtype)
+        elif all(source.numeric[place] and not columns[place].null_count for place in wanted):
+            cells = _stacked([np.from_dlpack(columns[place]) for place in wanted], dtype)
         else:
-            cells = _stacked([_numbers(column) for column in found])
+            cells = None
         if cells is None:
             return None
         names = None
@@ -138,43 +142,51 @@ class ParquetBlock:
         return Numbers(range(self.number + 1, self.number + 1 + self.batch.num_rows), cells, names)
 
 
-def _numbers(column: Any) -> Array | None:
-    """A column of numbers without nulls as int64 or float64; None of any other."""
-    from pyarrow import types
+def _stacked(columns: Sequence[Array], dtype: str) -> Array | None:
+    """Columns of numbers as [rows, columns], of the type of a list of a row's values; floats as `dtype` if it is one.
 
-    if column.null_count or not (types.is_integer(column.type) or types.is_floating(column.type)):
+    None where a list of Python's would have other values.
+    """
+    whole = [column for column in columns if column.dtype.kind != "f"]
+    if any(column.dtype == np.uint64 for column in whole):
         return None
-    values: Array = np.from_dlpack(column)
-    if values.dtype == np.uint64:
+    if len(whole) == len(columns):
+        return np.stack(columns, axis=1, dtype=np.int64) if columns else None
+    if any((np.abs(column) >= _LARGEST_EXACT).any() for column in whole):
         return None
-    return values.astype(np.int64 if values.dtype.kind in "iu" else np.float64, copy=False)
+    wanted = np.dtype(dtype) if np.dtype(dtype).kind == "f" else np.dtype(np.float64)
+    with np.errstate(over="ignore"):
+        cells = np.stack(columns, axis=1, dtype=wanted, casting="unsafe")
+    return cells if np.isfinite(cells).all() else None
 
 
-def _stacked(columns: Sequence[Array | None]) -> Array | None:
-    """Columns as [rows, columns] of what a list of a row's values becomes: float64 where one is a float."""
-    found = [column for column in columns if column is not None]
-    if not found or len(found) != len(columns):
-        return None
-    cells = np.stack(found, axis=1)
-    if cells.dtype.kind == "f":
-        whole = [column for column in found if column.dtype.kind == "i"]
-        if not np.isfinite(cells).all() or any((np.abs(column) >= _LARGEST_EXACT).any() for column in whole):
-            return None
-    return cells
-
-
-def _is_list(column: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type))
-
-
-def _lists(column: Any) -> Array | None:
+def _lists(column: Any, dtype: str) -> Array | None:
     """A column of lists of numbers as [rows, values]."""
     import pyarrow.compute
 
-    values = _stacked([_numbers(column.flatten())])
+    flat = column.flatten()
+    if not _is_number(flat.type) or flat.null_count:
+        return None
+    values = _stacked([np.from_dlpack(flat)], dtype)
     lengths = set(pyarrow.compute.list_value_length(column).to_pylist())  # of no list: None
     if values is None or lengths != {len(values) // len(column)}:
         return None
     return values.reshape(len(column), -1)
+
+
+def _is_primitive(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_primitive(kind))
+
+
+def _is_number(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_integer(kind) or types.is_floating(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))

@@ -20,6 +20,7 @@ from bookserve.clients.outputs import Column
 from bookserve.export import contracts, example_inputs
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
+from bookserve.serving.batch import results
 from bookserve.serving.batch.records import BadRow, Block, InputError, Record, Records, Source, Table
 from bookserve.serving.batch.text_lines import JsonLines
 
@@ -151,10 +152,8 @@ class Questions:
         Raises ExportError.
         """
         if self._form in (forms.PICTURES, forms.MOLECULES, *forms.NUMBERS):
-            return outputs.columns(self.contract, found)
-        labels = self.contract.labels
-        readable = {name: array if labels else _shortest(array) for name, array in found.items()}
-        return outputs.tensor_columns(self.contract, readable)
+            return outputs.columns(self.contract, found, results.exact)
+        return outputs.tensor_columns(self.contract, found, results.exact)
 
     def answers(self, rows: Sequence[Row], found: Mapping[str, Array]) -> list[dict[str, Any]]:
         """The answer of each row, from the outputs for all of them."""
@@ -165,15 +164,15 @@ class Questions:
         told = [row.told for row in rows]
         match self._form:
             case forms.MOLECULES if told[0] is not None:
-                answer = outputs.molecules(contract, prediction, told)
+                answer = outputs.molecules(contract, prediction, told, exact=results.exact)
             case forms.BOARD if told[0] is not None:
-                answer = outputs.board(contract, prediction, told)
+                answer = outputs.board(contract, prediction, told, results.exact)
             case forms.TEXT if told[0] is not None:
                 answer = self._of_texts(told, found)
             case forms.PICTURES | forms.MOLECULES | "regression" | "tabular":
-                answer = outputs.rows(contract, prediction)
+                answer = outputs.rows(contract, prediction, results.exact)
             case _:
-                answer = outputs.tensors(contract, prediction)
+                answer = outputs.tensors(contract, prediction, results.exact)
         predictions: list[dict[str, Any]] = answer["predictions"]
         return predictions
 
@@ -184,10 +183,10 @@ class Questions:
         values = found[scores.name]
         texts = [(text, tokens, values[place]) for place, (text, tokens) in enumerate(told)]
         if self.contract.labels:
-            return outputs.text_classes(self.contract, self.version, texts)
+            return outputs.text_classes(self.contract, self.version, texts, results.exact)
         if values.shape[1] != len(self._vocabulary.words):
             raise ExportError(f"the model has {values.shape[1]} words, its vocabulary {len(self._vocabulary.words)}")
-        return outputs.next_words(self.contract, self.version, self._vocabulary, texts, self._top_k)
+        return outputs.next_words(self.contract, self.version, self._vocabulary, texts, self._top_k, results.exact)
 
     def _check(self, columns: Columns) -> None:
         takes = ", ".join(f"{tensor.name}: {contracts.shape_text(tensor)}" for tensor in self.contract.inputs)
@@ -246,13 +245,15 @@ class Questions:
             return None
         table: Table = block  # type: ignore[assignment]
         places = self._numbers_of_places[tensor.name] or list(range(width))
-        found = table.numbers(width, places, self._place_of_name)
+        found = table.numbers(width, places, self._place_of_name, tensor.dtype)
         if found is None:
             return None
         if self._kind == "csv":
             array = _typed(found.cells, tensor)
         else:
-            array = _shaped_rows(example_inputs.as_array(found.cells, tensor.dtype), tensor)
+            cells = found.cells
+            fits = cells.dtype == tensor.dtype
+            array = _shaped_rows(cells if fits else example_inputs.as_array(cells, tensor.dtype), tensor)
         return Rows(found.lines, found.names, {tensor.name: array})
 
     def _of_records(self, block: Records, tensor: Tensor) -> Rows:
@@ -435,19 +436,8 @@ def _typed(found: Array, tensor: Tensor) -> Array:
     if kind.kind == "b":
         found = found.astype(bool)
     if kind.kind == "f":
-        return _shaped_rows(found.astype(kind), tensor)
+        return _shaped_rows(found.astype(kind, copy=False), tensor)
     return _shaped_rows(example_inputs.as_array(found, tensor.dtype), tensor)
-
-
-def _shortest(array: Array) -> Array:
-    """A float32 as the float64 with the fewest digits that tell it; `example_inputs.to_rest` does it by NumPy's texts.
-
-    Other arrays, and what is not finite, stay as they are.
-    """
-    if array.dtype != np.float32 or not np.isfinite(array).all():
-        return array
-    text = orjson.dumps(np.ascontiguousarray(array).ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
-    return np.array(orjson.loads(text), np.float64).reshape(array.shape)
 
 
 def _shaped_rows(array: Array, tensor: Tensor) -> Array:

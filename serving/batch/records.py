@@ -80,7 +80,7 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """The rows of a block of a table: their numbers [rows, columns], int64 or finite float64, and their names."""
+    """The rows of a block of a table: their numbers [rows, columns], int64 or finite floats, and their names."""
 
     lines: Sequence[int]
     cells: Array
@@ -90,8 +90,10 @@ class Numbers:
 class Table(Block, Protocol):
     """A block of a table, whose rows may be read at once."""
 
-    def numbers(self, width: int, wanted: Sequence[int], name: int | None) -> Numbers | None:
+    def numbers(self, width: int, wanted: Sequence[int], name: int | None, dtype: str) -> Numbers | None:
         """The columns of the numbers `wanted`, of `width` that there are, and the texts in column `name`.
+
+        Floats come as `dtype` where that is a float's, as float64 otherwise.
 
         None where this is not sure to be what the rows say one by one: each has to be looked at by itself.
         """

@@ -10,7 +10,9 @@ from typing import IO, Any, Protocol
 import numpy as np
 import orjson
 
+from bookserve.clients.answers import Array
 from bookserve.clients.outputs import Column
+from bookserve.export import example_inputs
 from bookserve.export.contracts import Contract
 from bookserve.serving.batch import parquet_table
 from bookserve.serving.batch.records import BadRow, InputError
@@ -162,9 +164,11 @@ class Parquet:
             yield self._arrow.ipc.open_stream(source).read_all()
 
     def _writer(self, stream: IO[bytes], schema: Any) -> Any:
-        """Numbers are written without a dictionary: they seldom repeat."""
+        """Numbers are written without a dictionary, as they seldom repeat; lines as steps from one to the next."""
         texts = [field.name for field in schema if self._arrow.types.is_string(field.type) and field.name != NAME]
-        return self._arrow.parquet.ParquetWriter(stream, schema, use_dictionary=texts)
+        return self._arrow.parquet.ParquetWriter(
+            stream, schema, use_dictionary=texts, column_encoding={LINE: "DELTA_BINARY_PACKED"}
+        )
 
     def _type(self, name: str, value: Any) -> Any:
         """The type of a column, by its value in the first row, or the output that it has."""
@@ -173,11 +177,12 @@ class Parquet:
             return arrow.string()
         if isinstance(value, list):
             if value and isinstance(value[0], dict):
-                return arrow.list_(arrow.struct([(key, self._type(key, item)) for key, item in value[0].items()]))
+                fields = [(key, self._type(f"{name}.{key}", item)) for key, item in value[0].items()]
+                return arrow.list_(arrow.struct(fields))
             return arrow.list_(self._type(name, value[0] if value else None))
         if value is None:
             return self._of_output(name)
-        kinds = ((bool, arrow.bool_()), (int | np.integer, arrow.int64()), (float, arrow.float64()))
+        kinds = ((bool, arrow.bool_()), (int | np.integer, arrow.int64()), (float | np.floating, self._float(name)))
         for kind, found in kinds:
             if isinstance(value, kind):
                 return found
@@ -186,9 +191,13 @@ class Parquet:
     def _of_output(self, name: str) -> Any:
         dtype = self._dtype(name)
         kind = "O" if dtype in (None, "object") else np.dtype(dtype).kind
-        return {"f": self._arrow.float64(), "i": self._arrow.int64(), "u": self._arrow.int64()}.get(
+        return {"f": self._float(name), "i": self._arrow.int64(), "u": self._arrow.int64()}.get(
             kind, self._arrow.string()
         )
+
+    def _float(self, name: str) -> Any:
+        """That of floats: the output's own, as far as readers of Parquet know it."""
+        return self._arrow.float32() if self._dtype(name) in ("float16", "float32") else self._arrow.float64()
 
     def _dtype(self, name: str) -> str | None:
         """That of the output that a column is of; None of other columns."""
@@ -219,6 +228,13 @@ def error(row: BadRow) -> bytes:
     return orjson.dumps({LINE: row.line, NAME: row.name, "reason": row.reason}, option=orjson.OPT_APPEND_NEWLINE)
 
 
+def exact(array: Array) -> Any:
+    """Lists of an array as `example_inputs.to_rest` has them; of finite float32 in a tenth of its time."""
+    if array.dtype == np.float32 and np.isfinite(array).all():
+        return orjson.loads(orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY))
+    return example_inputs.to_rest(array)
+
+
 def _concatenated(columns: Sequence[Column]) -> Column:
     arrays = [column for column in columns if isinstance(column, np.ndarray)]
     if len(arrays) == len(columns):
@@ -227,7 +243,8 @@ def _concatenated(columns: Sequence[Column]) -> Column:
 
 
 def _listed(column: Column) -> Sequence[Any]:
-    return column.tolist() if isinstance(column, np.ndarray) else column
+    found: Sequence[Any] = exact(column) if isinstance(column, np.ndarray) else column
+    return found
 
 
 def _named(answered: Answered, names: bool) -> Table:
@@ -266,8 +283,10 @@ def _texts(value: Any) -> Any:
 
 
 def _json_texts(values: Column) -> list[bytes]:
+    if isinstance(values, np.ndarray) and values.dtype != np.float64 and values.dtype.kind == "f":
+        values = exact(values)  # orjson writes 1e15 as a float32 with, as a float without an exponent
     if isinstance(values, np.ndarray):
-        return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+        return orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
     if set(map(type, values)) <= {int, float, bool, type(None)}:
         return orjson.dumps(values)[1:-1].split(b",")
     return [orjson.dumps(value) for value in values]
@@ -278,7 +297,7 @@ def _cells(values: Column) -> list[bytes]:
     kinds = {values.dtype.type} if isinstance(values, np.ndarray) else set(map(type, values))
     if kinds <= {int, np.int64}:
         return _json_texts(values)
-    if kinds <= {float, np.float64} and np.isfinite(values).all():
+    if kinds <= {float, np.float32, np.float64} and np.isfinite(values).all():
         return _json_texts(values)
     return [_quoted(_text(value)) for value in _listed(values)]
 

@@ -106,7 +106,7 @@ def test_parquet_in_and_out(batch: Batch, tmp_path: Path) -> None:
     assert batch("flats", tmp_path / "in.parquet", tmp_path / "out.parquet").exit_code == 0
     found = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert found.schema.names == ["line", "id", "price"]
-    assert found.schema.field("price").type == pa.float64()
+    assert found.schema.field("price").type == pa.float32()
     assert found["price"].to_pylist() == [1000 * area + 1000 for area in areas]
     assert found["id"].to_pylist()[-1] == "flat 999"
 

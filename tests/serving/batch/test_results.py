@@ -1,6 +1,7 @@
 """OUTPUT in every form, read by the readers that people use, whether its rows were answered at once or one by one."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -19,8 +20,9 @@ CONTRACT = Contract(
     "mixed",
     1,
     (Tensor("x", "float32", (None, 1)),),
-    (Tensor("y", "float32", (None, 1)), Tensor("text", "object", (None,)), Tensor("many", "object", (None, 2))),
+    (Tensor("y", "float64", (None, 1)), Tensor("text", "object", (None,)), Tensor("many", "object", (None, 2))),
 )
+FLOATS = dataclasses.replace(CONTRACT, outputs=(Tensor("y", "float32", (None,)),))
 NAMES = ["plain", 'a "quoted", one', "two\nlines", "\r", "", None, "ünï 🙂", "'", "=1+1"]
 TEXTS = ["plain", "a,b", {"b64": "/w=="}, '"', "", "x\r\ny", {"b64": "AP8="}, "1", "null"]
 NUMBERS = [1.0, -0.0, 1e-7, 1e22, 0.1, 123456.7, math.pi, 5e-324, 1.7976931348623157e308]
@@ -118,3 +120,32 @@ def test_a_column_of_nothing_has_the_type_of_its_output() -> None:
     nothing = Answered(range(1, 4), None, {"y": [None] * 3, "text": ["a"] * 3})
     content = file_of(Parquet(False, CONTRACT), [nothing])
     assert str(pyarrow.parquet.read_schema(io.BytesIO(content)).field("y").type) == "double"
+
+
+@pytest.mark.parametrize("form", [Ndjson(True), Csv(True), Parquet(True, FLOATS)])
+def test_a_float32_is_the_same_number_in_every_form_and_whether_at_once_or_one_by_one(form: Form) -> None:
+    bits = np.random.default_rng(3).integers(0, 2**32, 4000, np.uint32).view(np.float32)
+    limits = np.array([0, -0.0, 1e15, 1e16, 1e22, 3e-45, 3.4028235e38, 1 / 3, 16777217, 0.1], np.float32)
+    wanted = np.concatenate([bits[np.isfinite(bits)], limits])
+    lines = range(1, len(wanted) + 1)
+    content = file_of(form, [Answered(lines, None, {"y": wanted})])
+    few = Answered(lines[:100], None, {"y": wanted[:100]})
+    others = [Answered([line], None, {"y": results.exact(wanted[line - 1 : line])}) for line in lines[100:]]
+    assert file_of(form, [few, *others]) == content
+    match form:
+        case Csv():
+            found = [float(row["y"]) for row in csv.DictReader(io.StringIO(content.decode()))]
+        case Ndjson():
+            found = [json.loads(line)["y"] for line in content.splitlines()]
+        case _:
+            table = pyarrow.parquet.read_table(io.BytesIO(content))
+            assert [str(table.field(name).type) for name in ("line", "y")] == ["int64", "float"]
+            found = table["y"].to_pylist()
+    np.testing.assert_array_equal(np.array(found).astype(np.float32).view(np.uint32), wanted.view(np.uint32))
+
+
+def test_lists_and_labelled_numbers_of_a_float32_output_are_float32_in_parquet() -> None:
+    contract = dataclasses.replace(FLOATS, outputs=(*FLOATS.outputs, Tensor("p", "float32", (None, 2))))
+    some = Answered(range(1, 3), None, {"y": [{"no": 0.1, "yes": 0.9}] * 2, "p": [[0.1, 0.3], [0.5, 0.7]]})
+    schema = pyarrow.parquet.read_schema(io.BytesIO(file_of(Parquet(False, contract), [some])))
+    assert [str(kind) for kind in schema.types] == ["int64", "float", "float", "list<element: float>"]

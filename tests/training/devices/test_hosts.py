@@ -225,7 +225,7 @@ def test_a_host_that_waits_for_others_can_be_stopped(tmp_path: Path) -> None:
         waiting.kill()
     assert waiting.returncode == 128 + signal.SIGTERM
     assert f"mnist: host 1 of 2, with {addresses[1]}" in output
-    assert output.splitlines()[-1] == "stopped"
+    assert output.splitlines()[-1] == "train: stopped; the same command starts anew"
 
 
 def test_a_host_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

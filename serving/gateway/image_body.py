@@ -60,12 +60,17 @@ class ImageBody:
             media_type, (request_parsing.FORM, request_parsing.JSON, *pictures.MEDIA_TYPES), self.curl
         )
 
-    def preview(self, request: Request, limits: Limits, side: int) -> bytes:
-        """The one picture of a form as a PNG of at most `side` pixels; Problem names what is wrong."""
+    def preview(self, request: Request, limits: Limits, side: int, *, given: bool) -> bytes:
+        """The one picture of a form as a PNG of at most `side` pixels; Problem names what is wrong.
+
+        `given`: as the model is given it, of the model's height and width.
+        """
         media_type = request_parsing.media_type(request)
         if media_type != request_parsing.FORM:
             raise request_parsing.unsupported(media_type, (request_parsing.FORM,), self.curl)
         (upload,) = request_parsing.read_files(request, "file", replace(limits, items=1), self.curl)
+        if given:
+            return self._made(upload, "file", lambda content: pictures.file_of(self.decode(content)))
         return self._made(upload, "file", lambda content: self.show(content, side))
 
     def openapi(self, limits: Limits) -> dict[str, Any]:

@@ -55,6 +55,17 @@ def choice(request: Request) -> Choice:
     return Choice(label=label)
 
 
+def truth(request: Request, name: str) -> bool:
+    """Reads `?NAME=true` or `?NAME=false`, the only parameter there may be; false where there is none."""
+    for other in request.args:
+        if other != name:
+            raise bad_value(f"?{other[:40]}", f"{name} as the only parameter", shown(other), f"?{name}=true")
+    text = request.args.get(name, "false")
+    if text not in ("true", "false"):
+        raise bad_value(f"?{name}", "true or false", shown(text), f"?{name}=true")
+    return text == "true"
+
+
 def read_json_only(request: Request, limits: Limits, example: object) -> dict[str, Any]:
     """As `read_json`, for a route that takes nothing else: another media type is a 415."""
     given = media_type(request)

@@ -1,11 +1,13 @@
 """Every page for people with other eyes, hands and screens: axe-core, widths, keyboard, forced colours."""
 
 import io
+import time
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+import photos
 from book_contracts import CONTRACTS
 from gateway_pages import SEVEN, open_page
 from page_checks import check_axe, load
@@ -14,6 +16,16 @@ from stand_in_models import OTHERS, FakeServer
 WIDTHS = (360, 768, 1600)
 FEW = ("/", "/models/wine")
 REST = ("/docs", *(f"/models/{name}" for name in (*CONTRACTS, *OTHERS) if f"/models/{name}" not in FEW))
+
+LARGEST_SHIFT = 0.1  # of all on a page together, what https://web.dev/articles/cls calls good
+# Every shift, also those shortly after an act of the person, as answers come soon here, with what moved.
+SHIFTS = """
+window.shifts = [];
+new PerformanceObserver((list) => {
+  for (const { value, sources } of list.getEntries())
+    window.shifts.push([value, sources.map(({ node }) => node?.id || node?.className || node?.nodeName)]);
+}).observe({ type: "layout-shift", buffered: true });
+"""
 
 
 def check(page: Page, path: str) -> None:
@@ -146,3 +158,27 @@ def test_nothing_below_moves_when_an_answer_arrives(page) -> None:
     page.locator("#mnist-file").set_input_files(SEVEN)
     expect(page.locator("#mnist-version")).to_contain_text("version 3")
     assert page.locator("#code").evaluate("element => element.offsetTop") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["cifar10", "mnist"])
+def test_nothing_jumps_on_a_phone_while_a_page_loads_and_answers_arrive(browser, url: str, model: str) -> None:
+    with open_page(browser, url, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True) as page:
+        page.add_init_script(SHIFTS)
+        load(page, f"/models/{model}")
+        expect(page.locator(f"#{model}-sure")).not_to_be_empty()
+        page.wait_for_timeout(100)  # until the observer is told
+        loading = page.evaluate("window.shifts")
+        assert sum(shift for shift, _ in loading) < LARGEST_SHIFT, loading
+        page.locator(f"#{model}-class").evaluate("element => element.scrollIntoView({ block: 'center' })")
+        # Several pictures, whose answers come late, and a file that is refused.
+        page.route("**:predict", lambda route: (time.sleep(0.8), route.continue_()))
+        files = page.locator(f"#{model}-file")
+        for content in (photos.file_of("JPEG"), SEVEN.read_bytes(), photos.file_of("HEIC")):
+            with page.expect_event("requestfinished", lambda request: ":predict" in request.url):
+                files.set_input_files({"name": "a", "mimeType": "", "buffer": content})
+        files.set_input_files({"name": "a", "mimeType": "", "buffer": b"not a picture"})
+        expect(page.locator(f"#{model}-message")).to_contain_text("This is 13 bytes")
+        page.wait_for_timeout(100)
+        shifts = page.evaluate("window.shifts")[len(loading) :]
+        assert sum(shift for shift, _ in shifts) < LARGEST_SHIFT, shifts

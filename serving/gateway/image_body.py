@@ -16,6 +16,7 @@ from bookserve.serving.gateway.problems import Problem, bad_value, shown
 
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 Made = TypeVar("Made")
+_SMALLER = f"a picture of at most {pictures.MAX_PIXELS // 1_000_000} million pixels and {pictures.MAX_BYTES >> 20} MiB"
 _LEVEL = {"type": "integer", "minimum": 0, "maximum": 255}
 
 
@@ -107,7 +108,7 @@ class ImageBody:
         try:
             return make(content)
         except pictures.PictureTooLarge as error:
-            raise Problem(413, f"{field}: {error}", field=field) from error
+            raise Problem(413, f"{field}: {error}", field=field, expected=_SMALLER) from error
         except pictures.PictureError as error:
             given = f"{len(content)} bytes: {error}"
             raise bad_value(field, self.what, given, self.curl) from error

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 import photos
 from book_contracts import CONTRACTS
@@ -161,9 +161,11 @@ def test_nothing_below_moves_when_an_answer_arrives(page) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["cifar10", "mnist"])
-def test_nothing_jumps_on_a_phone_while_a_page_loads_and_answers_arrive(browser, url: str, model: str) -> None:
-    with open_page(browser, url, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True) as page:
+@pytest.mark.parametrize(("model", "width"), [("cifar10", 360), ("cifar10", 390), ("mnist", 390)])
+def test_nothing_jumps_on_a_phone_while_a_page_loads_and_answers_arrive(
+    browser, url: str, model: str, width: int
+) -> None:
+    with open_page(browser, url, viewport={"width": width, "height": 844}, is_mobile=True, has_touch=True) as page:
         page.add_init_script(SHIFTS)
         load(page, f"/models/{model}")
         expect(page.locator(f"#{model}-sure")).not_to_be_empty()
@@ -182,3 +184,31 @@ def test_nothing_jumps_on_a_phone_while_a_page_loads_and_answers_arrive(browser,
         page.wait_for_timeout(100)
         shifts = page.evaluate("window.shifts")[len(loading) :]
         assert sum(shift for shift, _ in shifts) < LARGEST_SHIFT, shifts
+
+
+@pytest.mark.slow
+def test_bars_stay_where_they_are_when_a_class_is_doubtful(browser, url: str) -> None:
+    doubt = {"figure": "accuracy", "value": 0.5, "rows": 8, "doubt": 0.6}
+    labels = CONTRACTS["cifar10"].labels
+    scores = iter([0.3, 0.55, 0.9])
+
+    def tell(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "evaluation": doubt})
+
+    def answer(route: Route) -> None:
+        best, score = labels[1], next(scores)
+        shares = {label: score if label == best else (1 - score) / 9 for label in labels}
+        route.fulfill(
+            json={"model": "cifar10", "version": 3, "predictions": [{"class": best, "probabilities": shares}]}
+        )
+
+    with open_page(browser, url, viewport={"width": 360, "height": 844}) as page:
+        page.route("**/api/v1/models/cifar10", tell)
+        page.route("**:predict", answer)
+        page.goto("/models/cifar10")
+        expect(page.locator("#cifar10-sure")).to_contain_text("30.0 %: not sure. Below 60.0 %")
+        place = page.locator("#cifar10-bars").bounding_box()
+        for share in ("55.0 %: not sure. Below", "90.0 %"):
+            page.locator("#cifar10-file").set_input_files(SEVEN)
+            expect(page.locator("#cifar10-sure")).to_contain_text(share)
+            assert page.locator("#cifar10-bars").bounding_box() == place

@@ -151,7 +151,7 @@ def as_array(value: Any, dtype: str) -> npt.NDArray[Any]:
     if not np.can_cast(array.dtype, wanted, "same_kind") and not (
         array.dtype.kind in "iu" and wanted.kind in "iuf" and _holds(wanted, array)
     ):
-        raise ValueError(f"it holds {array.dtype}")
+        raise ValueError(f"it holds {'text' if array.dtype.kind in 'US' else array.dtype}")
     return array.astype(wanted, order="C")
 
 

@@ -91,7 +91,10 @@ class ModelStore:
         carry.
         """
         if not _NAME.fullmatch(model):
-            raise StoreError(f"'{model}' is no model name: letters, digits, '_', '-' and '.' only, the first no sign")
+            raise StoreError(
+                f"'{model}' cannot be the name of a model: use letters, digits, '_', '-' and '.', and begin with a"
+                " letter or digit"
+            )
         if model == _RESERVED:
             raise StoreError(f"a model cannot be called '{model}': the gateway lists all models at that address")
         parent = self.root / model

@@ -76,8 +76,8 @@ export class Client {
     body: Record<string, unknown>,
     options?: CallOptions,
   ): Promise<Answer<Prediction> & { without: Record<string, unknown>[]; kept?: string[] }>;
-  /** A PNG. */
-  preview(name: string, file: Blob | ArrayBuffer | Uint8Array, options?: CallOptions): Promise<Blob>;
+  /** A PNG; `given`: of what the model is given. */
+  preview(name: string, file: Blob | ArrayBuffer | Uint8Array, options?: CallOptions & { given?: boolean }): Promise<Blob>;
   generate<Prediction = Record<string, unknown>>(
     name: string,
     body: Record<string, unknown>,

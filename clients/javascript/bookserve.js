@@ -66,9 +66,10 @@ export class Client {
     return this.#json("POST", path, { body: JSON.stringify(body), type: "application/json" }, options);
   }
 
-  // A picture in a format that a browser may not show, such as HEIC, as a small PNG: a Blob.
-  async preview(name, file, options) {
-    const response = await this.#response("POST", `/api/v1/${encodeURIComponent(name)}/preview`, { body: formOf([file]) }, options);
+  // A picture in a format that a browser may not show, such as HEIC, as a small PNG: a Blob. `given`: as the model is given it.
+  async preview(name, file, { given = false, ...options } = {}) {
+    const path = `/api/v1/${encodeURIComponent(name)}/preview${given ? "?given=true" : ""}`;
+    const response = await this.#response("POST", path, { body: formOf([file]) }, options);
     return response.blob();
   }
 

@@ -16,6 +16,7 @@ from bookserve.serving.gateway.problems import Problem, bad_value, shown
 
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 Made = TypeVar("Made")
+_SMALLER = f"a picture of at most {pictures.MAX_PIXELS // 1_000_000} million pixels and {pictures.MAX_BYTES >> 20} MiB"
 _LEVEL = {"type": "integer", "minimum": 0, "maximum": 255}
 
 
@@ -60,12 +61,17 @@ class ImageBody:
             media_type, (request_parsing.FORM, request_parsing.JSON, *pictures.MEDIA_TYPES), self.curl
         )
 
-    def preview(self, request: Request, limits: Limits, side: int) -> bytes:
-        """The one picture of a form as a PNG of at most `side` pixels; Problem names what is wrong."""
+    def preview(self, request: Request, limits: Limits, side: int, *, given: bool) -> bytes:
+        """The one picture of a form as a PNG of at most `side` pixels; Problem names what is wrong.
+
+        `given`: as the model is given it, of the model's height and width.
+        """
         media_type = request_parsing.media_type(request)
         if media_type != request_parsing.FORM:
             raise request_parsing.unsupported(media_type, (request_parsing.FORM,), self.curl)
         (upload,) = request_parsing.read_files(request, "file", replace(limits, items=1), self.curl)
+        if given:
+            return self._made(upload, "file", lambda content: pictures.file_of(self.decode(content)))
         return self._made(upload, "file", lambda content: self.show(content, side))
 
     def openapi(self, limits: Limits) -> dict[str, Any]:
@@ -102,7 +108,7 @@ class ImageBody:
         try:
             return make(content)
         except pictures.PictureTooLarge as error:
-            raise Problem(413, f"{field}: {error}", field=field) from error
+            raise Problem(413, f"{field}: {error}", field=field, expected=_SMALLER) from error
         except pictures.PictureError as error:
             given = f"{len(content)} bytes: {error}"
             raise bad_value(field, self.what, given, self.curl) from error

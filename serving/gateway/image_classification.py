@@ -1,6 +1,7 @@
 """The task `image-classification`: pictures, as files, as a raw body or as pixels, to the class of each.
 
-`POST /api/v1/NAME/preview` makes a PNG of a picture in a format that a browser cannot show, such as HEIC, for the page.
+`POST /api/v1/NAME/preview` makes a PNG of a picture for the page: in a format that a browser cannot show, such as HEIC,
+or, with `?given=true`, as the model is given it.
 """
 
 from typing import Any
@@ -33,8 +34,9 @@ def predict(request: Request, contract: Contract, choice: Choice, dependencies: 
 
 def preview(request: Request, contract: Contract, dependencies: Dependencies) -> Response:
     """One picture of a form as a small PNG."""
+    given = request_parsing.truth(request, "given")
     body = _body(contract, request.path.removesuffix("/preview"), dependencies.prepared)
-    png = body.preview(request, dependencies.limits, _PREVIEW)
+    png = body.preview(request, dependencies.limits, _PREVIEW, given=given)
     return Response(png, content_type="image/png", headers={"Cache-Control": "no-store"})
 
 
@@ -59,6 +61,14 @@ def openapi(contract: Contract, path: str, limits: Limits) -> dict[str, Any]:
         "operationId": "previewPicture",
         "tags": ["models"],
         "summary": f"A picture as a PNG of at most {_PREVIEW} pixels, for what cannot show its format.",
+        "parameters": [
+            {
+                "name": "given",
+                "in": "query",
+                "description": f"true: as the model is given it, {size}.",
+                "schema": {"enum": ["true", "false"]},
+            }
+        ],
         "requestBody": {
             "required": True,
             "content": {request_parsing.FORM: {"schema": schemas.struct({"file": one})}},

@@ -41,7 +41,8 @@ def answers(read: Callable[[], bytes], ask: Ask, most: int, longest: int, reques
                     failed += "problem" in answer
                     yield _line(answer)
             if len(kept) > longest:
-                raise Problem(413, f"a line may have {longest} bytes (--max-json-bytes), this one has more")
+                detail = f"a line may have {longest} bytes (--max-json-bytes), this one has more"
+                raise Problem(413, detail, expected=f"at most {longest} bytes a line")
             if not piece:
                 return
     except Problem as problem:

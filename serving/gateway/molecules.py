@@ -60,7 +60,7 @@ def explain(request: Request, contract: Contract, choice: Choice, dependencies: 
     try:
         found = dependencies.molecule_pool.without_each(smiles, means)
     except molecules.MoleculeError as error:
-        raise _problem(error, "smiles", smiles, EXAMPLE) from error
+        raise _problem(error, "smiles", smiles, EXAMPLE, molecule_atoms.MAX_ATOMS) from error
     prediction = dependencies.models.predict(contract, _stacked(contract, [made for _, made in found]), choice)
     unlike = _unlike(contract, prediction.version, dependencies)
     answer = outputs.molecules(contract, prediction, [smiles] * len(found), unlike)
@@ -216,8 +216,12 @@ def _features(
     return rows
 
 
-def _problem(error: molecules.MoleculeError, name: str, given: object, example: object) -> Problem:
+def _problem(
+    error: molecules.MoleculeError, name: str, given: object, example: object, atoms: int = molecules.MAX_ATOMS
+) -> Problem:
+    """The problem of what is not a molecule, or one of more than so many `atoms`."""
+    expected = f"a molecule of at most {atoms} atoms, in {molecules.MAX_CHARACTERS} characters"
     if isinstance(error, molecules.MoleculeTooLarge):
-        return Problem(413, f"{name}: {error}", field=name, given=shown(given), example=example)
+        return Problem(413, f"{name}: {error}", field=name, expected=expected, given=shown(given), example=example)
     text = f"{shown(given)}: {error}"
     return bad_value(name, "a molecule as SMILES", text, example, position=error.position)

@@ -55,6 +55,17 @@ def choice(request: Request) -> Choice:
     return Choice(label=label)
 
 
+def truth(request: Request, name: str) -> bool:
+    """Reads `?NAME=true` or `?NAME=false`, the only parameter there may be; false where there is none."""
+    for other in request.args:
+        if other != name:
+            raise bad_value(f"?{other[:40]}", f"{name} as the only parameter", shown(other), f"?{name}=true")
+    text = request.args.get(name, "false")
+    if text not in ("true", "false"):
+        raise bad_value(f"?{name}", "true or false", shown(text), f"?{name}=true")
+    return text == "true"
+
+
 def read_json_only(request: Request, limits: Limits, example: object) -> dict[str, Any]:
     """As `read_json`, for a route that takes nothing else: another media type is a 415."""
     given = media_type(request)
@@ -69,7 +80,8 @@ def read_json(request: Request, limits: Limits, example: object) -> dict[str, An
     if not body:
         raise bad_value("body", "a JSON object", "nothing", example)
     if len(body) > limits.json_bytes:
-        raise Problem(413, f"a JSON body may have {limits.json_bytes} bytes, this one has {len(body)}")
+        detail = f"a JSON body may have {limits.json_bytes} bytes, this one has {len(body)}"
+        raise Problem(413, detail, expected=f"at most {limits.json_bytes} bytes")
     if _depth(body) > limits.json_depth:
         raise bad_value("body", f"JSON nested at most {limits.json_depth} deep", "deeper JSON", example)
     try:
@@ -110,7 +122,8 @@ def one_or_many(value: Any, name: str, many: bool, limit: int, example: object) 
     if not value:
         raise bad_value(name, "at least one item", "a list of 0", example)
     if len(value) > limit:
-        raise Problem(413, f"{name}: at most {limit} items a request are taken, got {len(value)}", field=name)
+        detail = f"{name}: at most {limit} items a request are taken, got {len(value)}"
+        raise Problem(413, detail, field=name, expected=f"at most {limit} at a time")
     return [(f"{name}[{index}]", item) for index, item in enumerate(value)]
 
 
@@ -134,7 +147,8 @@ def read_files(request: Request, name: str, limits: Limits, example: object) -> 
     if not uploads:
         raise bad_value(name, "at least one file", "none", example)
     if len(uploads) > limits.items:
-        raise Problem(413, f"at most {limits.items} files a request are taken, got {len(uploads)}", field=name)
+        detail = f"at most {limits.items} files a request are taken, got {len(uploads)}"
+        raise Problem(413, detail, field=name, expected=f"at most {limits.items} at a time")
     return uploads
 
 
@@ -165,6 +179,7 @@ def _form(request: Request, limits: Limits, example: object) -> tuple[MultiDict[
             413,
             f"a form may have {limits.form_parts} parts (--max-form-parts), and {limits.form_field_bytes} bytes of"
             " headers or text a part that is no file (--max-form-field-bytes)",
+            expected=f"at most {limits.form_parts} parts",
         ) from None
     except ValueError as error:
         given = f"{len(body)} bytes that are none, or only its beginning"

@@ -176,7 +176,8 @@ def _tokens(texts: Sequence[_Named], vocabulary: words.Vocabulary, example: obje
         try:
             entries.append(words.tokens(text, vocabulary))
         except words.TextTooLong as error:
-            raise Problem(413, f"{name}: {error}", field=name, example=example) from error
+            most = f"a text of at most {words.MAX_WORDS} words, in {words.MAX_CHARACTERS} characters"
+            raise Problem(413, f"{name}: {error}", field=name, expected=most, example=example) from error
         except words.TextError as error:
             raise bad_value(name, "a text with words in it", f"{shown(text)}: {error}", example) from error
     return entries

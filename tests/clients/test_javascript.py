@@ -6,11 +6,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import grpc
 import pytest
 
 from book_contracts import CONTRACTS, write_manifests
 from bookserve.serving.gateway import openapi
 from gateway_servers import start_gateway
+from model_servers import server_starter, write_scale_model
 from stand_in_models import FakeServer, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,3 +90,17 @@ export const isOther = (error: BookserveError) => error.type === "urn:bookserve:
     )
     options = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2024", "--lib", "es2024,dom,dom.iterable"]
     _run("npx", "tsc", *options, "use.ts", folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
+def test_grpc_js_asks_the_model_server(tmp_path: Path) -> None:
+    write_scale_model(tmp_path / "models" / "scale", 1, 2.0)
+    (tmp_path / "bookserve").mkdir()
+    (tmp_path / "bookserve" / "serving").symlink_to(ROOT / "serving")
+    shutil.copy(ROOT / "tests" / "clients" / "javascript" / "grpc_js.mjs", tmp_path)
+    _run("npm", "install", "--no-audit", "--no-fund", "@grpc/grpc-js@1", "@grpc/proto-loader@0.8", folder=tmp_path)
+    with server_starter(tmp_path) as start:
+        server = start(f"--model_root={tmp_path / 'models'}")
+        told = _run("node", "grpc_js.mjs", str(tmp_path), f"127.0.0.1:{server.grpc_port}", folder=tmp_path)
+    assert json.loads(told) == {"numbers": [2, 4, 8], "refused": grpc.StatusCode.NOT_FOUND.value[0]}

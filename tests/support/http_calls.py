@@ -90,10 +90,14 @@ def read_raw(connection: socket.socket) -> bytes:
 
 
 def problem_of(response: TestResponse, status: int) -> dict[str, Any]:
-    """The problem document of a Flask test client's answer, which must have this status."""
+    """The problem document of a Flask test client's answer, which must have this status.
+
+    What is too large is told how large it may be, which the page shows.
+    """
     assert response.status_code == status, response.text
     assert response.content_type == MEDIA_TYPE
     document: dict[str, Any] = response.get_json(force=True)
     assert document["status"] == status
     assert document["request_id"] == response.headers["X-Request-ID"]
+    assert status != 413 or document["expected"]
     return document

@@ -55,6 +55,7 @@ export function sureness(word, share, doubt = 0) {
 export function showClass({ name, labels, outputs, evaluation }) {
   const word = outputs.some(({ unit }) => unit === "probability") ? "probability" : "score";
   const bars = new Bars(element(`${name}-bars`), labels);
+  element(`${name}-sure`).classList.toggle("doubts", evaluation?.doubt > 0);
   return (predictions) => {
     const best = predictions?.[0]?.class;
     const scores = scoresOf(predictions?.[0]);

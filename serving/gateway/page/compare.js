@@ -22,14 +22,14 @@ export class Comparison {
     });
   }
 
-  // The versions that can be asked, which are those that the model server has loaded.
-  offer({ versions }) {
-    const loaded = versions.filter(({ state }) => state === "AVAILABLE");
+  // The versions that can be asked beside the one that answers: the others that the model server has loaded.
+  offer({ version: answers, versions }) {
+    const others = versions.filter(({ version, state }) => state === "AVAILABLE" && version !== answers);
     const chosen = this.choice.value;
     const option = ({ version, labels }) => make("option", { value: version }, `version ${version}${labels?.length ? ` (${labels.join(", ")})` : ""}`);
-    this.choice.replaceChildren(make("option", { value: "" }, "no other version"), ...loaded.map(option));
-    this.choice.value = loaded.some(({ version }) => String(version) === chosen) ? chosen : "";
-    element("compare").hidden = loaded.length < 2;
+    this.choice.replaceChildren(make("option", { value: "" }, "no other version"), ...others.map(option));
+    this.choice.value = others.some(({ version }) => String(version) === chosen) ? chosen : "";
+    element("compare").hidden = !others.length;
     if (this.choice.value !== chosen) this.ask();
   }
 

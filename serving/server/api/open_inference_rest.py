@@ -44,11 +44,12 @@ class OpenInferenceRest:
 
     def live(self, exchange: HttpExchange, _: re.Match[str]) -> None:
         """That the server lives."""
-        exchange.respond(200, b"")
+        exchange.respond(200, b'{"live":true}')
 
     def ready(self, exchange: HttpExchange, _: re.Match[str]) -> None:
         """Whether it should be asked."""
-        exchange.respond(200 if self._ready() else 503, b"")
+        ready = self._ready()
+        exchange.respond(200 if ready else 503, orjson.dumps({"ready": ready}))
 
     def metadata(self, exchange: HttpExchange, match: re.Match[str]) -> None:
         """The tensors of a version."""
@@ -59,7 +60,7 @@ class OpenInferenceRest:
         """Whether a version is loaded; any version of the model without one."""
         name, version = model_and_version(exchange, match)
         if open_inference.model_ready(self._catalog, name, version):
-            exchange.respond(200, b"")
+            exchange.respond(200, orjson.dumps({"name": name, "ready": True}))
         elif name in self._catalog.names:
             which = f"version {version} of model '{name}'" if version else f"model '{name}'"
             raise unavailable(f"{which} is not loaded")

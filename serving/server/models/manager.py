@@ -336,6 +336,8 @@ class ModelManager(Generic[Loaded]):
                 model.setting = setting
             else:
                 log.info(" (Re-)adding model: %s", name)
+                if "/" in name or ":" in name:
+                    log.warning("Model %s is served over gRPC; REST's /v1/models/NAME takes no '/' and no ':'", name)
                 old, former = model, _former(model or self._removed.get(name))
                 labels = dict(model.labels) if model is not None else {}
                 model = _Model[Loaded](setting, labels=labels, former=former)

@@ -37,6 +37,8 @@ test("what mattered, whether a model answers, and a picture that is shown", asyn
   const png = await client.preview("mnist", await readFile(SEVEN));
   assert.equal(png.type, "image/png");
   assert.deepEqual([...new Uint8Array(await png.arrayBuffer())].slice(1, 4), [...Buffer.from("PNG")]);
+  const given = await client.preview("mnist", await readFile(SEVEN), { given: true });
+  assert.deepEqual([...new Uint8Array(await given.arrayBuffer())].slice(16, 24), [0, 0, 0, 28, 0, 0, 0, 28]); // its size
   await assert.rejects(client.preview("mnist", new Blob(["none"])), { status: 400 });
 });
 

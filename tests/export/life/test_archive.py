@@ -188,7 +188,7 @@ def test_a_name_or_number_that_is_none_is_refused_also_where_the_archive_agrees(
     prefix = f"{content['model']}/{content['version']}/"
     members = [member(info.name.replace("score/2/", prefix), data) for info, data in members_of(store)]
     members[0] = member(f"{prefix}assets.extra/manifest.json", json.dumps(content).encode())
-    with pytest.raises(StoreError, match=r"is no model name|is no version"):
+    with pytest.raises(StoreError, match=r"cannot be the name of a model|is no version"):
         archive.unpack(other, write(tmp_path / "evil.tar.gz", members))
     assert not other.root.exists()
 

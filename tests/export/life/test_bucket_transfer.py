@@ -126,7 +126,7 @@ def upload(bucket: S3Server, store: ModelStore, key: str, **replaced: bytes | No
         ({"files": ("../../evil", "0" * 64)}, "'../../evil' is no path inside a version"),
         ({"files": ("/etc/passwd", "0" * 64)}, "'/etc/passwd' is no path inside a version"),
         ({"version": 0}, "is of version 0, which is no version"),
-        ({"model": "../evil"}, "is no model name"),
+        ({"model": "../evil"}, "cannot be the name of a model"),
     ],
 )
 def test_what_is_no_version_is_not_published(

@@ -7,6 +7,7 @@ from PIL import Image
 import photos
 from bookserve.clients.inputs import pictures
 from bookserve.serving.wire import picture_file
+from gateway_pages import SEVEN
 from http_calls import problem_of
 
 PATH = "/api/v1/cifar10"
@@ -100,6 +101,21 @@ def test_a_preview_is_small_and_refused_as_the_picture_is(client, backend) -> No
     other = problem_of(client.post("/api/v1/linear/preview", data={"file": (io.BytesIO(large), "a")}), 404)
     assert "takes no pictures" in other["detail"]
     assert not backend.asked
+
+
+def test_a_preview_of_what_the_model_is_given_has_its_levels(client) -> None:
+    content = photos.file_of("HEIC")
+    seven = SEVEN.read_bytes()
+    for path, file, levels in (
+        (PATH, content, pictures.photo(content)),
+        ("/api/v1/mnist", seven, pictures.digit(seven)),
+    ):
+        response = client.post(f"{path}/preview?given=true", data={"file": (io.BytesIO(file), "a")})
+        assert (response.status_code, response.content_type) == (200, "image/png")
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(response.data))), levels)
+    for query, field in (("given=yes", "?given"), ("as=given", "?as")):
+        response = client.post(f"{PATH}/preview?{query}", data={"file": (io.BytesIO(content), "a")})
+        assert problem_of(response, 400)["field"] == field
 
 
 def _with(value):

@@ -289,7 +289,7 @@ def test_any_other_model_takes_tensors(serve) -> None:
         ({"instances": []}, "the model takes a, b"),
         ({"inputs": {"a": [[1, 2]]}}, "has a; the model takes a, b"),
         ({"inputs": {"a": [[1, 2], [3]], "b": [["x"], ["y"]]}}, "'a' is no float32"),
-        ({"inputs": {"a": [["1", 2]], "b": [["x"]]}}, "'a' is no float32"),
+        ({"inputs": {"a": [["1", 2]], "b": [["x"]]}}, "'a' is no float32: it holds text"),
         ({"inputs": {"a": [[1, 2]], "b": [[{"b64": "x"}]]}}, "'b' is no object"),
         ({"inputs": {"a": [[1, 2]], "b": [[{"x": 1}]]}}, "an object of 2"),
         ({"inputs": {"a": [1, 2, 3], "b": ["x"]}}, "'a' is [3]; the model takes [any, 2]"),

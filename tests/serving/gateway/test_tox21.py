@@ -167,7 +167,9 @@ def test_each_atom_is_left_out_once(client, backend) -> None:
 def test_what_cannot_be_explained_is_a_problem(client, backend) -> None:
     assert problem_of(client.post(f"{PATH}/explain", json={"smiles": ["CCO"]}), 400)["field"] == "smiles"
     assert problem_of(client.post(f"{PATH}/explain", json={"smiles": "CC1C"}), 400)["position"] == 2
-    assert "at most 100 atoms" in problem_of(client.post(f"{PATH}/explain", json={"smiles": "C" * 101}), 413)["detail"]
+    assert (
+        "at most 100 atoms" in problem_of(client.post(f"{PATH}/explain", json={"smiles": "C" * 101}), 413)["expected"]
+    )
     other = problem_of(client.post("/api/v1/mnist/explain", json={"smiles": "CCO"}), 404)
     assert other["detail"] == "mnist explains nothing: its task is image-classification. Ask it without a part"
     assert not backend.asked

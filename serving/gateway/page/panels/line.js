@@ -66,7 +66,7 @@ export function startLine(model, initial) {
   };
 
   // What is typed is asked as it is, also where the picture does not reach.
-  number.addEventListener("change", () => {
+  number.addEventListener("input", () => {
     if (Number.isFinite(number.valueAsNumber)) {
       plot.put(number.valueAsNumber, plot.point[1]);
     } else {

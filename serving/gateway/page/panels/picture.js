@@ -18,7 +18,7 @@ export function startPicture(model, initial) {
   const canvas = element(`${name}-canvas`);
   const small = element(`${name}-small`);
 
-  // The central part, or all of it, as the gateway cuts it.
+  // The part that the model is given, in the form of its input: the central part, or all of it, squeezed.
   const draw = (picture) => {
     const scale = Math.min(picture.width / width, picture.height / height);
     const size = preprocessing.resize === "crop" ? [scale * width, scale * height] : [picture.width, picture.height];
@@ -53,6 +53,9 @@ export function startPicture(model, initial) {
     element(`${name}-scenes`).append(button);
   }
   [small.width, small.height] = [width, height];
+  small.classList.toggle("grey", preprocessing.colour === "grey");
+  const side = Math.max(canvas.width, canvas.height) / Math.max(width, height);
+  [canvas.width, canvas.height] = [Math.round(side * width) || 1, Math.round(side * height) || 1];
   element(`${name}-drawn`).hidden = !known.length;
   takeFiles(canvas, [element(`${name}-file`), element(`${name}-camera`)], (file) => take(file, null));
 

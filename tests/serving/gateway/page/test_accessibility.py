@@ -1,11 +1,13 @@
 """Every page for people with other eyes, hands and screens: axe-core, widths, keyboard, forced colours."""
 
 import io
+import time
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
+import photos
 from book_contracts import CONTRACTS
 from gateway_pages import SEVEN, open_page
 from page_checks import check_axe, load
@@ -14,6 +16,16 @@ from stand_in_models import OTHERS, FakeServer
 WIDTHS = (360, 768, 1600)
 FEW = ("/", "/models/wine")
 REST = ("/docs", *(f"/models/{name}" for name in (*CONTRACTS, *OTHERS) if f"/models/{name}" not in FEW))
+
+LARGEST_SHIFT = 0.1  # of all on a page together, what https://web.dev/articles/cls calls good
+# Every shift, also those shortly after an act of the person, as answers come soon here, with what moved.
+SHIFTS = """
+window.shifts = [];
+new PerformanceObserver((list) => {
+  for (const { value, sources } of list.getEntries())
+    window.shifts.push([value, sources.map(({ node }) => node?.id || node?.className || node?.nodeName)]);
+}).observe({ type: "layout-shift", buffered: true });
+"""
 
 
 def check(page: Page, path: str) -> None:
@@ -146,3 +158,57 @@ def test_nothing_below_moves_when_an_answer_arrives(page) -> None:
     page.locator("#mnist-file").set_input_files(SEVEN)
     expect(page.locator("#mnist-version")).to_contain_text("version 3")
     assert page.locator("#code").evaluate("element => element.offsetTop") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "width"), [("cifar10", 360), ("cifar10", 390), ("mnist", 390)])
+def test_nothing_jumps_on_a_phone_while_a_page_loads_and_answers_arrive(
+    browser, url: str, model: str, width: int
+) -> None:
+    with open_page(browser, url, viewport={"width": width, "height": 844}, is_mobile=True, has_touch=True) as page:
+        page.add_init_script(SHIFTS)
+        load(page, f"/models/{model}")
+        expect(page.locator(f"#{model}-sure")).not_to_be_empty()
+        page.wait_for_timeout(100)  # until the observer is told
+        loading = page.evaluate("window.shifts")
+        assert sum(shift for shift, _ in loading) < LARGEST_SHIFT, loading
+        page.locator(f"#{model}-class").evaluate("element => element.scrollIntoView({ block: 'center' })")
+        # Several pictures, whose answers come late, and a file that is refused.
+        page.route("**:predict", lambda route: (time.sleep(0.8), route.continue_()))
+        files = page.locator(f"#{model}-file")
+        for content in (photos.file_of("JPEG"), SEVEN.read_bytes(), photos.file_of("HEIC")):
+            with page.expect_event("requestfinished", lambda request: ":predict" in request.url):
+                files.set_input_files({"name": "a", "mimeType": "", "buffer": content})
+        files.set_input_files({"name": "a", "mimeType": "", "buffer": b"not a picture"})
+        expect(page.locator(f"#{model}-message")).to_contain_text("This is 13 bytes")
+        page.wait_for_timeout(100)
+        shifts = page.evaluate("window.shifts")[len(loading) :]
+        assert sum(shift for shift, _ in shifts) < LARGEST_SHIFT, shifts
+
+
+@pytest.mark.slow
+def test_bars_stay_where_they_are_when_a_class_is_doubtful(browser, url: str) -> None:
+    doubt = {"figure": "accuracy", "value": 0.5, "rows": 8, "doubt": 0.6}
+    labels = CONTRACTS["cifar10"].labels
+    scores = iter([0.3, 0.55, 0.9])
+
+    def tell(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "evaluation": doubt})
+
+    def answer(route: Route) -> None:
+        best, score = labels[1], next(scores)
+        shares = {label: score if label == best else (1 - score) / 9 for label in labels}
+        route.fulfill(
+            json={"model": "cifar10", "version": 3, "predictions": [{"class": best, "probabilities": shares}]}
+        )
+
+    with open_page(browser, url, viewport={"width": 360, "height": 844}) as page:
+        page.route("**/api/v1/models/cifar10", tell)
+        page.route("**:predict", answer)
+        page.goto("/models/cifar10")
+        expect(page.locator("#cifar10-sure")).to_contain_text("30.0 %: not sure. Below 60.0 %")
+        place = page.locator("#cifar10-bars").bounding_box()
+        for share in ("55.0 %: not sure. Below", "90.0 %"):
+            page.locator("#cifar10-file").set_input_files(SEVEN)
+            expect(page.locator("#cifar10-sure")).to_contain_text(share)
+            assert page.locator("#cifar10-bars").bounding_box() == place

@@ -186,6 +186,8 @@ def test_two_versions_are_asked_the_same_and_stand_side_by_side(browser: Browser
         with gateway(server.target, tmp_path) as url, open_page(browser, url) as page:
             page.goto(f"/models/score#try={quote(json.dumps({'inputs': [[1, 2, 4]]}))}")
             expect(page.locator("#score-version")).to_contain_text("score version 2")
+            options = page.get_by_label("Compare with").locator("option")
+            expect(options).to_have_text(["no other version", "version 1 (stable)"])
             page.get_by_label("Compare with").select_option(label="version 1 (stable)")
             table = page.locator("#compare-content table")
             expect(table.locator("thead th")).to_have_text(["value", "version 2", "version 1", "difference"])

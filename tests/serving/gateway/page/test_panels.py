@@ -305,6 +305,16 @@ def test_over_the_limit_the_page_says_the_limit(page, tmp_path) -> None:
     (tmp_path / "x.jpg").write_bytes(file.getvalue() + np.random.default_rng(1).bytes(20 << 20))
     page.locator("#cifar10-file").set_input_files(tmp_path / "x.jpg")
     expect(page.locator("#cifar10-message")).to_contain_text("This is too large: please give at most 16 MiB.")
+    visit(page, "ptb")
+    page.locator("#ptb-text").fill("the stock " * 101)
+    expect(page.locator("#ptb-message")).to_have_text(
+        "This is too large: please give a text of at most 200 words, in 4000 characters."
+    )
+    visit(page, "tox21")
+    page.locator("#tox21-smiles").fill("C" * 501)
+    expect(page.locator("#tox21-message")).to_have_text(
+        "This is too large: please give a molecule of at most 500 atoms, in 1000 characters."
+    )
 
 
 def test_a_fast_click_overtakes_the_hints_and_the_game_goes_on(held) -> None:

@@ -1,10 +1,11 @@
 """Photographs of phones on a model's page, also in formats that the browser cannot show."""
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 import photos
 from bookserve.clients.inputs import pictures
+from gateway_pages import open_page
 
 # The levels of the canvas at four places, of 100 across and down: sky at the top left and right, grass below.
 COLOURS = """canvas => [[10, 10], [90, 10], [10, 95], [90, 95]].map(([x, y]) => {
@@ -71,7 +72,7 @@ def test_a_photograph_that_is_cut_off_or_too_large_is_refused_in_words(page: Pag
         " return pixels.every((level) => level === 255); }"
     )
     choose(page, "AVIF", photos.bomb("AVIF"))
-    expect(message).to_contain_text("too large")
+    expect(message).to_have_text("This is too large: please give a picture of at most 50 million pixels and 16 MiB.")
     choose(page, "HEIC", photos.file_of("HEIC"))
     expect(message).to_be_empty()
 
@@ -87,3 +88,13 @@ def test_many_photographs_of_every_format_at_once(page: Page) -> None:
     rows = page.locator("#batch-table tbody tr")
     expect(rows).to_have_count(8)
     expect(page.locator("#batch-table")).not_to_contain_text("Please give")
+
+
+def test_a_phone_takes_a_photograph_and_a_desktop_has_no_button_for_that(browser: Browser, url: str) -> None:
+    for touch in (True, False):
+        with open_page(browser, url, has_touch=touch, is_mobile=touch) as page:
+            for model in ("cifar10", "mnist"):
+                page.goto(f"/models/{model}")
+                expect(page.locator(f"#{model}-canvas")).to_be_visible()
+                expect(page.get_by_text("Take a photograph")).to_be_visible(visible=touch)
+                assert page.locator(f"#{model}-camera").get_attribute("capture") == "environment"

@@ -61,9 +61,15 @@ ROW = np.float32([1, 2, 3]).tobytes()
 
 
 def test_probes_and_server_metadata(server: Server) -> None:
-    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/scale/ready", "/v2/models/scale/versions/1/ready"):
+    model = {"name": "scale", "ready": True}
+    for path, told in (
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/scale/ready", model),
+        ("/v2/models/scale/versions/1/ready", model),
+    ):
         status, _, body = ask(server, "GET", path)
-        assert (status, body) == (200, b"")
+        assert (status, json.loads(body)) == (200, told)
     for path in ("/v2", "/v2/"):
         status, headers, body = ask(server, "GET", path)
         assert (status, headers["Content-Type"]) == (200, "application/json")

@@ -292,6 +292,17 @@ def test_versions_of_an_older_base_path_are_shown_as_ended(tmp_path: Path) -> No
     run(body)
 
 
+def test_a_name_that_rest_cannot_ask_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def body(loader: FakeLoader) -> None:
+        manager = ModelManager(loader, ManagerOptions(poll_seconds=0))
+        await manager.apply([ModelSetting(name, folder(tmp_path / "m")) for name in ("a/b", "a:b", "a.b")])
+        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [line.split()[1] for line in told if "REST" in line] == ["a/b", "a:b"]
+        await manager.close()
+
+    run(body)
+
+
 def test_two_folders_of_one_version_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("1", "01"):
         (tmp_path / name).mkdir()

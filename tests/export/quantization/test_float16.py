@@ -10,7 +10,7 @@ import pytest
 import small_networks
 from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from bookserve.clients.command_line import main
 from bookserve.export import confined, contracts, engines, manifest
@@ -66,15 +66,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def write_line(path: Path, weight: float, *more: onnx.NodeProto, width: int = 400) -> None:
-    """`y` = x times a column of `weight`, for x float32 [n, width], and more nodes."""
+def write_line(
+    path: Path, weight: float, *more: onnx.NodeProto, width: int = 400, element: int = TensorProto.FLOAT
+) -> None:
+    """`y` = x times a column of `weight`, for x [n, width] of type `element`, and more nodes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"]), *more],
         "line",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
-        [numpy_helper.from_array(np.full((width, 1), weight, np.float32), "w")],
+        [helper.make_tensor_value_info("x", element, ["n", width])],
+        [helper.make_tensor_value_info("y", element, ["n", 1])],
+        [helper.make_tensor("w", element, (width, 1), [weight] * width)],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
 
@@ -163,6 +165,15 @@ def test_what_has_no_float16_form_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"line\.onnx cannot be read"):
         float16_graph.make(path, tmp_path / "made.onnx", contract)
     assert not (tmp_path / "made.onnx").exists()
+
+
+def test_a_bfloat16_graph_is_refused_as_there_is_nothing_to_compare_it_in(tmp_path: Path) -> None:
+    path = tmp_path / "line.onnx"
+    write_line(path, 1.0, element=TensorProto.BFLOAT16)
+    done = invoke("models", "add", "line", path, "--models-dir", tmp_path / "store")
+    assert done.exit_code == 1
+    assert "on CPUs it computes in float32 and float16, not in bfloat16" in done.output
+    assert not (tmp_path / "store/line").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`bookserve models quantize --precision float16` as its user runs it, and the graph that it makes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,15 @@ def test_inputs_and_outputs_keep_their_types_and_weights_do_not(store: Path) -> 
     float32 = engines.onnx_graph(store / "digits/1/assets.extra/model.onnx")({"images": images})["probabilities"]
     (float16,) = session.run(None, {"images": images})
     np.testing.assert_allclose(float16, float32, atol=float16_graph.TOLERANCE)
+
+
+def test_a_version_copied_under_another_name_becomes_one_of_that_name(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store / "digits/1", tmp_path / "numerals/4")
+    done = invoke("models", "quantize", "numerals", "--precision=float16", "--models-dir", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["numerals"]
+    found = manifest.read(tmp_path / "numerals/5")
+    assert (found.model, found.contract.model, found.version) == ("numerals", "numerals", 5)
 
 
 def test_rows_of_a_file_are_compared_and_targets_left_out(store: Path, tmp_path: Path) -> None:

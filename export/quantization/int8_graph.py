@@ -69,8 +69,7 @@ class Recipe:
         if not self.float_nodes:
             return how
         first, *others = self.float_nodes
-        name = first if len(first) <= _NAME else f"{first[: _NAME - 1]}…"
-        return f"{how}, {name}{f' and {len(others)} more' if others else ''} in float"
+        return f"{how} but {first.partition('/')[0][:_NAME]}{f' + {len(others)}' if others else ''}"
 
 
 class Quantizer:

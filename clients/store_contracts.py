@@ -7,6 +7,7 @@ import json
 import os
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,16 @@ class StoreContracts:
         return sorted((int(name) for name in names if _VERSION.fullmatch(name)), reverse=True)
 
     def of_version(self, model: str, version: int) -> Contract | None:
-        """The contract in the manifest of a version; None where there is none, or only its name."""
+        """The contract in the manifest of a version; None where there is none, or only its name.
+
+        Its model is the one that the version lies below, by which servers know it: who copies a folder leaves the
+        manifest as it is.
+        """
         key = (model, version)
         with self._lock:
             found = self._read.get(key)
         if found is None:
-            found = _contract(self.manifest(model, version))
+            found = _contract(self.manifest(model, version), model)
             if found is not None:
                 with self._lock:
                     self._read[key] = found
@@ -112,8 +117,8 @@ def _unlike(manifest: dict[str, Any] | None) -> float | None:
     return float(found) if isinstance(found, int | float) else None
 
 
-def _contract(manifest: dict[str, Any] | None) -> Contract | None:
-    """The contract of a manifest without its example, which two versions of one contract do not share."""
+def _contract(manifest: dict[str, Any] | None, model: str) -> Contract | None:
+    """The contract of a manifest, for `model`, without its example, which two versions of one contract do not share."""
     if manifest is None:
         return None
     told = manifest.get("contract")
@@ -123,4 +128,4 @@ def _contract(manifest: dict[str, Any] | None) -> Contract | None:
         contract = from_json(told)
     except ContractError:
         return None
-    return contract if contract.whole else None
+    return replace(contract, model=model) if contract.whole else None

@@ -6,6 +6,7 @@ all.
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -73,7 +74,8 @@ def add(
                 say(f"{model}: {note}")
             worst = max(made["parity"].values(), default=0.0)
             graphs = " and ".join(made["graphs"])
-            say(f"{model}: {graphs} answers as the source does within {worst:.1g}, on {made['rows']} rows")
+            answers = "answers" if len(made["graphs"]) == 1 else "answer"
+            say(f"{model}: {graphs} {answers} as the source does within {worst:.1g}, on {made['rows']} rows")
             metrics = {} if wishes.evaluate is None else _evaluate(folder, contract, wishes.evaluate, limits, say)
             if wishes.evaluate is not None and wishes.require_better:
                 rows = wishes.evaluate
@@ -125,22 +127,27 @@ def _evaluate(
     return {"test": evaluation.figures_of(found)}
 
 
+def is_lite(store: ModelStore, published: Manifest) -> bool:
+    """Whether the version is a LiteRT file, which `bookserve serve` does not serve."""
+    return (store.path(published.model, published.version) / "model.tflite").is_file()
+
+
 def how_to_serve(store: ModelStore, published: Manifest) -> str:
     """The line that serves the store as SERVED_ALONE."""
-    flags = "--port=8500 --rest_api_port=8501 --bind_address=127.0.0.1"
-    if (store.path(published.model, published.version) / "model.tflite").is_file():
-        flags += " --prefer_tflite_model"
-    return f"bookserve model-server --model_root={store.root} {flags}"
+    words = ["bookserve", "model-server", f"--model_root={store.root}"]
+    words += ["--port=8500", "--rest_api_port=8501", "--bind_address=127.0.0.1"]
+    return shlex.join([*words, *(["--prefer_tflite_model"] if is_lite(store, published) else [])])
 
 
 def how_to_ask(store: ModelStore, published: Manifest, server: RunningServer) -> list[str]:
     """The lines that ask a server for the version's example."""
-    example = store.path(published.model, published.version) / "assets.extra" / "example.json"
+    example = str(store.path(published.model, published.version) / "assets.extra" / "example.json")
+    words = ["bookserve", "predict", published.model, example]
     if not server.rest:
-        return [f"bookserve predict {published.model} {example} --grpc {server.grpc}"]
+        return [shlex.join([*words, "--grpc", server.grpc])]
     return [
-        f"bookserve predict {published.model} {example} --rest {server.rest}",
-        f"curl -d @{example} {server.rest}/v1/models/{published.model}:predict",
+        shlex.join([*words, "--rest", server.rest]),
+        shlex.join(["curl", "-d", f"@{example}", f"{server.rest}/v1/models/{published.model}:predict"]),
     ]
 
 

@@ -1,6 +1,7 @@
 """The command `bookserve models`. It only parses, calls and prints."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,12 @@ def add_model(
     for server in servers:
         click.echo(f"a server that runs loads it: {server.grpc}; the page of its gateway has it at /models/{name}")
     if not servers:
-        click.echo(f"Serve it, with a page at http://127.0.0.1:8080/models/{name}:")
-        click.echo(f"  bookserve serve --models-dir {store.root}")
-        click.echo("Or serve it alone, and ask it:")
+        if adding.is_lite(store, published):
+            click.echo("Serve it, and ask it:")
+        else:
+            click.echo(f"Serve it, with a page at http://127.0.0.1:8080/models/{name}:")
+            click.echo(f"  {shlex.join(['bookserve', 'serve', '--models-dir', str(store.root)])}")
+            click.echo("Or serve it alone, and ask it:")
         click.echo(f"  {adding.how_to_serve(store, published)}")
         servers = [adding.SERVED_ALONE]
     else:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bookserve.export.errors import ExportError
 
 Rows = Mapping[str, npt.NDArray[Any]]
+_OTHER_TYPES = "Could not find an implementation"  # of an operation, for the types that the graph gives it
 Run = Callable[[Rows], dict[str, npt.NDArray[Any]]]
 
 
@@ -30,7 +31,10 @@ def onnx_graph(path: Path, threads: int = 0) -> Run:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class below this one
-        raise ExportError(f"ONNX Runtime does not load it: {_first_line(error)}") from error
+        reason = _first_line(error)
+        if _OTHER_TYPES in reason:
+            reason += ", of these types: on CPUs it computes in float32 and float16, not in bfloat16"
+        raise ExportError(f"ONNX Runtime does not load it: {reason}") from error
     names = [value.name for value in session.get_outputs()]
 
     def run(rows: Rows) -> dict[str, npt.NDArray[Any]]:

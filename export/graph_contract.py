@@ -18,16 +18,16 @@ _ONNX = ("assets.extra/model.onnx", "model.onnx")
 
 
 def of_version(folder: Path, model: str, found: Manifest | None) -> contracts.Contract:
-    """The contract of a version: that of its manifest, or what its graph says, read in a child process.
+    """The contract of a version of `model`: that of its manifest, or what its graph says, read in a child process.
 
     Raises:
         ExportError: as `read`.
     """
     if found is not None and found.contract.whole:
-        return found.contract
+        return replace(found.contract, model=model)
     job = {"folder": str(folder), "model": model}
     told = contracts.from_json(confined.call("bookserve.export.graph_contract:read", job, _LIMITS))
-    return told if found is None else replace(told, model=found.contract.model, version=found.contract.version)
+    return told if found is None else replace(told, version=found.contract.version)
 
 
 def read(job: dict[str, str]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ CALIBRATIONS = {
 }
 _PERCENTILE = 99.99  # of an activation's values that its int8 range holds
 _CALIBRATION_BATCH = 32
+_NAME = 12  # characters of a node's name that a line shows
 _LARGEST = 2_000_000_000  # bytes of a protobuf message
 _QUANTISED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger")
 
@@ -63,9 +64,12 @@ class Recipe:
         return "static" if self.calibration else "dynamic"
 
     def __str__(self) -> str:
-        what = "products" if self.operations == PRODUCTS else "all operations"
+        what = "products" if self.operations == PRODUCTS else "all"
         how = f"static, {self.calibration}, {what}" if self.calibration else "dynamic"
-        return how + (f", {len(self.float_nodes)} nodes in float" if self.float_nodes else "")
+        if not self.float_nodes:
+            return how
+        first, *others = self.float_nodes
+        return f"{how} but {first.partition('/')[0][:_NAME]}{f' + {len(others)}' if others else ''}"
 
 
 class Quantizer:

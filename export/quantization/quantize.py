@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bookserve.export import card, confined, contracts, description, manifest
-from bookserve.export.errors import ConfinedError, ExportError, StoreError
+from bookserve.export.errors import ConfinedError, ExportError, NoGainError, StoreError
 from bookserve.export.figures import Measurement, Rows
 from bookserve.export.manifest import Manifest, Quantization
 from bookserve.export.quantization import source_version
@@ -74,6 +74,8 @@ def quantize(
                 raise ExportError(f"{model} version {source.number}: {error}") from error
             for note in made["notes"]:
                 say(f"{model}: {note}")
+            if "no_gain" in made:
+                raise NoGainError(f"{model} version {source.number}: {made['no_gain']}")
             return publish(
                 store,
                 staged,

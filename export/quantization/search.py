@@ -79,7 +79,6 @@ class Search:
         self._figure = figure(self._float_outputs)
         self._quantizer = Quantizer(source.path, calibration, scratch, source.fixed_batch)
         self._rates: dict[Recipe, dict[int, Rate]] = {}
-        self._refused: list[str] = []
         self._lost = False  # whether a static graph was refused for its loss
         self._made = 0
 
@@ -90,15 +89,21 @@ class Search:
             NoGainError: there is none.
             ExportError: the graph cannot be quantised.
         """
+        demands, figure = self._demands, self._figure
+        allowed = f"--max-loss {demands.max_loss:.2%}, --min-speed-up {demands.min_speed_up:g}"
+        value = figure.score(self._float_outputs, np.arange(figure.count))
+        self._say(f"float: {figure.name} {value:.6g}; allowed: {allowed}")
+        refused = set[Recipe]()
         for recipe in self._recipes():
-            path = self._make(recipe)
-            found = self._judged(recipe, path)
+            if recipe in refused:
+                continue
+            found = self._judged(recipe, self._make(recipe))
             if found is not None:
                 return found
-        if not self._refused:
+            refused.add(recipe)
+        if not refused:
             raise NoGainError("the graph has no operation that this method quantises")
-        told = dict.fromkeys((self._refused[0], self._refused[-1]))
-        raise NoGainError(f"no int8 graph is worth publishing: {'; '.join(told)}")
+        raise NoGainError(f"none of {len(refused)} int8 graphs is worth publishing ({allowed})")
 
     def _recipes(self) -> Iterator[Recipe]:
         """The recipes to judge, the most promising first."""
@@ -147,24 +152,20 @@ class Search:
         at_once = self._rows_at_once() if recipe.calibration else self._source.fixed_batch or 1
         answers = outputs(onnx_graph(path), self._held_out, at_once)
         comparison = figures.compare(self._figure, self._float_outputs, answers)
-        text = f"{recipe}: {comparison.figure} {comparison.int8:.6g}, float {comparison.float32:.6g}"
+        text = f"{recipe}: {comparison.figure} {comparison.int8:.6g}"
         if comparison.loss > self._demands.max_loss:
             self._lost = True
-            loss = f"{comparison.loss:.2%}" if np.isfinite(comparison.loss) else "more than all"
-            self._refuse(f"{text}, a loss of {loss} (--max-loss {self._demands.max_loss:.2%})")
+            worse = f"{comparison.loss:.2%} worse" if np.isfinite(comparison.loss) else "worse than 0"
+            self._say(f"{text}, refused: {worse}")
             return None
         measured = self._measured(recipe, path)
         faster = rates.speed_up(measured)
         if faster < self._demands.min_speed_up:
-            self._refuse(f"{text}, and {faster:.2f}x as fast (--min-speed-up {self._demands.min_speed_up:g})")
+            self._say(f"{text}, refused: {faster:.2f}x as fast")
             return None
-        self._say(f"{text}, and {faster:.2f}x as fast")
+        self._say(f"{text}, taken: {faster:.2f}x as fast")
         differences = {name: _difference(array, answers[name]) for name, array in self._float_outputs.items()}
         return Found(path, recipe, comparison, measured, differences)
-
-    def _refuse(self, text: str) -> None:
-        self._say(text)
-        self._refused.append(text)
 
     def _make(self, recipe: Recipe) -> Path:
         self._made += 1

@@ -1,7 +1,7 @@
 """The version that a smaller graph is made of, and what the manifest of the smaller one takes over from it."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,8 +45,11 @@ def find(store: ModelStore, model: str, version: int | None) -> SourceVersion:
     precision = _precision(store, model, version)
     if precision != FLOAT32:
         raise ExportError(f"{model} version {version} is {precision} already")
-    described = store.manifest(model, version) if (folder / manifest.LOCATION).is_file() else None
-    return SourceVersion(version, folder, graph, described)
+    if not (folder / manifest.LOCATION).is_file():
+        return SourceVersion(version, folder, graph, None)
+    described = store.manifest(model, version)  # of a folder that was copied by hand it may name another model
+    contract = replace(described.contract, model=model)
+    return SourceVersion(version, folder, graph, replace(described, model=model, contract=contract))
 
 
 def _precision(store: ModelStore, model: str, version: int) -> str:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bookserve.export import contracts, example_inputs, figures
 from bookserve.export.contracts import Contract
-from bookserve.export.errors import ExportError
+from bookserve.export.errors import ExportError, NoGainError
 from bookserve.export.figures import Figure, Rows
 from bookserve.export.quantization.demands import Demands
 from bookserve.export.quantization.int8_version import fixed_batch, make
@@ -20,14 +20,15 @@ _SEED = 0
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Make the files of the version of `job` in its folder; returns what the manifest needs.
+    """Make the files of the version of `job` in its folder; returns what the manifest needs, and "notes", lines to say.
+
+    Where no int8 graph keeps the demands it returns the notes and "no_gain", a sentence, alone.
 
     `job` has "folder", "graph", "contract" (None: read from the graph), "model", "version", "data", "targets",
     "calibration_rows" and "demands".
 
     Raises:
-        ExportError: the data does not fit the model, the graph cannot be quantised, a library is missing, or no int8
-            graph keeps the demands.
+        ExportError: the data does not fit the model, the graph cannot be quantised, or a library is missing.
     """
     graph = Path(job["graph"])
     contract = _contract(graph, job["model"]) if job["contract"] is None else contracts.from_json(job["contract"])
@@ -41,17 +42,20 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         return figures.from_targets(contract, held_out_rows, targets[held_out])
 
     notes: list[str] = []
-    made = make(
-        Path(job["folder"]),
-        graph,
-        contract,
-        job["version"],
-        {name: array[calibration] for name, array in rows.items()},
-        held_out_rows,
-        figure,
-        Demands(**job["demands"]),
-        notes.append,
-    )
+    try:
+        made = make(
+            Path(job["folder"]),
+            graph,
+            contract,
+            job["version"],
+            {name: array[calibration] for name, array in rows.items()},
+            held_out_rows,
+            figure,
+            Demands(**job["demands"]),
+            notes.append,
+        )
+    except NoGainError as error:
+        return {"notes": notes, "no_gain": str(error)}
     return {
         "contract": contracts.to_json(made.contract),
         "quantization": asdict(made.quantization),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -55,12 +56,12 @@ def added(tmp_path: Path) -> tuple[Path, Result]:
     (tmp_path / "labels.txt").write_text("no\nyes\n")
     (tmp_path / "rows.csv").write_text("a,b,c\n1,2,3\n-0.5,0.25,4\n")
     result = invoke(
-        *("models", "add", "score", graph(tmp_path, outside=True), "--models-dir", tmp_path / "store"),
+        *("models", "add", "score", graph(tmp_path, outside=True), "--models-dir", tmp_path / "my store"),
         *("--labels", tmp_path / "labels.txt", "--example", tmp_path / "rows.csv", "--task", "tabular"),
         "--rows-independent",
     )
     assert result.exit_code == 0, result.output
-    return tmp_path / "store", result
+    return tmp_path / "my store", result
 
 
 def test_a_version_of_an_onnx_file_has_the_whole_contract(added: tuple[Path, Result]) -> None:
@@ -86,17 +87,17 @@ def test_the_lines_at_the_end_work(added: tuple[Path, Result]) -> None:
     store, result = added
     lines = [line.strip() for line in result.output.splitlines()[-3:]]
     port, rest = _ports(2)
-    command = lines[0].replace("8500", str(port)).replace("8501", str(rest)).split()
+    command = shlex.split(lines[0].replace("8500", str(port)).replace("8501", str(rest)))
     server = subprocess.Popen([sys.executable, "-m", "bookserve.clients.command_line", *command[1:]])
     try:
         curl = lines[2].replace("8501", str(rest)).replace("curl", "curl -s --fail", 1)
         deadline = time.monotonic() + 60
-        while (answer := subprocess.run(curl.split(), capture_output=True, text=True)).returncode:
+        while (answer := subprocess.run(shlex.split(curl), capture_output=True, text=True)).returncode:
             assert time.monotonic() < deadline, answer.stderr
             time.sleep(0.05)
         np.testing.assert_allclose(json.loads(answer.stdout)["outputs"], [[2.35, 3.8]], atol=1e-5)
         for way in (f"--rest=http://127.0.0.1:{rest}", f"--grpc=127.0.0.1:{port}"):
-            words = lines[1].split()[1:-2]
+            words = shlex.split(lines[1])[1:-2]
             predicted = invoke(*words, way, "--models-dir", store, "--json")
             assert predicted.exit_code == 0, predicted.output
             scores = json.loads(predicted.output)["predictions"][0]["scores"]

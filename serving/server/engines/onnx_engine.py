@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _ERROR_LEVEL = 3
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _UNKNOWN_OPERATION = ("is not a registered function/op", "No Op registered for", "No opset import for domain")
+_OTHER_TYPES = "Could not find an implementation"  # of an operation, for the types that the graph gives it
 _PROCESSOR = "CPUExecutionProvider"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _ONNX_BFLOAT16 = 16  # TensorProto.DataType
@@ -183,9 +184,11 @@ def _session(graph: str | bytes, options: onnxruntime.SessionOptions) -> onnxrun
 
 
 def _remedy(reason: str) -> str:
-    """What to do about a graph that needs operations which ONNX Runtime does not have."""
+    """What to do about a graph that needs operations which ONNX Runtime does not have, or not for its types."""
     if any(sign in reason for sign in _UNKNOWN_OPERATION):
         return ". Operations of one's own come from the libraries of --custom_op_libraries"
+    if _OTHER_TYPES in reason:
+        return ". It has the operation for other types: on CPUs it computes in float32 and float16, not in bfloat16"
     return ""
 
 

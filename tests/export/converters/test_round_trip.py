@@ -157,3 +157,13 @@ def test_every_converter_is_in_the_readme_and_in_the_round_trip() -> None:
 
     assert set(commands()) == set(LIBRARIES)
     assert {converter.FORMAT for converter in choose.CONVERTERS} == {name.removesuffix(" h5") for name in LIBRARIES}
+
+
+@pytest.mark.parametrize("made", ["LiteRT", "XGBoost"], indirect=True)
+def test_the_lines_at_the_end_name_what_serves_the_model(made: tuple[str, Path], tmp_path: Path) -> None:
+    name, path = made
+    result = CliRunner().invoke(main, ["models", "add", "score", str(path), "--models-dir", str(tmp_path / "models")])
+    assert result.exit_code == 0, result.output
+    is_lite = name == "LiteRT"
+    assert ("bookserve model-server" in result.output, "--prefer_tflite_model\n" in result.output) == (True, is_lite)
+    assert ("bookserve serve" in result.output) != is_lite  # it starts the server without --prefer_tflite_model

@@ -1,6 +1,7 @@
 """`bookserve models quantize --precision float16` as its user runs it, and the graph that it makes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import small_networks
 from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from bookserve.clients.command_line import main
 from bookserve.export import confined, contracts, engines, manifest
@@ -66,15 +67,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def write_line(path: Path, weight: float, *more: onnx.NodeProto, width: int = 400) -> None:
-    """`y` = x times a column of `weight`, for x float32 [n, width], and more nodes."""
+def write_line(
+    path: Path, weight: float, *more: onnx.NodeProto, width: int = 400, element: int = TensorProto.FLOAT
+) -> None:
+    """`y` = x times a column of `weight`, for x [n, width] of type `element`, and more nodes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"]), *more],
         "line",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
-        [numpy_helper.from_array(np.full((width, 1), weight, np.float32), "w")],
+        [helper.make_tensor_value_info("x", element, ["n", width])],
+        [helper.make_tensor_value_info("y", element, ["n", 1])],
+        [helper.make_tensor("w", element, (width, 1), [weight] * width)],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
 
@@ -114,6 +117,15 @@ def test_inputs_and_outputs_keep_their_types_and_weights_do_not(store: Path) -> 
     float32 = engines.onnx_graph(store / "digits/1/assets.extra/model.onnx")({"images": images})["probabilities"]
     (float16,) = session.run(None, {"images": images})
     np.testing.assert_allclose(float16, float32, atol=float16_graph.TOLERANCE)
+
+
+def test_a_version_copied_under_another_name_becomes_one_of_that_name(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store / "digits/1", tmp_path / "numerals/4")
+    done = invoke("models", "quantize", "numerals", "--precision=float16", "--models-dir", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["numerals"]
+    found = manifest.read(tmp_path / "numerals/5")
+    assert (found.model, found.contract.model, found.version) == ("numerals", "numerals", 5)
 
 
 def test_rows_of_a_file_are_compared_and_targets_left_out(store: Path, tmp_path: Path) -> None:
@@ -163,6 +175,15 @@ def test_what_has_no_float16_form_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"line\.onnx cannot be read"):
         float16_graph.make(path, tmp_path / "made.onnx", contract)
     assert not (tmp_path / "made.onnx").exists()
+
+
+def test_a_bfloat16_graph_is_refused_as_there_is_nothing_to_compare_it_in(tmp_path: Path) -> None:
+    path = tmp_path / "line.onnx"
+    write_line(path, 1.0, element=TensorProto.BFLOAT16)
+    done = invoke("models", "add", "line", path, "--models-dir", tmp_path / "store")
+    assert done.exit_code == 1
+    assert "on CPUs it computes in float32 and float16, not in bfloat16" in done.output
+    assert not (tmp_path / "store/line").exists()
 
 
 @pytest.mark.parametrize(

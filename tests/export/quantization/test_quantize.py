@@ -1,6 +1,7 @@
 """`bookserve models quantize` as its user runs it, and the int8 version that is served."""
 
 import json
+import re
 import urllib.request
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def test_the_server_answers_as_onnx_runtime_does_on_the_int8_graph(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-loss", 1, "--method", "dynamic", "--min-speed-up", 1e6], "x as fast (--min-speed-up 1e+06)"),
+        (["--min-speed-up", 1e6], "int8 graphs is worth publishing (--max-loss 0.20%, --min-speed-up 1e+06)"),
         ([2], "digits has no version 2"),
         (["--targets", "classes"], "has no array 'classes' but images, labels"),
     ],
@@ -152,6 +153,20 @@ def test_what_cannot_be_published_is_one_line_and_status_1(tmp_path: Path, optio
     (error,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert message in error
     assert [path.name for path in (store / "digits").iterdir()] == ["1"]
+
+
+def test_each_graph_that_is_refused_is_a_line_with_its_figure_and_the_reason(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    demands = ("--max-loss", 0.5, "--min-speed-up", 1e6)
+    result = invoke("models", "quantize", "digits", "--data", save_rows(tmp_path), "--models-dir", store, *demands)
+    assert result.exit_code == 1, result.output
+    judged = [line for line in result.output.splitlines() if ", refused: " in line]
+    recipe = r"(static, \w+, (all|products)( but \w+)?|dynamic)"
+    line = re.compile(rf"digits: {recipe}: accuracy [\d.]+, refused: [\d.]+x as fast")
+    assert all(line.fullmatch(one) for one in judged), judged
+    assert len(set(judged)) == len(judged) == 5  # two static ones, both with the first product in float, one dynamic
+    assert f"none of {len(judged)} int8 graphs is worth publishing" in result.output
+    assert re.search(r"^digits: float: accuracy [\d.]+; allowed: --max-loss 50.00%, ", result.output, re.MULTILINE)
 
 
 def test_a_folder_made_by_hand_is_quantised_by_what_its_graph_says(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -49,6 +50,19 @@ def test_a_server_that_is_away_is_asked_once_for_all_models(client, backend) -> 
     backend.fail_metadata = errors.DeadlineExceeded("late")
     assert {model["away"] for model in client.get("/api/v1/models").get_json()["models"]} == {True}
     assert backend.metadata_calls == 1
+
+
+def test_a_folder_copied_under_another_name_is_that_model_as_the_model_server_tells_it(
+    client, backend, models_dir
+) -> None:
+    shutil.copytree(models_dir / "mnist" / "3", models_dir / "digits" / "3")
+    models = {model["name"]: model for model in client.get("/api/v1/models").get_json()["models"]}
+    assert len(models) == len(CONTRACTS) + 1
+    assert (models["mnist"]["ready"], models["digits"]["ready"]) == (True, False)
+    assert models["digits"]["reason"].endswith("has no version of digits loaded")
+    backend.fail = errors.NotFound("Servable not found for request: Latest(digits)")
+    problem_of(client.post("/api/v1/digits", json={"pixels": [[0] * 28] * 28}), 404)
+    assert {model for model, *_ in backend.asked} == {"digits"}
 
 
 def test_one_model_has_its_contract_versions_and_figures(client, assets) -> None:

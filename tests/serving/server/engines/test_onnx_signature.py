@@ -156,6 +156,14 @@ def test_bfloat16_goes_in_and_comes_out_beside_other_types(tmp_path: Path) -> No
     assert text[0].tolist() == [b"2.5", b"-1.5"]
 
 
+@pytest.mark.parametrize("operation", ["MatMul", "Add", "Relu", "Softmax"])
+def test_arithmetic_in_bfloat16_is_refused_with_what_cpus_have(tmp_path: Path, operation: str) -> None:
+    taken = ["x"] if operation in ("Relu", "Softmax") else ["x", "x"]
+    model = graph([helper.make_node(operation, taken, ["y"])], [("x", BFLOAT16, [1, 1, 2, 2])], [("y", BFLOAT16, None)])
+    with pytest.raises(ServingError, match="not in bfloat16"):
+        load(tmp_path, model)
+
+
 def test_what_is_no_tensor_is_refused_with_what_to_do(tmp_path: Path) -> None:
     sequence = helper.make_tensor_sequence_value_info("y", FLOAT, None)
     model = graph([helper.make_node("SequenceConstruct", ["x"], ["y"])], [("x", FLOAT, ["N"])], [sequence])

@@ -127,16 +127,10 @@ def _evaluate(
     return {"test": evaluation.figures_of(found)}
 
 
-def is_lite(store: ModelStore, published: Manifest) -> bool:
-    """Whether the version is a LiteRT file, which `bookserve serve` does not serve."""
-    return (store.path(published.model, published.version) / "model.tflite").is_file()
-
-
-def how_to_serve(store: ModelStore, published: Manifest) -> str:
+def how_to_serve(store: ModelStore) -> str:
     """The line that serves the store as SERVED_ALONE."""
     words = ["bookserve", "model-server", f"--model_root={store.root}"]
-    words += ["--port=8500", "--rest_api_port=8501", "--bind_address=127.0.0.1"]
-    return shlex.join([*words, *(["--prefer_tflite_model"] if is_lite(store, published) else [])])
+    return shlex.join([*words, "--port=8500", "--rest_api_port=8501", "--bind_address=127.0.0.1"])
 
 
 def how_to_ask(store: ModelStore, published: Manifest, server: RunningServer) -> list[str]:

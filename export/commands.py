@@ -128,13 +128,10 @@ def add_model(
     for server in servers:
         click.echo(f"a server that runs loads it: {server.grpc}; the page of its gateway has it at /models/{name}")
     if not servers:
-        if adding.is_lite(store, published):
-            click.echo("Serve it, and ask it:")
-        else:
-            click.echo(f"Serve it, with a page at http://127.0.0.1:8080/models/{name}:")
-            click.echo(f"  {shlex.join(['bookserve', 'serve', '--models-dir', str(store.root)])}")
-            click.echo("Or serve it alone, and ask it:")
-        click.echo(f"  {adding.how_to_serve(store, published)}")
+        click.echo(f"Serve it, with a page at http://127.0.0.1:8080/models/{name}:")
+        click.echo(f"  {shlex.join(['bookserve', 'serve', '--models-dir', str(store.root)])}")
+        click.echo("Or serve it alone, and ask it:")
+        click.echo(f"  {adding.how_to_serve(store)}")
         servers = [adding.SERVED_ALONE]
     else:
         click.echo("Ask it:")

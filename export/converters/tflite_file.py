@@ -41,7 +41,7 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         reference=engines.tflite(path, contract.signature),
         graphs={TFLITE: engines.tflite(target, contract.signature)},
         made_with=("ai-edge-litert",),
-        notes=("a LiteRT file is served with --prefer_tflite_model, and needs 'bookserve[tflite]' there",),
+        notes=("whoever serves a LiteRT file needs 'bookserve[tflite]'",),
     )
 
 

@@ -21,8 +21,6 @@ from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.wire import missing_package
 from bookserve.serving.wire.version_folder import MANIFEST
 
-_GRAPHS = ("assets.extra/model.onnx", "model.onnx", "saved_model.pb")  # before a LiteRT file
-
 
 class LocalModel:
     """See Model."""
@@ -47,7 +45,6 @@ class LocalModel:
         options = EngineOptions(
             parallel_runs=pace.runs,
             tflite_interpreters=pace.runs,
-            prefer_tflite=not any((folder / name).is_file() for name in _GRAPHS),
             trial_seconds=trial_seconds,
         )
         try:

@@ -32,7 +32,7 @@ _LONGEST_SIGN = 64
 
 def runs_in_the_server(version_path: Path, options: EngineOptions) -> bool:
     """Whether the engine of that version runs in the process that loads it, and could end it."""
-    return any((version_path / graph).is_file() for graph in (*_ONNX, *(_TFLITE if options.prefer_tflite else ())))
+    return _lite(version_path, options) is not None or _first(version_path, _ONNX) is not None
 
 
 def load(version_path: Path, options: EngineOptions) -> Engine:
@@ -40,7 +40,7 @@ def load(version_path: Path, options: EngineOptions) -> Engine:
 
     Raises ServingError (FAILED_PRECONDITION) when no engine can serve the folder.
     """
-    tflite = _first(version_path, _TFLITE) if options.prefer_tflite else None
+    tflite = _lite(version_path, options)
     onnx = _first(version_path, _ONNX)
     saved_model = _first(version_path, SAVED_MODELS)
     if graph := tflite or onnx or saved_model:
@@ -58,6 +58,12 @@ def load(version_path: Path, options: EngineOptions) -> Engine:
 
         return TensorFlowEngine(version_path, options)
     raise failed_precondition(f"{version_path} holds no model: {_found(version_path)}")
+
+
+def _lite(version_path: Path, options: EngineOptions) -> Path | None:
+    """The LiteRT file that is to be served: it is preferred, or there is nothing else."""
+    others = _first(version_path, (*_ONNX, *SAVED_MODELS))
+    return _first(version_path, _TFLITE) if options.prefer_tflite or others is None else None
 
 
 def _refuse_impostor(graph: Path) -> None:
@@ -84,18 +90,16 @@ def _found(version_path: Path) -> str:
     for graph in (*_ONNX, *SAVED_MODELS, *_TFLITE):
         if (version_path / graph).is_dir():
             return f"its {graph} is a folder, and has to be a file"
-    if _first(version_path, _TFLITE) is not None:
-        return "it has a model.tflite, which is served with --prefer_tflite_model"
     for name in names:
         suffix = Path(name).suffix.lower()
         if suffix == ".onnx":
             return f"it has {name}: rename it to model.onnx"
         if suffix == ".tflite":
-            return f"it has {name}: rename it to model.tflite and start with --prefer_tflite_model"
+            return f"it has {name}: rename it to model.tflite"
         if suffix in _TO_BE_CONVERTED:
             command = f"bookserve models add {version_path.parent.name} {version_path / name}"
             return f"{name} has to be converted: `{command}` makes a version of it"
         if (version_path / name / "saved_model.pb").is_file() or (version_path / name / "model.onnx").is_file():
             return f"the model is one folder too deep: move what is in {version_path / name} to {version_path}"
     there = f"; it has {', '.join(names[:_MOST_NAMES])}" if names else "; it is empty"
-    return f"expected assets.extra/model.onnx, model.onnx or saved_model.pb in it{there}"
+    return f"expected assets.extra/model.onnx, model.onnx, saved_model.pb or model.tflite in it{there}"

@@ -99,7 +99,9 @@ class Flags:
     require_signature: str = _flag(
         "", "PEM file of a public key: only versions that were signed with its private key are loaded"
     )
-    prefer_tflite_model: bool = _flag(False, "serve model.tflite or assets.extra/model.tflite where a version has one")
+    prefer_tflite_model: bool = _flag(
+        False, "serve model.tflite, or that in assets.extra, before other graphs of a version"
+    )
     num_tflite_pools: int = _flag(0, "TFLite interpreters of a version, with batching parameters; 0: one a CPU")
     num_tflite_interpreters_per_pool: int = _flag(1, "multiplies them; never more than there are batch threads")
     enable_batching: bool = _flag(False, "batch by parameters; without it see --unasked_batching")

@@ -82,8 +82,12 @@ def test_the_file_may_lie_in_assets_extra_where_export_puts_it(tmp_path: Path, f
     assert choose.load(folder, OPTIONS).name == "tflite"
     assert choose.load(folder, EngineOptions()).name == "onnx"
     (folder / "model.onnx").unlink()
+    (folder / "saved_model.pb").write_bytes(b"of TensorFlow")
     assert choose.runs_in_the_server(folder, OPTIONS)
     assert not choose.runs_in_the_server(folder, EngineOptions())
+    (folder / "saved_model.pb").unlink()
+    assert choose.runs_in_the_server(folder, EngineOptions())  # so that it is tried in a child first
+    assert choose.load(folder, EngineOptions()).name == "tflite"
     (read,) = graph_contract.of_version(folder, "scale", None).inputs
     assert (read.name, read.dtype, read.shape) == ("x", "float32", (None, 3))
     (folder / "model.tflite").write_bytes(b"no flatbuffer, and first in turn")
@@ -91,7 +95,7 @@ def test_the_file_may_lie_in_assets_extra_where_export_puts_it(tmp_path: Path, f
         choose.load(folder, OPTIONS)
 
 
-def test_the_file_is_taken_only_when_asked_for(tmp_path: Path, flatbuffer: bytes) -> None:
+def test_beside_other_graphs_the_file_is_taken_only_when_asked_for(tmp_path: Path, flatbuffer: bytes) -> None:
     folder = version(tmp_path / "scale", flatbuffer)
     assert choose.load(folder, EngineOptions()).name == "onnx"
     (folder / "model.tflite").write_bytes(b"no flatbuffer")
@@ -262,8 +266,7 @@ def test_operations_that_are_missing_are_named(tmp_path: Path, bare: bytes, oper
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["model.tflite"], "--prefer_tflite_model"),
-        (["assets.extra/model.tflite"], "--prefer_tflite_model"),
+        (["digits.tflite"], r"digits\.tflite: rename it to model\.tflite"),
         (["digits.onnx"], r"digits\.onnx: rename it to model\.onnx"),
         (["net.keras"], r"`bookserve models add digits .*net\.keras`"),
         (["net.h5"], "models add digits"),

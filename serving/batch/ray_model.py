@@ -12,6 +12,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bookserve.export.contracts import Contract
 from bookserve.serving.batch.local_model import LocalModel
 from bookserve.serving.batch.model import ModelLost, Pace, RowsRefused
 
+_POLL_SECONDS = 0.5  # between two looks whether the run has ended
 Files = dict[str, bytes]  # path inside the version folder -> content
 
 
@@ -89,6 +91,7 @@ class RayModel:
         self.pace = Pace(tried.pace.rows, (runs or processors) if tried.can_run_beside_itself else 1)
         self._wait = wait
         self._closed = threading.Event()
+        self._loaders = ThreadPoolExecutor(self.pace.runs, thread_name_prefix="ray copy")
         self._free: queue.Queue[Any] = queue.Queue()  # copies, and the reason, as a text, where one did not load
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         self._arguments = (ray.put(files), self.contract, self.version, self.pace.rows, rows_independent)
@@ -110,7 +113,8 @@ class RayModel:
             try:
                 found, refusal = self._ray.get(copy.run.remote(dict(inputs)))
             except self._ray.exceptions.RayError:  # its process or its node is gone
-                self._begin_copy()
+                if not self._closed.is_set():
+                    self._begin_copy()
                 continue
             self._free.put(copy)
             if refusal:
@@ -120,20 +124,28 @@ class RayModel:
         raise ModelLost("the run was stopped")
 
     def close(self) -> None:
-        """See Model.close: the copies end, the cluster goes on."""
+        """See Model.close: the copies end, the cluster goes on.
+
+        Ray ends the whole process where a thread still waits for it.
+        """
         self._closed.set()
+        self._loaders.shutdown()
         self._ray.shutdown()
 
     def _begin_copy(self) -> None:
         """Asks the cluster for a copy, which is free once it has loaded the version."""
-        threading.Thread(target=self._until_loaded, name="ray copy", daemon=True).start()
+        self._loaders.submit(self._until_loaded)
 
     def _until_loaded(self) -> None:
         ray = self._ray
         while not self._closed.is_set():
             try:
                 copy = ray.remote(num_cpus=1)(Copy).remote(*self._arguments)
-                refusal = ray.get(copy.load.remote())
+                loading = copy.load.remote()
+                while not ray.wait([loading], timeout=_POLL_SECONDS)[0]:
+                    if self._closed.is_set():
+                        return
+                refusal = ray.get(loading)
             except ray.exceptions.RayTaskError as error:
                 self._free.put(str(error).strip().splitlines()[-1][:300])
                 return

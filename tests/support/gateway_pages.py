@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,17 @@ def open_page(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     context.close()
     assert foreign == []
     assert [error for error in errors if "Failed to load resource" not in error] == []
+
+
+def wait_for(page: Page, function: str, argument: object = None, seconds: float = 20.0) -> None:
+    """Until the JavaScript function says true on the page.
+
+    Playwright's own `wait_for_function` asks a second time by `eval`, which the page's policy forbids.
+    """
+    end = time.monotonic() + seconds
+    while page.evaluate(function, argument) is not True:
+        assert time.monotonic() < end, f"not within {seconds} s: {function}"
+        page.wait_for_timeout(20)
 
 
 def write_vocabulary(model: Path, version: int = 3) -> None:

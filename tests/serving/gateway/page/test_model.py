@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from book_contracts import write_manifest
 from bookserve.export.contracts import Contract, Tensor
-from gateway_pages import NOTICED, gateway, open_page
+from gateway_pages import NOTICED, gateway, open_page, wait_for
 from stand_in_models import OTHERS, FakeServer, serve
 
 
@@ -28,7 +28,7 @@ def test_the_address_reproduces_an_input_and_back_goes_to_the_one_before(page, b
     expect(shown).to_have_text("bad")
     page.wait_for_timeout(1_100)  # inputs that follow each other faster are one entry
     page.get_by_label("sugar").fill("7")
-    page.wait_for_function("decodeURIComponent(location.hash) === '#try={\"x\":[[-3,7,0]]}'")
+    wait_for(page, "() => decodeURIComponent(location.hash) === '#try={\"x\":[[-3,7,0]]}'")
     with open_page(browser, url) as other:
         other.goto(page.url)
         expect(other.locator("#wine-class")).to_have_text("bad")

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from book_contracts import CONTRACTS
-from gateway_pages import SEVEN
+from gateway_pages import SEVEN, wait_for
 from stand_in_models import OTHERS, FakeServer
 
 
@@ -45,7 +45,7 @@ def test_a_card_shows_the_figure_and_the_picture_and_trained_models_come_first(p
     expect(page.locator("#model-wine .sparkline")).to_be_visible()
     expect(page.locator("#model-double .look")).to_be_hidden()
     expect(page.locator("#model-letters img")).to_be_visible()
-    page.wait_for_function("document.querySelector('#model-letters img').naturalWidth > 0")
+    wait_for(page, "() => document.querySelector('#model-letters img').naturalWidth > 0")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from gateway_pages import SEVEN, open_page
+from gateway_pages import SEVEN, open_page, wait_for
 
 # Answers of the path in `holding` wait until the test gives them, in any order; an abort does not end the wait.
 HELD = """
@@ -45,7 +45,7 @@ def hold(page: Page, path: str) -> None:
 
 
 def wait_held(page: Page, count: int) -> None:
-    page.wait_for_function("count => window.held.length === count", arg=count)
+    wait_for(page, "count => window.held.length === count", count)
 
 
 def give(page: Page, place: int, content: object, status: int = 200) -> None:
@@ -227,7 +227,7 @@ def test_how_long_a_drawn_digit_waits_for_its_answer(browser, url, capsys) -> No
         visit(page, "mnist", answered=False)
         for count in range(1, 21):
             stroke(page, 0.2 + 0.03 * count)
-            page.wait_for_function("count => window.waits.length === count", arg=count)
+            wait_for(page, "count => window.waits.length === count", count)
         waits = sorted(page.evaluate("window.waits"))
     with capsys.disabled():
         sys.stdout.write(f"\npointer-up to answer, 20 strokes: median {waits[10]:.0f} ms, longest {waits[-1]:.0f} ms\n")

@@ -13,7 +13,7 @@ import photos
 from book_contracts import CONTRACTS, write_manifest
 from bookserve.clients.inputs import pictures
 from bookserve.export.contracts import Contract
-from gateway_pages import SEVEN, gateway, open_page
+from gateway_pages import SEVEN, gateway, open_page, wait_for
 from stand_in_models import FakeServer, serve
 
 LEVELS = """canvas => {
@@ -107,7 +107,7 @@ def test_a_sign_is_shown_as_the_gateway_scales_and_centres_it(page: Page) -> Non
         given = pictures.digit(content)
         assert given.max() > 200
         expected = np.stack([given] * 3, axis=-1)
-        page.wait_for_function(f"({LEVELS})(document.getElementById('mnist-small'))[2].some((level) => level > 200)")
+        wait_for(page, f"() => ({LEVELS})(document.getElementById('mnist-small'))[2].some((level) => level > 200)")
         np.testing.assert_array_equal(levels_of(page, "mnist"), expected)
     page.get_by_role("button", name="Clear").click()
     assert levels_of(page, "mnist").max() == 0  # nothing old stays

@@ -564,9 +564,8 @@ def clean_runs(names: tuple[str, ...], keep: int | None, runs_dir: Path) -> None
     known = run_writer.names(runs_dir)
     unknown = [name for name in names if name not in known and name not in MODELS]
     if unknown:
-        raise click.ClickException(
-            f"{runs_dir} has no runs of {', '.join(unknown)}; it has runs of {', '.join(known) or 'nothing'}"
-        )
+        there = f"; it has runs of {', '.join(known)}" if known else ""
+        raise click.ClickException(f"{runs_dir} has no runs of {', '.join(unknown)}{there}")
     removed = 0
     try:
         for name in names or known:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,7 @@ def list_runs(names: tuple[str, ...], as_json: bool, runs_dir: Path) -> None:
     known = _known(runs_dir)
     unknown = [name for name in names if name not in known]
     if unknown or not known:
-        missing = f" of {', '.join(unknown)}" if unknown else ""
-        there = ", ".join(known) or "nothing"
-        raise click.ClickException(
-            f"{runs_dir} has no runs{missing}; it has runs of {there}: 'bookserve train' makes them"
-        )
+        raise _no_runs(runs_dir, known, unknown)
     rows: list[tuple[str, ...]] = [("RUN", "CONFIG", "PROFILE", "SEED", "DATA", "TEST")]
     told: list[dict[str, Any]] = []
     for name in names or known:
@@ -121,6 +117,12 @@ def compare(names: tuple[str, ...], as_json: bool, runs_dir: Path) -> None:
     _print(rows)
 
 
+def _no_runs(runs_dir: Path, known: list[str], missing: Sequence[str] = ()) -> click.ClickException:
+    of = f" of {', '.join(missing)}" if missing else ""
+    there = f"; it has runs of {', '.join(known)}" if known else ""
+    return click.ClickException(f"{runs_dir} has no runs{of}{there}: 'bookserve train' makes them")
+
+
 def _known(runs_dir: Path) -> list[str]:
     """The models that have runs."""
     return [name for name in run_writer.names(runs_dir) if _folders(runs_dir, name)]
@@ -140,11 +142,9 @@ def _read(name: str, runs_dir: Path) -> TrainingRun:
         ClickException: there is none, or it cannot be read.
     """
     model, _, time = name.partition("/")
-    if model not in _known(runs_dir):
-        there = ", ".join(_known(runs_dir)) or "nothing"
-        raise click.ClickException(
-            f"{runs_dir} has no runs of '{model}'; it has runs of {there}: 'bookserve train' makes them"
-        )
+    known = _known(runs_dir)
+    if model not in known:
+        raise _no_runs(runs_dir, known, [model])
     times = [folder.name for folder in _folders(runs_dir, model)]
     if time and time not in times:
         raise click.ClickException(f"{model} has no run '{time}'; it has {', '.join(times)}")

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bookserve.training.errors import DivergedError
 
 STEPS_UNREAD = 20  # at most, before their losses are looked at
+LINE_SECONDS = 60  # from one line of a long epoch to the next, where there is no terminal
 
 
 class Watchers(keras.callbacks.CallbackList):  # type: ignore[misc]
@@ -75,7 +76,7 @@ class StopOnNan(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class ProgressBar(keras.callbacks.Callback):  # type: ignore[misc]
-    """One bar for the running epoch, on a terminal; and one line with the figures of every finished epoch."""
+    """One bar for the running epoch, or in a file a line a minute; and one with the figures of every finished epoch."""
 
     def __init__(self, console: Console, label: str) -> None:
         super().__init__()
@@ -83,40 +84,43 @@ class ProgressBar(keras.callbacks.Callback):  # type: ignore[misc]
         self._label = label
         self._progress: Progress | None = None
         self._task: Any = None
-        self._began = 0.0
+        self._name = label
+        self._began = self._told = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Open the bar."""
-        self._began = time.monotonic()
+        self._began = self._told = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(
             *columns, console=self._console, transient=True, disable=not self._console.is_terminal
         )
-        epochs = self.params.get("epochs", 0)
-        self._task = self._progress.add_task(
-            f"{self._label} epoch {epoch + 1}/{epochs}", total=self.params.get("steps")
-        )
+        self._name = f"{self._label} epoch {epoch + 1}/{self.params.get('epochs', 0)}"
+        self._task = self._progress.add_task(self._name, total=self.params.get("steps"))
         self._progress.start()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Advance the bar."""
+        """Advance the bar, or tell how far it is."""
         if self._progress is not None:
             self._progress.update(self._task, completed=batch + 1)
+        if not self._console.is_terminal and time.monotonic() - self._told >= LINE_SECONDS:
+            self._told = time.monotonic()
+            self._print(f"step {batch + 1}/{self.params.get('steps')}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Close the bar and print the epoch's figures."""
         self.close()
         figures = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
-        seconds = time.monotonic() - self._began
-        epochs = self.params.get("epochs", 0)
-        line = f"{self._label} epoch {epoch + 1}/{epochs}  {figures}  {seconds:.0f} s"
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._print(figures)
 
     def close(self) -> None:
         """Take the bar off the terminal; also after a failure, so that the error stands on a clean line."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def _print(self, told: str) -> None:
+        seconds = time.monotonic() - self._began
+        self._console.print(f"{self._name}  {told}  {seconds:.0f} s", highlight=False, soft_wrap=True)
 
 
 def _check(name: str, loss: float, when: str) -> None:

@@ -1,4 +1,5 @@
 import io
+import time
 from collections.abc import Callable
 
 import keras
@@ -94,6 +95,24 @@ def test_every_epoch_prints_one_line_of_figures(terminal: bool) -> None:
         bar.on_epoch_end(epoch, {"loss": 0.25, "val_accuracy": 0.9875, "val_loss": 0.5})
     assert "mnist epoch 1/2  loss 0.2500  val_accuracy 0.9875  val_loss 0.5000  0 s\n" in text.getvalue()
     assert text.getvalue().count("val_accuracy") == 2
+
+
+def test_a_long_epoch_tells_where_it_is_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    text = io.StringIO()
+    bar = ProgressBar(Console(file=text, force_terminal=False), "ptb")
+    bar.set_params({"epochs": 16, "steps": 830})
+    bar.on_epoch_begin(0)
+    for batch in range(100):
+        clock[0] += 1.5
+        bar.on_train_batch_end(batch)
+    bar.on_epoch_end(0, {"loss": 6.0})
+    assert text.getvalue().splitlines() == [
+        "ptb epoch 1/16  step 40/830  60 s",
+        "ptb epoch 1/16  step 80/830  120 s",
+        "ptb epoch 1/16  loss 6.0000  150 s",
+    ]
 
 
 def test_closing_twice_is_no_error() -> None:

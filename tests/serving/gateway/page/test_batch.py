@@ -57,6 +57,11 @@ def test_a_line_that_is_no_row_is_named_and_nothing_is_asked(page) -> None:
     expect(page.locator("#batch-results")).to_be_hidden()
     choose(page, "wine", "wine.csv", "\n")
     expect(page.locator("#batch-message")).to_have_text("The file holds no inputs.")
+    choose(page, "wine", "wine.csv", 'age;acid;"a; b"\n50;-3,5;0.5\n')
+    expect(page.locator("#batch-message")).to_contain_text("Line 2 is not a row of 3 numbers: 50, -3,5, 0.5")
+    for mark in (";", "\t"):  # as spreadsheets write them
+        choose(page, "wine", "wine.csv", f"age{mark}acid{mark}sugar\r\n50{mark}-3{mark}0.5\r\n")
+        expect(page.locator("#batch-table tbody tr").first).to_contain_text("-3, 0.5, 50")
     choose(page, "linear", "x.csv", "x\n1\n-2.5\n")
     expect(page.locator("#batch-table tbody tr").nth(1)).to_have_text("-2.53-10.5")
 

@@ -1,14 +1,17 @@
 """A plugin of pytest: Python's garbage collector pauses while tests are collected, and leaves alone what was made then.
 
 Thousands of modules are imported meanwhile, and nothing of them is garbage: a third of the time of collecting the tests
-went into looking for some.
+went into looking for some. Keras is imported as the processes of bookserve import it.
 """
 
 import gc
 
 import pytest
 
+from bookserve.serving.wire import lean_keras
+
 gc.disable()
+lean_keras.expect()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -8,6 +8,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from itertools import chain
 from pathlib import Path
@@ -139,7 +140,12 @@ MAY_IMPORT = {
 WITHOUT_TENSORFLOW = ("serving", "clients")
 
 
-def modules() -> Iterator[tuple[str, Path]]:
+@cache
+def modules() -> dict[str, Path]:
+    return dict(_modules())
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*.py")):
             if path.parts[len(ROOT.parts) : len(ROOT.parts) + 2] == ("clients", "examples"):
@@ -160,9 +166,9 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
-@pytest.mark.parametrize("module", [name for name, _ in modules()])
+@pytest.mark.parametrize("module", modules())
 def test_every_room_imports_only_what_it_may(module: str) -> None:
-    path = dict(modules())[module]
+    path = modules()[module]
     own = next(package for package in MAY_IMPORT if within(module, package))
     for name in imported(ast.parse(path.read_text())):
         if within(name, "bookserve") and not within(name, own):
@@ -170,12 +176,12 @@ def test_every_room_imports_only_what_it_may(module: str) -> None:
 
 
 def test_every_room_of_the_server_stands_on_a_floor() -> None:
-    rooms = {name.removeprefix(f"{SERVER}.").split(".")[0] for name, _ in modules() if name.startswith(f"{SERVER}.")}
+    rooms = {name.removeprefix(f"{SERVER}.").split(".")[0] for name in modules() if name.startswith(f"{SERVER}.")}
     assert rooms == set(chain(*SERVER_FLOORS))
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    known = dict(modules())
+    known = modules()
     imports: dict[str, set[str]] = {}
     for module, path in known.items():
         names = {name if name in known else name.rpartition(".")[0] for name in imported(ast.parse(path.read_text()))}
@@ -185,7 +191,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 @pytest.mark.parametrize("room", WITHOUT_TENSORFLOW)
 def test_tensorflow_is_never_imported_at_import_time(room: str) -> None:
-    for module, path in modules():
+    for module, path in modules().items():
         if within(module, f"bookserve.{room}"):
             for node in ast.parse(path.read_text()).body:
                 if isinstance(node, ast.Import | ast.ImportFrom):
@@ -243,7 +249,7 @@ def test_the_wheel_carries_every_module_and_data_file(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for module, path in modules():
+    for module, path in modules().items():
         relative = path.relative_to(ROOT)
         assert f"bookserve/{relative}" in names, module
     for folder in ("page", "templates"):

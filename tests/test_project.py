@@ -154,6 +154,11 @@ def _modules() -> Iterator[tuple[str, Path]]:
             yield ".".join(("bookserve", *(part for part in parts if part != "__init__"))), path
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imported(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -170,7 +175,7 @@ def within(name: str, package: str) -> bool:
 def test_every_room_imports_only_what_it_may(module: str) -> None:
     path = modules()[module]
     own = next(package for package in MAY_IMPORT if within(module, package))
-    for name in imported(ast.parse(path.read_text())):
+    for name in imported(parsed(path)):
         if within(name, "bookserve") and not within(name, own):
             assert any(within(name, allowed) for allowed in MAY_IMPORT[own]), f"{module} may not import {name}"
 
@@ -184,7 +189,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     known = modules()
     imports: dict[str, set[str]] = {}
     for module, path in known.items():
-        names = {name if name in known else name.rpartition(".")[0] for name in imported(ast.parse(path.read_text()))}
+        names = {name if name in known else name.rpartition(".")[0] for name in imported(parsed(path))}
         imports[module] = {name for name in names if name in known and name != module}
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
 
@@ -193,7 +198,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_tensorflow_is_never_imported_at_import_time(room: str) -> None:
     for module, path in modules().items():
         if within(module, f"bookserve.{room}"):
-            for node in ast.parse(path.read_text()).body:
+            for node in parsed(path).body:
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     assert not any(name.split(".")[0] in ("tensorflow", "keras") for name in imported(node)), module
 

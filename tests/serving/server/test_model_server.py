@@ -716,12 +716,6 @@ def test_a_start_that_cannot_work_says_why(start_server: StartServer, flags: lis
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_taken_port_is_an_error(start_server: StartServer, server: Server, scale: Path) -> None:
-    second = start_server("--model_name=scale", f"--model_base_path={scale}", f"--port={server.grpc_port}", wait=False)
-    assert second.process.wait(20) == 255
-    assert f"{server.grpc_port}" in second.log.read_text()
-
-
 def test_a_full_queue_refuses_instead_of_growing(start_server: StartServer, scale: Path) -> None:
     server = start_server("--model_name=scale", f"--model_base_path={scale}", "--max_queued_requests=1")
     outcomes: list[grpc.StatusCode] = []

@@ -83,9 +83,7 @@ typecheck: install
 	@mkdir -p .typecheck/bookserve
 	@for room in training export serving clients; do ln -sfn ../../$$room .typecheck/bookserve/$$room; done
 	$(BIN)/mypy -p bookserve.training -p bookserve.export -p bookserve.serving -p bookserve.clients
-	$(BIN)/mypy tests/benchmarks/training.py
-	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks/serving.py
-	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks/batch.py
+	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks/training.py tests/benchmarks/serving.py tests/benchmarks/batch.py
 
 bench-batch: install ## how fast `bookserve batch` is beside a plain loop over ONNX Runtime; ARGS are its options
 	$(BIN)/python tests/benchmarks/batch.py $(ARGS)

@@ -5,6 +5,7 @@ accidents. It is no sandbox: code that a file brings runs with the rights of the
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bookserve.export.errors import ConfinedError, ExportError
+from bookserve.serving.wire import lean_keras
 
 _LAST_WORDS = 400  # characters of the child's own messages that an error shows
 
@@ -104,9 +106,13 @@ def main() -> None:
     if limits.memory_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
     module_name, function = target.split(":")
+    lean_keras.expect()
     answer: dict[str, Any]
     try:
-        answer = {"result": getattr(importlib.import_module(module_name), function)(argument)}
+        gc.disable()  # of what is imported, nothing is garbage
+        module = importlib.import_module(module_name)
+        gc.enable()
+        answer = {"result": getattr(module, function)(argument)}
     except ExportError as error:
         answer = {"error": str(error)}
     except MemoryError:

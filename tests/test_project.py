@@ -8,6 +8,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from itertools import chain
 from pathlib import Path
@@ -139,13 +140,23 @@ MAY_IMPORT = {
 WITHOUT_TENSORFLOW = ("serving", "clients")
 
 
-def modules() -> Iterator[tuple[str, Path]]:
+@cache
+def modules() -> dict[str, Path]:
+    return dict(_modules())
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*.py")):
             if path.parts[len(ROOT.parts) : len(ROOT.parts) + 2] == ("clients", "examples"):
                 continue
             parts = path.relative_to(ROOT).with_suffix("").parts
             yield ".".join(("bookserve", *(part for part in parts if part != "__init__"))), path
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -160,34 +171,34 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
-@pytest.mark.parametrize("module", [name for name, _ in modules()])
+@pytest.mark.parametrize("module", modules())
 def test_every_room_imports_only_what_it_may(module: str) -> None:
-    path = dict(modules())[module]
+    path = modules()[module]
     own = next(package for package in MAY_IMPORT if within(module, package))
-    for name in imported(ast.parse(path.read_text())):
+    for name in imported(parsed(path)):
         if within(name, "bookserve") and not within(name, own):
             assert any(within(name, allowed) for allowed in MAY_IMPORT[own]), f"{module} may not import {name}"
 
 
 def test_every_room_of_the_server_stands_on_a_floor() -> None:
-    rooms = {name.removeprefix(f"{SERVER}.").split(".")[0] for name, _ in modules() if name.startswith(f"{SERVER}.")}
+    rooms = {name.removeprefix(f"{SERVER}.").split(".")[0] for name in modules() if name.startswith(f"{SERVER}.")}
     assert rooms == set(chain(*SERVER_FLOORS))
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    known = dict(modules())
+    known = modules()
     imports: dict[str, set[str]] = {}
     for module, path in known.items():
-        names = {name if name in known else name.rpartition(".")[0] for name in imported(ast.parse(path.read_text()))}
+        names = {name if name in known else name.rpartition(".")[0] for name in imported(parsed(path))}
         imports[module] = {name for name in names if name in known and name != module}
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("room", WITHOUT_TENSORFLOW)
 def test_tensorflow_is_never_imported_at_import_time(room: str) -> None:
-    for module, path in modules():
+    for module, path in modules().items():
         if within(module, f"bookserve.{room}"):
-            for node in ast.parse(path.read_text()).body:
+            for node in parsed(path).body:
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     assert not any(name.split(".")[0] in ("tensorflow", "keras") for name in imported(node)), module
 
@@ -243,7 +254,7 @@ def test_the_wheel_carries_every_module_and_data_file(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for module, path in modules():
+    for module, path in modules().items():
         relative = path.relative_to(ROOT)
         assert f"bookserve/{relative}" in names, module
     for folder in ("page", "templates"):

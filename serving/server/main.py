@@ -3,7 +3,6 @@
 What the server needs is imported in the process that serves alone, so that the supervisor stays small.
 """
 
-import importlib.metadata
 import logging
 import sys
 from collections.abc import Callable
@@ -55,6 +54,8 @@ def _supervised(flags: Flags) -> Callable[[], None]:
 
 
 def _tell_versions() -> None:
+    import importlib.metadata
+
     import onnxruntime
 
     try:

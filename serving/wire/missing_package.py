@@ -1,13 +1,9 @@
 """Which package a module that is not installed comes with, and the line that installs it.
 
 A module and its package often differ in name: protobuf is imported as google. Which extra brings a package stands in
-the metadata of this project's own package.
+the metadata of this project's own package. What reads that is imported once a package is missing: every command and
+server imports this module.
 """
-
-from importlib import metadata
-
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 # Module -> its package, where more than a hyphen differs.
 PACKAGES = {
@@ -41,11 +37,18 @@ def told(error: ModuleNotFoundError, extra: str) -> str:
 
 def package(module: str) -> str:
     """The package that a module, as 'google.protobuf', comes with."""
+    from packaging.utils import canonicalize_name
+
     top = module.partition(".")[0]
     return canonicalize_name(PACKAGES.get(top, top))
 
 
 def _packages_by_extra() -> dict[str, set[str]]:
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
     found = metadata.metadata("bookserve")
     brought: dict[str, set[str]] = {extra: set() for extra in found.get_all("Provides-Extra") or ()}
     for line in found.get_all("Requires-Dist") or ():

@@ -1,3 +1,5 @@
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -20,15 +22,29 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs folder with one complete run of MNIST: a small network on a few hundred drawn digits."""
-    folder = tmp_path_factory.mktemp("runs")
+    """A runs folder with one complete run of MNIST: a small network on a few hundred drawn digits.
+
+    The first of the workers that needs it trains for all: nothing changes it.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "runs-of-export"
+    with (shared / "runs-of-export.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            _train(shared / "runs-of-export.tmp")
+            (shared / "runs-of-export.tmp").rename(folder)
+    return folder
+
+
+def _train(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mnist_data, "SAMPLE_TRAIN_ROWS", 300)
         patch.setattr(mnist_data, "SAMPLE_TEST_ROWS", 60)
         tiny = mnist.Config(epochs=1, batch=32, filters_1=4, filters_2=8, hidden=16)
         patch.setitem(mnist.CONFIGS["standard"], "smoke", tiny)
         train_model("mnist", DataRequest("sample"), folder, Console(quiet=True), profile="smoke")
-    return folder
 
 
 @pytest.fixture

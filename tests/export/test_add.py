@@ -1,7 +1,6 @@
 """`bookserve models add`, `show`, `model-server` and `predict` as their user runs them."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -198,26 +197,15 @@ def test_a_file_that_is_no_model_is_one_line_and_nothing_is_published(
     assert not Path("INFECTED").exists()
 
 
-def test_a_child_that_dies_hangs_or_takes_all_memory_is_one_line() -> None:
+def test_a_child_that_dies_hangs_or_takes_all_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
     for limits, kind, message in (
         (confined.Limits(60), "dies", "SIGSEGV"),
         (confined.Limits(2), "hangs", "not done after 2 s"),
         (confined.Limits(60, 512 << 20), "grows", "more memory than 512 MiB"),
     ):
         with pytest.raises(ConfinedError, match=message):
-            confined.call(f"{__name__}:{kind}" if __name__ != "__main__" else kind, {}, limits)
-
-
-def dies(_: object) -> None:
-    os.kill(os.getpid(), 11)
-
-
-def hangs(_: object) -> None:
-    time.sleep(600)
-
-
-def grows(_: object) -> None:
-    np.ones(1 << 30)
+            confined.call(f"bad_children:{kind}", {}, limits)
 
 
 def _ports(count: int) -> list[int]:

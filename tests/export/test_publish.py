@@ -15,7 +15,17 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 import http_calls
 from book_contracts import CONTRACTS
-from bookserve.export import engines, evaluation, onnx_graph, publish, run_graphs, run_reader, savedmodel, tflite_graph
+from bookserve.export import (
+    engines,
+    evaluation,
+    onnx_graph,
+    parity,
+    publish,
+    run_graphs,
+    run_reader,
+    savedmodel,
+    tflite_graph,
+)
 from bookserve.export import manifest as manifests
 from bookserve.export.contracts import Contract, Tensor, to_json
 from bookserve.export.errors import ExportError
@@ -204,13 +214,12 @@ def test_a_savedmodel_whose_variables_tensorflow_1_and_litert_lose_is_refused(
     monkeypatch.setattr(savedmodel, "read_variables", lambda network, _: list(network.variables))
     with pytest.raises(ExportError, match=r"TensorFlow 1's loader refuses the rows: .* Could not find variable"):
         run_graphs.make(job(run, tmp_path))
-    monkeypatch.setattr(engines, "saved_model_session", engines.saved_model)
     with pytest.raises(ExportError, match="the SavedModel and the LiteRT file differ in 'probabilities'"):
-        run_graphs.make(job(run, tmp_path / "again"))
+        run_graphs._tflite(tmp_path, run.contract, run.examples())  # of the files that were written
 
 
 def test_a_savedmodel_that_tensorflow_1_reads_otherwise_is_refused(
-    run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: Path, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = engines.saved_model_session
 
@@ -220,7 +229,7 @@ def test_a_savedmodel_that_tensorflow_1_reads_otherwise_is_refused(
 
     monkeypatch.setattr(engines, "saved_model_session", load_wrongly)
     with pytest.raises(ExportError, match="the SavedModel and the SavedModel in TensorFlow 1's loader differ"):
-        run_graphs.make(job(run, tmp_path))
+        parity.check(published, run.contract, run.examples())
 
 
 def test_what_litert_lacks_is_told_and_refused_only_where_it_is_wanted(
@@ -241,6 +250,8 @@ def test_what_litert_lacks_is_told_and_refused_only_where_it_is_wanted(
     monkeypatch.setattr(tflite_graph, "convert", convert)
     told = run_graphs.make(job(run, tmp_path / "told"))
     assert told["notes"] == ["not tried in LiteRT: LiteRT lacks TensorFlow's operation Digamma, as this model has it"]
+    monkeypatch.setattr(onnx_graph, "convert", lambda *_: None)
+    monkeypatch.setattr(parity, "check", lambda *_: {})
     with pytest.raises(ExportError, match="no LiteRT file can be made: LiteRT lacks TensorFlow's operation Digamma"):
         run_graphs.make(job(run, tmp_path / "wanted", "tflite"))
 

@@ -104,12 +104,13 @@ def test_the_gateways_port_speaks_tls_with_a_certificate(store: Path) -> None:
         assert process.wait(30) == 0
 
 
-def test_serves_until_sigterm_and_ends_cleanly(store: Path) -> None:
+def test_serves_until_sigterm_and_ends_cleanly_with_a_line_a_request_if_asked(store: Path) -> None:
     ports = [free_port() for _ in range(3)]
-    with serving(store, ports) as (process, log):
+    with serving(store, ports, "--verbose") as (process, log):
         wait_until(lambda: started(process, log), "both servers are up", seconds=90)
         assert answers(f"http://127.0.0.1:{ports[1]}/v1/models/scale")
         assert answers(f"http://127.0.0.1:{ports[2]}/")
+        wait_until(lambda: '"path": "/"' in log.read_text(), "the request is in the log")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert "Traceback" not in log.read_text()
@@ -211,16 +212,6 @@ def test_it_names_the_models_that_a_stopped_training_has_left_out(store: Path) -
         assert set(names.split()) == set(re.findall(r"not trained yet: (.*) \(", log.read_text())[0].split())
         process.terminate()
         assert process.wait(60) == 0
-
-
-def test_verbose_shows_a_line_a_request(store: Path) -> None:
-    ports = [free_port() for _ in range(3)]
-    with serving(store, ports, "--verbose") as (process, log):
-        wait_until(lambda: started(process, log), "both servers are up", seconds=90)
-        assert answers(f"http://127.0.0.1:{ports[2]}/")
-        wait_until(lambda: '"path": "/"' in log.read_text(), "the request is in the log")
-        process.terminate()
-        assert process.wait(30) == 0
 
 
 def test_a_killed_serve_leaves_no_server_behind(store: Path) -> None:

@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from bookserve.training import plots
+
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 def test_the_matrix_counts_true_rows_and_predicted_columns(tmp_path: Path) -> None:

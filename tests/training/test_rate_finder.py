@@ -18,6 +18,7 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_command_prints_and_draws_the_curve_of_a_user_s_own_table(tmp_path: Path) -> None:
     table = tmp_path / "points.csv"
     rows = np.random.default_rng(0).normal(size=(300, 2)) * (1, 1000)

@@ -35,7 +35,7 @@ def console() -> Console:
     return Console(quiet=True)
 
 
-@pytest.mark.usefixtures("tiny_mnist")
+@pytest.mark.usefixtures("drawn", "tiny_mnist")
 def test_a_run_leaves_everything_that_export_needs(tmp_path: Path, console: Console) -> None:
     result = run.train_model("mnist", SAMPLE, tmp_path, console, profile="smoke", seed=3)
     assert result.folder.parent == tmp_path / "mnist"

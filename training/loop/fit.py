@@ -50,6 +50,7 @@ def fit(
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:  # Keras's fit fails on batches of odd size
             hosts.fit(model, batches(state.epoch), range(state.epoch, epochs), steps, valid, watchers)
         else:
+            _build_metrics(model, valid)
             params = {"epochs": epochs, "steps": steps, LOSS_IS_MEAN: True}
             model.fit(
                 batches(state.epoch),
@@ -64,6 +65,20 @@ def fit(
     if state.best_weights is not None:
         model.set_weights(state.best_weights)
     return state.history
+
+
+def _build_metrics(model: keras.Model, rows: tf.data.Dataset) -> None:
+    """Make the variables of the metrics, else the first step does, and TensorFlow then traces the step a second time.
+
+    `rows` have the form of those that are trained with.
+    """
+
+    def one(spec: tf.TensorSpec) -> tf.Tensor:
+        return tf.zeros([1, *(size or 1 for size in spec.shape[1:])], spec.dtype)
+
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(tf.nest.map_structure(one, rows.element_spec))
+    model.compute_metrics(x, y, model(x, training=False), weight)
+    model.reset_metrics()
 
 
 class _TrainingState(keras.callbacks.Callback):  # type: ignore[misc]

@@ -6,7 +6,6 @@ anything is allocated for it.
 """
 
 import functools
-import importlib.metadata
 import struct
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
@@ -99,6 +98,8 @@ def model_ready(catalog: Catalog, name: str, version: str) -> bool:
 @functools.cache
 def server_metadata() -> dict[str, Any]:
     """Name, version and extensions of this server."""
+    import importlib.metadata  # which takes as long as a tenth of a server's start
+
     version = importlib.metadata.version("bookserve")
     return {"name": "bookserve", "version": version, "extensions": list(_EXTENSIONS)}
 

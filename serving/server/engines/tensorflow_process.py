@@ -35,7 +35,7 @@ from bookserve.serving.server.types.errors import (
     invalid_argument,
     unavailable,
 )
-from bookserve.serving.wire import tensorflow_error_pb2
+from bookserve.serving.wire import lean_keras, tensorflow_error_pb2
 from bookserve.serving.wire import tensorflow_serving_pb2 as messages
 from bookserve.serving.wire.tensors import Array, TensorError, to_array, to_proto
 
@@ -226,6 +226,8 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     if sys.platform == "linux":  # a thread of the server that keeps to one core may have started this
         os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
+    lean_keras.expect()
+    gc.disable()  # of what is imported, nothing is garbage
     with _quiet_stderr():
         import tensorflow as tf
 
@@ -233,6 +235,7 @@ def main() -> None:
             importlib.import_module("tensorflow_text")  # which registers its operations
     tf.get_logger().setLevel("ERROR")  # the session API is deprecated for building models, not for running them
     gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGCHLD, _reap)
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, _MAX_SOCKETS)

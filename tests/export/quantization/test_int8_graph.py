@@ -42,6 +42,7 @@ def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "_SECONDS", 0.001)
+    monkeypatch.setattr(rates, "_ROUNDS", 5)
 
 
 def rows(seed: int = 3, count: int = 256) -> dict[str, np.ndarray]:

@@ -108,13 +108,17 @@ def test_patience_ends_the_training_also_after_a_stop(tmp_path: Path) -> None:
     assert train(checkpoint, figures=figures, best="figure", patience=2)[1] == history
 
 
-def test_callbacks_get_the_figures_of_a_step_unread() -> None:
+def test_callbacks_get_the_figures_of_a_step_unread_and_a_step_is_traced_once() -> None:
     figures: list[Any] = []
     watcher = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: figures.append(logs["loss"]))
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", metrics=["mae"])
     rows = tf.data.Dataset.from_tensors((X, Y)).repeat()
+    traced: list[Any] = []
+    step = model.train_step
+    model.train_step = lambda data: (traced.append(data), step(data))[1]
     fit(model, lambda _: rows, 2, 3, rows.take(1), [watcher], NO_CHECKPOINT)
+    assert len(traced) == 1
     assert len(figures) == 6
     assert all(isinstance(figure, tf.Tensor) for figure in figures)
 

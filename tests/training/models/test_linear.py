@@ -11,6 +11,7 @@ from bookserve.training.models import STANDARD, linear
 
 
 @pytest.mark.parametrize("profile", ["smoke", pytest.param("default", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("drawn")
 def test_gradient_descent_finds_the_line_within_the_noise(profile: str, tmp_path: Path) -> None:
     result = run.train_model("linear", DataRequest("sample"), tmp_path, Console(quiet=True), profile=profile)
     found = result.metrics["parameters"]

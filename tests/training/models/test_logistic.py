@@ -12,6 +12,7 @@ from bookserve.training.models import STANDARD, logistic
 
 
 @pytest.mark.parametrize("profile", ["smoke", pytest.param("default", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("drawn")
 def test_the_clouds_are_parted_without_an_error(profile: str, tmp_path: Path) -> None:
     result = run.train_model("logistic", DataRequest("sample"), tmp_path, Console(quiet=True), profile=profile)
     assert [result.metrics[split]["accuracy"] for split in ("train", "valid", "test")] == [1.0, 1.0, 1.0]

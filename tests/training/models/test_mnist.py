@@ -69,6 +69,7 @@ def test_the_book_s_network_learns_and_keeps_its_last_weights_or_their_average(
     assert after["test"]["accuracy"] > 0.5
 
 
+@pytest.mark.usefixtures("drawn")
 def test_training_learns_and_evaluation_agrees(digits: ImageSplits, tmp_path: Path) -> None:
     run.make_repeatable(0)
     model = mnist.build_model(TINY)

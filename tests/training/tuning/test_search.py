@@ -48,6 +48,7 @@ def rows_of(report: Report) -> list[dict[str, str]]:
     return list(csv.DictReader((report.folder / search.TABLE).read_text().splitlines()))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_setting_counts_with_the_mean_of_its_repeats(tmp_path: Path, pretend_training: Pretend) -> None:
     tasks = []
 

@@ -18,7 +18,8 @@ from bookserve.serving.wire.tensorflow_pb2 import NodeDef
 def registry() -> Mapping[str, Any]:
     """That of a process of its own: libraries such as LiteRT's converter add operations to the one that loads them."""
     code = (
-        "import sys; from bookserve.serving.server.engines import generate_operations as generator;"
+        "import sys; from bookserve.serving.wire import lean_keras; lean_keras.expect();"
+        "from bookserve.serving.server.engines import generate_operations as generator;"
         "from tensorflow.core.framework.op_def_pb2 import OpList;"
         "sys.stdout.buffer.write(OpList(op=generator.registry().values()).SerializeToString())"
     )

@@ -23,6 +23,7 @@ from bookserve.serving.server.engines.tensorflow_engine import TensorFlowEngine
 from bookserve.serving.server.models import warmup
 from bookserve.serving.server.types.errors import ServingError
 from bookserve.serving.server.types.signatures import Signature
+from bookserve.serving.wire import lean_keras
 from model_servers import wait_until
 
 pytestmark = pytest.mark.usefixtures("tensorflow_kept")
@@ -82,6 +83,14 @@ def test_several_signatures_strings_and_several_outputs(engine: TensorFlowEngine
     loud = run(engine, {"words": np.array([b"a", "ü".encode(), b"\xff\0"], object)}, "shout")
     assert loud["loud"].tolist() == [b"A", "ü".encode(), b"\xff\0"]
     assert loud["lengths"].tolist() == [1, 2, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_the_process_goes_without_what_keras_imports_besides(engine: TensorFlowEngine) -> None:
+    assert tensorflow_engine._TEMPLATE._process is not None
+    libraries = Path(f"/proc/{tensorflow_engine._TEMPLATE._process.pid}/maps").read_text()
+    assert "/tensorflow/" in libraries
+    assert [name for name in lean_keras.UNUSED if f"/{name}/" in libraries] == []
 
 
 def test_signatures_are_batched_only_where_the_manifest_says_so(engine: TensorFlowEngine, folder: Path) -> None:

@@ -17,8 +17,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
+from bookserve.serving.server.settings import flags
+from bookserve.serving.server.transport.listeners import Listeners
+from bookserve.serving.server.types.errors import ServingError
 from certificates import Authority
-from model_servers import Server, StartServer, server_starter, wait_until, write_scale_model
+from model_servers import Server, StartServer, free_port, server_starter, wait_until, write_scale_model
 from raw_http2 import END_HEADERS, HEADERS, RawClient, frame, request_headers
 
 LIVE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -217,21 +220,23 @@ def test_connections_above_the_limit_wait_for_others_to_end(start_server: StartS
     assert server.stop() == 0
 
 
-def test_a_unix_socket_with_tls_is_refused(start_server: StartServer, scale: Path, authority: Authority) -> None:
+def refusal(*arguments: str) -> str:
+    """What ends a start with these flags, before a model is loaded."""
+    with pytest.raises(ServingError) as caught:
+        Listeners(flags.parse(["--bind_address=127.0.0.1", f"--port={free_port()}", *arguments])[0])
+    return str(caught.value)
+
+
+def test_a_unix_socket_with_tls_is_refused(scale: Path, authority: Authority) -> None:
     config = authority.write_config(scale.parent / "ssl.pbtxt")
     path = scale.parent / "grpc.sock"
-    server = start_server(
-        f"--model_base_path={scale}", f"--ssl_config_file={config}", f"--grpc_socket_path={path}", wait=False
-    )
-    assert server.process.wait(60) == 255
-    assert f"INVALID_ARGUMENT: --grpc_socket_path={path} cannot have TLS" in server.log.read_text()
+    told = refusal(f"--ssl_config_file={config}", f"--grpc_socket_path={path}")
+    assert told.startswith(f"INVALID_ARGUMENT: --grpc_socket_path={path} cannot have TLS")
 
 
-def test_a_unix_socket_that_cannot_be_made_is_named(start_server: StartServer, scale: Path) -> None:
-    path = scale.parent / "nowhere" / "grpc.sock"
-    server = start_server(f"--model_base_path={scale}", f"--grpc_socket_path={path}", wait=False)
-    assert server.process.wait(60) == 255
-    assert f"--grpc_socket_path={path}: No such file or directory" in server.log.read_text()
+def test_a_unix_socket_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "grpc.sock"
+    assert f"--grpc_socket_path={path}: No such file or directory" in refusal(f"--grpc_socket_path={path}")
 
 
 def test_control_characters_of_requests_do_not_reach_the_log(start_server: StartServer, scale: Path) -> None:
@@ -260,12 +265,10 @@ def test_tls_that_cannot_work_ends_the_start(start_server: StartServer, tmp_path
     assert "Traceback" not in log
 
 
-def test_a_file_in_the_socket_s_place_is_left_alone(start_server: StartServer, scale: Path, tmp_path: Path) -> None:
+def test_a_file_in_the_socket_s_place_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
-    server = start_server(f"--model_base_path={scale}", f"--grpc_socket_path={path}", wait=False)
-    assert server.process.wait(60) == 255
-    assert f"--grpc_socket_path={path} is there already, and is no socket" in server.log.read_text()
+    assert f"--grpc_socket_path={path} is there already, and is no socket" in refusal(f"--grpc_socket_path={path}")
     assert path.read_text() == "data"
 
 
@@ -281,24 +284,22 @@ def test_a_watcher_learns_of_the_stop_and_holds_nothing_up(start_server: StartSe
 
 
 @pytest.mark.parametrize("flag", ["--port=65536", "--port=-1", "--rest_api_port=70000", "--rest_api_port=99999999999"])
-def test_a_port_that_tcp_has_not_is_refused(start_server: StartServer, scale: Path, flag: str) -> None:
-    server = start_server("--model_name=scale", f"--model_base_path={scale}", flag, wait=False)
-    assert server.process.wait(20) == 255
-    assert f"INVALID_ARGUMENT: {flag} is no port: it must be 0 to 65535" in server.log.read_text()
+def test_a_port_that_tcp_has_not_is_refused(flag: str) -> None:
+    assert refusal(flag) == f"INVALID_ARGUMENT: {flag} is no port: it must be 0 to 65535"
 
 
-def test_an_address_that_is_none_is_named(start_server: StartServer, scale: Path) -> None:
-    settings = ["--model_name=scale", f"--model_base_path={scale}"]
-    server = start_server(*settings, "--bind_address=no.such.host.invalid", wait=False)
-    assert server.process.wait(60) == 255
-    assert "Error: INVALID_ARGUMENT: Failed to BuildAndStart gRPC server: " in server.log.read_text()
-    assert "--bind_address=no.such.host.invalid: " in server.log.read_text()
+def test_an_address_that_is_none_is_named() -> None:
+    told = refusal("--bind_address=no.such.host.invalid")
+    assert told.startswith("INVALID_ARGUMENT: Failed to BuildAndStart gRPC server: ")
+    assert "--bind_address=no.such.host.invalid: " in told
 
 
 def test_a_taken_port_is_told_as_the_original_tells_it(start_server: StartServer, server: Server, scale: Path) -> None:
+    """This and TLS that cannot work prove that the process tells what `refusal` reads, and ends."""
     second = start_server("--model_name=scale", f"--model_base_path={scale}", f"--port={server.grpc_port}", wait=False)
     assert second.process.wait(20) == 255
     assert "Error: INVALID_ARGUMENT: Failed to BuildAndStart gRPC server: " in second.log.read_text()
+    assert f"{server.grpc_port}" in second.log.read_text()
 
 
 @pytest.mark.parametrize("without", ["nothing", "a kernel with IPv6", "an address of IPv6"])

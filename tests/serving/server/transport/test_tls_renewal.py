@@ -112,7 +112,7 @@ class Asking:
 
     def _run(self, way: Callable[[], Iterator[bytes]]) -> None:
         asking = way()
-        while not self._stop.is_set():
+        while not self._stop.wait(0.01):
             try:
                 assert next(asking) == b"hello"
                 self.answered[way.__name__] += 1

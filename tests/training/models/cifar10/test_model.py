@@ -38,6 +38,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
 def test_the_modern_network_learns_reports_and_is_published_with_both_graphs_alike(
     pictures: ImageSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def trained(text: ptb_data.Text) -> Trained:
     return model, ptb.train(model, text, TINY, seed=0, callbacks=[])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_training_learns_the_grammar(trained: Trained, text: ptb_data.Text, tmp_path: Path) -> None:
     model, history = trained
     metrics = ptb.evaluate(model, text, tmp_path)

@@ -99,6 +99,7 @@ def test_perfect_play_is_judged_perfect_and_bad_play_is_not() -> None:
     assert first_free.figures["lost"] > 0.05
 
 
+@pytest.mark.usefixtures("drawn")
 def test_evaluation_plays_as_the_tree_says(tmp_path: Path) -> None:
     tree = trees.tree()
     data = tictactoe.load_data(TINY, DataRequest(), seed=0)
@@ -157,6 +158,7 @@ def test_a_policy_that_the_last_update_breaks_is_an_error_of_one_line(rate: floa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
 def test_a_run_leaves_what_export_needs_and_the_seed_decides_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,10 +127,12 @@ def test_only_a_model_with_a_memory_tells_a_similarity() -> None:
     assert set(tox21.serving_model(tox21.build_model(alone)).output) == {"probabilities"}
 
 
+@pytest.mark.usefixtures("drawn")
 def test_training_learns_and_keeps_its_best_epoch(
     molecules: Molecules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tox21, "FOREST_TREES", 5)
+    monkeypatch.setattr(tox21, "RESAMPLES", 40)
     run.make_repeatable(0)
     model = tox21.build_model(TINY)
     before = tox21.mean_auc(tox21.assay_aucs(molecules.test.results, tox21.predict(model, molecules.test.inputs)))

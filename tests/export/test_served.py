@@ -59,7 +59,7 @@ class Asker:
 
     def ask(self, label: str) -> None:
         with grpc.insecure_channel(self._target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-            while not self.stop.wait(0.01):
+            while not self.stop.is_set():
                 before = self.settled.get(label)
                 try:
                     version = version_for(channel, label)

@@ -512,7 +512,7 @@ def test_readers_never_see_half_a_version(tmp_path: Path, manifest: Manifest) ->
 
     reader = threading.Thread(target=read)
     reader.start()
-    deadline = time.monotonic() + 0.8
+    deadline = time.monotonic() + 1.5
     while time.monotonic() < deadline:
         publish(store, manifest)
     stop.set()

@@ -82,7 +82,7 @@ def test_new_certificates_are_shown_without_a_restart_or_a_failed_request(folder
         nonlocal answered
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        while not stop.wait(0.01):
+        while not stop.is_set():
             connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=context)
             try:
                 connection.request("GET", "/healthz")

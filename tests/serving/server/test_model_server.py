@@ -509,7 +509,7 @@ def test_a_new_version_takes_over_without_a_failed_request(start_server: StartSe
     def ask() -> None:
         with grpc.insecure_channel(server.target) as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            while not stop.wait(0.01):
+            while not stop.is_set():
                 response = stub.Predict(request_of([[1, 1, 1]]), timeout=10)
                 version = response.model_spec.version.value
                 assert list(response.outputs["y"].float_val) == [2.0 * version] * 3
@@ -517,7 +517,7 @@ def test_a_new_version_takes_over_without_a_failed_request(start_server: StartSe
                 counts["answers"] += 1
 
     def ask_rest() -> None:
-        while not stop.wait(0.01):
+        while not stop.is_set():
             status, answer = post(server, "/v1/models/scale:predict", {"instances": [[1, 1, 1], [1, 1, 1]]})
             assert status == 200
             first, second = answer["predictions"]

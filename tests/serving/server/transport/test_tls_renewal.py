@@ -112,7 +112,7 @@ class Asking:
 
     def _run(self, way: Callable[[], Iterator[bytes]]) -> None:
         asking = way()
-        while not self._stop.wait(0.01):
+        while not self._stop.is_set():
             try:
                 assert next(asking) == b"hello"
                 self.answered[way.__name__] += 1

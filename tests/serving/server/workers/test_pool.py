@@ -236,7 +236,7 @@ def test_versions_are_swapped_under_load_without_a_failure(server: Server, folde
 
     def keep_asking(channel: grpc.Channel) -> int:
         asked = 0
-        while not stop.wait(0.01):
+        while not stop.is_set():
             before = ended
             version, values = predict(channel, "swapped")
             assert version > before
@@ -378,7 +378,7 @@ def test_a_spare_process_takes_the_place_of_one_that_dies(start_server: StartSer
     def keep_asking() -> None:
         while not stop.is_set():
             with suppress(http.client.HTTPException, OSError), connections(server, 1) as (rest,):
-                while not stop.wait(0.01):
+                while not stop.is_set():
                     assert rest.predict()[0] == 200
 
     with ThreadPoolExecutor() as pool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from bookserve.export.contracts import Contract, Tensor, shape_text
-from bookserve.export.manifest import DataCard, Float16, Manifest, Quantization
+from bookserve.export.manifest import DataCard, HalfPrecision, Manifest, Quantization
 
 _LABELS = 12  # that are shown
 
@@ -51,8 +51,9 @@ def origin(found: Manifest) -> Iterator[str]:
         yield "parity    " + "  ".join(f"{output} {value:.2g}" for output, value in found.parity.items())
     if found.quantization is not None:
         yield from (f"int8      {line}" for line in quantization(found.quantization))
-    if found.float16 is not None:
-        yield from (f"float16   {line}" for line in float16(found.float16, found.parity))
+    for precision, half in (("float16", found.float16), ("bfloat16", found.bfloat16)):
+        if half is not None:
+            yield from (f"{precision:9} {line}" for line in half_precision(precision, half, found.parity))
     if found.rows_independent is not None:
         yield f"rows      declared {'independent' if found.rows_independent else 'dependent'}"
     yield "made with " + "  ".join(f"{library} {number}" for library, number in found.made_with.items())
@@ -88,16 +89,17 @@ def quantization(found: Quantization) -> list[str]:
     return told
 
 
-def float16(found: Float16, parity: Mapping[str, float]) -> list[str]:
-    """How a float16 graph was made, and how near its answers are."""
-    smaller = found.bytes["float16"] / found.bytes["float32"]
+def half_precision(precision: str, found: HalfPrecision, parity: Mapping[str, float]) -> list[str]:
+    """How a float16 or bfloat16 graph was made, and how near its answers are."""
+    smaller = found.bytes[precision] / found.bytes["float32"]
     worst = ", ".join(f"{name} {value:.2g}" for name, value in parity.items())
     return [
-        f"float16 of version {found.version}; inputs and outputs have their types of before",
+        f"{precision} of version {found.version}; inputs and outputs have their types of before",
         f"largest differences on {found.rows} {'random ' if found.drawn else ''}rows: {worst}",
         f"allowed: {found.tolerance:g} of an output's largest value, on the CPU; GPUs may be further off",
         f"compared on {found.processor}",
-        f"graph {found.bytes['float16']:,} bytes, {smaller:.0%} of {found.bytes['float32']:,}",
+        f"graph {found.bytes[precision]:,} bytes, {smaller:.0%} of {found.bytes['float32']:,}",
+        *(["on CPUs it is computed in float32"] if precision == "bfloat16" else []),
     ]
 
 

@@ -11,14 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from bookserve.export.errors import ExportError
+from bookserve.serving.wire import wide_bfloat16
 
 Rows = Mapping[str, npt.NDArray[Any]]
 _OTHER_TYPES = "Could not find an implementation"  # of an operation, for the types that the graph gives it
+_NARROW = "bfloat16"  # in a type: NumPy has none
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 Run = Callable[[Rows], dict[str, npt.NDArray[Any]]]
 
 
-def onnx_graph(path: Path, threads: int = 0) -> Run:
-    """An ONNX graph, by ONNX Runtime on the CPU; `threads` are as many as there are cores where it is 0.
+def onnx_graph(path: Path | bytes, threads: int = 0) -> Run:
+    """An ONNX graph, or the file with one, by ONNX Runtime on the CPU; `threads` are all cores where it is 0.
+
+    As in the model server, bfloat16 is computed in float32 where ONNX Runtime lacks an operation in it.
 
     Raises:
         ExportError: ONNX Runtime does not load it.
@@ -28,19 +33,37 @@ def onnx_graph(path: Path, threads: int = 0) -> Run:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    content = path if isinstance(path, bytes) else str(path)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = _session(content, options)
     except Exception as error:  # its exceptions share no base class below this one
-        reason = _first_line(error)
-        if _OTHER_TYPES in reason:
-            reason += ", of these types: on CPUs it computes in float32 and float16, not in bfloat16"
-        raise ExportError(f"ONNX Runtime does not load it: {reason}") from error
+        raise ExportError(f"ONNX Runtime does not load it: {_first_line(error)}") from error
     names = [value.name for value in session.get_outputs()]
+    narrow = [value.name for value in (*session.get_inputs(), *session.get_outputs()) if _NARROW in value.type]
 
     def run(rows: Rows) -> dict[str, npt.NDArray[Any]]:
+        if narrow:
+            raise ExportError(f"'{narrow[0]}' is bfloat16, which NumPy has not: cast inputs and outputs to float32")
         return dict(zip(names, (np.asarray(value) for value in session.run(names, dict(rows))), strict=True))
 
     return run
+
+
+def _session(content: str | bytes, options: Any) -> Any:
+    import onnxruntime
+
+    providers = ["CPUExecutionProvider"]
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=providers)
+    except Exception as error:  # as above
+        if _OTHER_TYPES not in str(error):
+            raise
+        wide = wide_bfloat16.widened(content if isinstance(content, bytes) else Path(content).read_bytes())
+        if wide is None:
+            raise
+        if isinstance(content, str):
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(Path(content).parent))
+        return onnxruntime.InferenceSession(wide, options, providers=providers)
 
 
 def saved_model(folder: Path, signature: str) -> Run:

@@ -6,7 +6,7 @@ class ExportError(Exception):
 
 
 class NoGainError(ExportError):
-    """No int8 or float16 graph is good, fast or small enough to be published; the message says what came out."""
+    """No smaller graph is good, fast or small enough to be published; the message says what came out."""
 
 
 class WorseError(ExportError):

@@ -105,8 +105,8 @@ class Quantization:
 
 
 @dataclass(frozen=True)
-class Float16:
-    """How far the float16 graph of a version may be from the float32 graph of `version`, by which it was made.
+class HalfPrecision:
+    """How far the graph of 16 bits of a version may be from the float32 graph of `version`, by which it was made.
 
     Both were asked `rows` rows (`drawn` at random, or given) on the CPU `processor`. `tolerance` is the allowed
     difference as a fraction of an output's largest value; the manifest's `parity` has the differences found. `bytes`
@@ -131,7 +131,7 @@ class Manifest:
     declared: whether no row of a request changes another row's outputs. It is None where nobody said; the model server
     then proves it of an ONNX graph by itself, at each load. `configuration`, `profile`, `seed`, `config` (its numbers),
     `data` and `data_card` tell of a training, `source` of a model that was made elsewhere, `quantization` of an int8
-    graph (`precision` "int8"), `float16` of a float16 graph.
+    graph (`precision` "int8"), `float16` or `bfloat16` of a graph of that precision.
     """
 
     model: str
@@ -152,7 +152,8 @@ class Manifest:
     precision: str = "float32"
     source: Source | None = None
     quantization: Quantization | None = None
-    float16: Float16 | None = None
+    float16: HalfPrecision | None = None
+    bfloat16: HalfPrecision | None = None
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -167,7 +168,8 @@ _PARTS: dict[str, type[Any]] = {
     "data_card": DataCard,
     "source": Source,
     "quantization": Quantization,
-    "float16": Float16,
+    "float16": HalfPrecision,
+    "bfloat16": HalfPrecision,
 }
 
 

@@ -22,7 +22,7 @@ from bookserve.export.errors import ExportError, NoGainError, StoreError
 from bookserve.export.figures import Figure
 from bookserve.export.manifest import Manifest
 from bookserve.export.options import models_dir_option, runs_dir_option
-from bookserve.export.quantization import float16
+from bookserve.export.quantization import half
 from bookserve.export.quantization.command import max_loss_option, min_speed_up_option
 from bookserve.export.quantization.demands import Demands
 from bookserve.export.silence_tensorflow import silence_tensorflow
@@ -40,7 +40,7 @@ from bookserve.training.settings import grid as grid_of
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "int8", "float16")
+PRECISIONS = ("float32", "int8", *half.PRECISIONS)
 TRACKERS = ("mlflow",)
 SAMPLERS = ("tpe", "random", "grid")
 
@@ -74,8 +74,8 @@ precision_option = click.option(
     type=click.Choice(PRECISIONS),
     default=PRECISIONS[0],
     show_default=True,
-    help="int8: one more version, whose graph is int8, calibrated on training rows and judged on test rows. float16: "
-    "one more version, whose graph is float16, for GPUs.",
+    help="int8: one more version, whose graph is int8, calibrated on training rows and judged on test rows. float16, "
+    "bfloat16: one more version, whose graph is that, for GPUs.",
 )
 fresh_option = click.option(
     "--fresh", is_flag=True, help="Start anew, even where a training of the same settings was stopped halfway."
@@ -337,7 +337,7 @@ def train_all(
                     if precision == "int8":
                         smaller = publish_int8(run, published, store, data_dir, demands, click.echo)
                     else:
-                        smaller = _publish_float16(run, published, store)
+                        smaller = _publish_half(run, published, store, precision)
                     version += f", {smaller.version} ({precision})"
                 except NoGainError as error:
                     click.echo(f"{name}: {error}")
@@ -434,8 +434,8 @@ def export(
                 from bookserve.training.quantized import publish_int8
             demands = Demands(max_loss=max_loss, min_speed_up=min_speed_up)
             publish_int8(run, published, store, data_dir, demands, click.echo)
-        elif precision == "float16":
-            _publish_float16(run, published, store)
+        elif precision in half.PRECISIONS:
+            _publish_half(run, published, store, precision)
     except (DataError, TrainingError, ExportError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -605,10 +605,10 @@ def _say_what_the_served_may_know(run: run_reader.TrainingRun, store: ModelStore
         )
 
 
-def _publish_float16(run: run_reader.TrainingRun, published: Manifest, store: ModelStore) -> Manifest:
-    """The float16 version of `published`, the float version of `run`, compared on its test rows."""
+def _publish_half(run: run_reader.TrainingRun, published: Manifest, store: ModelStore, precision: str) -> Manifest:
+    """The version of 16 bits of `published`, the float version of `run`, compared on its test rows."""
     rows = run.folder / run_format.EXAMPLES
-    return float16.halve(store, published.model, published.version, rows, confined.NONE, click.echo)
+    return half.halve(store, published.model, published.version, precision, rows, confined.NONE, click.echo)
 
 
 def _check_alone(command: str) -> None:

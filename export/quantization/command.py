@@ -7,12 +7,12 @@ import click
 from bookserve.export.confined import Limits
 from bookserve.export.errors import ExportError
 from bookserve.export.options import max_memory_option, models_dir_option
-from bookserve.export.quantization import float16
+from bookserve.export.quantization import half
 from bookserve.export.quantization import quantize as quantizing
 from bookserve.export.quantization.demands import METHODS, Demands
 from bookserve.export.store import ModelStore
 
-PRECISIONS = ("int8", "float16")
+PRECISIONS = ("int8", *half.PRECISIONS)
 method_option = click.option(
     "--method",
     type=click.Choice(METHODS),
@@ -51,14 +51,14 @@ calibration_rows_option = click.option(
     type=click.Choice(PRECISIONS),
     default=PRECISIONS[0],
     show_default=True,
-    help="int8: for CPUs, with a figure. float16: for GPUs, half the size; the other options are for int8.",
+    help="int8: for CPUs, with a figure. float16, bfloat16: for GPUs, half the size; the other options are for int8.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     default=None,
     help="Rows: .npz with an array for each input, or .npy for one. Those that do not calibrate are for the figure. "
-    "float16 is compared on them, or else on random rows.",
+    "The others are compared on them, or else on random rows.",
 )
 @click.option(
     "--targets",
@@ -96,18 +96,19 @@ def quantize(
     both graphs are measured, and stand in the manifest and the model card. A graph that loses more than --max-loss, or
     is not faster, is not published: the command ends with status 1 then.
 
-    With --precision float16 the graph is float16, but for inputs and outputs. It is published if its answers are near
-    enough to the float32 graph's, on the CPU; figure and speed are not measured.
+    With --precision float16 or bfloat16 the graph is that, but for inputs and outputs. It is published if its answers
+    are near enough to the float32 graph's, on the CPU; figure and speed are not measured. A server without a GPU does
+    not load a bfloat16 graph.
     """
     if precision == "int8" and data is None:
         raise click.UsageError("--precision int8 needs --data: rows that calibrate and rows for the figure")
-    if precision == "float16" and targets is not None:
+    if precision != "int8" and targets is not None:
         raise click.UsageError("--targets is for --precision int8")
     wishes = quantizing.Wishes(targets, calibration_rows, Demands(method, max_loss, min_speed_up))
     limits = Limits(max_seconds, max_memory << 20)
     try:
-        if data is None or precision == "float16":
-            float16.halve(ModelStore(models_dir), name, version, data, limits, click.echo)
+        if data is None or precision != "int8":
+            half.halve(ModelStore(models_dir), name, version, precision, data, limits, click.echo)
         else:
             quantizing.quantize(ModelStore(models_dir), name, version, data, wishes, limits, click.echo)
     except ExportError as error:

@@ -13,7 +13,7 @@ from google.protobuf.internal import builder as _builder
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\'bookserve/serving/wire/onnx_graph.proto\x12\x0e\x62ookserve.onnx\"\xb7\x01\n\nModelProto\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12)\n\x05graph\x18\x07 \x01(\x0b\x32\x1a.bookserve.onnx.GraphProto\x12\x38\n\x0copset_import\x18\x08 \x03(\x0b\x32\".bookserve.onnx.OperatorSetIdProto\x12\x30\n\tfunctions\x18\x19 \x03(\x0b\x32\x1d.bookserve.onnx.FunctionProto\"5\n\x12OperatorSetIdProto\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x8d\x02\n\rFunctionProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05input\x18\x04 \x03(\t\x12\x0e\n\x06output\x18\x05 \x03(\t\x12\x11\n\tattribute\x18\x06 \x03(\t\x12\'\n\x04node\x18\x07 \x03(\x0b\x32\x19.bookserve.onnx.NodeProto\x12\x38\n\x0copset_import\x18\t \x03(\x0b\x32\".bookserve.onnx.OperatorSetIdProto\x12\x0e\n\x06\x64omain\x18\n \x01(\t\x12\x37\n\x0f\x61ttribute_proto\x18\x0b \x03(\x0b\x32\x1e.bookserve.onnx.AttributeProto\x12\x10\n\x08overload\x18\r \x01(\t\"\x93\x02\n\nGraphProto\x12\'\n\x04node\x18\x01 \x03(\x0b\x32\x19.bookserve.onnx.NodeProto\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x30\n\x0binitializer\x18\x05 \x03(\x0b\x32\x1b.bookserve.onnx.TensorProto\x12-\n\x05input\x18\x0b \x03(\x0b\x32\x1e.bookserve.onnx.ValueInfoProto\x12.\n\x06output\x18\x0c \x03(\x0b\x32\x1e.bookserve.onnx.ValueInfoProto\x12=\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32!.bookserve.onnx.SparseTensorProto\"\x9e\x01\n\tNodeProto\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x31\n\tattribute\x18\x05 \x03(\x0b\x32\x1e.bookserve.onnx.AttributeProto\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\x12\x10\n\x08overload\x18\x08 \x01(\t\"\xe2\x01\n\x0e\x41ttributeProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01\x66\x18\x02 \x01(\x02\x12\t\n\x01i\x18\x03 \x01(\x03\x12\t\n\x01s\x18\x04 \x01(\x0c\x12&\n\x01t\x18\x05 \x01(\x0b\x32\x1b.bookserve.onnx.TensorProto\x12%\n\x01g\x18\x06 \x01(\x0b\x32\x1a.bookserve.onnx.GraphProto\x12\x0e\n\x06\x66loats\x18\x07 \x03(\x02\x12\x0c\n\x04ints\x18\x08 \x03(\x03\x12\x0f\n\x07strings\x18\t \x03(\x0c\x12\x0c\n\x04type\x18\x14 \x01(\x05\x12\x15\n\rref_attr_name\x18\x15 \x01(\t\"\xdf\x01\n\x0bTensorProto\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x16\n\nfloat_data\x18\x04 \x03(\x02\x42\x02\x10\x01\x12\x16\n\nint32_data\x18\x05 \x03(\x05\x42\x02\x10\x01\x12\x16\n\nint64_data\x18\x07 \x03(\x03\x42\x02\x10\x01\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x10\n\x08raw_data\x18\t \x01(\x0c\x12\x17\n\x0b\x64ouble_data\x18\n \x03(\x01\x42\x02\x10\x01\x12\x17\n\x0buint64_data\x18\x0b \x03(\x04\x42\x02\x10\x01\x12\x15\n\rdata_location\x18\x0e \x01(\x05\"@\n\x11SparseTensorProto\x12+\n\x06values\x18\x01 \x01(\x0b\x32\x1b.bookserve.onnx.TensorProto\"G\n\x0eValueInfoProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04type\x18\x02 \x01(\x0b\x32\x19.bookserve.onnx.TypeProto\"\x90\x01\n\tTypeProto\x12\x35\n\x0btensor_type\x18\x01 \x01(\x0b\x32 .bookserve.onnx.TypeProto.Tensor\x1aL\n\x06Tensor\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12/\n\x05shape\x18\x02 \x01(\x0b\x32 .bookserve.onnx.TensorShapeProto\"~\n\x10TensorShapeProto\x12\x37\n\x03\x64im\x18\x01 \x03(\x0b\x32*.bookserve.onnx.TensorShapeProto.Dimension\x1a\x31\n\tDimension\x12\x11\n\tdim_value\x18\x01 \x01(\x03\x12\x11\n\tdim_param\x18\x02 \x01(\t')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\'bookserve/serving/wire/onnx_graph.proto\x12\x0e\x62ookserve.onnx\"\xb7\x01\n\nModelProto\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12)\n\x05graph\x18\x07 \x01(\x0b\x32\x1a.bookserve.onnx.GraphProto\x12\x38\n\x0copset_import\x18\x08 \x03(\x0b\x32\".bookserve.onnx.OperatorSetIdProto\x12\x30\n\tfunctions\x18\x19 \x03(\x0b\x32\x1d.bookserve.onnx.FunctionProto\"5\n\x12OperatorSetIdProto\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xc1\x02\n\rFunctionProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05input\x18\x04 \x03(\t\x12\x0e\n\x06output\x18\x05 \x03(\t\x12\x11\n\tattribute\x18\x06 \x03(\t\x12\'\n\x04node\x18\x07 \x03(\x0b\x32\x19.bookserve.onnx.NodeProto\x12\x38\n\x0copset_import\x18\t \x03(\x0b\x32\".bookserve.onnx.OperatorSetIdProto\x12\x0e\n\x06\x64omain\x18\n \x01(\t\x12\x37\n\x0f\x61ttribute_proto\x18\x0b \x03(\x0b\x32\x1e.bookserve.onnx.AttributeProto\x12\x32\n\nvalue_info\x18\x0c \x03(\x0b\x32\x1e.bookserve.onnx.ValueInfoProto\x12\x10\n\x08overload\x18\r \x01(\t\"\xc7\x02\n\nGraphProto\x12\'\n\x04node\x18\x01 \x03(\x0b\x32\x19.bookserve.onnx.NodeProto\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x30\n\x0binitializer\x18\x05 \x03(\x0b\x32\x1b.bookserve.onnx.TensorProto\x12-\n\x05input\x18\x0b \x03(\x0b\x32\x1e.bookserve.onnx.ValueInfoProto\x12.\n\x06output\x18\x0c \x03(\x0b\x32\x1e.bookserve.onnx.ValueInfoProto\x12\x32\n\nvalue_info\x18\r \x03(\x0b\x32\x1e.bookserve.onnx.ValueInfoProto\x12=\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32!.bookserve.onnx.SparseTensorProto\"\x9e\x01\n\tNodeProto\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x31\n\tattribute\x18\x05 \x03(\x0b\x32\x1e.bookserve.onnx.AttributeProto\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\x12\x10\n\x08overload\x18\x08 \x01(\t\"\xe2\x01\n\x0e\x41ttributeProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01\x66\x18\x02 \x01(\x02\x12\t\n\x01i\x18\x03 \x01(\x03\x12\t\n\x01s\x18\x04 \x01(\x0c\x12&\n\x01t\x18\x05 \x01(\x0b\x32\x1b.bookserve.onnx.TensorProto\x12%\n\x01g\x18\x06 \x01(\x0b\x32\x1a.bookserve.onnx.GraphProto\x12\x0e\n\x06\x66loats\x18\x07 \x03(\x02\x12\x0c\n\x04ints\x18\x08 \x03(\x03\x12\x0f\n\x07strings\x18\t \x03(\x0c\x12\x0c\n\x04type\x18\x14 \x01(\x05\x12\x15\n\rref_attr_name\x18\x15 \x01(\t\"\xdf\x01\n\x0bTensorProto\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x16\n\nfloat_data\x18\x04 \x03(\x02\x42\x02\x10\x01\x12\x16\n\nint32_data\x18\x05 \x03(\x05\x42\x02\x10\x01\x12\x16\n\nint64_data\x18\x07 \x03(\x03\x42\x02\x10\x01\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x10\n\x08raw_data\x18\t \x01(\x0c\x12\x17\n\x0b\x64ouble_data\x18\n \x03(\x01\x42\x02\x10\x01\x12\x17\n\x0buint64_data\x18\x0b \x03(\x04\x42\x02\x10\x01\x12\x15\n\rdata_location\x18\x0e \x01(\x05\"@\n\x11SparseTensorProto\x12+\n\x06values\x18\x01 \x01(\x0b\x32\x1b.bookserve.onnx.TensorProto\"G\n\x0eValueInfoProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04type\x18\x02 \x01(\x0b\x32\x19.bookserve.onnx.TypeProto\"\x90\x01\n\tTypeProto\x12\x35\n\x0btensor_type\x18\x01 \x01(\x0b\x32 .bookserve.onnx.TypeProto.Tensor\x1aL\n\x06Tensor\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12/\n\x05shape\x18\x02 \x01(\x0b\x32 .bookserve.onnx.TensorShapeProto\"~\n\x10TensorShapeProto\x12\x37\n\x03\x64im\x18\x01 \x03(\x0b\x32*.bookserve.onnx.TensorShapeProto.Dimension\x1a\x31\n\tDimension\x12\x11\n\tdim_value\x18\x01 \x01(\x03\x12\x11\n\tdim_param\x18\x02 \x01(\t')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,25 +35,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATORSETIDPROTO']._serialized_start=245
   _globals['_OPERATORSETIDPROTO']._serialized_end=298
   _globals['_FUNCTIONPROTO']._serialized_start=301
-  _globals['_FUNCTIONPROTO']._serialized_end=570
-  _globals['_GRAPHPROTO']._serialized_start=573
-  _globals['_GRAPHPROTO']._serialized_end=848
-  _globals['_NODEPROTO']._serialized_start=851
-  _globals['_NODEPROTO']._serialized_end=1009
-  _globals['_ATTRIBUTEPROTO']._serialized_start=1012
-  _globals['_ATTRIBUTEPROTO']._serialized_end=1238
-  _globals['_TENSORPROTO']._serialized_start=1241
-  _globals['_TENSORPROTO']._serialized_end=1464
-  _globals['_SPARSETENSORPROTO']._serialized_start=1466
-  _globals['_SPARSETENSORPROTO']._serialized_end=1530
-  _globals['_VALUEINFOPROTO']._serialized_start=1532
-  _globals['_VALUEINFOPROTO']._serialized_end=1603
-  _globals['_TYPEPROTO']._serialized_start=1606
-  _globals['_TYPEPROTO']._serialized_end=1750
-  _globals['_TYPEPROTO_TENSOR']._serialized_start=1674
-  _globals['_TYPEPROTO_TENSOR']._serialized_end=1750
-  _globals['_TENSORSHAPEPROTO']._serialized_start=1752
-  _globals['_TENSORSHAPEPROTO']._serialized_end=1878
-  _globals['_TENSORSHAPEPROTO_DIMENSION']._serialized_start=1829
-  _globals['_TENSORSHAPEPROTO_DIMENSION']._serialized_end=1878
+  _globals['_FUNCTIONPROTO']._serialized_end=622
+  _globals['_GRAPHPROTO']._serialized_start=625
+  _globals['_GRAPHPROTO']._serialized_end=952
+  _globals['_NODEPROTO']._serialized_start=955
+  _globals['_NODEPROTO']._serialized_end=1113
+  _globals['_ATTRIBUTEPROTO']._serialized_start=1116
+  _globals['_ATTRIBUTEPROTO']._serialized_end=1342
+  _globals['_TENSORPROTO']._serialized_start=1345
+  _globals['_TENSORPROTO']._serialized_end=1568
+  _globals['_SPARSETENSORPROTO']._serialized_start=1570
+  _globals['_SPARSETENSORPROTO']._serialized_end=1634
+  _globals['_VALUEINFOPROTO']._serialized_start=1636
+  _globals['_VALUEINFOPROTO']._serialized_end=1707
+  _globals['_TYPEPROTO']._serialized_start=1710
+  _globals['_TYPEPROTO']._serialized_end=1854
+  _globals['_TYPEPROTO_TENSOR']._serialized_start=1778
+  _globals['_TYPEPROTO_TENSOR']._serialized_end=1854
+  _globals['_TENSORSHAPEPROTO']._serialized_start=1856
+  _globals['_TENSORSHAPEPROTO']._serialized_end=1982
+  _globals['_TENSORSHAPEPROTO_DIMENSION']._serialized_start=1933
+  _globals['_TENSORSHAPEPROTO_DIMENSION']._serialized_end=1982
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ class OperatorSetIdProto(_message.Message):
     def __init__(self, domain: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class FunctionProto(_message.Message):
-    __slots__ = ("name", "input", "output", "attribute", "node", "opset_import", "domain", "attribute_proto", "overload")
+    __slots__ = ("name", "input", "output", "attribute", "node", "opset_import", "domain", "attribute_proto", "value_info", "overload")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class FunctionProto(_message.Message):
     OPSET_IMPORT_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTE_PROTO_FIELD_NUMBER: _ClassVar[int]
+    VALUE_INFO_FIELD_NUMBER: _ClassVar[int]
     OVERLOAD_FIELD_NUMBER: _ClassVar[int]
     name: str
     input: _containers.RepeatedScalarFieldContainer[str]
@@ -45,24 +46,27 @@ class FunctionProto(_message.Message):
     opset_import: _containers.RepeatedCompositeFieldContainer[OperatorSetIdProto]
     domain: str
     attribute_proto: _containers.RepeatedCompositeFieldContainer[AttributeProto]
+    value_info: _containers.RepeatedCompositeFieldContainer[ValueInfoProto]
     overload: str
-    def __init__(self, name: _Optional[str] = ..., input: _Optional[_Iterable[str]] = ..., output: _Optional[_Iterable[str]] = ..., attribute: _Optional[_Iterable[str]] = ..., node: _Optional[_Iterable[_Union[NodeProto, _Mapping]]] = ..., opset_import: _Optional[_Iterable[_Union[OperatorSetIdProto, _Mapping]]] = ..., domain: _Optional[str] = ..., attribute_proto: _Optional[_Iterable[_Union[AttributeProto, _Mapping]]] = ..., overload: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., input: _Optional[_Iterable[str]] = ..., output: _Optional[_Iterable[str]] = ..., attribute: _Optional[_Iterable[str]] = ..., node: _Optional[_Iterable[_Union[NodeProto, _Mapping]]] = ..., opset_import: _Optional[_Iterable[_Union[OperatorSetIdProto, _Mapping]]] = ..., domain: _Optional[str] = ..., attribute_proto: _Optional[_Iterable[_Union[AttributeProto, _Mapping]]] = ..., value_info: _Optional[_Iterable[_Union[ValueInfoProto, _Mapping]]] = ..., overload: _Optional[str] = ...) -> None: ...
 
 class GraphProto(_message.Message):
-    __slots__ = ("node", "name", "initializer", "input", "output", "sparse_initializer")
+    __slots__ = ("node", "name", "initializer", "input", "output", "value_info", "sparse_initializer")
     NODE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INITIALIZER_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    VALUE_INFO_FIELD_NUMBER: _ClassVar[int]
     SPARSE_INITIALIZER_FIELD_NUMBER: _ClassVar[int]
     node: _containers.RepeatedCompositeFieldContainer[NodeProto]
     name: str
     initializer: _containers.RepeatedCompositeFieldContainer[TensorProto]
     input: _containers.RepeatedCompositeFieldContainer[ValueInfoProto]
     output: _containers.RepeatedCompositeFieldContainer[ValueInfoProto]
+    value_info: _containers.RepeatedCompositeFieldContainer[ValueInfoProto]
     sparse_initializer: _containers.RepeatedCompositeFieldContainer[SparseTensorProto]
-    def __init__(self, node: _Optional[_Iterable[_Union[NodeProto, _Mapping]]] = ..., name: _Optional[str] = ..., initializer: _Optional[_Iterable[_Union[TensorProto, _Mapping]]] = ..., input: _Optional[_Iterable[_Union[ValueInfoProto, _Mapping]]] = ..., output: _Optional[_Iterable[_Union[ValueInfoProto, _Mapping]]] = ..., sparse_initializer: _Optional[_Iterable[_Union[SparseTensorProto, _Mapping]]] = ...) -> None: ...
+    def __init__(self, node: _Optional[_Iterable[_Union[NodeProto, _Mapping]]] = ..., name: _Optional[str] = ..., initializer: _Optional[_Iterable[_Union[TensorProto, _Mapping]]] = ..., input: _Optional[_Iterable[_Union[ValueInfoProto, _Mapping]]] = ..., output: _Optional[_Iterable[_Union[ValueInfoProto, _Mapping]]] = ..., value_info: _Optional[_Iterable[_Union[ValueInfoProto, _Mapping]]] = ..., sparse_initializer: _Optional[_Iterable[_Union[SparseTensorProto, _Mapping]]] = ...) -> None: ...
 
 class NodeProto(_message.Message):
     __slots__ = ("input", "output", "name", "op_type", "attribute", "domain", "overload")

@@ -26,7 +26,7 @@ from bookserve.serving.server.types.signatures import (
     from_proto,
     read_meta_graph,
 )
-from bookserve.serving.wire import tensorflow_pb2, text_locale, zip_map
+from bookserve.serving.wire import tensorflow_pb2, text_locale, wide_bfloat16, zip_map
 from bookserve.serving.wire.tensors import Array
 
 log = logging.getLogger(__name__)
@@ -59,12 +59,10 @@ class OnnxEngine:
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session_options.log_severity_level = _ERROR_LEVEL
         content, reading, self.labels, self._companions, listed = _prepare(graph)
-        if isinstance(content, bytes):
-            session_options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
         try:
             for library in options.custom_op_libraries:
                 session_options.register_custom_ops_library(library)
-            self._session = _session(content, session_options)
+            self._session = _session(content, session_options, graph)
             own, optional = onnx_signature.of_session(self._session, graph)
         except ServingError:
             raise
@@ -178,9 +176,22 @@ def _prepare(path: Path) -> _Prepared:
         return _Prepared(str(path), reading, {}, {})
 
 
-def _session(graph: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _session(content: str | bytes, options: onnxruntime.SessionOptions, path: Path) -> onnxruntime.InferenceSession:
+    """What runs the graph in `content`, of the file `path`; in float32 where an operation lacks in bfloat16."""
     providers = [name for name in onnxruntime.get_available_providers() if name != _REMOTE]
-    return onnxruntime.InferenceSession(graph, options, providers=providers)
+    if isinstance(content, bytes):
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+        if _OTHER_TYPES not in str(error):
+            raise
+        wide = wide_bfloat16.widened(content if isinstance(content, bytes) else path.read_bytes())
+        if wide is None:
+            raise
+        log.info("%s is computed in float32, not in bfloat16: %s", path, error)
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
+        return onnxruntime.InferenceSession(wide, options, providers=providers)
 
 
 def _remedy(reason: str) -> str:
@@ -188,7 +199,7 @@ def _remedy(reason: str) -> str:
     if any(sign in reason for sign in _UNKNOWN_OPERATION):
         return ". Operations of one's own come from the libraries of --custom_op_libraries"
     if _OTHER_TYPES in reason:
-        return ". It has the operation for other types: on CPUs it computes in float32 and float16, not in bfloat16"
+        return ". It has the operation for other types"
     return ""
 
 

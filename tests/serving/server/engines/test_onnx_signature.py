@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from bookserve.serving.server.engines.engine import EngineOptions
 from bookserve.serving.server.engines.onnx_engine import OnnxEngine
@@ -157,11 +158,37 @@ def test_bfloat16_goes_in_and_comes_out_beside_other_types(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("operation", ["MatMul", "Add", "Relu", "Softmax"])
-def test_arithmetic_in_bfloat16_is_refused_with_what_cpus_have(tmp_path: Path, operation: str) -> None:
+def test_arithmetic_in_bfloat16_is_done_in_float32_where_there_is_none(tmp_path: Path, operation: str) -> None:
     taken = ["x"] if operation in ("Relu", "Softmax") else ["x", "x"]
     model = graph([helper.make_node(operation, taken, ["y"])], [("x", BFLOAT16, [1, 1, 2, 2])], [("y", BFLOAT16, None)])
-    with pytest.raises(ServingError, match="not in bfloat16"):
-        load(tmp_path, model)
+    engine, signature = load(tmp_path, model)
+    x = np.array([[[[1.5, -2], [3.140625, 0.25]]]], ml_dtypes.bfloat16)
+    (y,) = engine.run(signature, {"x": x}, ["y"])
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x.astype(np.float32)})
+    assert y.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(y, expected.astype(ml_dtypes.bfloat16))
+
+
+def test_bfloat16_inputs_and_outputs_stay_so_where_it_is_computed_in_float32(tmp_path: Path) -> None:
+    weights = np.random.default_rng(1).standard_normal((4, 3)).astype(ml_dtypes.bfloat16)
+    model = graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+            helper.make_node("Add", ["y", "y"], ["twice"]),
+            helper.make_node("Relu", ["twice"], ["z"]),
+        ],
+        [("x", BFLOAT16, ["N", 4])],
+        [("y", BFLOAT16, ["N", 3]), ("z", BFLOAT16, ["N", 3]), ("w", BFLOAT16, [4, 3])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    engine, signature = load(tmp_path, model)
+    x = np.random.default_rng(2).standard_normal((9, 4)).astype(ml_dtypes.bfloat16)
+    y, z, w = engine.run(signature, {"x": x}, ["y", "z", "w"])
+    exact = x.astype(np.float32) @ weights.astype(np.float32)
+    assert {array.dtype for array in (y, z, w)} == {np.dtype(ml_dtypes.bfloat16)}
+    np.testing.assert_array_equal(w, weights)
+    np.testing.assert_allclose(y.astype(np.float32), exact, rtol=2**-8)
+    np.testing.assert_allclose(z.astype(np.float32), np.maximum(2 * exact, 0), rtol=2**-8)
 
 
 def test_what_is_no_tensor_is_refused_with_what_to_do(tmp_path: Path) -> None:

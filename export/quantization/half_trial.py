@@ -1,4 +1,4 @@
-"""The child of `bookserve models quantize --precision float16`: makes the graph and compares it with its source."""
+"""The child of `bookserve models quantize --precision float16`, or bfloat16: makes the graph and compares it."""
 
 import json
 from dataclasses import replace
@@ -10,10 +10,11 @@ import onnx
 from bookserve.export import contracts, engines, example_inputs, golden, onnx_contract, parity, warmup
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
-from bookserve.export.quantization import float16_graph, trial
+from bookserve.export.quantization import bfloat16_graph, float16_graph, trial
 from bookserve.export.quantization.int8_version import EXAMPLE, LIBRARIES, fixed_batch, installed, processor
 
 _ROWS = 256  # that are compared, at most
+_FORMS = {"float16": float16_graph, "bfloat16": bfloat16_graph}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -21,32 +22,33 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     Where the graph does not become smaller it returns "larger", the bytes of both, alone.
 
-    `job` has "folder", "graph", "contract" (None: read from the graph), "model", "version" and "data" (a file with
-    rows; None: they are drawn at random).
+    `job` has "folder", "graph", "contract" (None: read from the graph), "model", "version", "precision" and "data"
+    (a file with rows; None: they are drawn at random).
 
     Raises:
-        ExportError: the graph has no float16 form, the data does not fit, or the answers are further off than
-            float16_graph.TOLERANCE.
+        ExportError: the graph has no such form, the data does not fit, or the answers are further off than the form's
+            TOLERANCE.
     """
     folder, graph = Path(job["folder"]), Path(job["graph"])
     source = onnx.load(graph, load_external_data=False)
     contract = contracts.from_json(job["contract"]) if job["contract"] else onnx_contract.read(source, job["model"])
     target = folder / parity.LOCATION
     target.parent.mkdir(exist_ok=True)
-    float16_graph.make(graph, target, contract)
-    sizes = {"float32": graph.stat().st_size, "float16": target.stat().st_size}
-    if sizes["float16"] >= sizes["float32"]:
+    precision, form = job["precision"], _FORMS[job["precision"]]
+    form.make(graph, target, contract)
+    sizes = {"float32": graph.stat().st_size, precision: target.stat().st_size}
+    if sizes[precision] >= sizes["float32"]:
         return {"larger": sizes}
-    float32_run, float16_run = engines.onnx_graph(graph), engines.onnx_graph(target)
+    float32_run, half_run = engines.onnx_graph(graph), engines.onnx_graph(target)
     rows, expected = _rows(job["data"], contract, source, float32_run)
-    answer = float16_run(rows)
-    whose = ("the float32 graph", "the float16 graph")
+    rounded = half_run if precision == "float16" else engines.onnx_graph(bfloat16_graph.on_cpu(target))
+    answer = rounded(rows)
+    whose = ("the float32 graph", f"the {precision} graph")
     differences = {
-        tensor.name: parity.difference(tensor, expected, answer, whose, float16_graph.TOLERANCE)
-        for tensor in contract.outputs
+        tensor.name: parity.difference(tensor, expected, answer, whose, form.TOLERANCE) for tensor in contract.outputs
     }
     one = golden.first_row(contract, rows)
-    described = replace(contract, example=golden.example(contract, one, float16_run(one)))
+    described = replace(contract, example=golden.example(contract, one, half_run(one)))
     body = {"signature_name": contract.signature, "inputs": {k: example_inputs.to_rest(v) for k, v in one.items()}}
     (folder / EXAMPLE).write_text(json.dumps(body) + "\n", encoding="utf-8")
     warmup.write(folder / warmup.LOCATION, contract, rows)
@@ -54,9 +56,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "contract": contracts.to_json(described),
         "parity": differences,
         "made_with": installed(LIBRARIES),
-        "float16": {
+        "compared": {
             "version": job["version"],
-            "tolerance": float16_graph.TOLERANCE,
+            "tolerance": form.TOLERANCE,
             "rows": len(next(iter(rows.values()))),
             "drawn": job["data"] is None,
             "bytes": sizes,

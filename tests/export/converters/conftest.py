@@ -1,10 +1,14 @@
 """Models of every format, made by their own libraries from a table whose second column decides the class."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# torch for GPUs comes with triton, which aborts a process that has TensorFlow: each has an LLVM. torch does without it.
+sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 WIDTH = 4
 

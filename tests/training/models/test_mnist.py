@@ -15,6 +15,8 @@ from bookserve.training.devices import precision
 from bookserve.training.models import mnist
 
 TINY = mnist.Config(epochs=6, batch=32, filters_1=8, filters_2=8, hidden=32, learning_rate=8e-3, dropout=0.2)
+CONVOLUTIONS = replace(TINY, convolutions=(4, 4, 8, 8, 8, 8, 8), learning_rate=2e-2, average=0.9)
+NETWORKS = pytest.mark.parametrize("config", [TINY, CONVOLUTIONS], ids=["LeNet-5", "convolutions"])
 
 
 @pytest.fixture(scope="module")
@@ -69,23 +71,44 @@ def test_the_book_s_network_learns_and_keeps_its_last_weights_or_their_average(
     assert after["test"]["accuracy"] > 0.5
 
 
+def test_the_network_of_full_is_of_convolutions_that_see_the_whole_picture() -> None:
+    model = mnist.build_model(mnist.CONFIGS["standard"]["full"])
+    kernels = [layer.kernel.shape for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [shape[2:] for shape in kernels] == [
+        (1, 32),
+        (32, 40),
+        (40, 60),
+        (60, 80),
+        (80, 100),
+        (100, 120),
+        (120, 140),
+    ]
+    assert {shape[:2] for shape in kernels} == {(3, 3)}
+    (last,) = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    assert last.kernel.shape == (3 * 3 * 140, 10)
+    assert model.output_shape == (None, 10)
+
+
 @pytest.mark.usefixtures("drawn")
-def test_training_learns_and_evaluation_agrees(digits: ImageSplits, tmp_path: Path) -> None:
+@NETWORKS
+def test_training_learns_and_evaluation_agrees(digits: ImageSplits, config: mnist.Config, tmp_path: Path) -> None:
     run.make_repeatable(0)
-    model = mnist.build_model(TINY)
+    model = mnist.build_model(config)
     before = mnist.evaluate(model, digits, tmp_path)
-    history = mnist.train(model, digits, TINY, seed=0, callbacks=[])
+    history = mnist.train(model, digits, config, seed=0, callbacks=[])
     after = mnist.evaluate(model, digits, tmp_path)
     assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
     assert after["train"]["loss"] < before["train"]["loss"] / 2
     assert after["test"]["accuracy"] > 0.5
-    assert after["valid"]["loss"] == pytest.approx(min(history["val_loss"]), rel=1e-3)
+    kept = history["val_loss"][-1] if config.average else min(history["val_loss"])
+    assert after["valid"]["loss"] == pytest.approx(kept, rel=1e-3)
     assert after["test"]["rows"] == 80
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_serving_model_keeps_the_contract(digits: ImageSplits) -> None:
-    model = mnist.build_model(TINY)
+@NETWORKS
+def test_the_serving_model_keeps_the_contract(digits: ImageSplits, config: mnist.Config) -> None:
+    model = mnist.build_model(config)
     served = mnist.serving_model(model)
     outputs = served(digits.test.images[:5])
     assert set(outputs) == {tensor.name for tensor in CONTRACTS["mnist"].outputs}
@@ -96,12 +119,13 @@ def test_the_serving_model_keeps_the_contract(digits: ImageSplits) -> None:
     assert classes.dtype == np.int64
 
 
+@NETWORKS
 def test_what_a_gpu_trained_in_bfloat16_is_served_in_float32(
-    digits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    digits: ImageSplits, config: mnist.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "fastest_on_gpus", lambda: "mixed_bfloat16")
     run.make_repeatable(0)
-    model = mnist.build_model(TINY)
+    model = mnist.build_model(config)
     assert {layer.name for layer in model.layers if layer.compute_dtype == "float32"} >= {"scaled", "logits"}
     assert "bfloat16" in {layer.compute_dtype for layer in model.layers}
     served = mnist.serving_model(model)

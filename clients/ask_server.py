@@ -59,13 +59,15 @@ class Choice:
 class Asked:
     """The version that a choice comes to. `doubt` says why its contract is not a manifest's; it is empty otherwise.
 
-    `unlike` is the similarity below which an input is unlike the training rows, where that is known.
+    `unlike` is the similarity below which an input is unlike the training rows, where that is known. `reads_pictures`
+    says that the server is sent pictures' files, as it knows how they become the model's input.
     """
 
     contract: Contract
     version: int
     doubt: str
     unlike: float | None = None
+    reads_pictures: bool = False
 
 
 def find(server: Server, model: str, choice: Choice) -> Asked:
@@ -108,6 +110,8 @@ def ask(server: Server, asked: Asked, values: Sequence[Value], models_dir: Path 
     contract = asked.contract
     tensor = contract.inputs[0]
     match values[0]:
+        case Tensors(_, Path() as file) if asked.reads_pictures:
+            return outputs.tensors(contract, _send_picture(server, asked, file))
         case Tensors(rows):
             return outputs.tensors(contract, _predict(server, asked, rows))
     match forms.form(contract):
@@ -128,6 +132,21 @@ def ask(server: Server, asked: Asked, values: Sequence[Value], models_dir: Path 
         case _:
             table = np.stack([numbers(value, contract) for value in values]).astype(tensor.dtype)
             return outputs.rows(contract, _predict(server, asked, {tensor.name: table}))
+
+
+def reads_pictures(server: Server, asked: Asked, file: Path) -> bool:
+    """Whether the server takes the picture in `file` as it is; bookserve's does where a manifest says how."""
+    if len(asked.contract.inputs) != 1:
+        return False
+    try:
+        _send_picture(server, asked, file)
+    except PredictError:  # servers differ in how they refuse a text in the place of numbers
+        return False
+    return True
+
+
+def _send_picture(server: Server, asked: Asked, file: Path) -> Prediction:
+    return _predict(server, asked, {asked.contract.inputs[0].name: np.array([file.read_bytes()], object)})
 
 
 def picture(value: Value, contract: Contract) -> Array:

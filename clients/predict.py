@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +157,12 @@ class _Way:
 
 def _to_server(server: ask_server.Server, name: str, sources: Sequence[str], choice: Choice) -> _Way:
     asked = ask_server.find(server, name, choice)
-    if asked.doubt and any(Path(source).suffix.lower() in predict_inputs.PICTURES for source in sources):
-        click.echo(f"note: the picture is only scaled to the model's size, as {asked.doubt} (--models-dir)", err=True)
+    picture = predict_inputs.first_picture(sources) if asked.doubt else None
+    if picture is not None:
+        asked = replace(asked, reads_pictures=ask_server.reads_pictures(server, asked, picture))
+        if not asked.reads_pictures:
+            note = f"note: the picture is only scaled to the model's size, as {asked.doubt} (--models-dir)"
+            click.echo(note, err=True)
     for source in sources:
         ask_server.check_tensors(source, asked)
     form = forms.form(asked.contract)

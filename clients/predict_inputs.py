@@ -28,9 +28,10 @@ _MAX_LINE = 1 << 20  # characters
 
 @dataclass(frozen=True)
 class Tensors:
-    """Inputs of a request as arrays, whatever the task; `origin` names the file."""
+    """Inputs of a request as arrays, whatever the task; of a picture with its file, which a server may read itself."""
 
     rows: Rows
+    picture: Path | None = None
 
 
 Value = str | Path | bytes | Array | Tensors
@@ -59,7 +60,7 @@ def items(sources: Sequence[str], contract: Contract) -> Iterator[Item]:
         if source == STANDARD_INPUT:
             yield from _standard_input(form, contract)
         elif is_tensors(source, form):
-            yield Item(source, Tensors(tensors(source, contract)))
+            yield Item(source, _tensors(source, contract))
         elif len(source) < 4096 and Path(source).is_dir():
             yield from _folder(Path(source), form, contract)
         else:
@@ -90,6 +91,23 @@ def tensors(source: str, contract: Contract) -> Rows:
     return example_inputs.read(Path(source), contract)
 
 
+def first_picture(sources: Sequence[str]) -> Path | None:
+    """The first file among the sources, and in the folders among them, that is a picture by its name."""
+    for path in (Path(source) for source in sources if len(source) < 4096):
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if _is_picture(file) and file.is_file():
+                return file
+    return None
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in PICTURES
+
+
+def _tensors(source: str, contract: Contract) -> Tensors:
+    return Tensors(tensors(source, contract), Path(source) if _is_picture(Path(source)) else None)
+
+
 def _folder(folder: Path, form: str, contract: Contract) -> Iterator[Item]:
     """The files in a folder that a model of the form can be asked with, by name; folders within are left alone."""
     suffixes = {forms.PICTURES: PICTURES, forms.TENSORS: (*_TENSOR_FILES, *PICTURES)}.get(form, (".csv", ".txt"))
@@ -98,7 +116,7 @@ def _folder(folder: Path, form: str, contract: Contract) -> Iterator[Item]:
         raise ExportError(f"{folder} holds no file that ends in {', '.join(suffixes)}")
     for path in files:
         if form == forms.TENSORS:
-            yield Item(str(path), Tensors(tensors(str(path), contract)))
+            yield Item(str(path), _tensors(str(path), contract))
         else:
             yield from _file_or_value(str(path), form, contract)
 

@@ -1,10 +1,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_networks
 from click.testing import CliRunner
 from PIL import Image
 
@@ -12,8 +14,10 @@ from book_contracts import CONTRACTS, write_manifest, write_manifests
 from bookserve.clients import ask_server, predict
 from bookserve.clients.grpc_client import GrpcClient
 from bookserve.clients.predict_inputs import Tensors, tensors
+from bookserve.export import contracts, manifest
 from bookserve.export.contracts import to_json
 from bookserve.export.errors import ExportError
+from model_servers import server_starter
 from stand_in_models import WORDS, FakeServer, serve
 
 ANSWER = {"model": "mnist", "version": 3, "predictions": [{"class": "7", "probabilities": {"6": 0.25, "7": 0.75}}]}
@@ -137,6 +141,45 @@ def test_a_model_without_a_contract_is_asked_in_tensors(http_fake, fake, picture
     result = _run("mnist", picture, "--grpc", fake.target, "--models-dir", str(tmp_path))
     assert f"only scaled to the model's size, as {tmp_path} has no manifest of it" in result.output
     assert "classes 0" in result.output
+
+
+@pytest.mark.parametrize("way", ["--grpc", "--rest"])
+def test_without_the_store_the_server_makes_the_tensors_of_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    contract = replace(
+        CONTRACTS["mnist"],
+        model="digits",
+        inputs=(contracts.Tensor("images", "uint8", (None, 16, 16)),),
+        outputs=(contracts.Tensor("probabilities", "float32", (None, 10)),),
+        preprocessing=contracts.Preprocessing("images", size=(16, 16), colour="grey", resize="centred"),
+    )
+    for name in ("digits", "bare"):
+        small_networks.write_convolutional(tmp_path / f"store/{name}/1/assets.extra/model.onnx")
+    write_manifest(tmp_path / "store", contract, 1)
+    described = manifest.read(version := tmp_path / "store/digits/1")
+    (version / manifest.LOCATION).unlink()
+    (version / manifest.LOCATION).write_text(replace(described, files=manifest.digests(version)).to_json())
+    pixels = np.full((90, 120), 250, np.uint8)
+    pixels[5:40, 70:80] = 10  # a stroke in dark ink, not in the middle: as it is scaled alone it answers otherwise
+    (tmp_path / "photographs").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photographs/stroke.png")
+    monkeypatch.chdir(tmp_path)
+    with server_starter(tmp_path) as start:
+        server = start("--model_root=store")
+        target = server.target if way == "--grpc" else server.url
+        stored = _run("digits", "photographs/stroke.png", way, target, "--json", "--models-dir", "store")
+        sent = _run("digits", "photographs/stroke.png", way, target, "--json")
+        folder = _run("digits", "photographs", way, target, "--json")
+        guessed = _run("bare", "photographs", way, target, "--json")
+    assert stored.exit_code == sent.exit_code == folder.exit_code == guessed.exit_code == 0, sent.output
+    wanted = [row["probabilities"] for row in json.loads(stored.stdout)["predictions"]]
+    found = [row["probabilities"] for row in json.loads(sent.stdout)["predictions"]]
+    assert found == [pytest.approx(list(wanted[0].values()), abs=1e-6)]
+    assert json.loads(folder.stdout)["predictions"] == json.loads(sent.stdout)["predictions"]
+    assert "note:" not in sent.output + folder.output
+    assert "note: the picture is only scaled to the model's size, as the model store is not named" in guessed.output
+    assert json.loads(guessed.stdout)["predictions"] != json.loads(sent.stdout)["predictions"]
 
 
 def test_tensors_of_a_model_with_a_form_are_for_the_model_server(http_fake) -> None:

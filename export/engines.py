@@ -14,7 +14,6 @@ from bookserve.export.errors import ExportError
 from bookserve.serving.wire import wide_bfloat16
 
 Rows = Mapping[str, npt.NDArray[Any]]
-_OTHER_TYPES = "Could not find an implementation"  # of an operation, for the types that the graph gives it
 _NARROW = "bfloat16"  # in a type: NumPy has none
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 Run = Callable[[Rows], dict[str, npt.NDArray[Any]]]
@@ -56,7 +55,7 @@ def _session(content: str | bytes, options: Any) -> Any:
     try:
         return onnxruntime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # as above
-        if _OTHER_TYPES not in str(error):
+        if not wide_bfloat16.is_lack(error):
             raise
         wide = wide_bfloat16.widened(content if isinstance(content, bytes) else Path(content).read_bytes())
         if wide is None:

@@ -14,6 +14,15 @@ _INT = 2  # AttributeProto.AttributeType
 _TYPES = frozenset({"to", "dtype", "output_dtype", "precision", "softmax_precision", "stash_type"})
 
 
+# What ONNX Runtime says of an operation that it has not for the types of a graph: on CPUs, and with a GPU.
+_LACKS = ("Could not find an implementation for", "Provider type for")
+
+
+def is_lack(error: BaseException) -> bool:
+    """Whether ONNX Runtime did not load a graph because it has not all operations for their types."""
+    return any(sign in str(error) for sign in _LACKS)
+
+
 def widened(content: bytes) -> bytes | None:
     """The ONNX file `content` with float32 in the place of bfloat16; None where it has none.
 

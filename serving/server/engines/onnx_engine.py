@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 _ERROR_LEVEL = 3
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _UNKNOWN_OPERATION = ("is not a registered function/op", "No Op registered for", "No opset import for domain")
-_OTHER_TYPES = "Could not find an implementation"  # of an operation, for the types that the graph gives it
 _PROCESSOR = "CPUExecutionProvider"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _ONNX_BFLOAT16 = 16  # TensorProto.DataType
@@ -67,7 +66,7 @@ class OnnxEngine:
         except ServingError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
-            raise failed_precondition(f"{graph} does not load: {error}{_remedy(str(error))}") from error
+            raise failed_precondition(f"{graph} does not load: {error}{_remedy(error)}") from error
         for output, labels in self.labels.items():
             log.info("%s: the columns of output '%s' are the classes %s", graph, output, ", ".join(labels))
         on_one_thread = options.intra_op_threads == 1 and self._session.get_providers() == [_PROCESSOR]
@@ -184,7 +183,7 @@ def _session(content: str | bytes, options: onnxruntime.SessionOptions, path: Pa
     try:
         return onnxruntime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
-        if _OTHER_TYPES not in str(error):
+        if not wide_bfloat16.is_lack(error):
             raise
         wide = wide_bfloat16.widened(content if isinstance(content, bytes) else path.read_bytes())
         if wide is None:
@@ -194,13 +193,11 @@ def _session(content: str | bytes, options: onnxruntime.SessionOptions, path: Pa
         return onnxruntime.InferenceSession(wide, options, providers=providers)
 
 
-def _remedy(reason: str) -> str:
+def _remedy(error: BaseException) -> str:
     """What to do about a graph that needs operations which ONNX Runtime does not have, or not for its types."""
-    if any(sign in reason for sign in _UNKNOWN_OPERATION):
+    if any(sign in str(error) for sign in _UNKNOWN_OPERATION):
         return ". Operations of one's own come from the libraries of --custom_op_libraries"
-    if _OTHER_TYPES in reason:
-        return ". It has the operation for other types"
-    return ""
+    return ". It has the operation for other types" if wide_bfloat16.is_lack(error) else ""
 
 
 def _to_value(array: Array) -> onnxruntime.OrtValue:

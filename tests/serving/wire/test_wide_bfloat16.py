@@ -140,6 +140,19 @@ def test_a_default_of_an_input_may_still_be_given_or_left_out() -> None:
     near(*answers(made, {"x": np.random.default_rng(5).standard_normal((4, 4)).astype(np.float32)}), roundings=3)
 
 
+def test_a_lack_is_known_by_the_words_of_processors_and_of_gpus() -> None:
+    made = model([node("Relu", ["x"], ["y"])], [info("x", BFLOAT16, ["n"])], [info("y", BFLOAT16, ["n"])], [])
+    with pytest.raises(Exception, match="Relu") as caught:
+        onnxruntime.InferenceSession(made.SerializeToString())
+    assert wide_bfloat16.is_lack(caught.value)
+    # onnxruntime-gpu 1.31.1, of a graph with bfloat16 for which CUDA has no kernel
+    told = "node_provider_type.empty() was false. Provider type for MaxPool node with name '' is not set."
+    assert wide_bfloat16.is_lack(RuntimeError(told))
+    with pytest.raises(Exception, match="protobuf") as caught:
+        onnxruntime.InferenceSession(b"no graph")
+    assert not wide_bfloat16.is_lack(caught.value)
+
+
 def test_what_has_no_bfloat16_is_left_alone() -> None:
     made = model([node("Relu", ["x"], ["y"])], [info("x", FLOAT, ["n"])], [info("y", FLOAT, ["n"])], [])
     assert wide_bfloat16.widened(made.SerializeToString()) is None

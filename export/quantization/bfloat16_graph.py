@@ -16,20 +16,22 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from bookserve.export import onnx_metadata, onnx_order
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
+from bookserve.export.quantization import graph_types
 from bookserve.export.quantization.int8_graph import load
 
 # Of an output's largest value that a bfloat16 graph may be off: about ten roundings to 8 bits.
 TOLERANCE = 4e-2
 OPSET = 22  # the first in which Conv may be bfloat16
 # What has a kernel for bfloat16 in the CUDA provider of onnxruntime-gpu 1.31.1: a graph of each was given to it. It has
-# none of MaxPool, LSTM, GRU, Clip, LeakyRelu, BatchNormalization, ReduceMax and Pad, among others.
+# none of MaxPool, LSTM, GRU, Clip, LeakyRelu, BatchNormalization, ReduceMax and Pad, among others. It has Cast; whole
+# numbers become float32 first all the same, as bfloat16 holds them to 256.
 ON_CUDA = frozenset(
     (
         *("Conv", "Gemm", "MatMul", "AveragePool", "ReduceMean", "ReduceSum", "Softmax", "LayerNormalization"),
         *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Neg", "Abs", "Sqrt", "Exp", "Erf"),
         *("Relu", "Sigmoid", "Tanh", "Gelu", "Softplus", "HardSigmoid"),
         *("Reshape", "Flatten", "Transpose", "Concat", "Slice", "Gather", "Expand", "Tile", "Squeeze", "Unsqueeze"),
-        *("Identity", "Cast", "Shape"),
+        *("Identity", "Shape"),
     )
 )
 _LARGEST = (2 - 2**-7) * 2.0**127  # of what bfloat16 holds
@@ -48,7 +50,8 @@ def make(source: Path, target: Path, contract: Contract) -> None:
     if not any(tensor.data_type == TensorProto.FLOAT and tensor.dims for tensor in graph.graph.initializer):
         raise ExportError("the graph has no float32 weights")
     try:
-        made = _converted(version_converter.convert_version(graph, OPSET))
+        made = _converted(graph_types.add(version_converter.convert_version(graph, OPSET)))
+        graph_types.drop_round_trips(made.graph)
         onnx_order.sort(made.graph)  # the converter puts its casts at the end
         onnx_metadata.write(made, contract, "bfloat16")
         onnx.checker.check_model(made, full_check=True)
@@ -66,7 +69,7 @@ def _converted(graph: onnx.ModelProto) -> onnx.ModelProto:
     exact |= {node.output[0]: node.attribute[0].t for node in graph.graph.node if node.op_type == "Constant"}
     if any(tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16) for tensor in exact.values()):
         raise ExportError("parts of it have 16 bits already")
-    float32 = {node.op_type for node in graph.graph.node if node.domain or node.op_type not in ON_CUDA}
+    float32 = {node.op_type for node in graph.graph.node if not _on_cuda(node)}
     made: onnx.ModelProto = convert_float_to_float16(
         graph, keep_io_types=True, op_block_list=sorted(float32 - {"Constant"})
     )
@@ -106,7 +109,7 @@ def on_cpu(path: Path) -> bytes:
     nodes = []
     widened: set[str] = set()
     for node in graph.graph.node:
-        if node.op_type in ("Cast", "Constant"):
+        if node.op_type == "Cast" or not _on_cuda(node):  # the latter are float32, with casts around
             nodes.append(node)
             continue
         for place, name in enumerate(node.input):
@@ -122,6 +125,10 @@ def on_cpu(path: Path) -> bytes:
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
     return graph.SerializeToString()
+
+
+def _on_cuda(node: onnx.NodeProto) -> bool:
+    return not node.domain and node.op_type in ON_CUDA
 
 
 def _values(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

@@ -11,6 +11,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from bookserve.export import onnx_metadata, onnx_order
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
+from bookserve.export.quantization import graph_types
 from bookserve.export.quantization.int8_graph import load
 
 # Of an output's largest value that a float16 graph may be off: about ten roundings to 11 bits.
@@ -27,7 +28,8 @@ def make(source: Path, target: Path, contract: Contract) -> None:
     if not any(tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims for tensor in graph.graph.initializer):
         raise ExportError("the graph has no float32 weights")
     try:
-        converted = convert_float_to_float16(graph, keep_io_types=True)
+        converted = convert_float_to_float16(graph_types.add(graph), keep_io_types=True)
+        graph_types.drop_round_trips(converted.graph, graph_types.casts(graph.graph))
         onnx_order.sort(converted.graph)  # the converter puts its casts at the end
         onnx_metadata.write(converted, contract, "float16")
         onnx.checker.check_model(converted, full_check=True)

@@ -279,3 +279,35 @@ def test_a_bfloat16_graph_of_another_maker_is_added_and_one_with_such_inputs_is_
     assert done.exit_code == 1
     assert "'x' is bfloat16, which NumPy has not: cast inputs and outputs to float32" in done.output
     assert not (tmp_path / "store/line").exists()
+
+
+@pytest.mark.parametrize(("element", "casts"), [(TensorProto.FLOAT, 0), (TensorProto.INT64, 1)])
+def test_operations_of_other_domains_stay_in_float32_and_their_inputs_are_not_rounded(
+    tmp_path: Path, precision: str, element: int, casts: int
+) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["years"], ["x"], to=TensorProto.FLOAT),
+            helper.make_node(
+                "Scaler", ["x"], ["scaled"], domain="ai.onnx.ml", offset=[2000.0] * 300, scale=[0.1] * 300
+            ),
+            helper.make_node("MatMul", ["scaled", "w"], ["y"]),
+        ][0 if casts else 1 :],
+        "scaled",
+        [helper.make_tensor_value_info("years" if casts else "x", element, ["n", 300])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(np.random.default_rng(3).normal(0, 0.1, (300, 4)).astype(np.float32), "w")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    (tmp_path / "scaled/1").mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "scaled/1/model.onnx")
+    years = np.random.default_rng(4).integers(1950, 2050, (20, 300))
+    np.savez(tmp_path / "years.npz", **{graph.input[0].name: years if casts else years.astype(np.float32)})
+    done = invoke("models", "quantize", "scaled", f"--precision={precision}", "--data", tmp_path / "years.npz",
+                  "--models-dir", tmp_path)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    made = onnx.load(tmp_path / "scaled/2/assets.extra/model.onnx")
+    if casts and precision == "float16":  # holds these years
+        assert made.graph.node[0].op_type == "Cast"
+    else:
+        assert [node.op_type for node in made.graph.node] == [*["Cast"][:casts], "Scaler", "Cast", "MatMul", "Cast"]

@@ -22,7 +22,7 @@ PURPOSE: dict[str, tuple[str, str]] = {
         "anyone's safety.",
     ),
     "mnist": (
-        "Reads one handwritten digit: LeNet-5 of chapter 6.",
+        "Reads one handwritten digit: LeNet-5 of chapter 6, or in the profile `full` convolutions alone.",
         "It knows only digits: white on black, 28 x 28, centred, about 20 pixels high. It gives any other image one "
         "of the ten digits too, often with a high probability. Rotated, cut or touching digits are read badly.",
     ),

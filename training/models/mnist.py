@@ -28,6 +28,7 @@ from bookserve.training.datasets.files import DataRequest
 from bookserve.training.datasets.own_data import PictureFolder
 from bookserve.training.datasets.splits import ImageSplits, LabelledImages
 from bookserve.training.devices import precision
+from bookserve.training.errors import TrainingError
 from bookserve.training.loop.averages import AveragedAdamW, AveragedDescent, ValidateAverages, take_averages
 from bookserve.training.loop.batches import row_order
 from bookserve.training.loop.checkpoint import NO_CHECKPOINT, Checkpoint
@@ -67,7 +68,7 @@ class Config:
     filters_1: int = 32  # 5 x 5 filters of the first layer (chapter 6)
     filters_2: int = 64  # 5 x 5 filters of the second layer (chapter 6)
     kernel: int = 5  # side of a filter (chapter 6)
-    convolutions: tuple[int, ...] = ()  # filters of normalised convolutions of 3 x 3 in LeNet-5's place; () is LeNet-5
+    convolutions: tuple[int, ...] | None = None  # filters of convolutions of 3 x 3 in LeNet-5's place; None is LeNet-5
     strided: int = 2  # which of these, from 0, has a stride of 2
     hidden: int = 512  # units of the fully connected layer (chapter 6)
     dropout: float = 0.5  # fraction of hidden units dropped in a step (chapter 6)
@@ -160,7 +161,7 @@ def build_model(config: Config) -> keras.Model:
     images = keras.Input((mnist.SIDE, mnist.SIDE), dtype="uint8", name="images")
     x = layers.Rescaling(config.pixel_range / 255, offset=-config.pixel_range / 2, name="scaled")(images)
     x = layers.Reshape((mnist.SIDE, mnist.SIDE, 1))(x)  # (n, 28, 28, 1)
-    logits = _convolutions(x, config) if config.convolutions else _lenet5(x, config)
+    logits = _convolutions(x, config, config.convolutions) if config.convolutions else _lenet5(x, config)
     network = keras.Model(images, logits, name="convolutions" if config.convolutions else "lenet5")
     policy = precision.fastest_on_gpus()
     return network if policy == "float32" else precision.in_precision(network, policy, FULL_PRECISION)
@@ -265,12 +266,16 @@ def _lenet5(x: Any, config: Config) -> Any:
     return layers.Dense(config.classes, name="logits", **_start(config), **_penalty(config))(x)
 
 
-def _convolutions(x: Any, config: Config) -> Any:
+def _convolutions(x: Any, config: Config, filters: tuple[int, ...]) -> Any:
     """The same by convolutions of 3 x 3 and one layer over what they see."""
     layers = keras.layers
-    for place, filters in enumerate(config.convolutions):
+    for place, count in enumerate(filters):
         strides = 2 if place == config.strided else 1
-        x = layers.Conv2D(filters, 3, strides=strides, use_bias=False)(x)
+        if min(x.shape[1:3]) < 3:
+            raise TrainingError(
+                f"convolutions: after {place} of {len(filters)} nothing is left of the picture to look at"
+            )
+        x = layers.Conv2D(count, 3, strides=strides, use_bias=False)(x)
         x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
         x = layers.Activation("relu")(x)
     x = layers.Dense(config.classes, use_bias=False)(layers.Flatten()(x))  # (n, 3, 3, 140) to (n, classes)

@@ -12,6 +12,7 @@ from bookserve.training.datasets import digit_sample
 from bookserve.training.datasets.files import DataRequest, Origin
 from bookserve.training.datasets.splits import ImageSplits, LabelledImages
 from bookserve.training.devices import precision
+from bookserve.training.errors import TrainingError
 from bookserve.training.models import mnist
 
 TINY = mnist.Config(epochs=6, batch=32, filters_1=8, filters_2=8, hidden=32, learning_rate=8e-3, dropout=0.2)
@@ -87,6 +88,12 @@ def test_the_network_of_full_is_of_convolutions_that_see_the_whole_picture() -> 
     (last,) = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
     assert last.kernel.shape == (3 * 3 * 140, 10)
     assert model.output_shape == (None, 10)
+
+
+def test_more_convolutions_than_a_picture_has_room_for_are_told() -> None:
+    assert mnist.build_model(replace(CONVOLUTIONS, convolutions=(4,) * 7)).output_shape == (None, 10)
+    with pytest.raises(TrainingError, match="convolutions: after 8 of 9 nothing is left"):
+        mnist.build_model(replace(CONVOLUTIONS, convolutions=(4,) * 9))
 
 
 @pytest.mark.usefixtures("drawn")

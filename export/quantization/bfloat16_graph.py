@@ -1,7 +1,7 @@
 """The bfloat16 graph of a float32 ONNX graph: half the size, with the range of float32 and 8 bits, for GPUs.
 
 What ONNX Runtime computes in bfloat16 on CUDA is bfloat16; other operations stay float32, and so do inputs and outputs.
-On CPUs it loads no such graph: `on_cpu` gives one that does, and rounds to bfloat16 after each operation, as that does.
+On CPUs it loads no such graph: `on_cpu` gives one that it loads, and that rounds to bfloat16 after each operation.
 """
 
 from collections.abc import Mapping

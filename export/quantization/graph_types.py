@@ -1,4 +1,4 @@
-"""What ONNX Runtime's converter to float16 lacks: types of all values before it, and casts that are needed after it.
+"""What ONNX Runtime's converter to float16 lacks: the types of all values before it, and fewer casts after it.
 
 onnx infers the types of its own operations. For what others give, such as ai.onnx.ml's, ONNX Runtime is asked.
 """
@@ -16,7 +16,6 @@ _TYPES = {
         *(("string", 8), ("bool", 9), ("float16", 10), ("double", 11), ("uint32", 12), ("uint64", 13)),
     )
 }
-
 _HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 

@@ -1,7 +1,7 @@
 """A graph of bfloat16 that computes in float32, for where ONNX Runtime lacks an operation in bfloat16, as on CPUs.
 
 Weights stay bfloat16 and are cast when the graph is loaded, inputs and outputs by each run. In between nothing is
-rounded. ONNX Runtime does as much by itself for graphs of float16.
+rounded. For float16 ONNX Runtime puts such casts by itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, MutableSequence
@@ -12,8 +12,6 @@ _FLOAT, _BFLOAT16 = 1, 16  # TensorProto.DataType
 _INT = 2  # AttributeProto.AttributeType
 # Attributes with the type of what a node gives, or in which it computes.
 _TYPES = frozenset({"to", "dtype", "output_dtype", "precision", "softmax_precision", "stash_type"})
-
-
 # What ONNX Runtime says of an operation that it has not for the types of a graph: on CPUs, and with a GPU.
 _LACKS = ("Could not find an implementation for", "Provider type for")
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from matplotlib.figure import Figure
 from optuna.distributions import FloatDistribution
+from scipy.special import expit
 from scipy.stats import rankdata
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import (
@@ -443,7 +444,7 @@ def predict(model: keras.Model, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.N
 
 def probabilities(network: Traced, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     """The same of a network that is asked more than once."""
-    return np.asarray(1 / (1 + np.exp(-logits(network, inputs))))
+    return np.asarray(expit(logits(network, inputs)))
 
 
 def logits(network: Traced, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:

@@ -6,6 +6,7 @@ The similarity is Tanimoto's, shared bits by all bits, squared. It is a positive
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 STEPS = 60  # of gradient descent; the AUC does not change after 50
 MOMENTUM = 0.9
@@ -75,4 +76,4 @@ def _largest_eigenvalue(matrix: npt.NDArray[np.float32]) -> float:
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+    return np.asarray(expit(logits), np.float32)

@@ -168,7 +168,7 @@ def test_a_run_leaves_what_export_needs_and_the_seed_decides_it(
         run.train_model("tictactoe", DataRequest(), tmp_path, console, profile="smoke", seed=5) for _ in range(2)
     )
     assert first.metrics == again.metrics
-    assert {path.name for path in (first.folder / "report").iterdir()} == {"curves.png", "games.png"}
+    assert {path.name for path in (first.folder / "report").iterdir()} == {"curves.png", "games.png", "evaluation.json"}
     assert list((first.folder / "tensorboard").rglob("events.out.tfevents.*"))
     rows = list(csv.DictReader((first.folder / "history.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]

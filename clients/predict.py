@@ -157,9 +157,8 @@ class _Way:
 
 def _to_server(server: ask_server.Server, name: str, sources: Sequence[str], choice: Choice) -> _Way:
     asked = ask_server.find(server, name, choice)
-    picture = predict_inputs.first_picture(sources) if asked.doubt else None
-    if picture is not None:
-        asked = replace(asked, reads_pictures=ask_server.reads_pictures(server, asked, picture))
+    if asked.doubt and predict_inputs.have_picture(sources):
+        asked = replace(asked, reads_pictures=ask_server.reads_pictures(server, asked))
         if not asked.reads_pictures:
             note = f"note: the picture is only scaled to the model's size, as {asked.doubt} (--models-dir)"
             click.echo(note, err=True)

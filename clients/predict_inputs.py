@@ -91,13 +91,10 @@ def tensors(source: str, contract: Contract) -> Rows:
     return example_inputs.read(Path(source), contract)
 
 
-def first_picture(sources: Sequence[str]) -> Path | None:
-    """The first file among the sources, and in the folders among them, that is a picture by its name."""
-    for path in (Path(source) for source in sources if len(source) < 4096):
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            if _is_picture(file) and file.is_file():
-                return file
-    return None
+def have_picture(sources: Sequence[str]) -> bool:
+    """Whether one of the sources, or of the files in a folder among them, is a picture by its name."""
+    paths = [Path(source) for source in sources if len(source) < 4096]
+    return any(_is_picture(file) for path in paths for file in (path.iterdir() if path.is_dir() else [path]))
 
 
 def _is_picture(file: Path) -> bool:

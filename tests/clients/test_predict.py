@@ -171,13 +171,17 @@ def test_without_the_store_the_server_makes_the_tensors_of_a_picture(
         stored = _run("digits", "photographs/stroke.png", way, target, "--json", "--models-dir", "store")
         sent = _run("digits", "photographs/stroke.png", way, target, "--json")
         folder = _run("digits", "photographs", way, target, "--json")
+        (tmp_path / "damaged.png").write_bytes(b"no picture")
+        damaged = _run("digits", "damaged.png", "photographs/stroke.png", way, target, "--json")
         guessed = _run("bare", "photographs", way, target, "--json")
     assert stored.exit_code == sent.exit_code == folder.exit_code == guessed.exit_code == 0, sent.output
     wanted = [row["probabilities"] for row in json.loads(stored.stdout)["predictions"]]
     found = [row["probabilities"] for row in json.loads(sent.stdout)["predictions"]]
     assert found == [pytest.approx(list(wanted[0].values()), abs=1e-6)]
     assert json.loads(folder.stdout)["predictions"] == json.loads(sent.stdout)["predictions"]
-    assert "note:" not in sent.output + folder.output
+    assert damaged.exit_code == 1
+    assert "damaged.png cannot be read" in damaged.output
+    assert "note:" not in sent.output + folder.output + damaged.output
     assert "note: the picture is only scaled to the model's size, as the model store is not named" in guessed.output
     assert json.loads(guessed.stdout)["predictions"] != json.loads(sent.stdout)["predictions"]
 

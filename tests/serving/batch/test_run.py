@@ -145,7 +145,7 @@ def test_kills_at_any_time_lose_and_double_nothing(
     output = tmp_path / "out.ndjson"
     while True:
         child = in_a_child(source, output)
-        time.sleep(chance.uniform(0.0, 0.25 + kills / 50))  # longer and longer: a busy machine has to come to the end
+        time.sleep(chance.uniform(0.0, (1 + kills) / 50))  # longer and longer: a busy machine has to come to the end
         os.kill(child, signal.SIGKILL)
         if status_of(child) == 0:
             break

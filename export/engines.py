@@ -43,9 +43,18 @@ def onnx_graph(path: Path | bytes, threads: int = 0) -> Run:
     def run(rows: Rows) -> dict[str, npt.NDArray[Any]]:
         if narrow:
             raise ExportError(f"'{narrow[0]}' is bfloat16, which NumPy has not: cast inputs and outputs to float32")
-        return dict(zip(names, (np.asarray(value) for value in session.run(names, dict(rows))), strict=True))
+        answers = session.run(names, {name: _as_text(array) for name, array in rows.items()})
+        return dict(zip(names, (np.asarray(value) for value in answers), strict=True))
 
     return run
+
+
+def _as_text(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Words as ONNX Runtime takes them: of bytes it would take what Python prints of them, b'word'."""
+    if array.dtype.kind not in "OS":
+        return array
+    words = [word.decode() if isinstance(word, bytes) else word for word in array.ravel().tolist()]
+    return np.array(words, dtype=object).reshape(array.shape)
 
 
 def _session(content: str | bytes, options: Any) -> Any:

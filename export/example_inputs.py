@@ -19,9 +19,11 @@ from bookserve.serving.wire import pictures
 from bookserve.serving.wire.pictures import PictureRule
 
 Rows = dict[str, npt.NDArray[Any]]
+Table = int | tuple[Any, ...]  # that an input is looked up in: its size, where numbers index it, or its keys
 ROWS = 8
 SIZES = (8, 32, 1, 64, 224, 512, 1600)  # tried in turn for free dimensions beside the batch
 BATCHES = ("n", "b", "bs", "batch", "batch_size", "batchsize", "bsz")  # names of the rows' dimension
+_KNOWN = 0.75  # of what is looked up by a key
 _WORDS = (b"the", b"stock", b"market", b"rose", b"", b"Zoe said", b"na\xc3\xafve", b"42")
 
 
@@ -111,13 +113,13 @@ def fit(given: Mapping[str, Any], contract: Contract, origin: object) -> Rows:
 
 def draw(
     contract: Contract,
-    tables: Mapping[str, int],
+    tables: Mapping[str, Table],
     columns: Mapping[str, column_values.Columns] | None = None,
     seed: int = 0,
 ) -> Iterator[Rows]:
     """Random inputs, with another size for the free dimensions each time: floats around 0 or from 0 to 1, whole numbers
-    below the size of the table that they index, bytes from 0 to 255, words; first of all, where the only input is a
-    table, values of `columns`.
+    below the size of the table that they index, keys of one, with some that it has not at first, bytes from 0 to 255,
+    words; first of all, where the only input is a table, values of `columns`.
     """
     chance = np.random.default_rng(seed)
     if columns and len(contract.inputs) == 1:
@@ -126,12 +128,7 @@ def draw(
     for size in SIZES if inner else SIZES[:1]:
         for limit in (100, 2):
             yield {
-                tensor.name: _random(
-                    chance,
-                    tensor.dtype,
-                    _sizes(tensor, size),
-                    tables.get(tensor.name, limit),
-                )
+                tensor.name: _of_table(chance, tensor.dtype, _sizes(tensor, size), tables.get(tensor.name), limit)
                 for tensor in contract.inputs
             }
 
@@ -283,6 +280,19 @@ def _sizes(tensor: Tensor, size: int) -> list[int]:
         rows = place == 0 or name.lower() in BATCHES
         sizes.append(wanted if wanted is not None else ROWS if rows else size)
     return sizes
+
+
+def _of_table(
+    chance: np.random.Generator, dtype: str, shape: list[int], table: Table | None, limit: int
+) -> npt.NDArray[Any]:
+    if not isinstance(table, tuple):
+        return _random(chance, dtype, shape, limit if table is None else table)
+    kind = np.dtype(dtype)
+    keys = as_array(list(table), dtype) if dtype == "object" else np.array(table).astype(kind)
+    known = chance.choice(keys, shape)
+    if limit == 2:
+        return known
+    return np.where(chance.random(shape) < _KNOWN, known, _random(chance, dtype, shape, limit))
 
 
 def _random(chance: np.random.Generator, dtype: str, shape: list[int], limit: int) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""What an ONNX graph says of its own contract: inputs, outputs, and the tables that inputs of whole numbers index."""
+"""What an ONNX graph says of its own contract: inputs, outputs, and the tables that inputs are looked up in."""
 
 import re
 from typing import Any
@@ -7,10 +7,15 @@ import onnx
 
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
-from bookserve.export.example_inputs import BATCHES
+from bookserve.export.example_inputs import BATCHES, Table
 
 _MEANING = re.compile(r"[A-Za-z][A-Za-z0-9_ +*-]{0,40}")
 _PASSING = frozenset(("Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Transpose", "Flatten", "Slice"))
+_LOOKED_UP = {
+    "LabelEncoder": ("keys_strings", "keys_int64s", "keys_floats"),
+    "CategoryMapper": ("cats_strings", "cats_int64s"),
+    "OneHotEncoder": ("cats_strings", "cats_int64s"),
+}
 
 
 def read(graph: onnx.ModelProto, model: str) -> Contract:
@@ -28,11 +33,14 @@ def read(graph: onnx.ModelProto, model: str) -> Contract:
     )
 
 
-def table_sizes(graph: onnx.ModelProto) -> dict[str, int]:
-    """Input -> the smallest size of a constant table that it indexes (Gather) or is spread over (OneHot)."""
+def tables(graph: onnx.ModelProto) -> dict[str, Table]:
+    """Input -> the smallest size of a constant table that it indexes (Gather) or is spread over (OneHot), or the keys
+    that it is looked up by (LabelEncoder, CategoryMapper, OneHotEncoder).
+    """
     constants = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
     origin = {value.name: value.name for value in graph.graph.input if value.name not in constants}
     sizes: dict[str, int] = {}
+    keys: dict[str, tuple[Any, ...]] = {}
     for node in graph.graph.node:
         if node.op_type in _PASSING and node.input and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
@@ -40,7 +48,16 @@ def table_sizes(graph: onnx.ModelProto) -> dict[str, int]:
             axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
             name, size = origin[node.input[1]], constants[node.input[0]][axis]
             sizes[name] = min(size, sizes.get(name, size))
-    return sizes
+        if node.domain == "ai.onnx.ml" and node.op_type in _LOOKED_UP and node.input[0] in origin:
+            keys[origin[node.input[0]]] = _keys(node)
+    return sizes | {name: found for name, found in keys.items() if found}
+
+
+def _keys(node: onnx.NodeProto) -> tuple[Any, ...]:
+    """The words or numbers that a node knows: those of the type that it has more of."""
+    names = _LOOKED_UP[node.op_type]
+    kinds = [tuple(onnx.helper.get_attribute_value(entry)) for entry in node.attribute if entry.name in names]
+    return max(kinds, key=lambda keys: len(keys), default=())
 
 
 def operations(graph: onnx.ModelProto) -> set[str]:

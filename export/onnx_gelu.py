@@ -3,8 +3,8 @@
 tf2onnx and PyTorch's exporters write it as five to eight nodes, each of which goes over the whole tensor. ONNX Runtime
 joins some of these forms, but not that with transposed rows of tf2onnx, and none with quantisation in between.
 
-Forms: x/2 (1 + erf(x/sqrt(2))), and by tanh x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), both of Hendrycks and
-Gimpel (2016, arXiv 1606.08415).
+Forms: x/2 (1 + erf(x/sqrt(2))), which is x/2 (1 - erf(-x/sqrt(2))), and by tanh
+x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), of Hendrycks and Gimpel (2016, arXiv 1606.08415).
 """
 
 import math
@@ -64,8 +64,12 @@ class _Search:
             product = self._product(node.output[0], x)
             if product is None or len(product[1]) != 2 or x not in product[1] or not _close(product[0], 0.5):
                 continue
-            kind, argument = self._function(self._without_one(product[1][1 - product[1].index(x)]))
+            other = product[1][1 - product[1].index(x)]
+            kind, argument = self._function(self._without_one(other))
             if kind == "Erf" and self._is(argument, x, math.sqrt(0.5), [x]):
+                return x, "none"
+            complement, argument_below = self._function(self._from_one(other))
+            if complement == "Erf" and self._is(argument_below, x, -math.sqrt(0.5), [x]):
                 return x, "none"
             if kind == "Tanh" and self._is_cubic(argument, x):
                 return x, "tanh"
@@ -113,6 +117,13 @@ class _Search:
                 return rest
         return ""
 
+    def _from_one(self, name: str) -> str:
+        """What is taken from 1; empty where nothing is."""
+        node = self._makers.get(name)
+        if node is not None and node.op_type == "Sub" and _close(self._constants.get(node.input[0], 0.0), 1.0):
+            return node.input[1]
+        return ""
+
     def _product(self, name: str, x: str) -> _Product | None:
         """A tensor as a product, of itself where it is none; `x` is not taken apart. None where it is too long."""
         if name in self._constants:
@@ -121,6 +132,8 @@ class _Search:
         parts: list[_Product | None]
         if node is not None and node.op_type == "Mul":
             parts = [self._product(one, x) for one in node.input]
+        elif node is not None and node.op_type == "Neg":
+            parts = [self._product(node.input[0], x), (-1.0, [])]
         elif node is not None and node.op_type == "Div" and self._constants.get(node.input[1]):
             parts = [self._product(node.input[0], x), (1 / self._constants[node.input[1]], [])]
         elif node is not None and node.op_type == "Pow" and self._constants.get(node.input[1]) in (2.0, 3.0):

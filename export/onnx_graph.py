@@ -7,7 +7,15 @@ from typing import Any, Protocol
 import onnx
 import tf2onnx
 
-from bookserve.export import onnx_fold, onnx_gelu, onnx_metadata, onnx_order, parity
+from bookserve.export import (
+    onnx_fold,
+    onnx_gelu,
+    onnx_metadata,
+    onnx_order,
+    parity,
+    tensorflow_function,
+    tensorflow_operations,
+)
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
 
@@ -31,11 +39,15 @@ def convert(servable: Servable, contract: Contract, path: Path, quiet: bool = Tr
         ExportError: an operation of the network has no ONNX form, or the result does not keep the contract.
     """
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL if quiet else logging.ERROR)
+    function = tensorflow_function.plain(servable.serve, servable.specs)
     try:
-        graph, _ = tf2onnx.convert.from_function(servable.serve, input_signature=servable.specs, opset=OPSET)
+        with tensorflow_operations.tables_of(function.get_concrete_function()):
+            graph, _ = tf2onnx.convert.from_function(function, input_signature=servable.specs, opset=OPSET)
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise ExportError(f"{contract.model} cannot be converted to ONNX: {error}") from error
     _order_outputs(graph, contract)
+    _refuse_unknown(graph, contract)
+    _import_tables(graph)
     onnx_gelu.fuse(graph)
     onnx_fold.fold(graph)
     onnx_order.rewrite(graph)
@@ -47,6 +59,22 @@ def convert(servable: Servable, contract: Contract, path: Path, quiet: bool = Tr
         raise ExportError(f"{contract.model} uses an operation that ONNX has not: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def _refuse_unknown(graph: onnx.ModelProto, contract: Contract) -> None:
+    """Raises ExportError for operations that tf2onnx has left as they were: shape inference may crash on one."""
+    kinds = dict.fromkeys(node.op_type for node in graph.graph.node if not node.domain)
+    unknown = [kind for kind in kinds if not onnx.defs.has(kind)]
+    if unknown:
+        raise ExportError(f"{contract.model} uses an operation that ONNX has not: {', '.join(unknown)}")
+
+
+def _import_tables(graph: onnx.ModelProto) -> None:
+    """Names the domain of tables, where a node is of it."""
+    domain = tensorflow_operations.TABLES_DOMAIN
+    named = any(entry.domain == domain for entry in graph.opset_import)
+    if not named and any(node.domain == domain for node in graph.graph.node):
+        graph.opset_import.append(onnx.helper.make_opsetid(domain, tensorflow_operations.TABLES_OPSET))
 
 
 def _order_outputs(graph: onnx.ModelProto, contract: Contract) -> None:
@@ -68,6 +96,8 @@ def _name_free_dimensions(graph: onnx.ModelProto, contract: Contract) -> None:
     values = [*graph.graph.input, *graph.graph.output]
     for value, tensor in zip(values, [*contract.inputs, *contract.outputs], strict=True):
         dimensions = value.type.tensor_type.shape.dim
+        if tensor.shape and not value.type.tensor_type.HasField("shape"):  # as tf2onnx leaves what it does not know
+            dimensions.extend(onnx.TensorShapeProto.Dimension() for _ in tensor.shape)
         if len(dimensions) != len(tensor.shape):
             continue  # of unknown rank
         for number, (dimension, size) in enumerate(zip(dimensions, tensor.shape, strict=True)):

@@ -14,6 +14,7 @@ from bookserve.export.errors import ExportError
 LOCATION = "assets.extra/model.onnx"  # inside the version folder
 TOLERANCE = 1e-5  # largest accepted difference of a float output, as a fraction of the output's largest value
 DOUBLE_SOURCE = 1e-4  # the same where the source computes in float64 and the graph in float32
+HALF_SOURCE = {"float16": 8 * 2.0**-10, "bfloat16": 8 * 2.0**-7}  # where the source rounds each layer's values so
 _LEAST = 1e-3  # an output whose values are all smaller is compared as if this were its largest: rounding around 0
 Rows = Mapping[str, npt.NDArray[Any]]
 Run = Callable[[Rows], Rows]

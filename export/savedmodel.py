@@ -27,18 +27,24 @@ class ServingModule(tf.Module):  # type: ignore[misc]
             return {tensor.name: tf.identity(outputs[tensor.name], name=tensor.name) for tensor in contract.outputs}
 
         self.serve = tf.function(serve, input_signature=self.specs, autograph=False)
-        self.kept = read_variables(network, self.serve)
+        self.kept = read_resources(network, self.serve)
 
 
-def read_variables(network: keras.Model, serve: Any) -> list[tf.Variable]:
-    """The variables of a network that its function `serve` reads, in the network's order: what a SavedModel holds.
+def read_resources(network: keras.Model, serve: Any) -> list[Any]:
+    """The variables and tables of a network that its function `serve` reads: what a SavedModel holds.
+
+    Variables are in the network's order; tables are those of layers that look words or numbers up.
 
     The network itself would bring its optimizer along, and the states of its random generators. Keras's own variables,
     which wrap these, would be written as objects that TensorFlow 1's loader does not fill, nor that of TensorFlow
     Serving, and that LiteRT's converter takes for empty ones, without an error.
     """
-    read = {variable.ref() for variable in serve.get_concrete_function().variables}
-    return [variable.value for variable in network.variables if variable.value.ref() in read]
+    function = serve.get_concrete_function()
+    read = {variable.ref() for variable in function.variables}
+    variables = [variable.value for variable in network.variables if variable.value.ref() in read]
+    captured = {id(tensor) for tensor in function.captured_inputs}
+    parts = tf.train.TrackableView(network).descendants()
+    return [*variables, *(part for part in parts if id(getattr(part, "resource_handle", None)) in captured)]
 
 
 def load(path: Path, contract: Contract, assets: Sequence[Path] = ()) -> ServingModule:

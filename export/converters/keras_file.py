@@ -1,13 +1,19 @@
-"""Keras models: `.keras` of Keras 3, and `.h5` of any Keras. They become a SavedModel and an ONNX graph."""
+"""Keras models: `.keras` of Keras 3, and `.h5` of any Keras. They become a SavedModel and an ONNX graph.
+
+Layers of mixed precision compute in float32 there: that is what their weights are kept in, what CPUs compute faster,
+and what the values are closest to.
+"""
 
 import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
+from bookserve.export import parity
 from bookserve.export.contracts import SIGNATURE, Contract, Tensor
-from bookserve.export.converters.source import ONNX, SAVED_MODEL, TENSORFLOW_1, Converted, Rows, Wishes
+from bookserve.export.converters.source import ONNX, SAVED_MODEL, TENSORFLOW_1, Converted, Rows, Run, Wishes
 from bookserve.export.errors import ExportError
+from bookserve.export.example_inputs import Table
 
 FORMAT = "Keras"
 EXTRA = "convert,training"
@@ -36,34 +42,95 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
     from bookserve.export import engines, savedmodel
     from bookserve.export.converters import tensorflow_graphs
 
-    try:
-        network = keras.models.load_model(path, compile=False, safe_mode=not wishes.trust)
-    except Exception as error:  # what layers raise while they are built
-        raise ExportError(_reason(path, error)) from error
+    network = _load(path, wishes)
+    precision = _computes_in(network)
+    if precision:
+        for layer in _layers(network):
+            layer.dtype_policy = keras.DTypePolicy("float32")
     contract, call = _contract(network, wishes.model)
     servable = tensorflow_graphs.Servable(contract, call)
     module = tf.Module(name=contract.model)
-    module.kept, module.serve = savedmodel.read_variables(network, servable.serve), servable.serve
+    module.kept, module.serve = savedmodel.read_resources(network, servable.serve), servable.serve
     tf.saved_model.save(module, str(folder), signatures={SIGNATURE: servable.serve})
     savedmodel.make_repeatable(folder)
     graphs = {SAVED_MODEL: engines.saved_model(folder, SIGNATURE)}
-    notes: tuple[str, ...] = ()
-    tables: dict[str, int] = {}
+    notes: list[str] = []
+    tables: dict[str, Table] = {}
     made = tensorflow_graphs.to_onnx(servable, contract, folder)
     if isinstance(made, str):
-        notes = (f"kept as a SavedModel alone, which TensorFlow serves ('bookserve[tensorflow]'): {made}",)
+        notes.append(f"kept as a SavedModel alone, which TensorFlow serves ('bookserve[tensorflow]'): {made}")
     else:
         graphs, tables = {ONNX: made[0], **graphs}, made[1]
     names = [tensor.name for tensor in contract.inputs]
 
-    def reference(rows: Rows) -> dict[str, Any]:
-        answers = call(*(tf.constant(rows[name]) for name in names))
-        return {name: value.numpy() for name, value in answers.items()}
+    def run(call: Any) -> Run:
+        def answer(rows: Rows) -> dict[str, Any]:
+            answers = call(*(tf.constant(rows[name]) for name in names))
+            return {name: value.numpy() for name, value in answers.items()}
+
+        return answer
 
     checks = {TENSORFLOW_1: engines.saved_model_session(folder, SIGNATURE)}
+    rounded = {}
+    if precision:
+        notes.append(f"its layers compute in {precision}; those of the version, with the same weights, in float32")
+        rounded = {f"the file in {precision}": parity.HALF_SOURCE[precision]}
+        checks |= dict.fromkeys(rounded, _in_float32(run(_contract(_load(path, wishes), wishes.model)[1])))
     return Converted(
-        contract, reference, graphs, checks, tables=tables, notes=notes, made_with=tensorflow_graphs.versions()
+        contract,
+        run(call),
+        graphs,
+        checks,
+        tables=tables,
+        notes=tuple(notes),
+        made_with=tensorflow_graphs.versions(),
+        rounded=rounded,
     )
+
+
+def _load(path: Path, wishes: Wishes) -> Any:
+    """The network of a file.
+
+    Raises:
+        ExportError: Keras does not load it, or it keeps values from one call to the next.
+    """
+    import keras
+
+    try:
+        network = keras.models.load_model(path, compile=False, safe_mode=not wishes.trust)
+    except Exception as error:  # what layers raise while they are built
+        raise ExportError(_reason(path, error)) from error
+    stateful = [layer.name for layer in _layers(network) if getattr(layer, "stateful", False)]
+    if stateful:
+        raise ExportError(
+            f"{path}: the layer '{stateful[0]}' is stateful, so an answer would depend on the requests before it: build"
+            " the network with stateful=False, give it these weights with set_weights, and save that"
+        )
+    return network
+
+
+def _layers(network: Any) -> list[Any]:
+    """The network and all layers in it, those inside layers as well."""
+    return list(network._flatten_layers())  # noqa: SLF001  Keras's own way to them
+
+
+def _computes_in(network: Any) -> str:
+    """The type of 16 bits in which layers of the network compute, as mixed precision has it; empty without one."""
+    used = {layer.compute_dtype for layer in _layers(network)}
+    return next((name for name in ("bfloat16", "float16") if name in used), "")
+
+
+def _in_float32(run: Run) -> Run:
+    """A run whose answers of 16 bits are widened."""
+    import numpy as np
+
+    def answer(rows: Rows) -> dict[str, Any]:
+        return {
+            name: value.astype(np.float32) if value.dtype.name in parity.HALF_SOURCE else value
+            for name, value in run(rows).items()
+        }
+
+    return answer
 
 
 def _contract(network: Any, model: str) -> tuple[Contract, Any]:
@@ -79,7 +146,8 @@ def _contract(network: Any, model: str) -> tuple[Contract, Any]:
     if len(set(names)) < len(names):
         names = [f"output_{number}" for number in range(len(names))]
     outputs = tuple(
-        Tensor(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in zip(names, network.outputs, strict=True)
+        Tensor(name, "float32" if tensor.dtype in parity.HALF_SOURCE else tensor.dtype, tuple(tensor.shape))
+        for name, tensor in zip(names, network.outputs, strict=True)
     )
 
     def call(*tensors: Any) -> dict[str, Any]:

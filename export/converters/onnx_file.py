@@ -55,7 +55,7 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         contract=onnx_contract.read(graph, wishes.model),
         reference=run if other_language else _with_tables(engines.onnx_graph(path), classes),  # here it does not load
         graphs={ONNX: run},
-        tables=onnx_contract.table_sizes(graph),
+        tables=onnx_contract.tables(graph),
         columns=column_values.of(graph),
         made_with=("onnx", "onnxruntime"),
     )

@@ -3,7 +3,8 @@
 A pickle is a program: it is loaded only where the user trusts whoever made it.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,25 @@ from bookserve.export.errors import ExportError
 
 FORMAT = "scikit-learn"
 EXTRA = "convert"
-INPUT, LABEL, PROBABILITIES, SCORES, VALUE = "x", "label", "probabilities", "scores", "y"
+INPUT, LABEL, PROBABILITIES, SCORES, VALUE, FEATURES = "x", "label", "probabilities", "scores", "y", "features"
 OPSET = {"": 18, "ai.onnx.ml": 3}
-# What estimators answer: probabilities of classes; distances from a border; groups; values.
-_PROBABILITIES, _DECISIONS, _GROUPS, _VALUES = "probabilities", "decisions", "groups", "values"
+# What estimators answer: probabilities of classes; distances from a border; groups; values; other columns.
+_PROBABILITIES, _DECISIONS, _GROUPS, _VALUES, _FEATURES = "probabilities", "decisions", "groups", "values", "features"
 _OUTPUTS = {
     _PROBABILITIES: (LABEL, PROBABILITIES),
     _DECISIONS: (LABEL, SCORES),
     _GROUPS: (LABEL, SCORES),
     _VALUES: (VALUE,),
+    _FEATURES: (FEATURES,),
 }
+_MISSING = ""  # of a column of texts
 _NO_PROBABILITIES = "{} gives no probabilities: its scores are distances from the border between the classes"
-_NO_SCORES = (
+_WRONG_SIGN = (
     "{} gives no probabilities, and of its scores ONNX's form has the sign wrong: the version has the label alone"
 )
+_LABEL_ALONE = "{} gives neither probabilities nor scores: the version has the label alone"
+_EMPTY_IS_MISSING = "an empty text in {} counts as missing"
+_SIDEWAYS = ("OneVsOneClassifier", "QuadraticDiscriminantAnalysis")  # whose labels skl2onnx gives in another shape
 _SUFFIXES = (".pkl", ".pickle", ".joblib", ".sav")
 
 
@@ -67,6 +73,7 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
     Raises:
         ExportError: it is no fitted estimator, or a step of it has no ONNX form.
     """
+    estimator = _found(estimator)
     first = getattr(estimator, "steps", [("", estimator)])[0][1]
     if hasattr(estimator, "predict") and hasattr(first, "vocabulary_"):
         raise ExportError(
@@ -74,18 +81,29 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
             " convert it by skl2onnx.to_onnx(model, initial_types=[('text', StringTensorType([None, 1]))]), and add the"
             " .onnx file"
         )
-    if not hasattr(estimator, "predict") or not hasattr(estimator, "n_features_in_"):
-        raise ExportError(f"it holds a {type(estimator).__name__}, which is no fitted estimator with 'predict'")
+    if not any(hasattr(estimator, name) for name in ("predict", "transform")) or not hasattr(
+        estimator, "n_features_in_"
+    ):
+        raise ExportError(
+            f"it holds a {type(estimator).__name__}, which is no fitted estimator with 'predict' or 'transform'"
+        )
     columns = tuple(str(name) for name in getattr(estimator, "feature_names_in_", ()))
     inputs = _inputs(estimator, columns)
-    graph = _graph(estimator, inputs)
+    imputed = _imputed_texts(estimator, inputs)
+    graph = _graph(_convertible(estimator), inputs)
     kind = _kind(estimator)
     labels = tuple(str(label) for label in getattr(estimator, "classes_", ())) if kind != _VALUES else ()
-    notes: tuple[str, ...] = (
-        (_NO_PROBABILITIES.format(type(_last(estimator)).__name__),) if labels and kind == _DECISIONS else ()
-    )
-    if _drop_wrong_scores(estimator, graph):
-        notes = (_NO_SCORES.format(type(_last(estimator)).__name__),)
+    notes: list[str] = []
+    why = _why_no_scores(estimator)
+    if why:
+        del graph.graph.output[1:]
+        notes.append(why.format(type(_last(estimator)).__name__))
+    elif labels and kind == _DECISIONS:
+        notes.append(_NO_PROBABILITIES.format(type(_last(estimator)).__name__))
+    if imputed:
+        notes.append(_EMPTY_IS_MISSING.format(", ".join(imputed)))
+    if type(_last(estimator)).__name__ in _SIDEWAYS:
+        _flatten_label(graph)
     names = _rename_outputs(graph, _OUTPUTS[kind])
     ranks = {output.name: len(output.type.tensor_type.shape.dim) for output in graph.graph.output}
     target = folder / ONNX
@@ -93,11 +111,13 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
     run = engines.onnx_graph(target)
 
     def reference(rows: Rows) -> dict[str, Any]:
-        table = _table(rows, inputs, columns)
+        table = _table(rows, inputs, columns, imputed)
         answers: dict[str, Any] = {}
         for name in names:
             if name == PROBABILITIES:
                 answers[name] = np.asarray(estimator.predict_proba(table), np.float32)
+            elif name == FEATURES:
+                answers[name] = _dense(estimator.transform(table))
             elif name == SCORES and kind == _GROUPS:
                 answers[name] = np.asarray(estimator.transform(table), np.float32)
             elif name == SCORES:
@@ -112,6 +132,7 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
         LABEL: Tensor(LABEL, "int64", (None,), ranks=points_into),
         PROBABILITIES: Tensor(PROBABILITIES, "float32", (None, len(labels) or None), unit="probability"),
         SCORES: Tensor(SCORES, "float32", (None, None)),
+        FEATURES: Tensor(FEATURES, "float32", (None, None)),
     }
     return Converted(
         contract=Contract(
@@ -125,8 +146,9 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
         ),
         reference=reference,
         graphs={ONNX: run},
+        tables=_categories(estimator) or {} if len(inputs) > 1 else {},
         columns=column_values.of(graph),
-        notes=notes,
+        notes=tuple(notes),
         made_with=("scikit-learn", "skl2onnx", "onnx", "onnxruntime"),
         tolerance=parity.DOUBLE_SOURCE,
     )
@@ -136,6 +158,8 @@ def _kind(estimator: Any) -> str:
     """What an estimator answers beside the label, if it has one."""
     from sklearn.base import is_classifier, is_clusterer, is_outlier_detector
 
+    if not hasattr(estimator, "predict"):
+        return _FEATURES
     if hasattr(estimator, "predict_proba"):
         return _PROBABILITIES
     if is_classifier(estimator) or is_outlier_detector(estimator):
@@ -160,22 +184,107 @@ def _graph(estimator: Any, inputs: tuple[Tensor, ...]) -> Any:
                 return skl2onnx.convert_sklearn(estimator, initial_types=types, options=options, target_opset=OPSET)
         except Exception as error:  # skl2onnx raises many kinds for what it cannot convert
             if not ways or "'zipmap'" not in str(error):
-                text = str(error).strip().splitlines()[0]
+                text = (str(error).strip().splitlines() or [f"skl2onnx ends with a {type(error).__name__}"])[0]
                 raise ExportError(f"{type(estimator).__name__} has no ONNX form: {text}") from error
 
 
+def _found(estimator: Any) -> Any:
+    """The estimator that a search over parameters has found, or that one for rows without a label has trained."""
+    while hasattr(estimator, "best_estimator_"):
+        estimator = estimator.best_estimator_
+    return estimator.estimator_ if type(estimator).__name__ == "SelfTrainingClassifier" else estimator
+
+
 def _last(estimator: Any) -> Any:
-    """The last step of a pipeline; what is none itself."""
-    return getattr(estimator, "steps", [("", estimator)])[-1][1]
+    """The last step of a pipeline, and of one that is its last step; what is none itself."""
+    while hasattr(estimator, "steps"):
+        estimator = estimator.steps[-1][1]
+    return estimator
 
 
-def _drop_wrong_scores(estimator: Any, graph: Any) -> bool:
-    """Takes the scores away where skl2onnx gives them the wrong sign: of support vectors between two classes."""
+def _flatten_label(graph: Any) -> None:
+    """Gives the first output, of labels, the shape (rows,)."""
+    import onnx
+
+    output = graph.graph.output[0]
+    inner, shape = f"{output.name}_in_columns", f"{output.name}_shape"
+    for node in graph.graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name == output.name:
+                    names[place] = inner
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1], np.int64), shape))
+    graph.graph.node.append(onnx.helper.make_node("Reshape", [inner, shape], [output.name]))
+    output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, output.type.tensor_type.elem_type, [None]))
+
+
+def _imputers(estimator: Any) -> Iterator[tuple[Any, list[str]]]:
+    """The imputers of a ColumnTransformer that fill in missing texts, with the names of their columns."""
+    for transformer in _column_transformers(estimator):
+        for _, step, chosen in transformer.transformers_:
+            for inner in _steps(step):
+                filled = np.asarray(getattr(inner, "statistics_", ()))
+                if type(inner).__name__ == "SimpleImputer" and any(isinstance(value, str) for value in filled.tolist()):
+                    yield inner, _names(transformer, chosen)
+
+
+def _imputed_texts(estimator: Any, inputs: tuple[Tensor, ...]) -> list[str]:
+    """The columns of texts that may be missing."""
+    texts = {tensor.name for tensor in inputs if tensor.dtype == "object"}
+    return [
+        name
+        for imputer, names in _imputers(estimator)
+        if not isinstance(imputer.missing_values, str)
+        for name in names
+        if name in texts
+    ]
+
+
+def _convertible(estimator: Any) -> Any:
+    """The estimator with what skl2onnx asks for, and what changes no prediction.
+
+    A tensor of texts has no missing ones, so imputers fill in empty ones; and voters do not join their votes in
+    'transform', which is not asked.
+    """
+    changed = copy.deepcopy(estimator)
+    for imputer, _ in _imputers(changed):
+        if not isinstance(imputer.missing_values, str):
+            imputer.missing_values = _MISSING
+    if type(_last(changed)).__name__ == "VotingClassifier":
+        _last(changed).flatten_transform = False
+    return changed
+
+
+def _steps(estimator: Any) -> list[Any]:
+    return [step for _, step in getattr(estimator, "steps", [("", estimator)])]
+
+
+def _names(transformer: Any, chosen: Any) -> list[str]:
+    """The names of the columns that a step of a ColumnTransformer chooses, by name, place, slice or mask."""
+    if isinstance(chosen, str):
+        return [chosen]
+    if not isinstance(chosen, slice) and all(isinstance(name, str) for name in chosen):
+        return list(chosen)
+    known = np.array(transformer.feature_names_in_, object)
+    return [str(name) for name in known[chosen if isinstance(chosen, slice) else np.asarray(chosen)]]
+
+
+def _column_transformers(estimator: Any) -> list[Any]:
+    return [step for step in _steps(estimator) if type(step).__name__ == "ColumnTransformer"]
+
+
+def _why_no_scores(estimator: Any) -> str:
+    """Why the version has a classifier's label alone; empty where it has more."""
     last = _last(estimator)
-    wrong = type(last).__name__ in ("SVC", "NuSVC") and len(last.classes_) == 2 and not hasattr(last, "predict_proba")
-    if wrong:
-        del graph.graph.output[1:]
-    return wrong
+    if hasattr(last, "predict_proba") or not hasattr(last, "classes_"):
+        return ""
+    if not hasattr(last, "decision_function"):
+        return _LABEL_ALONE
+    return _WRONG_SIGN if type(last).__name__ in ("SVC", "NuSVC") and len(last.classes_) == 2 else ""
+
+
+def _dense(found: Any) -> Any:
+    return np.asarray(found.toarray() if hasattr(found, "toarray") else found, np.float32)
 
 
 def _shaped(found: Any, rank: int) -> Any:
@@ -220,36 +329,53 @@ def _rename_outputs(graph: Any, wanted: tuple[str, ...]) -> list[str]:
 
 def _inputs(estimator: Any, columns: tuple[str, ...]) -> tuple[Tensor, ...]:
     """One matrix of floats; or an input a column, where columns are chosen by name."""
-    text = _text_columns(estimator)
-    if text is None or not columns:
+    known = _categories(estimator)
+    if known is None or not columns:
         return (Tensor(INPUT, "float32", (None, int(estimator.n_features_in_))),)
-    return tuple(Tensor(name, "object" if name in text else "float32", (None, 1)) for name in columns)
+    text = {name for name, keys in known.items() if any(isinstance(key, str) for key in keys)}
+    used = _used(estimator, columns)
+    return tuple(Tensor(name, "object" if name in text else "float32", (None, 1)) for name in columns if name in used)
 
 
-def _text_columns(estimator: Any) -> set[str] | None:
-    """The columns that encoders of a ColumnTransformer know as text; None without a ColumnTransformer."""
-    steps = [step for _, step in getattr(estimator, "steps", [("", estimator)])]
-    transformers = [step for step in steps if type(step).__name__ == "ColumnTransformer"]
+def _used(estimator: Any, columns: tuple[str, ...]) -> set[str]:
+    """The columns that a ColumnTransformer does not drop; all where it knows columns by their places."""
+    chosen = [some for _, step, some in _column_transformers(estimator)[0].transformers_ if step != "drop"]
+    if any(isinstance(some, slice) or not all(isinstance(name, str) for name in some) for some in chosen):
+        return set(columns)
+    return {name for some in chosen for name in ([some] if isinstance(some, str) else some)}
+
+
+def _categories(estimator: Any) -> dict[str, tuple[Any, ...]] | None:
+    """Column -> the words or numbers that an encoder of a ColumnTransformer knows; None without a ColumnTransformer."""
+    transformers = _column_transformers(estimator)
     if not transformers:
         return None
-    found: set[str] = set()
-    for _, step, names in transformers[0].transformers_:
-        for inner in [part for _, part in getattr(step, "steps", [("", step)])]:
-            for name, known in zip(names, getattr(inner, "categories_", ()), strict=False):
-                if np.asarray(known).dtype.kind in "OSU":
-                    found.add(str(name))
+    found: dict[str, tuple[Any, ...]] = {}
+    for _, step, chosen in transformers[0].transformers_:
+        for inner in _steps(step):
+            known_of_each = getattr(inner, "categories_", ())
+            for name, known in zip(_names(transformers[0], chosen), known_of_each, strict=False):
+                keys = tuple(key for key in np.asarray(known).tolist() if key is not None and key == key)  # no NaN
+                if keys:
+                    found[name] = keys
     return found
 
 
-def _table(rows: Rows, inputs: tuple[Tensor, ...], columns: tuple[str, ...]) -> Any:
-    """As an estimator takes it: in float64, in which most are fitted, and some take nothing else then."""
+def _table(rows: Rows, inputs: tuple[Tensor, ...], columns: tuple[str, ...], imputed: Sequence[str]) -> Any:
+    """As an estimator takes it: in float64, in which most are fitted, and some take nothing else then.
+
+    Empty texts of the columns in `imputed` are missing ones.
+    """
     if len(inputs) == 1 and not columns:
         return rows[inputs[0].name].astype(np.float64)
     import pandas as pd
 
     if len(inputs) == 1:
         return pd.DataFrame(rows[inputs[0].name].astype(np.float64), columns=list(columns))
-    return pd.DataFrame({tensor.name: [_plain(value) for value in rows[tensor.name][:, 0]] for tensor in inputs})
+    table = pd.DataFrame({tensor.name: [_plain(value) for value in rows[tensor.name][:, 0]] for tensor in inputs})
+    for name in imputed:
+        table[name] = table[name].astype(object).replace(_MISSING, np.nan)
+    return table
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from bookserve.export import saved_model_contract
 from bookserve.export.contracts import SIGNATURE, Contract
 from bookserve.export.converters.source import ONNX, SAVED_MODEL, TENSORFLOW_1, Converted, Rows, Wishes
 from bookserve.export.errors import ExportError
+from bookserve.export.example_inputs import Table
 
 FORMAT = "SavedModel"
 EXTRA = "convert,training"
@@ -48,7 +49,7 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
     except Exception as error:  # as above
         why = str(error).splitlines()[0][:300]
         notes.append(f"TensorFlow 1's loader, which works as TensorFlow Serving's, refuses it: {why}")
-    tables: dict[str, int] = {}
+    tables: dict[str, Table] = {}
     if function is None:
         notes.append(
             f"kept as a SavedModel alone: TensorFlow 2 does not load it, TensorFlow 1's loader does: {refused}"

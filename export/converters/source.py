@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bookserve.export import column_values, parity
 from bookserve.export.contracts import Contract
+from bookserve.export.example_inputs import Table
 
 Rows = Mapping[str, npt.NDArray[Any]]  # tensor -> array
 Run = Callable[[Rows], dict[str, npt.NDArray[Any]]]
@@ -37,22 +38,24 @@ class Converted:
     """A model whose graphs are in the version folder.
 
     `reference` runs the source by its own library, `graphs` the graphs by theirs: file in the version -> run, `checks`
-    the same graphs in other engines, which must answer alike: name -> run. `tables` has the inputs whose whole numbers
-    index a table, with its size, `columns` the inputs that are tables, with values for each column
+    the same graphs in other engines, which must answer alike: name -> run. `tables` has the inputs that are looked up
+    in a table, with its size or its keys, `columns` the inputs that are tables, with values for each column
     (`column_values.of`). `example` is an input that the source brings. `notes` are lines for the user; `made_with` are
-    the libraries that took part; `tolerance` is that of the parity check.
+    the libraries that took part; `tolerance` is that of the parity check, `rounded` those of checks that compute in
+    fewer bits: name -> tolerance.
     """
 
     contract: Contract
     reference: Run
     graphs: Mapping[str, Run]
     checks: Mapping[str, Run] = field(default_factory=dict)
-    tables: Mapping[str, int] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
     columns: Mapping[str, column_values.Columns] = field(default_factory=dict)
     example: Rows | None = None
     notes: tuple[str, ...] = ()
     made_with: tuple[str, ...] = ()
     tolerance: float = parity.TOLERANCE
+    rounded: Mapping[str, float] = field(default_factory=dict)
 
 
 class Converter(Protocol):

@@ -17,6 +17,7 @@ from bookserve.export import engines, onnx_contract, onnx_graph
 from bookserve.export.contracts import Contract
 from bookserve.export.converters.source import ONNX, Run
 from bookserve.export.errors import ExportError
+from bookserve.export.example_inputs import Table
 
 _OPERATIONS = (
     re.compile(r"Tensorflow op \[[^:\]]*: ([A-Za-z0-9]+)\] is not supported"),
@@ -40,8 +41,8 @@ class Servable:
         self.serve = tf.function(serve, input_signature=self.specs, autograph=False)
 
 
-def to_onnx(servable: Servable, contract: Contract, folder: Path) -> tuple[Run, dict[str, int]] | str:
-    """Write the ONNX graph; returns its run and the tables that it indexes, or what stands in the way."""
+def to_onnx(servable: Servable, contract: Contract, folder: Path) -> tuple[Run, dict[str, Table]] | str:
+    """Write the ONNX graph; returns its run and the tables that inputs are looked up in, or what stands in the way."""
     kept = _Kept()
     logger = logging.getLogger("tf2onnx")
     logger.addHandler(kept)
@@ -55,7 +56,7 @@ def to_onnx(servable: Servable, contract: Contract, folder: Path) -> tuple[Run, 
     finally:
         logger.removeHandler(kept)
     graph = onnx.load(path)
-    return run, onnx_contract.table_sizes(graph)
+    return run, onnx_contract.tables(graph)
 
 
 def versions() -> tuple[str, ...]:

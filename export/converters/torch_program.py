@@ -64,7 +64,7 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         contract=contract,
         reference=_reference(program, outputs),
         graphs={ONNX: _run_of(path, target, graph, contract)},
-        tables=onnx_contract.table_sizes(graph),
+        tables=onnx_contract.tables(graph),
         notes=_notes(contract),
         made_with=("torch", "onnxscript", "onnx", "onnxruntime"),
     )

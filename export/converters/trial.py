@@ -185,11 +185,12 @@ def _compare(
         batches.append((one, _run(converted.reference, one, "the source")))
     sizes = parity.largest(expected)
     for name, run in {**converted.graphs, **converted.checks}.items():
+        tolerance = converted.rounded.get(name, converted.tolerance)
         for batch, wanted in batches:
             found = _run(run, batch, name)
             for tensor in contract.outputs:
                 difference = parity.difference(
-                    tensor, wanted, found, ("the source", name), converted.tolerance, _holds_nan(batch), sizes
+                    tensor, wanted, found, ("the source", name), tolerance, _holds_nan(batch), sizes
                 )
                 differences[tensor.name] = max(differences[tensor.name], difference)
     return differences

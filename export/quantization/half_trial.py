@@ -76,7 +76,7 @@ def _rows(
         rows = {name: array[: fixed_batch(contract) or _ROWS] for name, array in given.items()}
         return rows, _ask(run, rows)
     first: ExportError | None = None
-    for drawn in example_inputs.draw(contract, onnx_contract.table_sizes(graph)):
+    for drawn in example_inputs.draw(contract, onnx_contract.tables(graph)):
         try:
             return drawn, _ask(run, drawn)
         except ExportError as error:

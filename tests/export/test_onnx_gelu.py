@@ -53,12 +53,30 @@ ERF: list[Line] = [
     ("Mul", "x", "q", "r"),
     ("Mul", "half", "r", "y"),
 ]
-FORMS = {"transposed": TRANSPOSED, "pow": POW, "square": SQUARE, "erf": ERF}
+ERFC: list[Line] = [  # of tf.nn.gelu
+    ("Mul", "half", "x", "h"),
+    ("Neg", "x", "n"),
+    ("Mul", "n", "inverse", "d"),
+    ("Erf", "d", "g"),
+    ("Sub", "one", "g", "q"),
+    ("Mul", "h", "q", "y"),
+]
+FORMS = {"transposed": TRANSPOSED, "pow": POW, "square": SQUARE, "erf": ERF, "erfc": ERFC}
 
 
 def model(lines: list[Line], opset: int = 18, **changed: float) -> onnx.ModelProto:
     """A graph from x [n, 3, 4] to y of lines (operation, inputs ..., output)."""
-    values = {"half": 0.5, "one": 1, "three": 3, "cube": CUBE, "tanh": TANH, "root": ROOT, **changed}
+    values = {
+        "half": 0.5,
+        "one": 1,
+        "three": 3,
+        "cube": CUBE,
+        "tanh": TANH,
+        "root": ROOT,
+        "inverse": 1 / ROOT,
+        **changed,
+    }
+    values |= changed
     constants = [numpy_helper.from_array(np.float32(value), name) for name, value in values.items()]
     constants.append(numpy_helper.from_array(np.float32([1, 2, 3, 4]), "scale"))
     nodes = [
@@ -96,6 +114,8 @@ def test_gelu_becomes_one_node_that_answers_as_before(form: str) -> None:
         ("square", {"half": 1}),
         ("erf", {"root": 1.5}),
         ("erf", {"one": 2}),
+        ("erfc", {"inverse": -1 / ROOT}),
+        ("erfc", {"one": 2}),
     ],
 )
 def test_what_computes_something_else_stays(form: str, changed: dict[str, float]) -> None:

@@ -211,7 +211,7 @@ def test_a_savedmodel_whose_variables_tensorflow_1_and_litert_lose_is_refused(
     run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Keras's own variables, which wrap TensorFlow's: the converter takes them for empty ones.
-    monkeypatch.setattr(savedmodel, "read_variables", lambda network, _: list(network.variables))
+    monkeypatch.setattr(savedmodel, "read_resources", lambda network, _: list(network.variables))
     with pytest.raises(ExportError, match=r"TensorFlow 1's loader refuses the rows: .* Could not find variable"):
         run_graphs.make(job(run, tmp_path))
     with pytest.raises(ExportError, match="the SavedModel and the LiteRT file differ in 'probabilities'"):

@@ -81,6 +81,7 @@ def test_a_classifier_with_probabilities(
     [
         (svm.LinearSVC(), True),
         (svm.SVC(), False),  # of two classes the form of ONNX has the wrong sign
+        (make_pipeline(svm.SVC()), False),
         (linear_model.SGDClassifier(random_state=0), True),
         (linear_model.Perceptron(random_state=0), True),
         (linear_model.RidgeClassifier(), True),
@@ -102,7 +103,7 @@ def test_a_classifier_without_probabilities_gives_its_decisions_and_says_so(
     has_scores = scored or classes == 3
     assert [tensor.name for tensor in contract.outputs] == ["label", *(["scores"] if has_scores else [])]
     (note,) = result["notes"]
-    assert f"{type(estimator).__name__} gives no probabilities" in note
+    assert f"{type(pickled_estimator._last(estimator)).__name__} gives no probabilities" in note
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,10 @@ def of(graph: "onnx.ModelProto") -> Mapping[str, Columns]:  # type: ignore[name-
         elif node.op_type in _TREES:
             places, values = _splits(node)
             of_input = columns.setdefault(origins[name], {})
-            if not np.isfinite(values).all() or places.max(initial=0) >= scale.factor.size:
+            if np.isnan(values).any() or places.max(initial=0) >= scale.factor.size:
                 return {}
+            finite = np.isfinite(values)  # a split at infinity parts numbers from missing ones
+            places, values = places[finite], values[finite]
             for column in np.unique(places):
                 splits = values[places == column] / scale.factor[column] + scale.offset[column]
                 of_input.setdefault(int(column), []).append(splits)

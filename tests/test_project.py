@@ -207,6 +207,7 @@ def test_tensorflow_is_never_imported_at_import_time(room: str) -> None:
 NAMES_BOOK_MODELS = {
     "clients/gateway_methods.py": "methods by the models' names are public; each is one line over the task's method",
     "serving/wire/pictures.py": "the address of the page that describes the rule",
+    "export/converters/lightgbm_model.py": "LightGBM calls trees with a regression in each leaf so",
     "export/converters/xgboost_model.py": "XGBoost calls its objectives so",
 }
 BOOK_MODEL = re.compile(r"tox21|mnist|cifar-?10|tictactoe|\b(ptb|linear|logistic)(_[a-z]+)?\b", re.IGNORECASE)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bookserve.export import column_values, engines, parity
 from bookserve.export.contracts import Contract, Tensor
+from bookserve.export.converters import boosted_estimators
 from bookserve.export.converters.source import ONNX, Converted, Rows, Wishes
 from bookserve.export.errors import ExportError
 
@@ -391,6 +392,7 @@ def _onnx_type(tensor: Tensor) -> Any:
 
 def _register_boosted() -> None:
     """Tells skl2onnx how the estimators of XGBoost and LightGBM are converted, where they are installed."""
+    from importlib import import_module
     from importlib.util import find_spec
 
     from skl2onnx import update_registered_converter
@@ -402,20 +404,20 @@ def _register_boosted() -> None:
     )
 
     options = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
-    if find_spec("xgboost"):
-        import xgboost
-        from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost
-
-        update_registered_converter(xgboost.XGBClassifier, "XGBClassifier", classes, convert_xgboost, options=options)
-        update_registered_converter(xgboost.XGBRegressor, "XGBRegressor", values, convert_xgboost)
-    if find_spec("lightgbm"):
-        import lightgbm
-        from onnxmltools.convert.lightgbm.operator_converters.LightGbm import convert_lightgbm
-
-        update_registered_converter(
-            lightgbm.LGBMClassifier, "LGBMClassifier", classes, convert_lightgbm, options=options
-        )
-        update_registered_converter(lightgbm.LGBMRegressor, "LGBMRegressor", values, convert_lightgbm)
+    kinds = {
+        "xgboost": ("XGB", ("Classifier", "RFClassifier", "Regressor", "RFRegressor", "Ranker")),
+        "lightgbm": ("LGBM", ("Classifier", "Regressor", "Ranker")),
+    }
+    converters = {"xgboost": boosted_estimators.convert_xgboost, "lightgbm": boosted_estimators.convert_lightgbm}
+    for library, (prefix, names) in kinds.items():
+        if not find_spec(library):
+            continue
+        for name in names:
+            kind = getattr(import_module(library), prefix + name)
+            if name.endswith("Classifier"):
+                update_registered_converter(kind, prefix + name, classes, converters[library], options=options)
+            else:
+                update_registered_converter(kind, prefix + name, values, converters[library])
 
 
 @contextmanager

@@ -107,13 +107,15 @@ def _run(run: Run, rows: Rows, what: str) -> dict[str, npt.NDArray[Any]]:
 
 
 def _observed(contract: Contract, answers: dict[str, npt.NDArray[Any]]) -> Contract:
-    """The contract with the types and ranks that the source's outputs have, where it says others or none."""
+    """The contract with the types, ranks and sizes that the source's outputs have, where it says others or no type."""
     outputs = []
     for tensor in contract.outputs:
         array = np.asarray(answers[tensor.name])
         shape: tuple[int | None, ...] = tensor.shape
         if len(shape) != array.ndim:
             shape = (None,) * array.ndim
+        inner = zip(shape[1:], array.shape[1:], strict=True)
+        shape = (*shape[:1], *(None if size is None else found for size, found in inner))
         outputs.append(replace(tensor, shape=shape, dtype="object" if array.dtype.kind in "SUO" else array.dtype.name))
     return replace(contract, outputs=tuple(outputs))
 

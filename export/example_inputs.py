@@ -58,7 +58,8 @@ def read(path: Path, contract: Contract) -> Rows:
 
 
 def read_json(text: str, contract: Contract, origin: object) -> Rows:
-    """The rows in JSON of the REST form, {"inputs": …} or {"instances": …}, or in a bare list of instances.
+    """The rows in JSON of the REST form, {"inputs": …} or {"instances": …}, in a bare list of instances, or in MLflow's
+    form of a table, {"dataframe_split": {"columns": …, "data": …}}.
 
     Raises:
         ExportError: as `read`; `origin` names the text in the message.
@@ -196,6 +197,9 @@ def _only(contract: Contract, what: object) -> Tensor:
 
 
 def _rest_form(content: Any, contract: Contract) -> Mapping[str, Any]:
+    if isinstance(content, dict) and "dataframe_split" in content:  # as MLflow writes tables
+        table = content["dataframe_split"]
+        return _chosen([str(name) for name in table["columns"]], table["data"], contract)
     if isinstance(content, dict) and "inputs" in content:
         inputs = content["inputs"]
         return inputs if isinstance(inputs, dict) and "b64" not in inputs else {_only(contract, "inputs").name: inputs}
@@ -212,8 +216,15 @@ def _table(text: str, contract: Contract) -> Mapping[str, Any]:
     if not lines:
         raise ValueError("it is empty")
     head = lines[0] if any(not _is_number(cell) for cell in lines[0]) else None
+    return _chosen(head, lines[1:] if head else lines, contract)
+
+
+def _chosen(head: list[str] | None, body: list[list[Any]], contract: Contract) -> Mapping[str, Any]:
+    """The contract's columns of a table, one to an input or all in the only one; without names, those that are there.
+
+    None is a missing number, or an empty text.
+    """
     names = [tensor.name for tensor in contract.inputs]
-    body = lines[1:] if head else lines
     if len(names) > 1:  # a column an input
         missing = [name for name in names if name not in (head or ())]
         if missing:
@@ -230,8 +241,11 @@ def _table(text: str, contract: Contract) -> Mapping[str, Any]:
     return {names[0]: np.array(body) if contract.inputs[0].dtype == "object" else np.array(body, dtype=np.float64)}
 
 
-def _column(cells: list[str], tensor: Tensor) -> npt.NDArray[Any]:
-    values = np.array(cells) if tensor.dtype == "object" else np.array(cells, dtype=np.float64).astype(tensor.dtype)
+def _column(cells: list[Any], tensor: Tensor) -> npt.NDArray[Any]:
+    if tensor.dtype == "object":
+        values = np.array(["" if cell is None else str(cell) for cell in cells], dtype=object)
+    else:
+        values = np.array(cells, dtype=np.float64).astype(tensor.dtype)
     return values.reshape(len(cells), *(1 for _ in tensor.shape[1:]))
 
 

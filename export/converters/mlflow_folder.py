@@ -15,6 +15,7 @@ from bookserve.export.converters import (
     pickled_estimator,
     saved_model,
     tflite_file,
+    torch_program,
     xgboost_model,
 )
 from bookserve.export.converters.source import Converted, Wishes
@@ -26,12 +27,13 @@ _FILE = "MLmodel"
 # flavor -> where its entry of MLmodel names the file, the name when it does not, and the converter
 _FLAVORS: dict[str, tuple[tuple[str, ...], str, Any]] = {
     "onnx": (("data",), "model.onnx", onnx_file),
-    "tensorflow": (("saved_model_dir",), "tf2model", saved_model),
+    "tensorflow": (("saved_model_dir", "data"), "tf2model", saved_model),
     "keras": (("data",), "data/model.keras", keras_file),
     "xgboost": (("data",), "model.xgb", xgboost_model),
     "lightgbm": (("data",), "model.lgb", lightgbm_model),
     "sklearn": (("pickled_model",), "model.pkl", pickled_estimator),
     "tflite": (("data",), "model.tflite", tflite_file),
+    "pytorch": (("model_data",), "data", torch_program),
 }
 
 
@@ -66,8 +68,9 @@ def _inside(path: Path, name: str) -> Path:
     file = (path / name).resolve()
     if not file.is_relative_to(path.resolve()):
         raise ExportError(f"{path / _FILE} names {name}, which is outside of the folder")
-    if file.is_dir() and (file / "model.keras").is_file():
-        return file / "model.keras"
+    for usual in ("model.keras", "model.pt2", "model.pth"):
+        if file.is_dir() and (file / usual).is_file():
+            return file / usual
     if not file.exists():
         raise ExportError(f"{path / _FILE} names {name}, which is not there")
     return file

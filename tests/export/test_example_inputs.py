@@ -40,6 +40,24 @@ def test_the_columns_of_a_table_are_found_by_name() -> None:
         np.testing.assert_array_equal(rows["x"], np.float32([[1, 2, 3]]))
 
 
+def test_a_table_as_mlflow_writes_it_is_found_by_name() -> None:
+    text = '{"dataframe_split": {"columns": ["c", "a", "b"], "data": [[3, 1, 2], [6, null, 5.5]]}}'
+    rows = example_inputs.read_json(text, TABLE, "example.json")
+    np.testing.assert_array_equal(rows["x"], np.float32([[1, 2, 3], [np.nan, 5.5, 6]]))
+    columns = (Tensor("c", "float32", (None, 1)), Tensor("b", "object", (None, 1)))
+    contract = Contract("flowers", 1, columns, (Tensor("y", "float32", (None, 1)),))
+    text = '{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, "Zürich", 3], [4, null, 6]]}}'
+    rows = example_inputs.read_json(text, contract, "example.json")
+    assert {name: array.tolist() for name, array in rows.items()} == {
+        "c": [[3.0], [6.0]],
+        "b": [["Zürich".encode()], [b""]],
+    }
+    with pytest.raises(ExportError, match=r"example\.json cannot be read as an example: it has no column 'c'"):
+        example_inputs.read_json(
+            '{"dataframe_split": {"columns": ["a", "b"], "data": [[1, "x"]]}}', contract, "example.json"
+        )
+
+
 def test_a_table_that_has_only_some_of_the_columns_is_refused() -> None:
     """By their places they would be taken for others."""
     with pytest.raises(ExportError, match=r"rows\.csv .*: it has no column 'b'; its columns are a, c, d"):

@@ -157,7 +157,17 @@ MAKERS: dict[str, Callable[[Path, object], Path]] = {
 }
 
 
+def make_mlflow_tensorflow(folder: Path, table) -> Path:
+    """As mlflow.tensorflow.save_model writes a Keras model."""
+    (folder / "data").mkdir()
+    make_keras(folder / "data", table)
+    (folder / "MLmodel").write_text("flavors:\n  tensorflow:\n    data: data\n    model_type: keras\n")
+    return folder
+
+
 MORE_MAKERS: dict[str, Callable[[Path, object], Path]] = {
+    "MLflow of Keras in TensorFlow": make_mlflow_tensorflow,
+    "MLflow of PyTorch": mlflow_of("pytorch", "model_data", make_torch),
     "MLflow of Keras": mlflow_of("keras", "data", make_keras),
     "MLflow of LiteRT": mlflow_of("tflite", "data", make_tflite),
     "MLflow of SavedModel": mlflow_of("tensorflow", "saved_model_dir", make_saved_model),

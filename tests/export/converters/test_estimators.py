@@ -200,6 +200,34 @@ def test_a_graph_with_one_split_wrong_is_found(tmp_path: Path, sales: tuple[Arra
     assert np.abs(wrong(normal)["y"] - converted.reference(normal)["y"]).max() < 1e-4
 
 
+def test_an_example_of_one_row_does_not_hide_a_wrong_leaf(
+    tmp_path: Path, sales: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, value = sales
+    forest = ensemble.RandomForestRegressor(3, max_depth=4, random_state=0).fit(rows, value)
+    example = tmp_path / "example.csv"
+    example.write_text(",".join(map(str, rows[0])) + "\n", encoding="utf-8")
+    joblib.dump(forest, tmp_path / "estimator.joblib")
+    job = {"path": str(tmp_path / "estimator.joblib"), "folder": str(tmp_path), "model": "sales", "task": None}
+    job |= {"labels": None, "example": str(example), "trust": True}
+    assert trial.run(job)["rows"] == "the example's"
+    convert = pickled_estimator._graph
+    reached = {int(leaf) for leaf in forest.estimators_[0].apply(rows[:1])}
+
+    def wrong(*arguments: Any) -> Any:
+        graph = convert(*arguments)
+        trees = next(node for node in graph.graph.node if node.op_type == "TreeEnsembleRegressor")
+        of = {attribute.name: attribute for attribute in trees.attribute}
+        places = zip(of["target_treeids"].ints, of["target_nodeids"].ints, strict=True)
+        place = next(k for k, (tree, leaf) in enumerate(places) if tree == 0 and leaf not in reached)
+        of["target_weights"].floats[place] += 1.0
+        return graph
+
+    monkeypatch.setattr(pickled_estimator, "_graph", wrong)
+    with pytest.raises(ExportError, match=r"the source and assets\.extra/model\.onnx differ in 'y' by"):
+        trial.run(job)
+
+
 def test_a_scaled_column_is_asked_in_its_own_scale(tmp_path: Path, sales: tuple[Array, Array]) -> None:
     """Behind the scaler, too, trees are asked on both sides of their splits."""
     rows, value = sales

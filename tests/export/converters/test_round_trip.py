@@ -114,6 +114,7 @@ LIBRARIES: dict[str, tuple[str, Callable[[Path, Array], Array]]] = {
     "Hugging Face": ("model.onnx", of_onnx),
     "torch.export": ("model.pt2", of_torch),
 }
+INSIDE = {"Keras in TensorFlow": ("data/model.keras", of_keras), "PyTorch": ("model.pt2", of_torch)}  # MLflow folders
 
 
 def test_what_is_served_is_what_the_library_answers(
@@ -126,12 +127,12 @@ def test_what_is_served_is_what_the_library_answers(
     if not flavor:
         assert given.endswith("/") == path.is_dir()
         assert Path(given).suffix == path.suffix
-    options += ["--trust"] * (flavor == "scikit-learn")
+    options += ["--trust"] * (flavor in ("scikit-learn", "PyTorch"))
     result = CliRunner().invoke(main, [command, add, model, str(path), "--models-dir", str(store), *options])
     assert result.exit_code == 0, result.output
     assert f"{model}: published as {store / model / '1'}" in result.output
 
-    file, library = LIBRARIES[flavor or name]
+    file, library = {**LIBRARIES, **INSIDE}[flavor or name]
     x = table[0][:50]
     wanted = library(path if path.name == file else path / file, x)
     assert wanted.shape == (50, 3)

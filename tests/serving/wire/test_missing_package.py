@@ -52,7 +52,7 @@ def test_every_module_that_is_imported_is_told_by_a_package_that_an_extra_brings
         ("PIL", "clients", "the package 'pillow': pip install 'bookserve[clients]'"),
         ("rich", "serving,batch", "the package 'rich': pip install 'bookserve[serving,batch]'"),
         ("pyarrow", "serving,batch", "the package 'pyarrow': pip install 'bookserve[serving,batch]'"),
-        ("onnxmltools", "clients", "the package 'onnxmltools': pip install 'bookserve[clients,convert]'"),
+        ("lightgbm", "clients", "the package 'lightgbm': pip install 'bookserve[clients,convert]'"),
         ("keras", "convert", "the package 'keras': pip install 'bookserve[convert,training]'"),
         ("unheard_of", "convert", "the package 'unheard-of': pip install 'bookserve[convert]'"),
     ],

@@ -20,7 +20,7 @@ from bookserve.serving.wire.tensors import to_array
 def test_every_format_becomes_a_version_that_answers_as_its_source(made, tmp_path: Path) -> None:
     name, path = made
     job = {"path": str(path), "folder": str(tmp_path), "model": "score", "task": None, "labels": None}
-    result = trial.run({**job, "example": None, "trust": name.endswith(("scikit-learn", "torch.export"))})
+    result = trial.run({**job, "example": None, "trust": name.endswith(("scikit-learn", "torch.export", "PyTorch"))})
     contract = from_json(result["contract"])
     assert result["format"] == name.removesuffix(" h5").partition(" of ")[0]
     assert [tensor.shape for tensor in contract.inputs] == [(None, 4)]

@@ -32,13 +32,14 @@ _CALL_SECONDS = 60.0
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Rows and right answers: .npz with an array for each input and one of targets. By default the test rows of "
-    "the training that made the version.",
+    help="Rows and right answers: .npz with an array for each input and one of targets, or a table in .csv. By default "
+    "the test rows of the training that made the version.",
 )
 @click.option(
     "--targets",
     metavar="ARRAY",
-    help="The array of --data with the right answers: classes, or numbers; by default 'targets' or 'labels'.",
+    help="The array or column of --data with the right answers: classes, labels or numbers; by default 'targets' or "
+    "'labels'.",
 )
 @click.option(
     "--engine",

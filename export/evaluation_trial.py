@@ -12,6 +12,7 @@ from bookserve.export.errors import ExportError
 from bookserve.export.life.engine_trial import load
 from bookserve.serving.wire import missing_package
 
+_OTHER = "surrogateescape"  # for strings that are no UTF-8
 ROWS = 64  # at a time, where the graph leaves it free
 
 
@@ -29,7 +30,7 @@ def run(job: dict[str, Any]) -> None:
     except ModuleNotFoundError as error:
         raise ExportError(f"{job['file']} needs {missing_package.told(error, 'clients')}") from error
     with np.load(job["rows"], allow_pickle=False) as content:
-        rows = {name: _texts_as_objects(content[name]) for name in content.files}
+        rows = {name: _as_bytes(content[name]) for name in content.files}
     step = contract.inputs[0].shape[0] or ROWS
     parts = [answer(part) for part in batches(rows, step)]
     write(Path(job["outputs"]), {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -38,13 +39,21 @@ def run(job: dict[str, Any]) -> None:
 def write(path: Path, arrays: Rows) -> None:
     """Arrays into an .npz file without pickles: arrays of objects, which hold strings, as arrays of text."""
     plain: dict[str, Any] = {
-        name: array.astype(str) if array.dtype.kind == "O" else array for name, array in arrays.items()
+        name: _as_text(array) if array.dtype.kind == "O" else array for name, array in arrays.items()
     }
     np.savez(path, **plain)
 
 
-def _texts_as_objects(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return array.astype(object) if array.dtype.kind == "U" else array
+def _as_text(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    words = [word.decode("utf-8", _OTHER) if isinstance(word, bytes) else str(word) for word in array.ravel().tolist()]
+    return np.array(words, dtype=str).reshape(array.shape)
+
+
+def _as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Text as engines take strings; other arrays as they are."""
+    if array.dtype.kind != "U":
+        return array
+    return np.array([word.encode("utf-8", _OTHER) for word in array.ravel().tolist()], object).reshape(array.shape)
 
 
 def batches(rows: Rows, step: int) -> list[Rows]:

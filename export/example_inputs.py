@@ -199,7 +199,7 @@ def _only(contract: Contract, what: object) -> Tensor:
 def _rest_form(content: Any, contract: Contract) -> Mapping[str, Any]:
     if isinstance(content, dict) and "dataframe_split" in content:  # as MLflow writes tables
         table = content["dataframe_split"]
-        return _chosen([str(name) for name in table["columns"]], table["data"], contract)
+        return chosen_columns([str(name) for name in table["columns"]], table["data"], contract)
     if isinstance(content, dict) and "inputs" in content:
         inputs = content["inputs"]
         return inputs if isinstance(inputs, dict) and "b64" not in inputs else {_only(contract, "inputs").name: inputs}
@@ -216,13 +216,16 @@ def _table(text: str, contract: Contract) -> Mapping[str, Any]:
     if not lines:
         raise ValueError("it is empty")
     head = lines[0] if any(not _is_number(cell) for cell in lines[0]) else None
-    return _chosen(head, lines[1:] if head else lines, contract)
+    return chosen_columns(head, lines[1:] if head else lines, contract)
 
 
-def _chosen(head: list[str] | None, body: list[list[Any]], contract: Contract) -> Mapping[str, Any]:
+def chosen_columns(head: list[str] | None, body: list[list[Any]], contract: Contract) -> Mapping[str, Any]:
     """The contract's columns of a table, one to an input or all in the only one; without names, those that are there.
 
-    None is a missing number, or an empty text.
+    None is a missing number or an empty text, and an empty cell a missing number.
+
+    Raises:
+        ValueError: a column is missing, or holds no numbers where these are taken.
     """
     names = [tensor.name for tensor in contract.inputs]
     if len(names) > 1:  # a column an input
@@ -238,14 +241,20 @@ def _chosen(head: list[str] | None, body: list[list[Any]], contract: Contract) -
         if missing:
             raise ValueError(f"it has no column '{missing[0]}'; its columns are {', '.join(head)[:200]}")
         body = [[line[head.index(name)] for name in contract.columns] for line in body]
-    return {names[0]: np.array(body) if contract.inputs[0].dtype == "object" else np.array(body, dtype=np.float64)}
+    if contract.inputs[0].dtype == "object":
+        return {names[0]: np.array(body)}
+    return {names[0]: np.array([[_number(cell) for cell in line] for line in body], dtype=np.float64)}
+
+
+def _number(cell: Any) -> float:
+    return float("nan") if cell is None or cell == "" else float(cell)
 
 
 def _column(cells: list[Any], tensor: Tensor) -> npt.NDArray[Any]:
     if tensor.dtype == "object":
         values = np.array(["" if cell is None else str(cell) for cell in cells], dtype=object)
     else:
-        values = np.array(cells, dtype=np.float64).astype(tensor.dtype)
+        values = np.array([_number(cell) for cell in cells], dtype=np.float64).astype(tensor.dtype)
     return values.reshape(len(cells), *(1 for _ in tensor.shape[1:]))
 
 

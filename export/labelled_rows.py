@@ -23,21 +23,21 @@ GRAPHS = {
 
 
 def figure(contract: Contract, data: Path, targets: str | None) -> Figure:
-    """The figure that the rows and the right answers of an .npz file ask for.
+    """The figure that the rows and the right answers of a data file ask for.
 
-    `targets` names the array of the right answers; None stands for "targets" or "labels".
+    `targets` names the array or column of the right answers; None stands for "targets" or "labels".
 
     Raises:
         ExportError: the file cannot be read, does not fit the contract, or has no right answers.
     """
-    from bookserve.export.quantization import trial  # which loads ONNX Runtime
+    from bookserve.export import data_file  # which loads ONNX Runtime
 
     if not data.is_file():
         raise ExportError(f"there is no file {data}")
-    rows, right = trial.read(data, contract, targets)
+    rows, right = data_file.read(data, contract, targets)
     if right is None:
-        names = " or ".join(f"'{one}'" for one in trial.TARGETS)
-        raise ExportError(f"{data} has no right answers: add an array {names}, or name one with --targets")
+        names = " or ".join(f"'{one}'" for one in data_file.TARGETS)
+        raise ExportError(f"{data} has no right answers: add an array or column {names}, or name one with --targets")
     return figures.from_targets(contract, rows, right)
 
 

@@ -57,15 +57,15 @@ calibration_rows_option = click.option(
     "--data",
     type=click.Path(path_type=Path),
     default=None,
-    help="Rows: .npz with an array for each input, or .npy for one. Those that do not calibrate are for the figure. "
-    "The others are compared on them, or else on random rows.",
+    help="Rows: .npz with an array for each input, .npy for one, or a table in .csv. Those that do not calibrate are "
+    "for the figure. The others are compared on them, or else on random rows.",
 )
 @click.option(
     "--targets",
     metavar="ARRAY",
     default=None,
-    help="The array of the .npz with the right answers: classes, or numbers; by default 'targets' or 'labels', if any. "
-    "Without targets the figure is how far int8 agrees with float.",
+    help="The array or column with the right answers: classes, labels or numbers; by default 'targets' or 'labels', if "
+    "any. Without targets the figure is how far int8 agrees with float.",
 )
 @method_option
 @max_loss_option

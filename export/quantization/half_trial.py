@@ -7,10 +7,10 @@ from typing import Any
 
 import onnx
 
-from bookserve.export import contracts, engines, example_inputs, golden, onnx_contract, parity, warmup
+from bookserve.export import contracts, data_file, engines, example_inputs, golden, onnx_contract, parity, warmup
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
-from bookserve.export.quantization import bfloat16_graph, float16_graph, trial
+from bookserve.export.quantization import bfloat16_graph, float16_graph
 from bookserve.export.quantization.int8_version import EXAMPLE, LIBRARIES, fixed_batch, installed, processor
 
 _ROWS = 256  # that are compared, at most
@@ -72,7 +72,7 @@ def _rows(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rows to compare, and what the float32 graph answers to them."""
     if data is not None:
-        given, _ = trial.read(Path(data), contract, None)
+        given, _ = data_file.read(Path(data), contract, None)
         rows = {name: array[: fixed_batch(contract) or _ROWS] for name, array in given.items()}
         return rows, _ask(run, rows)
     first: ExportError | None = None

@@ -110,7 +110,7 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(store: Path, rows: Path, t
         (("digits",), "give rows with --data"),
         (("digits", "--data", tmp_path / "none.npz"), "there is no file"),
         (("digits", "--data", tmp_path / "text.npz"), "cannot be read"),
-        (("digits", "--data", tmp_path / "bare.npz"), "add an array 'targets' or 'labels'"),
+        (("digits", "--data", tmp_path / "bare.npz"), "add an array or column 'targets' or 'labels'"),
         (("digits", "--version", 1, "--data", tmp_path / "wrong.npz"), "a right answer is class 10: the model has 10"),
         (("digits", "--data", rows, "--engine", "saved-model"), "has none of saved_model.pb"),
         (("digits", "--data", rows, "--engine", "onnx", "--server", "127.0.0.1:1"), "exclude each other"),

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import brier_score_loss, confusion_matrix, precision_recall_fscore_support
 
 from book_contracts import CONTRACTS, without_nearest
-from bookserve.export import evaluation, figures
+from bookserve.export import evaluation, evaluation_trial, figures
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.errors import ExportError
 
@@ -198,3 +198,12 @@ def test_one_row_in_ten_is_unlike_the_training_rows() -> None:
     assert evaluation.figures_of(found)["unlike"] == found.unlike == found.to_json()["unlike"]
     assert "For one row in ten the nearest training row has a similarity below 0.10" in evaluation.text(found)[0]
     assert evaluation.unlike(without_nearest(), outputs) is None
+
+
+@pytest.mark.parametrize("word", ["Zürich", "東京", "\udcff"])
+def test_words_reach_the_engine_as_they_are(tmp_path: Path, word: str) -> None:
+    given = np.array([[word.encode("utf-8", "surrogateescape")], [b"Bern"]], object)
+    evaluation_trial.write(tmp_path / "rows.npz", {"city": given, "age": np.float32([[1], [2]])})
+    with np.load(tmp_path / "rows.npz", allow_pickle=False) as content:
+        read = evaluation_trial._as_bytes(content["city"])
+    assert read.tolist() == given.tolist()

@@ -2,7 +2,8 @@
 
 Random numbers around 0 would take the same way through a tree whose columns are prices or seconds, and all be the same
 to a model that scales them first. Scales and splits are read from the operations Scaler, TreeEnsembleClassifier,
-TreeEnsembleRegressor and TreeEnsemble of an ONNX graph (https://onnx.ai/onnx/operators/index_mlai.html).
+TreeEnsembleRegressor and TreeEnsemble of an ONNX graph (https://onnx.ai/onnx/operators/index_mlai.html), behind what
+joins, chooses and scales columns.
 """
 
 from collections.abc import Mapping
@@ -20,77 +21,169 @@ _ROUNDING = 8.0  # spacings of float32 that a value must have to its split: form
 Columns = tuple[npt.NDArray[Any], ...]  # for each column the values to choose from; none where any will do
 
 
-class _Scale(NamedTuple):
-    """(x - offset) * factor, by column."""
+class _Column(NamedTuple):
+    """What a column of a tensor holds: (value - offset) * factor of a column of an input."""
 
-    offset: npt.NDArray[np.float64]
-    factor: npt.NDArray[np.float64]
+    input: str
+    place: int
+    offset: float = 0.0
+    factor: float = 1.0
+
+
+_Known = list[_Column | None]  # the columns of a tensor (rows, columns); None of those that are made otherwise
 
 
 def of(graph: "onnx.ModelProto") -> Mapping[str, Columns]:  # type: ignore[name-defined]  # noqa: F821
     """Input (rows, columns) of float32 that is scaled or split by trees -> values of each column.
 
-    Nothing where the graph says too little of its columns, or contradicts itself.
+    Nothing where the graph contradicts itself.
     """
+    return _Graph(graph).values()
+
+
+class _Graph:
+    """The columns of inputs, followed through a graph to the trees that split them."""
+
+    def __init__(self, graph: "onnx.ModelProto") -> None:  # type: ignore[name-defined]  # noqa: F821
+        import onnx
+
+        inferred = onnx.shape_inference.infer_shapes(graph).graph
+        self._nodes = inferred.node
+        self._widths = {
+            info.name: info.type.tensor_type.shape.dim[1].dim_value
+            for info in (*inferred.value_info, *inferred.input)
+            if len(info.type.tensor_type.shape.dim) == 2
+        }
+        self._constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in inferred.initializer}
+        self._known: dict[str, _Known] = {
+            info.name: [_Column(info.name, place) for place in range(self._widths[info.name])]
+            for info in inferred.input
+            if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and self._widths.get(info.name)
+        }
+        self._inputs = {name: len(columns) for name, columns in self._known.items()}
+        self._scaled: dict[tuple[str, int], _Column] = {}
+        self._splits: dict[tuple[str, int], list[npt.NDArray[Any]]] = {}
+        self._seen: set[str] = set()  # inputs that are scaled or split
+
+    def values(self) -> Mapping[str, Columns]:
+        for node in self._nodes:
+            if not any(name in self._known for name in node.input):
+                continue
+            if node.op_type in _TREES:
+                if not self._split(node):
+                    return {}
+            else:
+                found = self._made(node)
+                if found is not None:
+                    self._known[node.output[0]] = found
+        return {
+            name: tuple(self._of_column(name, place) for place in range(width))
+            for name, width in self._inputs.items()
+            if name in self._seen
+        }
+
+    def _of_column(self, name: str, place: int) -> npt.NDArray[Any]:
+        if (name, place) in self._splits:
+            return _beside(np.concatenate(self._splits[name, place]))
+        column = self._scaled.get((name, place))
+        if column is None:
+            return np.zeros(0, np.float32)
+        normal = np.random.default_rng(0).standard_normal(_SCALED)
+        return (column.offset + normal / column.factor).astype(np.float32)
+
+    def _split(self, node: "onnx.NodeProto") -> bool:  # type: ignore[name-defined]  # noqa: F821
+        """Note the splits of trees; returns whether they are of columns that are there."""
+        columns = self._known[node.input[0]]
+        places, values = _splits(node)
+        if np.isnan(values).any() or places.max(initial=0) >= len(columns):
+            return False
+        self._seen |= {column.input for column in columns if column is not None}
+        finite = np.isfinite(values)  # a split at infinity parts numbers from missing ones
+        places, values = places[finite], values[finite]
+        for place in np.unique(places):
+            column = columns[place]
+            if column is not None:
+                splits = values[places == place] / column.factor + column.offset
+                self._splits.setdefault((column.input, column.place), []).append(splits)
+        return True
+
+    def _made(self, node: "onnx.NodeProto") -> _Known | None:  # type: ignore[name-defined]  # noqa: F821
+        """The columns of what an operation makes; None where they cannot be told."""
+        match node.op_type:
+            case "Identity" | "Cast" | "Imputer":
+                return self._known[node.input[0]]
+            case "Concat":
+                return self._joined(node)
+            case "Gather" | "ArrayFeatureExtractor":
+                return self._chosen(node)
+            case "Scaler":
+                attributes = _attributes(node)
+                offset, factor = attributes.get("offset") or [0.0], attributes.get("scale") or [1.0]
+                return self._moved(node.input[0], np.array(offset), np.array(factor))
+            case "Mul" | "Div" | "Add" | "Sub" if node.input[1] in self._constants:
+                return self._moved(node.input[0], *_affine(node.op_type, self._constants[node.input[1]]))
+            case _:
+                return None
+
+    def _joined(self, node: "onnx.NodeProto") -> _Known | None:  # type: ignore[name-defined]  # noqa: F821
+        if _attributes(node).get("axis") not in (1, -1):
+            return None
+        found: _Known = []
+        for name in node.input:
+            width = self._widths.get(name, 0)
+            if name not in self._known and not width:
+                return None
+            found += self._known.get(name) or [None] * width
+        return found
+
+    def _chosen(self, node: "onnx.NodeProto") -> _Known | None:  # type: ignore[name-defined]  # noqa: F821
+        places = self._constants.get(node.input[1])
+        axis = 1 if node.op_type == "ArrayFeatureExtractor" else _attributes(node).get("axis", 0)
+        columns = self._known.get(node.input[0])
+        if columns is None or places is None or axis not in (1, -1) or np.abs(places).max(initial=0) >= len(columns):
+            return None
+        return [columns[place] for place in places.astype(np.int64).ravel()]
+
+    def _moved(self, name: str, offset: npt.NDArray[Any], factor: npt.NDArray[Any]) -> _Known | None:
+        """The columns of (tensor - offset) * factor; None where the sizes do not fit."""
+        columns = self._known.get(name)
+        if columns is None or not {offset.size, factor.size} <= {1, len(columns)}:
+            return None
+        factor = np.where((factor == 0) | ~np.isfinite(factor), 1.0, factor)
+        found: _Known = []
+        shifts, times_of = np.broadcast_to(offset, len(columns)), np.broadcast_to(factor, len(columns))
+        for column, shift, times in zip(columns, shifts, times_of, strict=True):
+            if column is None:
+                found.append(None)
+                continue
+            made = column._replace(
+                offset=column.offset + float(shift) / column.factor, factor=column.factor * float(times)
+            )
+            self._scaled[column.input, column.place] = made
+            self._seen.add(column.input)
+            found.append(made)
+        return found
+
+
+def _affine(kind: str, constant: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The offset and the factor of an operation with a constant."""
+    number = constant.astype(np.float64).ravel()
+    match kind:
+        case "Mul":
+            return np.zeros(1), number
+        case "Div":
+            with np.errstate(divide="ignore"):
+                return np.zeros(1), 1 / number
+        case "Add":
+            return -number, np.ones(1)
+        case _:
+            return number, np.ones(1)
+
+
+def _attributes(node: "onnx.NodeProto") -> dict[str, Any]:  # type: ignore[name-defined]  # noqa: F821
     import onnx
 
-    scales = {
-        info.name: _Scale(np.zeros(width), np.ones(width))
-        for info in graph.graph.input
-        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and len(info.type.tensor_type.shape.dim) == 2
-        for width in [info.type.tensor_type.shape.dim[1].dim_value]
-        if width
-    }
-    origins = {name: name for name in scales}
-    columns: dict[str, dict[int, list[npt.NDArray[Any]]]] = {}
-    for node in graph.graph.node:
-        if not node.input or node.input[0] not in scales:
-            continue
-        name, scale = node.input[0], scales[node.input[0]]
-        if node.op_type == "Scaler":
-            scaled = _scaled(node, scale)
-            if scaled is None:
-                return {}
-            scales[node.output[0]], origins[node.output[0]] = scaled, origins[name]
-            columns.setdefault(origins[name], {})
-        elif node.op_type in _TREES:
-            places, values = _splits(node)
-            of_input = columns.setdefault(origins[name], {})
-            if np.isnan(values).any() or places.max(initial=0) >= scale.factor.size:
-                return {}
-            finite = np.isfinite(values)  # a split at infinity parts numbers from missing ones
-            places, values = places[finite], values[finite]
-            for column in np.unique(places):
-                splits = values[places == column] / scale.factor[column] + scale.offset[column]
-                of_input.setdefault(int(column), []).append(splits)
-    last = {origins[name]: scale for name, scale in scales.items()}
-    return {name: _values(of_input, last[name]) for name, of_input in columns.items()}
-
-
-def _values(splits: Mapping[int, list[npt.NDArray[Any]]], scale: _Scale) -> Columns:
-    normal = np.random.default_rng(0).standard_normal(_SCALED)
-    found = []
-    for column, (offset, factor) in enumerate(zip(*scale, strict=True)):
-        if column in splits:
-            found.append(_beside(np.concatenate(splits[column])))
-        elif (offset, factor) != (0.0, 1.0):
-            found.append((offset + normal / factor).astype(np.float32))
-        else:
-            found.append(np.zeros(0, np.float32))
-    return tuple(found)
-
-
-def _scaled(node: "onnx.NodeProto", scale: _Scale) -> _Scale | None:  # type: ignore[name-defined]  # noqa: F821
-    """What a Scaler makes of columns that are scaled already; none where the sizes do not fit."""
-    import onnx
-
-    attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-    offset = np.array(attributes.get("offset") or [0.0], np.float64)
-    factor = np.array(attributes.get("scale") or [1.0], np.float64)
-    if offset.size not in (1, scale.offset.size) or factor.size not in (1, scale.offset.size):
-        return None
-    factor = np.where(factor == 0, 1.0, factor)
-    return _Scale(scale.offset + offset / scale.factor, scale.factor * factor)
+    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def draw(columns: Columns, chance: np.random.Generator) -> npt.NDArray[Any]:
@@ -108,7 +201,7 @@ def _splits(node: "onnx.NodeProto") -> tuple[npt.NDArray[Any], npt.NDArray[Any]]
     """The column and the value of every node that is no leaf."""
     import onnx
 
-    attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    attributes = _attributes(node)
     columns = np.array(attributes["nodes_featureids"], np.int64)
     if node.op_type == "TreeEnsemble":
         return columns, onnx.numpy_helper.to_array(attributes["nodes_splits"])

@@ -120,11 +120,17 @@ def draw(
 ) -> Iterator[Rows]:
     """Random inputs, with another size for the free dimensions each time: floats around 0 or from 0 to 1, whole numbers
     below the size of the table that they index, keys of one, with some that it has not at first, bytes from 0 to 255,
-    words; first of all, where the only input is a table, values of `columns`.
+    words; first of all, where inputs have `columns`, values of these.
     """
     chance = np.random.default_rng(seed)
-    if columns and len(contract.inputs) == 1:
-        yield {name: column_values.draw(values, chance) for name, values in columns.items()}
+    if columns and all(tensor.shape[:1] == (None,) for tensor in contract.inputs):
+        for limit in (100, 2):
+            yield {
+                tensor.name: column_values.draw(columns[tensor.name], chance)
+                if tensor.name in columns
+                else _of_table(chance, tensor.dtype, _tall(tensor), tables.get(tensor.name), limit)
+                for tensor in contract.inputs
+            }
     inner = any(size is None for tensor in contract.inputs for size in tensor.shape[1:])
     for size in SIZES if inner else SIZES[:1]:
         for limit in (100, 2):
@@ -316,6 +322,11 @@ def _of_table(
     if limit == 2:
         return known
     return np.where(chance.random(shape) < _KNOWN, known, _random(chance, dtype, shape, limit))
+
+
+def _tall(tensor: Tensor) -> list[int]:
+    """The shape with as many rows as columns have values."""
+    return [column_values.ROWS, *_sizes(tensor, SIZES[0])[1:]]
 
 
 def _random(chance: np.random.Generator, dtype: str, shape: list[int], limit: int) -> npt.NDArray[Any]:

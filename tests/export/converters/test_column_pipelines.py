@@ -24,7 +24,8 @@ from sklearn.tree import DecisionTreeClassifier
 
 from bookserve.export import engines
 from bookserve.export.contracts import Contract, from_json
-from bookserve.export.converters import trial
+from bookserve.export.converters import pickled_estimator, trial
+from bookserve.export.errors import ExportError
 
 NUMBERS, WORDS = ["age", "rooms", "price"], ["city", "sex"]
 COUNT = 600
@@ -232,3 +233,27 @@ def test_what_only_transforms_gives_its_columns(tmp_path: Path) -> None:
     fresh.loc[0, "city"] = "Chur"
     found = ask(tmp_path, contract, fresh)
     np.testing.assert_allclose(found["features"], fitted.transform(fresh), rtol=0, atol=1e-5)
+
+
+def test_a_leaf_behind_scaled_columns_and_words_that_is_wrong_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = flats(0)
+    trees = RandomForestRegressor(5, max_depth=4, random_state=0)
+    fitted = make_pipeline(columns(OneHotEncoder(), make_pipeline(SimpleImputer(), StandardScaler())), trees)
+    fitted.fit(known, rent(known))
+    convert = pickled_estimator._graph
+    places = iter(range(0, 60, 7))
+
+    def with_a_wrong_leaf(*arguments: Any) -> Any:
+        graph = convert(*arguments)
+        node = next(node for node in graph.graph.node if node.op_type == "TreeEnsembleRegressor")
+        weights = next(attribute for attribute in node.attribute if attribute.name == "target_weights").floats
+        weights[next(places) % len(weights)] += 0.1
+        return graph
+
+    added(tmp_path, fitted)
+    monkeypatch.setattr(pickled_estimator, "_graph", with_a_wrong_leaf)
+    for _ in range(9):
+        with pytest.raises(ExportError, match=r"the source and assets\.extra/model\.onnx differ in 'y' by"):
+            added(tmp_path, fitted)

@@ -36,8 +36,10 @@ _Known = list[_Column | None]  # the columns of a tensor (rows, columns); None o
 def of(graph: "onnx.ModelProto") -> Mapping[str, Columns]:  # type: ignore[name-defined]  # noqa: F821
     """Input (rows, columns) of float32 that is scaled or split by trees -> values of each column.
 
-    Nothing where the graph contradicts itself.
+    Nothing where the graph contradicts itself, or has no operation of tables.
     """
+    if not any(node.domain == "ai.onnx.ml" for node in graph.graph.node):
+        return {}
     return _Graph(graph).values()
 
 

@@ -321,7 +321,9 @@ def _of_table(
     known = chance.choice(keys, shape)
     if limit == 2:
         return known
-    return np.where(chance.random(shape) < _KNOWN, known, _random(chance, dtype, shape, limit))
+    drawn = np.where(chance.random(shape) < _KNOWN, known, _random(chance, dtype, shape, limit))
+    drawn[:1] = known[:1]  # which people see as an example
+    return drawn
 
 
 def _tall(tensor: Tensor) -> list[int]:

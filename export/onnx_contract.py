@@ -60,6 +60,21 @@ def _keys(node: onnx.NodeProto) -> tuple[Any, ...]:
     return max(kinds, key=lambda keys: len(keys), default=())
 
 
+def probabilities(graph: onnx.ModelProto) -> set[str]:
+    """The outputs that a Sigmoid, or a Softmax over the last axis, makes."""
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    found = set()
+    for value in graph.graph.output:
+        node = makers.get(value.name)
+        while node is not None and node.op_type in ("Identity", "Cast", "Reshape", "Squeeze", "Flatten"):
+            node = makers.get(node.input[0])
+        axis = next((entry.i for entry in node.attribute if entry.name == "axis"), -1) if node is not None else 0
+        last = axis in (-1, len(value.type.tensor_type.shape.dim) - 1)
+        if node is not None and (node.op_type == "Sigmoid" or (node.op_type == "Softmax" and last)):
+            found.add(value.name)
+    return found
+
+
 def operations(graph: onnx.ModelProto) -> set[str]:
     """The operations of the graph that ONNX itself does not have."""
     return {node.op_type for node in graph.graph.node if node.domain not in ("", "ai.onnx", "ai.onnx.ml")}

@@ -18,10 +18,11 @@ import numpy.typing as npt
 from bookserve.export import contracts, example_inputs, golden, parity, warmup
 from bookserve.export.contracts import Contract, Preprocessing, Tensor
 from bookserve.export.converters import choose, hugging_face_folder
-from bookserve.export.converters.source import Converted, Rows, Run, Wishes
+from bookserve.export.converters.source import ONNX, Converted, Rows, Run, Wishes
 from bookserve.export.errors import ExportError
 from bookserve.serving.wire import missing_package, pictures
 
+_ROW = 2  # axes
 EXAMPLE = "assets.extra/example.json"  # inside the version folder: the body of a REST request
 
 
@@ -48,7 +49,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         means = _means(converted.contract, job["task"], job.get("preprocessor"))
         converted = replace(converted, contract=replace(converted.contract, preprocessing=means))
     rows, expected = _ask_source(converted, example)
-    contract = _observed(converted.contract, expected)
+    contract = _with_probabilities(_observed(converted.contract, expected), folder)
     contract = _meaning(contract, job["task"], job["labels"], job.get("preprocessor"))
     differences = _compare(contract, converted, rows, expected)
     if (example or converted.example) and converted.columns:  # few rows take few of the ways through trees
@@ -120,6 +121,24 @@ def _observed(contract: Contract, answers: dict[str, npt.NDArray[Any]]) -> Contr
         inner = zip(shape[1:], array.shape[1:], strict=True)
         shape = (*shape[:1], *(None if size is None else found for size, found in inner))
         outputs.append(replace(tensor, shape=shape, dtype="object" if array.dtype.kind in "SUO" else array.dtype.name))
+    return replace(contract, outputs=tuple(outputs))
+
+
+def _with_probabilities(contract: Contract, folder: Path) -> Contract:
+    """The contract with the unit of outputs that the ONNX graph shows to be probabilities, a row of them at most."""
+    if not (folder / ONNX).is_file():
+        return contract
+    import onnx
+
+    from bookserve.export import onnx_contract
+
+    found = onnx_contract.probabilities(onnx.load(folder / ONNX, load_external_data=False))
+    outputs = (
+        replace(tensor, unit="probability")
+        if not tensor.unit and tensor.name in found and tensor.dtype.startswith("float") and len(tensor.shape) <= _ROW
+        else tensor
+        for tensor in contract.outputs
+    )
     return replace(contract, outputs=tuple(outputs))
 
 

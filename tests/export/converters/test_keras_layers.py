@@ -85,6 +85,7 @@ def test_a_table_of_words_and_numbers_becomes_an_onnx_graph(tmp_path: Path, form
         "code": "int64",
         "fare": "float32",
     }
+    assert contract.outputs[0].unit == "probability"  # it ends in a sigmoid
     graph = tmp_path / "version" / ONNX
     name = contract.outputs[0].name
     expected = ask(network, PASSENGERS)

@@ -1,8 +1,10 @@
 // The panel of a model that takes tensors: give them as JSON, see the outputs as JSON. Works for every model, from its
 // contract alone.
 
+import { Latest } from "../api.js";
 import { element } from "../dom.js";
 import { Panel } from "../panel.js";
+import { Columns } from "./columns.js";
 
 const LARGE = 4096; // values; larger inputs without an example are left to the person
 const LARGEST = 1_000_000; // values that a button fills in
@@ -21,24 +23,42 @@ export function startTensors(model, initial) {
 
   const predict = () => {
     try {
-      panel.ask(JSON.parse(body.value), show);
+      const given = JSON.parse(body.value);
+      columns.fill(given?.inputs);
+      panel.ask(given, show);
     } catch (error) {
       show(null);
       panel.refuse(`This is not JSON: ${error.message}`);
     }
   };
 
+  const latest = new Latest((inputs) => panel.ask({ inputs }, show));
+  const columns = new Columns(
+    element(`${name}-row`),
+    model,
+    (inputs) => {
+      body.value = pretty({ inputs });
+      latest.run(inputs);
+    },
+    (field) => {
+      show(null);
+      panel.refuse(`Please give a number for ${field.parentNode.firstChild.textContent}.`, field);
+    },
+  );
+
   const fill = element(`${name}-zeros`);
   const all = model.inputs.reduce((sum, { shape }) => sum + count(shape), 0);
   fill.hidden = Boolean(example(model)) || all > LARGEST;
   fill.addEventListener("click", () => {
     body.value = JSON.stringify(zeros(model.inputs));
+    columns.fill(zeros(model.inputs).inputs);
     predict();
   });
 
   const restore = (input) => {
     const first = example(model);
     body.value = input || first ? pretty(input ?? first) : "";
+    columns.fill((input ?? first)?.inputs);
     if (body.value) predict();
     else show(null);
   };

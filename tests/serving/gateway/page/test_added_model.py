@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from playwright.sync_api import Browser, Page, expect
 
 import photos
@@ -32,6 +33,25 @@ def publish(folder: Path, factor: float) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
+def publish_columns(folder: Path) -> None:
+    """Adds "flat", which gives the age plus 100 in Bern, plus 1000 in Zürich."""
+    city, age = (
+        helper.make_tensor_value_info(name, kind, ["rows", 1])
+        for name, kind in (("city", TensorProto.STRING), ("age", TensorProto.FLOAT))
+    )
+    known = {"keys_strings": ["Bern", "Zürich"], "values_floats": [100.0, 1000.0], "default_float": 0.0}
+    nodes = [
+        helper.make_node("LabelEncoder", ["city"], ["more"], domain="ai.onnx.ml", **known),
+        helper.make_node("Add", ["age", "more"], ["y"]),
+    ]
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 1])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 2)]
+    graph = helper.make_graph(nodes, "flat", [city, age], [made])
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "flat.onnx")
+    command = [BIN / "bookserve", "models", "add", "flat", folder / "flat.onnx", "--models-dir", folder / "models"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def release(folder: Path) -> None:
     """Makes what is in version 1 version 2 as well."""
     model = folder / "models" / "score"
@@ -43,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds the folder "models", a store with "score" version 1."""
     folder = tmp_path_factory.mktemp("added")
     publish(folder, 2.0)
+    publish_columns(folder)
     return folder
 
 
@@ -77,6 +98,34 @@ def test_the_page_asks_the_example_of_the_contract_and_then_what_is_typed(page) 
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.locator("#score-body")).to_have_attribute("aria-invalid", "true")
     expect(page.locator("#score-message")).to_contain_text("Please give the model's inputs, x: float32 [n,3].")
+
+
+def test_inputs_of_one_value_a_row_have_fields(page) -> None:
+    page.goto("/models/flat")
+    expect(page.locator("#flat-version")).to_contain_text("Answered by flat version 1")
+    city, age = page.get_by_label("city", exact=True), page.get_by_label("age", exact=True)
+    example = json.loads(page.locator("#flat-body").input_value())["inputs"]
+    assert city.input_value() == example["city"][0][0]
+    assert city.input_value() in ("Bern", "Zürich")
+    city.fill("Zürich")
+    age.fill("41.5")
+    expect(page.locator("#flat-answer")).to_contain_text("1041.5")
+    assert json.loads(page.locator("#flat-body").input_value()) == {"inputs": {"city": [["Zürich"]], "age": [[41.5]]}}
+    age.fill("")
+    expect(page.locator("#flat-message")).to_have_text("Please give a number for age.")
+    expect(age).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#flat-answer")).to_have_text("")
+    age.fill("2")
+    expect(page.locator("#flat-answer")).to_contain_text("1002")
+    page.locator("#flat-body").fill('{"inputs": {"city": [["Bern"]], "age": [[7]]}}')
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#flat-answer")).to_contain_text("107")
+    expect(city).to_have_value("Bern")
+    expect(age).to_have_value("7")
+
+
+def test_a_model_of_one_tensor_has_no_fields(page) -> None:
+    expect(page.locator("#score-row")).to_be_hidden()
 
 
 def test_what_the_manifest_and_the_contract_say_is_shown(page) -> None:

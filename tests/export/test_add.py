@@ -123,7 +123,7 @@ def test_figures_on_the_user_s_rows_are_kept_with_the_version(tmp_path: Path) ->
     command = ("models", "add", "score", graph(tmp_path), "--models-dir", tmp_path / "store", "--evaluate")
     refused = invoke(*command, tmp_path / "bare.npz")
     assert refused.exit_code == 1
-    assert "has no right answers: add an array 'targets' or 'labels'" in refused.output
+    assert "has no right answers: add an array or column 'targets' or 'labels'" in refused.output
     assert not (tmp_path / "store/score/1").exists()
     result = invoke(*command, tmp_path / "rows.npz")
     assert result.exit_code == 0, result.output

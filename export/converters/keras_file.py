@@ -168,6 +168,11 @@ def _name(name: str) -> str:
 def _reason(path: Path, error: Exception) -> str:
     text = str(error)
     if missing := _ELSEWHERE.search(text):
+        if path.suffix.lower() != ".keras" and _is_operation(missing[2]):
+            return (
+                f"{path} holds Keras's operation '{missing[2]}', which is not brought back from HDF5: save the network"
+                " with model.save('model.keras'), and add that file"
+            )
         return (
             f"{path} needs the {missing[1]} '{missing[2]}', which is Python code that is not in the file: where that "
             "code is, write a SavedModel with model.export('FOLDER'), and add FOLDER"
@@ -184,6 +189,13 @@ def _reason(path: Path, error: Exception) -> str:
         )
     why = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
     return f"Keras does not load {path}{_writer(path)}: {why}"
+
+
+def _is_operation(name: str) -> bool:
+    """Whether a name such as "TopK" is that of a function of keras.ops."""
+    import keras
+
+    return hasattr(keras.ops, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
 
 
 def _writer(path: Path) -> str:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bookserve.export import saved_model_contract
+from bookserve.export import parity, saved_model_contract
 from bookserve.export.contracts import SIGNATURE, Contract
 from bookserve.export.converters.source import ONNX, SAVED_MODEL, TENSORFLOW_1, Converted, Rows, Wishes
 from bookserve.export.errors import ExportError
@@ -50,6 +50,7 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         why = str(error).splitlines()[0][:300]
         notes.append(f"TensorFlow 1's loader, which works as TensorFlow Serving's, refuses it: {why}")
     tables: dict[str, Table] = {}
+    rounded: dict[str, float] = {}
     if function is None:
         notes.append(
             f"kept as a SavedModel alone: TensorFlow 2 does not load it, TensorFlow 1's loader does: {refused}"
@@ -66,6 +67,9 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         else:
             graphs = {ONNX: made[0], **graphs}
             tables = made[1]
+            if tensorflow_graphs.computes_in(function, tf.float16):
+                rounded[ONNX] = parity.HALF_SOURCE["float16"]
+                notes.append("it computes in float16, which engines round in their own ways: by at most 8 units")
     return Converted(
         contract=contract,
         reference=reference,
@@ -75,6 +79,7 @@ def convert(path: Path, folder: Path, wishes: Wishes) -> Converted:
         example=_examples(source, contract),
         notes=tuple(notes),
         made_with=tensorflow_graphs.versions(),
+        rounded=rounded,
     )
 
 

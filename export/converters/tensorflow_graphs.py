@@ -59,6 +59,13 @@ def to_onnx(servable: Servable, contract: Contract, folder: Path) -> tuple[Run, 
     return run, onnx_contract.tables(graph)
 
 
+def computes_in(function: Any, dtype: Any) -> bool:
+    """Whether a concrete function, or one that it calls, makes tensors of a type."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for part in graph.library.function for node in part.node_def)]
+    return any(node.attr["T"].type == dtype.as_datatype_enum for node in nodes if "T" in node.attr)
+
+
 def versions() -> tuple[str, ...]:
     """The libraries that took part."""
     assert tf2onnx is not None

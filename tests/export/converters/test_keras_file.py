@@ -105,3 +105,21 @@ def test_code_that_is_not_in_the_file_is_named_with_the_way_round(tmp_path: Path
     network(keras.layers.Lambda(tripled, output_shape=(3,))).save(path)
     with pytest.raises(ExportError, match="needs the function 'tripled', which is Python code that is not in the file"):
         added(path, tmp_path / "function", trust=trust)
+
+
+def test_an_operation_that_hdf5_does_not_bring_back_is_told_from_code_of_others(tmp_path: Path) -> None:
+    x = keras.Input((4,))
+    made = keras.Model(x, keras.ops.where(x > 0, x, -x))
+    path = tmp_path / "model.h5"
+    made.save(path)
+    with pytest.raises(ExportError) as refused:
+        added(path, tmp_path / "version")
+    assert str(refused.value) == (
+        f"{path} holds Keras's operation 'Greater', which is not brought back from HDF5: save the network with"
+        " model.save('model.keras'), and add that file"
+    )
+    made.save(tmp_path / "model.keras")
+    assert added(tmp_path / "model.keras", tmp_path / "version_2")["graphs"] == [
+        "assets.extra/model.onnx",
+        "saved_model.pb",
+    ]

@@ -107,7 +107,7 @@ def test_the_words_that_a_table_knows_are_asked(tmp_path: Path, monkeypatch: pyt
     assert {8001, 1201, 4051, 3011} & set(codes)
 
 
-def test_a_table_with_its_values_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_onnx_graph_that_answers_otherwise_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bookserve.export import tensorflow_operations
 
     entries = tensorflow_operations._entries
@@ -117,8 +117,12 @@ def test_a_table_with_its_values_changed_is_refused(tmp_path: Path, monkeypatch:
         return [(key, value) for (key, _), (_, value) in zip(found, found[::-1], strict=True)]
 
     monkeypatch.setattr(tensorflow_operations, "_entries", exchanged)
-    with pytest.raises(ExportError, match=r"the source and assets\.extra/model\.onnx differ in 'survives' by"):
-        added(saved(passengers(), tmp_path), tmp_path / "version")
+    result = added(saved(passengers(), tmp_path), tmp_path / "version")
+    assert result["graphs"] == [SAVED_MODEL]
+    (note,) = result["notes"]
+    assert "kept as a SavedModel alone" in note
+    assert "the source and assets.extra/model.onnx differ in 'survives' by" in note
+    assert not (tmp_path / "version" / ONNX).exists()
 
 
 def picture(*parts: Any) -> Any:
@@ -179,6 +183,26 @@ def test_layers_of_mixed_precision_compute_in_float32(tmp_path: Path, precision:
     step = 2.0 ** (-10 if precision == "float16" else -7)
     difference = np.abs(half.astype(np.float32) - found).max() / np.abs(found).max()
     assert 1e-5 < difference < 4 * step  # the file rounds, the version does not
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_a_saved_model_of_mixed_precision_keeps_it(tmp_path: Path, precision: str) -> None:
+    keras.utils.set_random_seed(5)
+    keras.mixed_precision.set_global_policy(f"mixed_{precision}")
+    try:
+        network = picture(layers.Conv2D(8, 3), layers.Flatten(), layers.Dense(4, dtype="float32", name="scores"))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    network.export(tmp_path / "saved", verbose=False)
+    result = added(tmp_path / "saved", tmp_path / "version")
+    if precision == "bfloat16":
+        assert result["graphs"] == [SAVED_MODEL]
+        return
+    assert result["graphs"] == [ONNX, SAVED_MODEL]
+    assert result["notes"] == ["it computes in float16, which engines round in their own ways: by at most 8 units"]
+    x = np.random.default_rng(1).normal(size=(5, 12, 12, 6)).astype(np.float32)
+    (found,) = engines.onnx_graph(tmp_path / "version" / ONNX)({"x": x}).values()
+    np.testing.assert_allclose(found, ask(network, {"x": x}), rtol=0, atol=8 * 2**-10 * np.abs(found).max())
 
 
 def test_a_file_whose_16_bits_and_32_bits_differ_by_more_than_rounding_is_refused(

@@ -14,8 +14,7 @@ import numpy.typing as npt
 from bookserve.export import column_values, engines, parity
 from bookserve.export.contracts import Contract, Tensor
 from bookserve.export.converters import tree_ensemble
-from bookserve.export.converters.source import ONNX, Converted, Rows, Run
-from bookserve.export.errors import ExportError
+from bookserve.export.converters.source import ONNX, Converted, Rows
 
 if TYPE_CHECKING:
     import onnx
@@ -25,7 +24,6 @@ _MARGINS, _LINKED, _ZERO, _ONE = "margins", "linked", "zero", "one"
 _OPSET = {"": 18, "ai.onnx.ml": 3}
 _TRIED = 64  # values of a column that is weighted
 _LEAST = 1e-30  # of weights: smaller ones would take values to try out of float32
-_MISSING = 0.3  # share of the numbers that are taken away where rows with missing ones are compared
 
 
 class Link(Enum):
@@ -111,9 +109,6 @@ def converted(
 
     `width` is the number of columns. `predict` is the booster's own: x (rows, columns) -> (rows,) or (rows, outputs) of
     values; or probabilities (rows, classes), or (rows,) of the second of two classes.
-
-    Raises:
-        ExportError: the graph answers otherwise than the booster where numbers are missing (NaN).
     """
     graph = _graph(margins, objective, width)
     target = folder / ONNX
@@ -138,7 +133,6 @@ def converted(
         return {LABEL: scores.argmax(axis=1).astype(np.int64), PROBABILITIES: scores}
 
     drawn = {INPUT: margins.columns} if margins.columns else column_values.of(graph)
-    _compare_missing(contract, reference, run, drawn.get(INPUT, (np.zeros(0, np.float32),) * width), tolerance)
     return Converted(
         contract=contract,
         reference=reference,
@@ -147,6 +141,7 @@ def converted(
         notes=notes,
         made_with=made_with,
         tolerance=tolerance,
+        missing=True,
     )
 
 
@@ -224,19 +219,3 @@ def _answer_nodes(answer: Answer, outputs: int) -> "list[onnx.NodeProto]":
             helper.make_node("Concat", ["other", _LINKED], [PROBABILITIES], axis=1),
         ]
     return [*probabilities, helper.make_node("ArgMax", [PROBABILITIES], [LABEL], axis=1, keepdims=0)]
-
-
-def _compare_missing(
-    contract: Contract, reference: Run, run: Run, values: column_values.Columns, tolerance: float
-) -> None:
-    """Compare answers to rows in which numbers are missing, which the trial does not draw."""
-    chance = np.random.default_rng(1)
-    x = column_values.draw(values, chance)
-    x[chance.random(x.shape) < _MISSING] = np.nan
-    rows = {INPUT: x}
-    expected, found = reference(rows), run(rows)
-    for tensor in contract.outputs:
-        try:
-            parity.difference(tensor, expected, found, ("the source", ONNX), tolerance)
-        except ExportError as error:
-            raise ExportError(f"of rows with missing numbers (NaN), {error}") from error

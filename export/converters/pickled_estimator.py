@@ -4,8 +4,9 @@ A pickle is a program: it is loaded only where the user trusts whoever made it.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ _WRONG_SIGN = (
 _LABEL_ALONE = "{} gives neither probabilities nor scores: the version has the label alone"
 _EMPTY_IS_MISSING = "an empty text in {} counts as missing"
 _SIDEWAYS = ("OneVsOneClassifier", "QuadraticDiscriminantAnalysis")  # whose labels skl2onnx gives in another shape
+_KEPT_ROWS = ("_fit_X", "X_train_", "X_fit_", "support_vectors_", "cluster_centers_")  # of the training, by estimators
+_DRAWN = 256  # values of a column between the least and the largest that is kept
 _SUFFIXES = (".pkl", ".pickle", ".joblib", ".sav")
 
 
@@ -148,7 +151,8 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
         reference=reference,
         graphs={ONNX: run},
         tables=_categories(estimator) or {} if len(inputs) > 1 else {},
-        columns=column_values.of(graph),
+        columns=column_values.of(graph) or _ranges(estimator, inputs),
+        missing=True,
         notes=tuple(notes),
         made_with=("scikit-learn", "skl2onnx", "onnx", "onnxruntime"),
         tolerance=parity.DOUBLE_SOURCE,
@@ -181,7 +185,7 @@ def _graph(estimator: Any, inputs: tuple[Tensor, ...]) -> Any:
     while True:
         options = ways.pop(0)
         try:
-            with _whole_numbers_for_truth():
+            with _whole_numbers_for_truth(), _exact_trees():
                 return skl2onnx.convert_sklearn(estimator, initial_types=types, options=options, target_opset=OPSET)
         except Exception as error:  # skl2onnx raises many kinds for what it cannot convert
             if not ways or "'zipmap'" not in str(error):
@@ -338,6 +342,18 @@ def _inputs(estimator: Any, columns: tuple[str, ...]) -> tuple[Tensor, ...]:
     return tuple(Tensor(name, "object" if name in text else "float32", (None, 1)) for name in columns if name in used)
 
 
+def _ranges(estimator: Any, inputs: tuple[Tensor, ...]) -> dict[str, column_values.Columns]:
+    """Values of each column between those of the rows that the first step keeps of its training, if it keeps some."""
+    first = _steps(estimator)[0]
+    kept = next((getattr(first, name) for name in _KEPT_ROWS if hasattr(first, name)), None)
+    shape = getattr(kept, "shape", ())
+    if len(inputs) != 1 or not isinstance(kept, np.ndarray) or shape[1:] != inputs[0].shape[1:]:
+        return {}
+    chance = np.random.default_rng(0)
+    limits = [(np.nanmin(column), np.nanmax(column)) for column in kept.T.astype(np.float64)]
+    return {inputs[0].name: tuple(chance.uniform(*ends, _DRAWN).astype(np.float32) for ends in limits)}
+
+
 def _used(estimator: Any, columns: tuple[str, ...]) -> set[str]:
     """The columns that a ColumnTransformer does not drop; all where it knows columns by their places."""
     chosen = [some for _, step, some in _column_transformers(estimator)[0].transformers_ if step != "drop"]
@@ -435,6 +451,56 @@ def _whole_numbers_for_truth() -> Iterator[None]:
         yield
     finally:
         ModelComponentContainer.add_node = add_node
+
+
+@contextmanager
+def _exact_trees() -> Iterator[None]:
+    """Mends what skl2onnx writes of trees: the side of each node that missing numbers (NaN) go to, and its threshold.
+
+    That is a float64, and values not above it go left. Rounded to float32 it may be above one of them; the largest
+    float32 that is not above it parts all values of float32 as it does.
+    """
+    from skl2onnx.operator_converters import decision_tree, gradient_boosting, isolation_forest, random_forest
+
+    modules = (decision_tree, gradient_boosting, isolation_forest, random_forest)
+    originals = [
+        (module, name, getattr(module, name))
+        for module in modules
+        for name in ("add_tree_to_attribute_pairs", "add_tree_to_attribute_pairs_hist_gradient_boosting")
+        if hasattr(module, name)
+    ]
+    for module, name, original in originals:
+        setattr(module, name, partial(_add_tree, original))
+    try:
+        yield
+    finally:
+        for module, name, original in originals:
+            setattr(module, name, original)
+
+
+def _add_tree(
+    original: Callable[..., None],
+    attributes: dict[str, Any],
+    is_classifier: bool,
+    tree: Any,
+    *rest: Any,
+    **options: Any,
+) -> None:
+    """Add a tree by skl2onnx to the attributes of its operation, then write its nodes' sides and thresholds anew."""
+    before = len(attributes["nodes_values"])
+    original(attributes, is_classifier, tree, *rest, **options)
+    values = attributes["nodes_values"]
+    values[before:] = [_not_above(value) for value in values[before:]]
+    if hasattr(tree, "missing_go_to_left"):  # of histogram gradient boosting skl2onnx has them
+        sides = np.asarray(tree.missing_go_to_left).astype(np.int64)
+        attributes["nodes_missing_value_tracks_true"][before:] = sides.tolist()
+
+
+def _not_above(threshold: float) -> float:
+    """The largest float32 that is not above a float64."""
+    with np.errstate(over="ignore"):
+        near = np.float32(threshold)
+    return float(near if float(near) <= threshold else np.nextafter(near, np.float32(-np.inf)))
 
 
 def _whole(attribute: Any) -> Any:

@@ -56,6 +56,7 @@ class Converted:
     made_with: tuple[str, ...] = ()
     tolerance: float = parity.TOLERANCE
     rounded: Mapping[str, float] = field(default_factory=dict)
+    missing: bool = False
 
 
 class Converter(Protocol):

@@ -23,6 +23,7 @@ from bookserve.export.errors import ExportError
 from bookserve.serving.wire import missing_package, pictures
 
 _ROW = 2  # axes
+_MISSING = 0.3  # share of the numbers that are taken away where rows with missing ones are compared
 EXAMPLE = "assets.extra/example.json"  # inside the version folder: the body of a REST request
 
 
@@ -58,6 +59,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         differences = _compare(contract, converted, rows, expected)
     if (example or converted.example) and converted.columns:  # few rows take few of the ways through trees
         differences |= _compare_drawn(contract, converted, differences)
+    if converted.missing:
+        _compare_missing(contract, converted, rows)
     one = golden.first_row(contract, rows)
     answer = _run(next(iter(converted.graphs.values())), one, "the version's graph")
     contract = replace(contract, example=golden.example(contract, one, answer))
@@ -252,6 +255,35 @@ def _compare_drawn(contract: Contract, converted: Converted, known: Mapping[str,
         found = _compare(contract, converted, rows, expected)
         return {name: max(difference, known[name]) for name, difference in found.items()}
     return dict(known)
+
+
+def _compare_missing(contract: Contract, converted: Converted, rows: Rows) -> None:
+    """Compare the answers to rows in which numbers are missing (NaN), if the source answers such rows.
+
+    Raises:
+        ExportError: a graph answers otherwise.
+    """
+    chance = np.random.default_rng(1)
+    gaps = {name: array.copy() for name, array in rows.items()}
+    for array in gaps.values():
+        if array.dtype.kind == "f":
+            array[chance.random(array.shape) < _MISSING] = np.nan
+    if not _holds_nan(gaps):
+        return
+    try:
+        expected = _run(converted.reference, gaps, "the source")
+    except ExportError:
+        return
+    for name, run in converted.graphs.items():
+        try:
+            found = _run(run, gaps, name)
+            for tensor in contract.outputs:
+                parity.difference(tensor, expected, found, ("the source", name), converted.tolerance, nan_expected=True)
+        except ExportError as error:
+            raise ExportError(
+                f"of rows with missing numbers (NaN), which the model answers, {error}: train it with a step that ONNX"
+                " has (SimpleImputer without an indicator)"
+            ) from error
 
 
 def _holds_nan(rows: Mapping[str, npt.NDArray[Any]]) -> bool:

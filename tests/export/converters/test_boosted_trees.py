@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from bookserve.export import column_values, engines
 from bookserve.export.contracts import Contract, from_json
-from bookserve.export.converters import boosted_trees, lightgbm_model, tree_ensemble, trial, xgboost_model
+from bookserve.export.converters import lightgbm_model, tree_ensemble, trial, xgboost_model
 from bookserve.export.errors import ExportError
 
 Array = npt.NDArray[Any]
@@ -418,10 +418,11 @@ def test_a_wrong_way_of_missing_numbers_is_found(tmp_path: Path, sales: Rows, mo
     add(path)
     monkeypatch.setattr(tree_ensemble, "split", other)
     with pytest.raises(
-        ExportError, match=r"^of rows with missing numbers \(NaN\), the source and assets.extra/model.o"
+        ExportError,
+        match=r"^of rows with missing numbers \(NaN\), which the model answers, the source and ",
     ):
         add(path)
-    monkeypatch.setattr(boosted_trees, "_compare_missing", lambda *arguments: None)
+    monkeypatch.setattr(trial, "_compare_missing", lambda *arguments: None)
     add(path)
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from sklearn import calibration, cluster, ensemble, linear_model, mixture, neighbors, svm
+from sklearn import calibration, cluster, ensemble, linear_model, mixture, neighbors, svm, tree
+from sklearn.base import is_classifier
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -198,6 +200,59 @@ def test_a_graph_with_one_split_wrong_is_found(tmp_path: Path, sales: tuple[Arra
     assert np.abs(wrong(drawn)["y"] - converted.reference(drawn)["y"]).max() > 1e-3
     normal = {"x": chance.standard_normal(drawn["x"].shape).astype(np.float32)}
     assert np.abs(wrong(normal)["y"] - converted.reference(normal)["y"]).max() < 1e-4
+
+
+@pytest.mark.parametrize("gaps", [True, False], ids=["with gaps", "whole"])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        ensemble.RandomForestRegressor(10, random_state=0),
+        ensemble.RandomForestClassifier(10, random_state=0),
+        ensemble.ExtraTreesRegressor(10, random_state=0),
+        ensemble.HistGradientBoostingRegressor(max_iter=20),
+        ensemble.HistGradientBoostingClassifier(max_iter=20),
+        ensemble.BaggingRegressor(n_estimators=5, random_state=0),
+        ensemble.IsolationForest(n_estimators=20, random_state=0),
+        tree.DecisionTreeRegressor(max_depth=6, random_state=0),
+        tree.DecisionTreeClassifier(max_depth=6, random_state=0),
+        make_pipeline(SimpleImputer(), linear_model.Ridge()),
+    ],
+    ids=lambda estimator: type(pickled_estimator._last(estimator)).__name__,
+)
+def test_missing_numbers_go_where_the_library_sends_them(
+    tmp_path: Path, sales: tuple[Array, Array], estimator: Any, gaps: bool
+) -> None:
+    rows, value = sales
+    rows = rows.astype(np.float32).astype(np.float64)
+    sparse = rows.copy()
+    sparse[np.random.default_rng(2).random(rows.shape) < 0.2] = np.nan
+    target = np.digitize(value, [11.0, 14.0]) if is_classifier(estimator) else value
+    estimator.fit(sparse if gaps else rows, target)
+    add(tmp_path, estimator)
+    run = engines.onnx_graph(tmp_path / "assets.extra" / "model.onnx")
+    for asked in (sparse, rows):  # those of the training are on the borders of some trees
+        found = next(iter(run({"x": asked.astype(np.float32)}).values())).ravel()
+        expected = estimator.predict(asked)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("imputer", [SimpleImputer(add_indicator=True), KNNImputer()], ids=["indicator", "neighbours"])
+def test_missing_numbers_that_onnx_fills_in_otherwise_are_a_refusal(
+    tmp_path: Path, sales: tuple[Array, Array], imputer: Any
+) -> None:
+    rows, value = sales
+    sparse = rows.copy()
+    sparse[np.random.default_rng(2).random(rows.shape) < 0.2] = np.nan
+    with pytest.raises(ExportError, match=r"of rows with missing numbers \(NaN\), which the model answers"):
+        add(tmp_path, make_pipeline(imputer, linear_model.Ridge()).fit(sparse, value + np.isnan(sparse[:, 0]) * 5))
+
+
+@pytest.mark.parametrize("threshold", [0.1, 39.7849982, 1.5, -0.3, 1e300, float("inf"), 16777217.0])
+def test_a_threshold_parts_all_numbers_of_float32_as_it_is(threshold: float) -> None:
+    near = np.float32(min(threshold, 3e38))
+    around = [near, np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf))]
+    written = np.float32(pickled_estimator._not_above(threshold))
+    assert [value <= written for value in around] == [float(value) <= threshold for value in around]
 
 
 def test_an_example_of_one_row_does_not_hide_a_wrong_leaf(

@@ -93,7 +93,7 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
         )
     columns = tuple(str(name) for name in getattr(estimator, "feature_names_in_", ()))
     inputs = _inputs(estimator, columns)
-    imputed = _imputed_texts(estimator, inputs)
+    gaps = _texts_with_gaps(estimator, inputs)
     graph = _graph(_convertible(estimator), inputs)
     kind = _kind(estimator)
     labels = tuple(str(label) for label in getattr(estimator, "classes_", ())) if kind != _VALUES else ()
@@ -104,8 +104,8 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
         notes.append(why.format(type(_last(estimator)).__name__))
     elif labels and kind == _DECISIONS:
         notes.append(_NO_PROBABILITIES.format(type(_last(estimator)).__name__))
-    if imputed:
-        notes.append(_EMPTY_IS_MISSING.format(", ".join(imputed)))
+    if gaps:
+        notes.append(_EMPTY_IS_MISSING.format(", ".join(gaps)))
     if type(_last(estimator)).__name__ in _SIDEWAYS:
         _flatten_label(graph)
     names = _rename_outputs(graph, _OUTPUTS[kind])
@@ -115,7 +115,7 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
     run = engines.onnx_graph(target)
 
     def reference(rows: Rows) -> dict[str, Any]:
-        table = _table(rows, inputs, columns, imputed)
+        table = _table(rows, inputs, columns, gaps)
         answers: dict[str, Any] = {}
         for name in names:
             if name == PROBABILITIES:
@@ -223,41 +223,64 @@ def _flatten_label(graph: Any) -> None:
     output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, output.type.tensor_type.elem_type, [None]))
 
 
-def _imputers(estimator: Any) -> Iterator[tuple[Any, list[str]]]:
-    """The imputers of a ColumnTransformer that fill in missing texts, with the names of their columns."""
+def _of_texts(estimator: Any) -> Iterator[tuple[Any, list[str]]]:
+    """The imputers and encoders of a ColumnTransformer that know missing texts, with the names of those columns."""
     for transformer in _column_transformers(estimator):
         for _, step, chosen in transformer.transformers_:
             for inner in _steps(step):
-                filled = np.asarray(getattr(inner, "statistics_", ()))
-                if type(inner).__name__ == "SimpleImputer" and any(isinstance(value, str) for value in filled.tolist()):
-                    yield inner, _names(transformer, chosen)
+                if type(inner).__name__ == "SimpleImputer":
+                    texts = any(isinstance(value, str) for value in np.asarray(inner.statistics_).tolist())
+                    if texts and not isinstance(inner.missing_values, str):
+                        yield inner, _names(transformer, chosen)
+                elif hasattr(inner, "categories_"):
+                    names = _names(transformer, chosen)
+                    with_gaps = [_gaps(found).any() for found in inner.categories_]
+                    if any(with_gaps):
+                        yield inner, [name for name, gap in zip(names, with_gaps, strict=False) if gap]
 
 
-def _imputed_texts(estimator: Any, inputs: tuple[Tensor, ...]) -> list[str]:
+def _gaps(categories: Any) -> Any:
+    """Which of the categories stands for missing ones."""
+    return np.array([category is None or category != category for category in np.asarray(categories).tolist()])
+
+
+def _texts_with_gaps(estimator: Any, inputs: tuple[Tensor, ...]) -> list[str]:
     """The columns of texts that may be missing."""
     texts = {tensor.name for tensor in inputs if tensor.dtype == "object"}
-    return [
-        name
-        for imputer, names in _imputers(estimator)
-        if not isinstance(imputer.missing_values, str)
-        for name in names
-        if name in texts
-    ]
+    return list(dict.fromkeys(name for _, names in _of_texts(estimator) for name in names if name in texts))
 
 
 def _convertible(estimator: Any) -> Any:
     """The estimator with what skl2onnx asks for, and what changes no prediction.
 
-    A tensor of texts has no missing ones, so imputers fill in empty ones; and voters do not join their votes in
+    A tensor of texts has no missing ones, so empty ones are filled in by imputers, and are a category of encoders; of
+    an OrdinalEncoder they are an unknown word, with the number of the missing ones. Voters do not join their votes in
     'transform', which is not asked.
     """
     changed = copy.deepcopy(estimator)
-    for imputer, _ in _imputers(changed):
-        if not isinstance(imputer.missing_values, str):
-            imputer.missing_values = _MISSING
+    for part, _ in _of_texts(changed):
+        match type(part).__name__:
+            case "SimpleImputer":
+                part.missing_values = _MISSING
+            case "OrdinalEncoder":
+                part.categories_ = [known[~_gaps(known)] for known in part.categories_]
+                if part.handle_unknown == "error":
+                    part.handle_unknown, part.unknown_value = "use_encoded_value", part.encoded_missing_value
+            case _:
+                part.categories_ = [_filled(known) for known in part.categories_]
     if type(_last(changed)).__name__ == "VotingClassifier":
         _last(changed).flatten_transform = False
     return changed
+
+
+def _filled(categories: Any) -> Any:
+    """Categories of texts with an empty one for the missing ones; others as they are."""
+    gaps = _gaps(categories)
+    if not gaps.any() or not any(isinstance(category, str) for category in categories):
+        return categories
+    filled = np.array(categories, object)
+    filled[gaps] = _MISSING
+    return filled
 
 
 def _steps(estimator: Any) -> list[Any]:
@@ -378,10 +401,10 @@ def _categories(estimator: Any) -> dict[str, tuple[Any, ...]] | None:
     return found
 
 
-def _table(rows: Rows, inputs: tuple[Tensor, ...], columns: tuple[str, ...], imputed: Sequence[str]) -> Any:
+def _table(rows: Rows, inputs: tuple[Tensor, ...], columns: tuple[str, ...], gaps: Sequence[str]) -> Any:
     """As an estimator takes it: in float64, in which most are fitted, and some take nothing else then.
 
-    Empty texts of the columns in `imputed` are missing ones.
+    Empty texts of the columns in `gaps` are missing ones.
     """
     if len(inputs) == 1 and not columns:
         return rows[inputs[0].name].astype(np.float64)
@@ -390,7 +413,7 @@ def _table(rows: Rows, inputs: tuple[Tensor, ...], columns: tuple[str, ...], imp
     if len(inputs) == 1:
         return pd.DataFrame(rows[inputs[0].name].astype(np.float64), columns=list(columns))
     table = pd.DataFrame({tensor.name: [_plain(value) for value in rows[tensor.name][:, 0]] for tensor in inputs})
-    for name in imputed:
+    for name in gaps:
         table[name] = table[name].astype(object).replace(_MISSING, np.nan)
     return table
 
@@ -455,31 +478,29 @@ def _whole_numbers_for_truth() -> Iterator[None]:
 
 @contextmanager
 def _exact_trees() -> Iterator[None]:
-    """Mends what skl2onnx writes of trees: the side of each node that missing numbers (NaN) go to, and its threshold.
+    """Mends what skl2onnx writes of the trees of sklearn.tree: the side of each node that missing numbers (NaN) go to,
+    and its threshold.
 
-    That is a float64, and values not above it go left. Rounded to float32 it may be above one of them; the largest
-    float32 that is not above it parts all values of float32 as it does.
+    That is a float64, with which scikit-learn compares values of float32: those not above it go left. Rounded to
+    float32 it may be above one of them; the largest float32 that is not above it parts all values as it does.
+    Histogram gradient boosting compares float64: its thresholds are best rounded as the values are.
     """
     from skl2onnx.operator_converters import decision_tree, gradient_boosting, isolation_forest, random_forest
 
+    name = "add_tree_to_attribute_pairs"
     modules = (decision_tree, gradient_boosting, isolation_forest, random_forest)
-    originals = [
-        (module, name, getattr(module, name))
-        for module in modules
-        for name in ("add_tree_to_attribute_pairs", "add_tree_to_attribute_pairs_hist_gradient_boosting")
-        if hasattr(module, name)
-    ]
-    for module, name, original in originals:
-        setattr(module, name, partial(_add_tree, original))
+    add_tree = getattr(decision_tree, name)
+    for module in modules:
+        setattr(module, name, partial(_add_tree, add_tree))
     try:
         yield
     finally:
-        for module, name, original in originals:
-            setattr(module, name, original)
+        for module in modules:
+            setattr(module, name, add_tree)
 
 
 def _add_tree(
-    original: Callable[..., None],
+    add_tree: Callable[..., None],
     attributes: dict[str, Any],
     is_classifier: bool,
     tree: Any,
@@ -488,12 +509,11 @@ def _add_tree(
 ) -> None:
     """Add a tree by skl2onnx to the attributes of its operation, then write its nodes' sides and thresholds anew."""
     before = len(attributes["nodes_values"])
-    original(attributes, is_classifier, tree, *rest, **options)
+    add_tree(attributes, is_classifier, tree, *rest, **options)
     values = attributes["nodes_values"]
     values[before:] = [_not_above(value) for value in values[before:]]
-    if hasattr(tree, "missing_go_to_left"):  # of histogram gradient boosting skl2onnx has them
-        sides = np.asarray(tree.missing_go_to_left).astype(np.int64)
-        attributes["nodes_missing_value_tracks_true"][before:] = sides.tolist()
+    sides = np.asarray(tree.missing_go_to_left).astype(np.int64)
+    attributes["nodes_missing_value_tracks_true"][before:] = sides.tolist()
 
 
 def _not_above(threshold: float) -> float:

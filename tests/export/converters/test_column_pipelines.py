@@ -12,7 +12,12 @@ from sklearn.base import clone
 from sklearn.compose import ColumnTransformer, make_column_selector
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
-from sklearn.ensemble import GradientBoostingClassifier, RandomForestRegressor, VotingClassifier
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestRegressor,
+    VotingClassifier,
+)
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import RandomizedSearchCV
@@ -187,6 +192,29 @@ def test_an_empty_text_is_a_missing_one_where_those_are_filled_in(tmp_path: Path
     found = ask(tmp_path, contract, sent)
     np.testing.assert_allclose(found["probabilities"], fitted.predict_proba(fresh), atol=1e-5)
     assert found["label"].tolist() == fitted.predict(fresh).tolist()
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        OneHotEncoder(sparse_output=False),
+        OneHotEncoder(handle_unknown="ignore", sparse_output=False),
+        OrdinalEncoder(),
+        OrdinalEncoder(encoded_missing_value=-1),
+    ],
+    ids=["one-hot", "one-hot, others ignored", "ordinal", "ordinal, missing -1"],
+)
+def test_an_empty_text_is_the_category_of_missing_ones(tmp_path: Path, encoder: Any) -> None:
+    known, fresh = flats(0), flats(1)
+    known.loc[np.random.default_rng(2).random(COUNT) < 0.1, "city"] = np.nan
+    boosted = HistGradientBoostingRegressor(max_iter=10)
+    fitted = make_pipeline(columns(encoder, "passthrough"), boosted).fit(known, rent(known) + known.city.isna() * 5)
+    result, contract = added(tmp_path, fitted)
+    assert result["notes"] == ["an empty text in city counts as missing"]
+    fresh["age"], fresh["price"] = fresh.age.astype(np.float32), fresh.price.astype(np.float32)
+    sent = fresh.copy()
+    fresh.loc[5:99, "city"], sent.loc[5:99, "city"] = np.nan, ""
+    np.testing.assert_allclose(ask(tmp_path, contract, sent)["y"][:, 0], fitted.predict(fresh), rtol=1e-5)
 
 
 ALONE = {

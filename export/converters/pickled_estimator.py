@@ -91,6 +91,11 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
         raise ExportError(
             f"it holds a {type(estimator).__name__}, which is no fitted estimator with 'predict' or 'transform'"
         )
+    if getattr(_last(estimator), "is_categorical_", None) is not None:
+        raise ExportError(
+            f"the trees of its {type(_last(estimator)).__name__} split by categories (categorical_features), which has"
+            " no form in skl2onnx: put a OneHotEncoder before it, or train LightGBM or XGBoost"
+        )
     columns = tuple(str(name) for name in getattr(estimator, "feature_names_in_", ()))
     inputs = _inputs(estimator, columns)
     gaps = _texts_with_gaps(estimator, inputs)

@@ -247,6 +247,13 @@ def test_missing_numbers_that_onnx_fills_in_otherwise_are_a_refusal(
         add(tmp_path, make_pipeline(imputer, linear_model.Ridge()).fit(sparse, value + np.isnan(sparse[:, 0]) * 5))
 
 
+def test_histogram_boosting_over_categories_is_a_refusal(tmp_path: Path, sales: tuple[Array, Array]) -> None:
+    rows, value = sales
+    boosted = ensemble.HistGradientBoostingRegressor(max_iter=5, categorical_features=[3]).fit(rows, value)
+    with pytest.raises(ExportError, match="the trees of its HistGradientBoostingRegressor split by categories"):
+        add(tmp_path, boosted)
+
+
 @pytest.mark.parametrize("threshold", [0.1, 39.7849982, 1.5, -0.3, 1e300, float("inf"), 16777217.0])
 def test_a_threshold_parts_all_numbers_of_float32_as_it_is(threshold: float) -> None:
     near = np.float32(min(threshold, 3e38))

@@ -101,7 +101,7 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
     gaps = _texts_with_gaps(estimator, inputs)
     graph = _graph(_convertible(estimator), inputs)
     kind = _kind(estimator)
-    labels = tuple(str(label) for label in getattr(estimator, "classes_", ())) if kind != _VALUES else ()
+    labels = _labels(estimator) if kind != _VALUES else ()
     notes: list[str] = []
     why = _why_no_scores(estimator)
     if why:
@@ -162,6 +162,12 @@ def from_estimator(estimator: Any, folder: Path, wishes: Wishes) -> Converted:
         made_with=("scikit-learn", "skl2onnx", "onnx", "onnxruntime"),
         tolerance=parity.DOUBLE_SOURCE,
     )
+
+
+def _labels(estimator: Any) -> tuple[str, ...]:
+    """The names of the classes; none where a row has several."""
+    classes = getattr(estimator, "classes_", ())
+    return tuple(str(label) for label in classes) if all(np.ndim(label) == 0 for label in classes) else ()
 
 
 def _kind(estimator: Any) -> str:
@@ -340,7 +346,7 @@ def _scores(decision: Any, *, wide: bool, rank: int) -> Any:
 
 
 def _numbered(labels: tuple[str, ...]) -> bool:
-    return labels == tuple(str(number) for number in range(len(labels)))
+    return bool(labels) and labels == tuple(str(number) for number in range(len(labels)))
 
 
 def _rename_outputs(graph: Any, wanted: tuple[str, ...]) -> list[str]:
@@ -492,16 +498,18 @@ def _exact_trees() -> Iterator[None]:
     """
     from skl2onnx.operator_converters import decision_tree, gradient_boosting, isolation_forest, random_forest
 
-    name = "add_tree_to_attribute_pairs"
+    name, of_several = "add_tree_to_attribute_pairs", "populate_tree_attributes"
     modules = (decision_tree, gradient_boosting, isolation_forest, random_forest)
-    add_tree = getattr(decision_tree, name)
+    add_tree, populate = getattr(decision_tree, name), getattr(decision_tree, of_several)
     for module in modules:
         setattr(module, name, partial(_add_tree, add_tree))
+    setattr(decision_tree, of_several, partial(_populate, populate))
     try:
         yield
     finally:
         for module in modules:
             setattr(module, name, add_tree)
+        setattr(decision_tree, of_several, populate)
 
 
 def _add_tree(
@@ -515,10 +523,21 @@ def _add_tree(
     """Add a tree by skl2onnx to the attributes of its operation, then write its nodes' sides and thresholds anew."""
     before = len(attributes["nodes_values"])
     add_tree(attributes, is_classifier, tree, *rest, **options)
+    _write_exact(attributes, tree, before)
+
+
+def _populate(populate: Callable[..., dict[str, Any]], model: Any, *rest: Any) -> dict[str, Any]:
+    """The same for a tree with several labels a row."""
+    attributes = populate(model, *rest)
+    _write_exact(attributes, model.tree_, 0)
+    return attributes
+
+
+def _write_exact(attributes: dict[str, Any], tree: Any, begin: int) -> None:
     values = attributes["nodes_values"]
-    values[before:] = [_not_above(value) for value in values[before:]]
+    values[begin:] = [_not_above(value) for value in values[begin:]]
     sides = np.asarray(tree.missing_go_to_left).astype(np.int64)
-    attributes["nodes_missing_value_tracks_true"][before:] = sides.tolist()
+    attributes["nodes_missing_value_tracks_true"][begin:] = sides.tolist()
 
 
 def _not_above(threshold: float) -> float:

@@ -12,6 +12,7 @@ from sklearn import calibration, cluster, ensemble, linear_model, mixture, neigh
 from sklearn.base import is_classifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import KNNImputer, SimpleImputer
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -234,6 +235,29 @@ def test_missing_numbers_go_where_the_library_sends_them(
         found = next(iter(run({"x": asked.astype(np.float32)}).values())).ravel()
         expected = estimator.predict(asked)
         np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        ensemble.RandomForestClassifier(5, random_state=0),
+        MultiOutputClassifier(linear_model.LogisticRegression()),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_several_labels_a_row(tmp_path: Path, sales: tuple[Array, Array], estimator: Any) -> None:
+    rows, value = sales
+    rows = (rows / rows.std(axis=0)).astype(np.float32).astype(np.float64)
+    asked = rows.copy()
+    trees = not isinstance(estimator, MultiOutputClassifier)
+    if trees:
+        asked[np.random.default_rng(2).random(rows.shape) < 0.2] = np.nan
+    estimator.fit(asked, np.stack([value > 12, rows[:, 0] > 1, rows[:, 3] > 0], axis=1).astype(int))
+    contract = from_json(add(tmp_path, estimator)["contract"])
+    assert contract.labels == ()
+    assert contract.task == "tensors"
+    found = engines.onnx_graph(tmp_path / "assets.extra" / "model.onnx")({"x": asked.astype(np.float32)})
+    np.testing.assert_array_equal(found["label"], estimator.predict(asked))
 
 
 @pytest.mark.parametrize("imputer", [SimpleImputer(add_indicator=True), KNNImputer()], ids=["indicator", "neighbours"])

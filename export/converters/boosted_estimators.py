@@ -12,6 +12,36 @@ if TYPE_CHECKING:
     import onnx
 
 
+def register() -> None:
+    """Tells skl2onnx how the estimators of XGBoost and LightGBM are converted, where they are installed."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    from skl2onnx import update_registered_converter
+    from skl2onnx.common.shape_calculator import (
+        calculate_linear_classifier_output_shapes as classes,
+    )
+    from skl2onnx.common.shape_calculator import (
+        calculate_linear_regressor_output_shapes as values,
+    )
+
+    options = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
+    kinds = {
+        "xgboost": ("XGB", ("Classifier", "RFClassifier", "Regressor", "RFRegressor", "Ranker")),
+        "lightgbm": ("LGBM", ("Classifier", "Regressor", "Ranker")),
+    }
+    converters = {"xgboost": convert_xgboost, "lightgbm": convert_lightgbm}
+    for library, (prefix, names) in kinds.items():
+        if not find_spec(library):
+            continue
+        for name in names:
+            kind = getattr(import_module(library), prefix + name)
+            if name.endswith("Classifier"):
+                update_registered_converter(kind, prefix + name, classes, converters[library], options=options)
+            else:
+                update_registered_converter(kind, prefix + name, values, converters[library])
+
+
 def convert_xgboost(scope: Any, operator: Any, container: Any) -> None:
     """The converter of skl2onnx for XGBClassifier, XGBRegressor and their kin.
 

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from bookserve.export import column_values, engines
 from bookserve.export.contracts import from_json
-from bookserve.export.converters import pickled_estimator, trial
+from bookserve.export.converters import estimator_trees, pickled_estimator, trial
 from bookserve.export.converters.source import Wishes
 from bookserve.export.errors import ExportError
 
@@ -282,7 +282,7 @@ def test_histogram_boosting_over_categories_is_a_refusal(tmp_path: Path, sales: 
 def test_a_threshold_parts_all_numbers_of_float32_as_it_is(threshold: float) -> None:
     near = np.float32(min(threshold, 3e38))
     around = [near, np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf))]
-    written = np.float32(pickled_estimator._not_above(threshold))
+    written = np.float32(estimator_trees._not_above(threshold))
     assert [value <= written for value in around] == [float(value) <= threshold for value in around]
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bookserve.export import example_inputs
+from bookserve.export import contracts, example_inputs
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
-from bookserve.export.quantization.int8_version import fixed_batch
 
 TARGETS = ("targets", "labels")  # the arrays that are taken for right answers, where nobody names one
 _COLUMNS = (*TARGETS, "target", "label")  # the same, of a table
@@ -44,6 +43,21 @@ def read(path: Path, contract: Contract, name: str | None) -> tuple[dict[str, An
             f"{path} has {min(counts.values())} rows: at least {_LEAST} are needed, 1,000 and more are good"
         )
     return rows, targets if targets is None else _numbers(path, targets, contract)
+
+
+def fixed_batch(contract: Contract) -> int | None:
+    """1 where the graph takes one row at a time, None where the number of rows is free.
+
+    Raises:
+        ExportError: the graph takes some other number of rows, or an input has none.
+    """
+    sizes = {tensor.shape[:1] for tensor in contract.inputs}
+    if sizes == {(None,)}:
+        return None
+    if sizes == {(1,)}:
+        return 1
+    shapes = ", ".join(contracts.shape_text(tensor) for tensor in contract.inputs)
+    raise ExportError(f"the first dimension of every input must be the rows, free or 1; they are {shapes}")
 
 
 def _of_arrays(path: Path, contract: Contract, name: str | None) -> tuple[dict[str, Any], npt.NDArray[Any] | None]:

@@ -11,7 +11,7 @@ from bookserve.export import contracts, data_file, engines, example_inputs, gold
 from bookserve.export.contracts import Contract
 from bookserve.export.errors import ExportError
 from bookserve.export.quantization import bfloat16_graph, float16_graph
-from bookserve.export.quantization.int8_version import EXAMPLE, LIBRARIES, fixed_batch, installed, processor
+from bookserve.export.quantization.int8_version import EXAMPLE, LIBRARIES, installed, processor
 
 _ROWS = 256  # that are compared, at most
 _FORMS = {"float16": float16_graph, "bfloat16": bfloat16_graph}
@@ -73,7 +73,7 @@ def _rows(
     """The rows to compare, and what the float32 graph answers to them."""
     if data is not None:
         given, _ = data_file.read(Path(data), contract, None)
-        rows = {name: array[: fixed_batch(contract) or _ROWS] for name, array in given.items()}
+        rows = {name: array[: data_file.fixed_batch(contract) or _ROWS] for name, array in given.items()}
         return rows, _ask(run, rows)
     first: ExportError | None = None
     for drawn in example_inputs.draw(contract, onnx_contract.tables(graph)):

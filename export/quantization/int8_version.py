@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from bookserve.export import contracts, example_inputs, golden, onnx_metadata, warmup
+from bookserve.export import data_file, example_inputs, golden, onnx_metadata, warmup
 from bookserve.export.contracts import Contract
 from bookserve.export.engines import onnx_graph
-from bookserve.export.errors import ExportError
 from bookserve.export.figures import Figure, Rows
 from bookserve.export.manifest import Quantization
 from bookserve.export.parity import LOCATION
@@ -60,7 +59,7 @@ def make(
     target = folder / LOCATION
     target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bookserve-") as scratch:
-        source = Source(graph, fixed_batch(contract))
+        source = Source(graph, data_file.fixed_batch(contract))
         found = Search(source, calibration, held_out, figure, demands, Path(scratch), say).found()
         quantised = onnx.load(found.path)
         onnx_metadata.write(quantised, contract, "int8")
@@ -79,21 +78,6 @@ def make(
         found.differences,
         installed(LIBRARIES),
     )
-
-
-def fixed_batch(contract: Contract) -> int | None:
-    """1 where the graph takes one row at a time, None where the number of rows is free.
-
-    Raises:
-        ExportError: the graph takes some other number of rows, or an input has none.
-    """
-    sizes = {tensor.shape[:1] for tensor in contract.inputs}
-    if sizes == {(None,)}:
-        return None
-    if sizes == {(1,)}:
-        return 1
-    shapes = ", ".join(contracts.shape_text(tensor) for tensor in contract.inputs)
-    raise ExportError(f"the first dimension of every input must be the rows, free or 1; they are {shapes}")
 
 
 def _record(found: Found, version: int, calibration: Rows, demands: Demands, sizes: dict[str, int]) -> Quantization:

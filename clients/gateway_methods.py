@@ -1,6 +1,7 @@
 """What a gateway is asked: one method a task, the same for the blocking and the asyncio client of `gateway_client`."""
 
 import json
+import math
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from urllib.parse import quote, urlencode
 import numpy as np
 
 from bookserve.clients.answers import Array
+from bookserve.clients.errors import InvalidArgument
 from bookserve.clients.inputs.pictures import Picture, file_of
 from bookserve.export import example_inputs
 
@@ -296,14 +298,38 @@ class GatewayMethods(Generic[AnswerT]):
 
 
 def json_body(body: Any) -> bytes:
-    """A body as JSON; arrays and numbers of NumPy as in the REST form."""
-    return json.dumps(body, default=_json_value).encode()
+    """A body as JSON; arrays and numbers of NumPy as in the REST form, missing numbers (NaN) as null.
+
+    Raises InvalidArgument for an infinite number, which JSON has not.
+    """
+    try:
+        return json.dumps(body, default=_json_value, allow_nan=False).encode()
+    except ValueError:  # there is NaN in it, or infinity
+        pass
+    try:
+        return json.dumps(_without_nan(body), default=_json_value, allow_nan=False).encode()
+    except ValueError as error:
+        raise InvalidArgument("JSON has no infinite numbers: send them to the model server itself") from error
 
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return example_inputs.to_rest(np.asarray(value))
     raise TypeError(f"{type(value).__name__} cannot be sent as JSON")
+
+
+def _without_nan(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _without_nan(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_without_nan(item) for item in value]
+        case np.ndarray() | np.generic():
+            return _without_nan(example_inputs.to_rest(np.asarray(value)))
+        case float() if math.isnan(value):
+            return None
+        case _:
+            return value
 
 
 def _path(model: str) -> str:

@@ -141,7 +141,7 @@ def draw(
 
 
 def as_array(value: Any, dtype: str) -> npt.NDArray[Any]:
-    """An array of a value of the REST form, or of an array.
+    """An array of a value of the REST form, or of an array; None among floats is a missing one, NaN.
 
     Raises:
         ValueError: it does not fit the type.
@@ -149,14 +149,20 @@ def as_array(value: Any, dtype: str) -> npt.NDArray[Any]:
     if dtype == "object":
         return np.array(_bytes(value.tolist() if isinstance(value, np.ndarray) else value), dtype=object)
     array = np.asarray(value)
-    if array.dtype == object:
-        raise ValueError("its rows are of different lengths")
     wanted = np.dtype(dtype)
+    if array.dtype == object and wanted.kind == "f" and all(_is_missing_or_number(item) for item in array.flat):
+        array = array.astype(np.float64)
+    if array.dtype == object:
+        raise ValueError("its rows are of different lengths, or some values are missing")
     if not np.can_cast(array.dtype, wanted, "same_kind") and not (
         array.dtype.kind in "iu" and wanted.kind in "iuf" and _holds(wanted, array)
     ):
         raise ValueError(f"it holds {'text' if array.dtype.kind in 'US' else array.dtype}")
     return array.astype(wanted, order="C")
+
+
+def _is_missing_or_number(item: Any) -> bool:
+    return item is None or (isinstance(item, int | float) and not isinstance(item, bool))
 
 
 def to_rest(array: npt.NDArray[Any]) -> Any:
@@ -192,6 +198,8 @@ def _bytes(value: Any) -> Any:
         return [_bytes(item) for item in value]
     if isinstance(value, dict):
         return base64.b64decode(value["b64"])
+    if value is None:
+        raise ValueError('null is no text: give "" for a missing one')
     return value if isinstance(value, bytes) else str(value).encode()
 
 

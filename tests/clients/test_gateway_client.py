@@ -1,11 +1,15 @@
 import email.parser
 import email.policy
 import json
+import math
 
+import numpy as np
 import pytest
 
 from bookserve.clients import errors
+from bookserve.clients.errors import InvalidArgument
 from bookserve.clients.gateway_client import GatewayClient
+from bookserve.clients.gateway_methods import json_body
 
 ANSWER = {"model": "mnist", "version": 3, "predictions": [{"class": "7", "probabilities": {"7": 1.0}}]}
 
@@ -88,3 +92,12 @@ def test_photographs_go_as_files(http_fake) -> None:
     http_fake.answer("POST", "/api/v1/cifar10?label=stable", ANSWER)
     assert GatewayClient(http_fake.url).cifar10([b"picture"], label="stable") == ANSWER
     assert b"picture" in http_fake.received[-1][3]
+
+
+def test_missing_numbers_go_as_null_and_infinite_ones_not_at_all() -> None:
+    body = {
+        "inputs": {"a": [[math.nan], (1.5,)], "b": np.float32([[1, math.nan]]), "c": np.float64(math.nan), "d": "NaN"}
+    }
+    assert json.loads(json_body(body)) == {"inputs": {"a": [[None], [1.5]], "b": [[1.0, None]], "c": None, "d": "NaN"}}
+    with pytest.raises(InvalidArgument, match="JSON has no infinite numbers"):
+        json_body({"x": [math.nan, math.inf]})

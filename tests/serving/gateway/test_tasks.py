@@ -279,6 +279,13 @@ def test_any_other_model_takes_tensors(serve) -> None:
         )
 
 
+def test_null_is_a_missing_number(serve) -> None:
+    client, backend = serve(TWO, outputs=SUM)
+    answer = client.post("/api/v1/pair", json={"inputs": {"a": [[1, None], [None, 4.5]], "b": [["x"], [""]]}})
+    assert answer.status_code == 200
+    np.testing.assert_array_equal(backend.asked[0]["a"], np.float32([[1, np.nan], [np.nan, 4.5]]))
+
+
 @pytest.mark.parametrize(
     ("body", "text"),
     [
@@ -293,6 +300,9 @@ def test_any_other_model_takes_tensors(serve) -> None:
         ({"inputs": {"a": [[1, 2]], "b": [[{"b64": "x"}]]}}, "'b' is no object"),
         ({"inputs": {"a": [[1, 2]], "b": [[{"x": 1}]]}}, "an object of 2"),
         ({"inputs": {"a": [1, 2, 3], "b": ["x"]}}, "'a' is [3]; the model takes [any, 2]"),
+        ({"inputs": {"a": [[1, 2]], "b": [[None]]}}, "'b' is no object: null is no text"),
+        ({"inputs": {"a": [["1", None]], "b": [["x"]]}}, "'a' is no float32"),
+        ({"inputs": {"a": [[True, None]], "b": [["x"]]}}, "'a' is no float32"),
     ],
 )
 def test_tensors_that_do_not_fit_are_400_and_the_right_ones_shown(serve, body, text) -> None:

@@ -287,7 +287,7 @@ class Questions:
             if self.one_row and counts != {1}:
                 raise ValueError(f"it holds {max(counts)} rows: give one a line")
             if not all(self._is_finite(array) for array in tensors.values()):
-                raise points.NumberError(f"a number of it is not finite, or beyond {points.LARGEST:.2g}")
+                raise points.NumberError(f"a number of it is missing, not finite, or beyond {points.LARGEST:.2g}")
         except orjson.JSONDecodeError as error:
             return BadRow(record.line, name, f"the line is no JSON: {error}")
         except _ROW_ERRORS as error:

@@ -258,22 +258,28 @@ def _compare_drawn(contract: Contract, converted: Converted, known: Mapping[str,
 
 
 def _compare_missing(contract: Contract, converted: Converted, rows: Rows) -> None:
-    """Compare the answers to rows in which numbers are missing (NaN), if the source answers such rows.
+    """Compare the answers to rows in which numbers are missing (NaN), where the source answers such rows.
 
     Raises:
         ExportError: a graph answers otherwise.
     """
     chance = np.random.default_rng(1)
-    gaps = {name: array.copy() for name, array in rows.items()}
-    for array in gaps.values():
-        if array.dtype.kind == "f":
-            array[chance.random(array.shape) < _MISSING] = np.nan
-    if not _holds_nan(gaps):
-        return
-    try:
-        expected = _run(converted.reference, gaps, "the source")
-    except ExportError:
-        return
+    drawn = islice(example_inputs.draw(contract, converted.tables, converted.columns), 2)
+    for whole in drawn if converted.columns else [rows]:  # an example may have a single row
+        gaps = {name: array.copy() for name, array in whole.items()}
+        for array in gaps.values():
+            if array.dtype.kind == "f":
+                array[chance.random(array.shape) < _MISSING] = np.nan
+        if not _holds_nan(gaps):
+            continue
+        try:
+            expected = _run(converted.reference, gaps, "the source")
+        except ExportError:
+            continue
+        _compare_gaps(contract, converted, gaps, expected)
+
+
+def _compare_gaps(contract: Contract, converted: Converted, gaps: Rows, expected: dict[str, npt.NDArray[Any]]) -> None:
     for name, run in converted.graphs.items():
         try:
             found = _run(run, gaps, name)

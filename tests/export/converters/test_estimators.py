@@ -1,5 +1,6 @@
 """Estimators as people pickle them: with probabilities, decisions, groups or values, and trees over real columns."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +268,22 @@ def test_missing_numbers_that_onnx_fills_in_otherwise_are_a_refusal(
     rows, value = sales
     sparse = rows.copy()
     sparse[np.random.default_rng(2).random(rows.shape) < 0.2] = np.nan
+    fitted = make_pipeline(imputer, linear_model.Ridge()).fit(sparse, value + np.isnan(sparse[:, 0]) * 5)
     with pytest.raises(ExportError, match=r"of rows with missing numbers \(NaN\), which the model answers"):
-        add(tmp_path, make_pipeline(imputer, linear_model.Ridge()).fit(sparse, value + np.isnan(sparse[:, 0]) * 5))
+        add(tmp_path, fitted)
+
+
+def test_an_example_without_gaps_does_not_hide_where_missing_numbers_go(
+    tmp_path: Path, sales: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, value = sales
+    joblib.dump(ensemble.RandomForestRegressor(5, random_state=0).fit(rows, value), tmp_path / "estimator.joblib")
+    example = tmp_path / "example.csv"
+    example.write_text(",".join(map(str, rows[0])) + "\n", encoding="utf-8")
+    job = {"path": str(tmp_path / "estimator.joblib"), "folder": str(tmp_path), "model": "sales", "task": None}
+    monkeypatch.setattr(estimator_trees, "exact", nullcontext)
+    with pytest.raises(ExportError, match=r"of rows with missing numbers \(NaN\), which the model answers"):
+        trial.run({**job, "labels": None, "example": str(example), "trust": True})
 
 
 def test_histogram_boosting_over_categories_is_a_refusal(tmp_path: Path, sales: tuple[Array, Array]) -> None:

@@ -83,12 +83,11 @@ def _of_arrays(path: Path, contract: Contract, name: str | None) -> tuple[dict[s
 def _of_table(path: Path, contract: Contract, name: str | None) -> tuple[dict[str, Any], npt.NDArray[Any] | None]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        head, *body = [line for line in csv.reader(io.StringIO(text, newline="")) if line] or [[]]
+        lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line] or [[]]
+        example_inputs.check_even(lines)
+        head, *body = lines
     except (OSError, ValueError, csv.Error) as error:
         raise ExportError(f"{path} cannot be read as a table: {error}") from error
-    uneven = next((number for number, line in enumerate(body, 2) if len(line) != len(head)), None)
-    if uneven is not None:
-        raise ExportError(f"{path}: line {uneven} has {len(body[uneven - 2])} columns, the first {len(head)}")
     inputs = {*contract.columns, *(tensor.name for tensor in contract.inputs)}
     if name is not None and name not in head:
         raise ExportError(f"{path} has no column '{name}' but {', '.join(head)[:200]}")

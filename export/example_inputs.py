@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,12 @@ def _only(contract: Contract, what: object) -> Tensor:
 def _rest_form(content: Any, contract: Contract) -> Mapping[str, Any]:
     if isinstance(content, dict) and "dataframe_split" in content:  # as MLflow writes tables
         table = content["dataframe_split"]
+        known = (
+            isinstance(table, dict) and isinstance(table.get("columns"), list) and isinstance(table.get("data"), list)
+        )
+        if not known or not all(isinstance(line, list) for line in table["data"]):
+            raise ValueError('"dataframe_split" has no "columns", a list of names, and "data", a list of rows')
+        check_even([table["columns"], *table["data"]])
         return chosen_columns([str(name) for name in table["columns"]], table["data"], contract)
     if isinstance(content, dict) and "inputs" in content:
         inputs = content["inputs"]
@@ -229,8 +235,16 @@ def _table(text: str, contract: Contract) -> Mapping[str, Any]:
     lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
     if not lines:
         raise ValueError("it is empty")
+    check_even(lines)
     head = lines[0] if any(not _is_number(cell) for cell in lines[0]) else None
     return chosen_columns(head, lines[1:] if head else lines, contract)
+
+
+def check_even(lines: Sequence[Sequence[Any]]) -> None:
+    """Raises ValueError where a line of a table has not as many columns as the first."""
+    for number, line in enumerate(lines, 1):
+        if len(line) != len(lines[0]):
+            raise ValueError(f"line {number} has {len(line)} columns, the first {len(lines[0])}")
 
 
 def chosen_columns(head: list[str] | None, body: list[list[Any]], contract: Contract) -> Mapping[str, Any]:

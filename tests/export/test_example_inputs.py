@@ -58,6 +58,16 @@ def test_a_table_as_mlflow_writes_it_is_found_by_name() -> None:
         )
 
 
+def test_a_table_with_a_short_line_or_of_another_form_is_told() -> None:
+    with pytest.raises(ExportError, match=r"rows\.csv .*: line 3 has 2 columns, the first 3"):
+        example_inputs.read_csv("a,b,c\n1,2,3\n4,5\n", TABLE, "rows.csv")
+    with pytest.raises(ExportError, match=r"rows\.json .*: line 2 has 1 columns, the first 3"):
+        example_inputs.read_json('{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1]]}}', TABLE, "rows.json")
+    for other in ("7", '{"columns": ["a"]}', '{"columns": ["a"], "data": 5}', '{"columns": ["a"], "data": [5]}'):
+        with pytest.raises(ExportError, match='"dataframe_split" has no "columns", a list of names, and "data"'):
+            example_inputs.read_json(f'{{"dataframe_split": {other}}}', TABLE, "rows.json")
+
+
 def test_a_table_that_has_only_some_of_the_columns_is_refused() -> None:
     """By their places they would be taken for others."""
     with pytest.raises(ExportError, match=r"rows\.csv .*: it has no column 'b'; its columns are a, c, d"):
